@@ -1,0 +1,59 @@
+"""Bit-exact rows: byte planes, laid out so that zstd finds what is redundant.
+
+All first bytes of the values, then all second bytes, and so on: the high bytes (sign and exponent) of neighbouring
+values are alike while the low mantissa bytes are noise.  Keys go channel by channel, because a channel keeps its
+scale along the tokens; values go token by token.  On one 1,024-token cache of the default model docs/codecs.md has
+the measured sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from ..container import Part
+from ..tensor_buffer import TensorView, expect, to_torch
+from .base import BlockShape
+
+if TYPE_CHECKING:
+    import torch
+
+# of (layers, batch, heads, rows, head size, bytes): the order in which a part is stored
+_STORED_ORDER = {Part.KEYS: (5, 0, 1, 2, 4, 3), Part.VALUES: (5, 0, 1, 3, 2, 4)}
+
+
+class Lossless:
+    """Codec 1.  Payload: one U8 tensor named `planes`.
+
+    Shapes: keys (item bytes, layers, batch, heads, head size, rows); values (item bytes, layers, batch, rows, heads,
+    head size).  Plane 0 holds the least significant bytes.
+    """
+
+    id: ClassVar[int] = 1
+    name: ClassVar[str] = "lossless"
+    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
+
+    def encode(self, rows: Mapping[Part, torch.Tensor]) -> dict[str, torch.Tensor]:
+        import torch
+
+        ((part, tensor),) = rows.items()
+        octets = tensor.contiguous().view(torch.uint8).unflatten(-1, (-1, tensor.element_size()))
+        return {"planes": octets.permute(_STORED_ORDER[part]).contiguous().cpu()}
+
+    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
+        expect(tensors, {"planes": ("U8", _stored_shape(part, shape))}, what)
+
+    def decode(
+        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device
+    ) -> dict[Part, torch.Tensor]:
+        import torch
+
+        planes = to_torch(tensors["planes"], device).view(_stored_shape(part, shape))
+        order = _STORED_ORDER[part]
+        octets = planes.permute([order.index(axis) for axis in range(6)]).contiguous()
+        return {part: octets.view(getattr(torch, shape.dtype)).squeeze(-1)}
+
+
+def _stored_shape(part: Part, shape: BlockShape) -> tuple[int, ...]:
+    natural = (*shape.tensor(part), shape.item_bytes)
+    return tuple(natural[axis] for axis in _STORED_ORDER[part])

@@ -1,0 +1,298 @@
+"""The container: superblock, records, end mark.  Bytes only; what a record means is decided elsewhere.
+
+`docs/format.md` is the specification of everything here.  Two rules carry the rest:
+
+* a length is trusted only after the CRC of the header that states it, and a payload is decompressed only after the
+  CRC of its stored bytes (without it, half of all single-bit flips of a zstd frame decode silently to wrong data);
+* header CRCs are seeded with the file's identity and cover the sequence number, so that a record cannot be moved
+  within a file or between files unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import google_crc32c
+import zstandard
+
+from . import limits
+from .errors import CorruptError, StorageError, UnsupportedFileError
+
+MAJOR, MINOR = 1, 0
+FILE_ID_BYTES = 16
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_LEVEL = 1  # higher levels gain nothing on byte planes (docs/format.md, "Rows")
+
+_SUPERBLOCK = struct.Struct("<8sHHI16s28xI")
+_RECORD = struct.Struct("<BBHIQQHHIIIQQII")
+SUPERBLOCK_BYTES = _SUPERBLOCK.size
+RECORD_BYTES = _RECORD.size
+RESERVED_FLAGS = 0x00FF  # of the superblock: must be zero; the other bits are ignored
+ANCILLARY = 0x80
+
+
+class RecordType(IntEnum):
+    """Literal ids, for ever.  Types with bit 7 set are ancillary: a reader that does not know one skips it."""
+
+    MODEL = 0x01
+    ROWS = 0x02
+    LABELS = 0x03
+    VIEWS = 0x04
+    HEADER = 0x05
+    INDEX = 0x06
+    END = 0x07
+    REFERENCE = 0x81
+
+
+KNOWN_TYPES = frozenset(kind.value for kind in RecordType)
+
+
+class Part(IntEnum):
+    """Which half of the rows a ROWS record holds."""
+
+    JOINT = 0
+    KEYS = 1
+    VALUES = 2
+
+
+@dataclass(frozen=True)
+class RecordHeader:
+    """What is known of a record without its payload.  `first` and `count` are rows or snapshots, by type."""
+
+    type: int
+    sequence: int
+    stored: int
+    raw: int
+    codec: int = 0
+    part: int = 0
+    first_layer: int = 0
+    layer_count: int = 0
+    first: int = 0
+    count: int = 0
+    payload_crc: int = 0
+
+    @property
+    def name(self) -> str:
+        return RecordType(self.type).name.lower() if self.type in KNOWN_TYPES else f"0x{self.type:02x}"
+
+
+class Sink(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
+def signature(major: int = MAJOR) -> bytes:
+    """As PNG's: a byte over 127, the name, CR LF and SUB, so that text-mode damage shows at once."""
+    return b"\x89TSC" + bytes([major]) + b"\r\n\x1a"
+
+
+def pack_superblock(file_id: bytes, minor: int = MINOR) -> bytes:
+    head = _SUPERBLOCK.pack(signature(), minor, 0, 0, file_id, 0)[:-4]
+    return head + struct.pack("<I", google_crc32c.value(head))
+
+
+def pack_record_header(header: RecordHeader, file_id: bytes) -> bytes:
+    head = _RECORD.pack(
+        header.type, 0, header.codec, header.sequence, header.stored, header.raw, header.part, 0,
+        header.first_layer, header.layer_count, 0, header.first, header.count, header.payload_crc, 0,
+    )[:-4]  # fmt: skip
+    return head + struct.pack("<I", google_crc32c.value(file_id + head))
+
+
+class RecordWriter:
+    """Appends records to a sink, strictly in order; never seeks, so that a pipe will do."""
+
+    def __init__(self, sink: Sink, file_id: bytes) -> None:
+        self._sink = sink
+        self.file_id = file_id
+        self.offset = 0
+        self.entries: list[tuple[int, RecordHeader]] = []
+        self._write(pack_superblock(file_id))
+
+    def record(
+        self,
+        kind: RecordType,
+        payload: bytes,
+        *,
+        codec: int = 0,
+        part: int = 0,
+        layers: tuple[int, int] = (0, 0),
+        span: tuple[int, int] = (0, 0),
+    ) -> RecordHeader:
+        """Compress `payload` into one zstd frame and write it as the next record."""
+        frame = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(payload)
+        return self._record(kind, frame, len(payload), codec, part, layers, span)
+
+    def end(self, index_offset: int) -> None:
+        """The END record: where the index lies, how many records there are, and the signature once more."""
+        self._record(RecordType.END, signature(), 0, 0, 0, (0, 0), (index_offset, len(self.entries) + 1))
+
+    def copy(self, stored: bytes, header: RecordHeader) -> None:
+        """Write a record of a file with the same identity and the same sequence number as it stands."""
+        if header.sequence != len(self.entries):
+            raise ValueError("records are copied in order")
+        self._record(
+            header.type, stored, header.raw, header.codec, header.part,
+            (header.first_layer, header.layer_count), (header.first, header.count),
+        )  # fmt: skip
+
+    def _record(
+        self, kind: int, stored: bytes, raw: int, codec: int, part: int,
+        layers: tuple[int, int], span: tuple[int, int],
+    ) -> RecordHeader:  # fmt: skip
+        header = RecordHeader(
+            kind, len(self.entries), len(stored), raw, codec, part, *layers, *span, google_crc32c.value(stored)
+        )
+        self.entries.append((self.offset, header))
+        self._write(pack_record_header(header, self.file_id))
+        self._write(stored)
+        return header
+
+    def _write(self, data: bytes) -> None:
+        self._sink.write(data)
+        self.offset += len(data)
+
+
+class RecordReader:
+    """Reads and checks records of an open file with `pread`: no memory map, no shared file position."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        try:
+            self.size = os.fstat(fd).st_size
+        except OSError as error:
+            raise StorageError(f"cannot be read: {error.strerror}", path=path) from error
+        self.minor, self.file_id = self._superblock()
+
+    def _superblock(self) -> tuple[int, bytes]:
+        data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
+        self._check_signature(data[:8])
+        if len(data) < SUPERBLOCK_BYTES:
+            raise self.corrupt("truncated in the superblock", len(data))
+        found, minor, flags, reserved, file_id, crc = _SUPERBLOCK.unpack(data)
+        if google_crc32c.value(data[:-4]) != crc:
+            raise self.corrupt("checksum of the superblock does not match", 0)
+        if flags & RESERVED_FLAGS or reserved or any(data[32:60]):
+            raise self.corrupt("reserved bits of the superblock are set", 0)
+        return minor, file_id
+
+    def _check_signature(self, found: bytes) -> None:
+        want = signature()
+        if found == want:
+            return
+        if found[:4] == want[:4] and found[5:] == want[5:]:
+            raise UnsupportedFileError(
+                f"format version {found[4]} is not supported, this reader knows version {MAJOR}",
+                path=self.path, hint="update tsc",
+            )  # fmt: skip
+        if found[:4] == want[:4] and len(found) == 8:
+            raise self.corrupt("signature damaged: the file was converted as text on its way", 0)
+        raise self.corrupt("not a .tsc file", 0)
+
+    def header_at(self, offset: int, sequence: int) -> RecordHeader:
+        """The checked header of the record that begins at `offset` and must have this sequence number."""
+        if self.size - offset < RECORD_BYTES:
+            raise self.corrupt("truncated in a record header", offset, sequence)
+        data = self._pread(offset, RECORD_BYTES)
+        (kind, flags, codec, number, stored, raw, part, reserved_a, first_layer, layers, reserved_b, first, count,
+         payload_crc, crc) = _RECORD.unpack(data)  # fmt: skip
+        if google_crc32c.value(self.file_id + data[:-4]) != crc:
+            raise self.corrupt("checksum of a record header does not match", offset, sequence)
+        if number != sequence:
+            raise self.corrupt(f"record {number} stands where record {sequence} belongs", offset, sequence)
+        if flags or reserved_a or reserved_b:
+            raise self.corrupt("reserved bits of a record header are set", offset, sequence)
+        header = RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count, payload_crc)
+        self._check_lengths(header, offset)
+        return header
+
+    def _check_lengths(self, header: RecordHeader, offset: int) -> None:
+        if header.type & ~ANCILLARY == 0:
+            raise self.corrupt(f"record type {header.type} is not valid", offset, header.sequence)
+        if header.type not in KNOWN_TYPES and not header.type & ANCILLARY:
+            raise UnsupportedFileError(
+                f"record type 0x{header.type:02x} is not known to this reader and is marked as needed",
+                path=self.path, offset=offset, record=header.sequence, hint="update tsc",
+            )  # fmt: skip
+        if header.stored > self.size - offset - RECORD_BYTES:
+            raise self.corrupt("truncated in a record", offset, header.sequence)
+        if header.raw > limits.MAX_RECORD_RAW or (
+            header.raw > limits.FREE_RAW and header.raw > limits.MAX_RATIO * header.stored
+        ):
+            raise self.corrupt(
+                f"a record declares {header.raw} bytes for {header.stored} stored", offset, header.sequence
+            )
+
+    def payload(self, offset: int, header: RecordHeader) -> bytes:
+        """The checked, decompressed payload of a record whose header was read with `header_at`."""
+        stored = self.stored(offset, header)
+        fault = _frame_fault(stored, header.raw)
+        if fault:
+            raise self.corrupt(fault, offset, header.sequence)
+        try:
+            return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise self.corrupt("a zstd frame cannot be decoded", offset, header.sequence) from error
+
+    def stored(self, offset: int, header: RecordHeader) -> bytes:
+        """The checked payload as stored."""
+        stored = self._pread(offset + RECORD_BYTES, header.stored)
+        if google_crc32c.value(stored) != header.payload_crc:
+            raise self.corrupt("checksum of a record does not match", offset, header.sequence)
+        return stored
+
+    def end(self) -> tuple[int, int]:
+        """(offset of the INDEX record, number of records), from the END record that closes the file."""
+        want = signature()
+        offset = self.size - RECORD_BYTES - len(want)
+        if offset < SUPERBLOCK_BYTES or self._pread(self.size - len(want), len(want)) != want:
+            raise self.corrupt("truncated: the end mark is missing", self.size)
+        sequence = int.from_bytes(self._pread(offset + 4, 4), "little")
+        header = self.header_at(offset, sequence)
+        if header.type != RecordType.END or header.stored != len(want) or header.raw:
+            raise self.corrupt("the last record is not an end mark", offset, sequence)
+        self.stored(offset, header)
+        if header.count != sequence + 1 or header.count > limits.MAX_RECORDS:
+            raise self.corrupt("the end mark states a wrong number of records", offset, sequence)
+        return header.first, header.count
+
+    def corrupt(self, message: str, offset: int | None = None, record: int | None = None) -> CorruptError:
+        return CorruptError(message, path=self.path, offset=offset, record=record)
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        chunks = []
+        try:
+            while length:
+                chunk = os.pread(self.fd, length, offset)
+                if not chunk:
+                    raise self.corrupt("truncated while it was being read", offset)
+                chunks.append(chunk)
+                offset, length = offset + len(chunk), length - len(chunk)
+        except OSError as error:
+            raise StorageError(f"cannot be read: {error.strerror}", path=self.path, offset=offset) from error
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _frame_fault(stored: bytes, raw: int) -> str | None:
+    """Why `stored` may not be decompressed, or None.
+
+    python-zstandard ignores `max_output_size` when the frame declares a size, and 16 bytes can declare 1 TiB: the
+    declared size is compared with the (bounded) raw length first.
+    """
+    if stored[:4] != ZSTD_MAGIC:
+        return "a payload is not a zstd frame"
+    try:
+        frame = zstandard.get_frame_parameters(stored)
+    except zstandard.ZstdError:
+        return "the header of a zstd frame cannot be read"
+    if frame.content_size != raw:
+        return f"a zstd frame declares another size than its record ({raw})"
+    if frame.window_size > limits.MAX_WINDOW or frame.dict_id:
+        return "a zstd frame asks for a window or a dictionary that is not allowed"
+    return None
+
+

@@ -1,0 +1,87 @@
+"""The one hierarchy of errors that `formats` raises.
+
+Each class carries the exit code that the command line gives it, so that a script can tell "you asked for something
+wrong" (2) from "this file is damaged" (3) without parsing text.
+"""
+
+from __future__ import annotations
+
+
+class TscError(Exception):
+    """Something that `tsc` can name: what happened, where, and what to do next.
+
+    Attributes:
+        message: one line, without the file name.
+        path: the file concerned, if any.
+        offset: the byte offset in the file at which the problem starts, if known.
+        record: the sequence number of the record concerned, if known.
+        hint: what to do next, one line.
+    """
+
+    exit_code = 101
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        offset: int | None = None,
+        record: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.offset = offset
+        self.record = record
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = [f"record {self.record}"] if self.record is not None else []
+        if self.offset is not None:
+            where.append(f"byte {self.offset}")
+        place = f" ({', '.join(where)})" if where else ""
+        prefix = f"{self.path}: " if self.path else ""
+        return f"{prefix}{self.message}{place}"
+
+
+class UsageError(TscError):
+    """The request cannot be carried out as asked."""
+
+    exit_code = 2
+
+
+class StorageError(TscError):
+    """The operating system refused to read or write."""
+
+    exit_code = 2
+
+
+class UnsupportedCacheError(TscError):
+    """The model keeps a kind of cache that `tsc` cannot restore faithfully, so it refuses to store it."""
+
+    exit_code = 2
+
+
+class MismatchError(TscError):
+    """The file belongs to another model than the one at hand."""
+
+    exit_code = 2
+
+
+class CorruptError(TscError):
+    """The bytes are not what their writer wrote, or the writer did not follow the format."""
+
+    exit_code = 3
+
+
+class UnsupportedFileError(TscError):
+    """A well-formed file that needs a newer reader (major version, critical record type, codec)."""
+
+    exit_code = 3
+
+
+class LimitError(TscError):
+    """The file declares more than the reader is prepared to allocate."""
+
+    exit_code = 3

@@ -1,0 +1,40 @@
+"""Bounds that are checked before anything is allocated.  `docs/format.md`, section "Limits", promises the constants."""
+
+from __future__ import annotations
+
+import os
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+MAX_JSON_BYTES = MIB
+MAX_JSON_DEPTH = 16
+MAX_INTEGER = (1 << 63) - 1
+MAX_STRING = 64 * KIB
+
+MAX_RECORDS = 1 << 20
+MAX_RECORD_RAW = 256 * MIB
+FREE_RAW = 16 * MIB  # a record up to this size is bounded absolutely; a larger one also by MAX_RATIO
+MAX_RATIO = 1024  # zstd alone can reach about 32,000 on zeros; a writer splits such rows into records of FREE_RAW
+MAX_WINDOW = 8 * MIB
+MAX_TENSORS = 4096  # in one safetensors buffer
+MAX_TENSOR_RANK = 8
+
+MAX_LAYERS = 4096
+MAX_EXTENT = 1 << 20  # heads, head size, batch, window
+MAX_ROWS = 1 << 32
+MAX_SNAPSHOTS = 1 << 20
+MAX_SPANS = 1 << 22  # ranges over all views of a file
+
+TARGET_RECORD_RAW = 8 * MIB  # what a writer aims at: small enough to decode a layer alone, large enough to compress
+BLOCK_ROWS = 1024
+
+
+def memory_budget() -> int:
+    """Bytes that one restore may allocate: the machine's physical memory, or `TSC_MEMORY_BUDGET` (bytes)."""
+    asked = os.environ.get("TSC_MEMORY_BUDGET", "")
+    if asked.isascii() and asked.isdigit() and len(asked) < 20:
+        return int(asked)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every platform tells
+        return 64 * GIB

@@ -1,0 +1,95 @@
+"""JSON as a file format may use it: bounded, without duplicate keys, NaN, huge integers or broken Unicode.
+
+The standard library's parser accepts all of those; every hook below closes one of its doors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from .errors import CorruptError
+from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_JSON_DEPTH, MAX_STRING
+
+
+def dumps(value: Any) -> bytes:
+    """The canonical text of `value`: sorted keys, no spaces, UTF-8.  Equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def loads(data: bytes, what: str) -> Any:
+    """Parse `data` or raise CorruptError; `what` names the text in the message."""
+    if len(data) > MAX_JSON_BYTES:
+        raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {MAX_JSON_BYTES} are allowed")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptError(f"{what}: not UTF-8") from error
+    _check_depth(text, what)
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) != len(items):
+            raise CorruptError(f"{what}: duplicate key in a JSON object")
+        return result
+
+    def integer(digits: str) -> int:
+        # bounded before int(): conversion of a long string takes quadratic time
+        if len(digits) > 20 or not -MAX_INTEGER <= int(digits) <= MAX_INTEGER:
+            raise CorruptError(f"{what}: integer out of range")
+        return int(digits)
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise CorruptError(f"{what}: number out of range")
+        return value
+
+    def constant(name: str) -> None:
+        raise CorruptError(f"{what}: {name} is not JSON")
+
+    try:
+        value = json.loads(
+            text, object_pairs_hook=pairs, parse_int=integer, parse_float=number, parse_constant=constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{what}: not JSON") from error
+    _check_strings(value, what)
+    return value
+
+
+def _check_depth(text: str, what: str) -> None:
+    """Bound the nesting before the recursive parser sees the text."""
+    depth, in_string, escaped = 0, False, False
+    for char in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                raise CorruptError(f"{what}: JSON is nested deeper than {MAX_JSON_DEPTH}")
+        elif char in "]}":
+            depth -= 1
+
+
+def _check_strings(value: Any, what: str) -> None:
+    if isinstance(value, str):
+        if len(value) > MAX_STRING:
+            raise CorruptError(f"{what}: a string of {len(value)} characters, at most {MAX_STRING} are allowed")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise CorruptError(f"{what}: lone surrogate in a string")
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item, what)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_strings(key, what)
+            _check_strings(item, what)

@@ -1,0 +1,186 @@
+"""Snapshot and Trace: what a capture is, in memory or lazily out of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import views as viewing
+from .errors import LimitError, UsageError
+from .geometry import Geometry
+from .limits import memory_budget
+from .views import BlockKey, Labels, Part, Span, View
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Block(Protocol):
+    """A rectangle of rows that can be had as tensors."""
+
+    @property
+    def key(self) -> BlockKey: ...
+
+    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
+        """The rows by part (KEYS, VALUES): (layers, batch, heads, rows, head size) in the dtype of the trace."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryBlock:
+    """A block whose rows are at hand."""
+
+    key: BlockKey
+    rows: Mapping[Part, torch.Tensor]
+
+    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
+        return {part: tensor.to(device) for part, tensor in self.rows.items()}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The cache at one moment.
+
+    Attributes:
+        keys, values: for each layer, (batch, heads, rows, head size).
+        row_positions: for each layer, the position ids of its rows.
+        token_ids: the tokens fed so far; `positions` their position ids.
+        next_token: the token that the capturing run fed next, if it chose one.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    row_positions: list[list[int]]
+    token_ids: list[int]
+    positions: list[int]
+    next_token: int | None = None
+
+
+@dataclass
+class Trace:
+    """The snapshots of one capture, oldest first; every row is held once.
+
+    Attributes:
+        geometry: the shape of the cache.
+        fingerprint: what identifies the model (field name -> value); empty if unknown.
+        views: one a snapshot.
+        labels: token id and position of every row.
+        blocks: the stored rows.
+        reference: token ids of the text that followed the first snapshot, if it is known.
+        info: how the trace was captured (the tier header's `capture` object).
+        quality: measured quality records, if any.
+        stored_bytes: length of the file that it came from, None for a trace in memory.
+    """
+
+    geometry: Geometry
+    fingerprint: dict[str, str]
+    views: list[View] = field(default_factory=list)
+    labels: Labels = field(default_factory=Labels)
+    blocks: Sequence[Block] = ()
+    reference: list[int] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+    quality: list[dict[str, Any]] = field(default_factory=list)
+    tier: str = "lossless"
+    stored_bytes: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def index(self, snapshot: int) -> int:
+        """`snapshot` counted from the start; negative numbers count from the end, as in a list."""
+        if not -len(self) <= snapshot < len(self):
+            raise UsageError(
+                f"there is no snapshot {snapshot}", hint=f"the trace holds snapshots 0 to {len(self) - 1}"
+            )
+        return snapshot % len(self)
+
+    def token_ids(self, snapshot: int = -1) -> list[int]:
+        """The tokens that the model had been fed at that moment."""
+        return self.labels.tokens(self.views[self.index(snapshot)].history)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Sum over the snapshots of their tensors' bytes: what the TSC reports divide by."""
+        return sum(viewing.raw_bytes(self.geometry, view) for view in self.views)
+
+    def snapshot(
+        self, snapshot: int = -1, *, layers: Sequence[int] | None = None, device: str | torch.device = "cpu"
+    ) -> Snapshot:
+        """Materialize one snapshot.
+
+        Args:
+            layers: the layers wanted, all by default; the lists of the result follow this order.
+        Raises:
+            UsageError: no such snapshot or layer.
+            LimitError: the snapshot is larger than the memory budget.
+            CorruptError: a row block of the file is damaged.
+        """
+        view = self.views[self.index(snapshot)]
+        wanted = list(range(len(self.geometry.layers))) if layers is None else list(layers)
+        for layer in wanted:
+            if not 0 <= layer < len(self.geometry.layers):
+                raise UsageError(
+                    f"there is no layer {layer}", hint=f"the model has layers 0 to {len(self.geometry.layers) - 1}"
+                )
+        keys, values = _gather(self, view, wanted, device)
+        return Snapshot(
+            keys, values,
+            [[self.labels.positions[row] for span in view.layers[layer] for row in range(span.first, span.stop)]
+             for layer in wanted],
+            self.labels.tokens(view.history),
+            [self.labels.positions[row] for span in view.history for row in range(span.first, span.stop)],
+            view.next_token,
+        )  # fmt: skip
+
+
+def _gather(
+    trace: Trace, view: View, wanted: Sequence[int], device: str | torch.device
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    import torch
+
+    geometry = trace.geometry
+    needed = sum(view.rows(layer) * geometry.row_bytes(layer) for layer in wanted)
+    if needed > memory_budget():
+        raise LimitError(
+            f"the snapshot takes {needed} bytes, more than the budget of {memory_budget()}",
+            hint="TSC_MEMORY_BUDGET=BYTES raises it",
+        )
+    dtype = getattr(torch, geometry.dtype)
+    slots = {layer: slot for slot, layer in enumerate(wanted)}
+    result: dict[Part, list[torch.Tensor]] = {}
+    for part in (Part.KEYS, Part.VALUES):
+        result[part] = [
+            torch.empty(
+                (geometry.batch, geometry.layers[layer].heads, view.rows(layer), geometry.layers[layer].head_size(part)),
+                dtype=dtype, device=device,
+            )
+            for layer in wanted
+        ]  # fmt: skip
+    for block in trace.blocks:
+        copies = [
+            (layer, source, target, count)
+            for layer in range(block.key.first_layer, block.key.first_layer + block.key.layer_count)
+            if layer in slots
+            for source, target, count in _overlaps(view.layers[layer], block.key.rows)
+        ]
+        if not copies:
+            continue
+        for part, rows in block.read(device).items():
+            for layer, source, target, count in copies:
+                whole = result[part][slots[layer]]
+                whole[:, :, target : target + count] = rows[layer - block.key.first_layer][
+                    :, :, source : source + count
+                ]
+    return result[Part.KEYS], result[Part.VALUES]
+
+
+def _overlaps(spans: Sequence[Span], rows: Span) -> list[tuple[int, int, int]]:
+    """(offset in `rows`, offset in the concatenated `spans`, count) of every run that they share."""
+    found, at = [], 0
+    for span in spans:
+        first, stop = max(span.first, rows.first), min(span.stop, rows.stop)
+        if first < stop:
+            found.append((first - rows.first, at + first - span.first, stop - first))
+        at += span.count
+    return found

@@ -1,0 +1,206 @@
+"""Which stored rows make up a snapshot: spans, views, labels.  Integers only, no tensors of the cache.
+
+Row numbers are global to a trace: row r of every layer belongs to the same token, whose id and position LABELS give.
+A layer stores only the rows that some snapshot needs.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
+
+from .container import Part
+from .errors import CorruptError
+from .geometry import Geometry
+from .limits import MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
+from .tensor_buffer import TensorView, expect
+
+
+class Span(NamedTuple):
+    """Rows `first` to `first + count - 1`."""
+
+    first: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.count
+
+
+@dataclass(frozen=True)
+class View:
+    """One snapshot, as references to rows.
+
+    Attributes:
+        history: rows of all tokens that the model has been fed so far, in order (a sliding layer has dropped some).
+        layers: for each layer, the rows in its cache, in cache order.
+        next_token: the token that the capturing run chose to feed next, or None where it did not choose.
+    """
+
+    history: tuple[Span, ...]
+    layers: tuple[tuple[Span, ...], ...]
+    next_token: int | None = None
+
+    @property
+    def tokens_seen(self) -> int:
+        return sum(span.count for span in self.history)
+
+    def rows(self, layer: int) -> int:
+        return sum(span.count for span in self.layers[layer])
+
+
+class BlockKey(NamedTuple):
+    """Layers [first_layer, first_layer + layer_count) x rows [first_row, first_row + row_count) of one part."""
+
+    part: Part
+    first_layer: int
+    layer_count: int
+    first_row: int
+    row_count: int
+
+    @property
+    def rows(self) -> Span:
+        return Span(self.first_row, self.row_count)
+
+
+@dataclass
+class Labels:
+    """Token id and position of every row, by row number."""
+
+    token_ids: array[int] = field(default_factory=lambda: array("q"))
+    positions: array[int] = field(default_factory=lambda: array("q"))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def extend(self, token_ids: Iterable[int], positions: Iterable[int]) -> None:
+        self.token_ids.extend(token_ids)
+        self.positions.extend(positions)
+
+    def tokens(self, spans: Iterable[Span]) -> list[int]:
+        return [token for span in spans for token in self.token_ids[span.first : span.stop]]
+
+
+def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """The same rows in the same order with neighbouring spans joined and empty ones dropped."""
+    result: list[Span] = []
+    for span in spans:
+        if result and result[-1].stop == span.first and span.count:
+            result[-1] = Span(result[-1].first, result[-1].count + span.count)
+        elif span.count:
+            result.append(span)
+    return tuple(result)
+
+
+def raw_bytes(geometry: Geometry, view: View) -> int:
+    """Bytes of a snapshot's tensors in the dtype in which the model ran."""
+    return sum(view.rows(layer) * geometry.row_bytes(layer) for layer in range(len(geometry.layers)))
+
+
+def values(geometry: Geometry, view: View) -> int:
+    """Cached scalars of a snapshot."""
+    return raw_bytes(geometry, view) // geometry.item_bytes
+
+
+HISTORY = -1  # stands in the layer column of a view table for the history
+
+
+def to_table(views: Sequence[View]) -> tuple[list[int], list[int]]:
+    """(span table, next tokens), both flat; a table row is snapshot, first layer, layers, first row, rows."""
+    table: list[int] = []
+    for number, view in enumerate(views):
+        for span in view.history:
+            table += [number, HISTORY, 1, *span]
+        layer = 0
+        for spans, group in groupby(view.layers):
+            count = len(list(group))
+            for span in spans:
+                table += [number, layer, count, *span]
+            layer += count
+    return table, [-1 if view.next_token is None else view.next_token for view in views]
+
+
+def from_tables(tensors: dict[str, TensorView], snapshots: int, layers: int, rows: int, what: str) -> list[View]:
+    """Parse and check a VIEWS payload that holds `snapshots` views.  Raises CorruptError.
+
+    Args:
+        layers: layers of the model.
+        rows: labelled rows of the trace.
+    """
+    expect(tensors, {"spans": ("I64", (None, 5)), "next_tokens": ("I64", (None,))}, what)
+    spans, next_tokens = tensors["spans"].integers(), tensors["next_tokens"].integers()
+    if len(next_tokens) != snapshots or snapshots > MAX_SNAPSHOTS or len(spans) // 5 > MAX_SPANS:
+        raise CorruptError(f"{what}: a wrong number of snapshots")
+    histories: list[list[Span]] = [[] for _ in range(snapshots)]
+    columns: list[dict[tuple[int, int], list[Span]]] = [{} for _ in range(snapshots)]
+    last = (0, HISTORY)
+    for at in range(0, len(spans), 5):
+        number, layer, count, first, length = spans[at : at + 5]
+        if (number, layer) < last or not 0 <= number < snapshots or not HISTORY <= layer < layers:
+            raise CorruptError(f"{what}: spans are not in order")
+        if not 1 <= length <= MAX_ROWS or not 0 <= first <= rows - length:
+            raise CorruptError(f"{what}: a span reaches outside the {rows} rows of the trace")
+        last = (number, layer)
+        if layer == HISTORY:
+            if count != 1:
+                raise CorruptError(f"{what}: a history span covers one column")
+            histories[number].append(Span(first, length))
+        elif 1 <= count <= layers - layer:
+            columns[number].setdefault((layer, count), []).append(Span(first, length))
+        else:
+            raise CorruptError(f"{what}: a span covers layers that the model does not have")
+    return [
+        View(tuple(history), _columns(column, layers, what), None if token < 0 else token)
+        for history, column, token in zip(histories, columns, next_tokens, strict=True)
+    ]
+
+
+def _columns(found: dict[tuple[int, int], list[Span]], layers: int, what: str) -> tuple[tuple[Span, ...], ...]:
+    result: list[tuple[Span, ...]] = []
+    for (layer, count), spans in found.items():
+        if layer != len(result):
+            raise CorruptError(f"{what}: a snapshot lacks or repeats layer {min(layer, len(result))}")
+        result += [tuple(spans)] * count
+    if len(result) != layers:
+        raise CorruptError(f"{what}: a snapshot lacks layer {len(result)}")
+    return tuple(result)
+
+
+def check_coverage(views: Sequence[View], blocks: Iterable[BlockKey], geometry: Geometry) -> None:
+    """Every row that a view names is stored exactly once.  Raises CorruptError."""
+    stored = _stored_intervals(blocks, len(geometry.layers))
+    checked: set[tuple[int, tuple[Span, ...]]] = set()
+    for number, view in enumerate(views):
+        for layer, spans in enumerate(view.layers):
+            # consecutive snapshots mostly share nothing but the beginning; equal columns are checked once
+            if (id(stored[layer]), spans) in checked:
+                continue
+            checked.add((id(stored[layer]), spans))
+            for span in spans:
+                if not any(run.first <= span.first and span.stop <= run.stop for run in stored[layer]):
+                    raise CorruptError(f"snapshot {number} needs rows of layer {layer} that the file does not hold")
+
+
+def _stored_intervals(blocks: Iterable[BlockKey], layers: int) -> list[tuple[Span, ...]]:
+    """For each layer the rows for which both keys and values are stored; equal layers share one object."""
+    by_layer: list[dict[Part, list[Span]]] = [{Part.KEYS: [], Part.VALUES: []} for _ in range(layers)]
+    for block in blocks:
+        parts = (Part.KEYS, Part.VALUES) if block.part is Part.JOINT else (block.part,)
+        for layer in range(block.first_layer, block.first_layer + block.layer_count):
+            for part in parts:
+                by_layer[layer][part].append(block.rows)
+    shared: dict[tuple[Span, ...], tuple[Span, ...]] = {}
+    result = []
+    for layer, found in enumerate(by_layer):
+        for spans in found.values():
+            spans.sort()
+            if any(a.stop > b.first for a, b in zip(spans, spans[1:], strict=False)):
+                raise CorruptError(f"rows of layer {layer} are stored twice")
+        keys, values_ = merged(found[Part.KEYS]), merged(found[Part.VALUES])
+        if keys != values_:
+            raise CorruptError(f"layer {layer} has keys without values or values without keys")
+        result.append(shared.setdefault(keys, keys))
+    return result
