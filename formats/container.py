@@ -51,6 +51,18 @@ class RecordType(IntEnum):
 KNOWN_TYPES = frozenset(kind.value for kind in RecordType)
 
 
+_ROW_FIELDS = ("codec", "part", "first_layer", "layer_count")
+_MUST_BE_ZERO: dict[int, tuple[str, ...]] = {
+    RecordType.MODEL: (*_ROW_FIELDS, "first", "count"),
+    RecordType.LABELS: _ROW_FIELDS,
+    RecordType.VIEWS: _ROW_FIELDS,
+    RecordType.HEADER: (*_ROW_FIELDS, "first", "count"),
+    RecordType.INDEX: (*_ROW_FIELDS, "first", "count"),
+    RecordType.END: _ROW_FIELDS,
+    RecordType.REFERENCE: (*_ROW_FIELDS, "first"),
+}
+
+
 class Part(IntEnum):
     """Which half of the rows a ROWS record holds."""
 
@@ -173,7 +185,7 @@ class RecordReader:
         self._check_signature(data[:8])
         if len(data) < SUPERBLOCK_BYTES:
             raise self.corrupt("truncated in the superblock", len(data))
-        found, minor, flags, reserved, file_id, crc = _SUPERBLOCK.unpack(data)
+        _, minor, flags, reserved, file_id, crc = _SUPERBLOCK.unpack(data)
         if google_crc32c.value(data[:-4]) != crc:
             raise self.corrupt("checksum of the superblock does not match", 0)
         if flags & RESERVED_FLAGS or reserved or any(data[32:60]):
@@ -207,6 +219,8 @@ class RecordReader:
         if flags or reserved_a or reserved_b:
             raise self.corrupt("reserved bits of a record header are set", offset, sequence)
         header = RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count, payload_crc)
+        if any(getattr(header, name) for name in _MUST_BE_ZERO.get(kind, ())):
+            raise self.corrupt("a record header sets fields that its type does not have", offset, sequence)
         self._check_lengths(header, offset)
         return header
 
@@ -294,5 +308,3 @@ def _frame_fault(stored: bytes, raw: int) -> str | None:
     if frame.window_size > limits.MAX_WINDOW or frame.dict_id:
         return "a zstd frame asks for a window or a dictionary that is not allowed"
     return None
-
-

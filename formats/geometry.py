@@ -107,9 +107,9 @@ def _layer(entry: Any, where: str) -> tuple[int, LayerSpec]:
     kind = schema.one_of(found["kind"], f"{where} kind", KINDS)
     if (kind == "sliding") != ("window" in found):
         raise CorruptError(f"{where}: a sliding layer has a window, a full one has none")
-    spec = LayerSpec(
-        kind,
-        *(schema.integer(found[key], f"{where} {key}", 1, MAX_EXTENT) for key in ("heads", "key_size", "value_size")),
-        window=schema.integer(found["window"], f"{where} window", 1, MAX_EXTENT) if "window" in found else None,
+    heads, key_size, value_size = (
+        schema.integer(found[key], f"{where} {key}", 1, MAX_EXTENT) for key in ("heads", "key_size", "value_size")
     )
+    window = schema.integer(found["window"], f"{where} window", 1, MAX_EXTENT) if "window" in found else None
+    spec = LayerSpec(kind, heads, key_size, value_size, window)
     return schema.integer(found["count"], f"{where} count", 1, MAX_LAYERS), spec

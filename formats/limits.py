@@ -21,7 +21,8 @@ MAX_TENSOR_RANK = 8
 
 MAX_LAYERS = 4096
 MAX_EXTENT = 1 << 20  # heads, head size, batch, window
-MAX_ROWS = 1 << 32
+MAX_ROWS = 1 << 26
+MAX_LABELS_PER_RECORD = 1 << 20
 MAX_SNAPSHOTS = 1 << 20
 MAX_SPANS = 1 << 22  # ranges over all views of a file
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import schema, strict_json
 from .errors import CorruptError
@@ -25,7 +26,8 @@ ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8,
     "F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8,
 }  # fmt: skip
-_FORMATS = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}  # native codes of memoryview.cast
+_Code = Literal["B", "H", "i", "q"]
+_CODES: dict[str, _Code] = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,10 @@ class TensorView:
 
     def integers(self) -> Sequence[int]:
         """The values of an integer tensor, row-major, without torch."""
+        values = array(_CODES[self.dtype], self.data.tobytes())
         if sys.byteorder == "big":  # pragma: no cover - no such machine at hand
-            from array import array
-
-            values = array(_FORMATS[self.dtype], self.data.tobytes())
             values.byteswap()
-            return values
-        return self.data.cast(_FORMATS[self.dtype])
+        return values
 
 
 def parse(buffer: bytes | memoryview, what: str) -> dict[str, TensorView]:
@@ -55,7 +54,10 @@ def parse(buffer: bytes | memoryview, what: str) -> dict[str, TensorView]:
     length = int.from_bytes(view[:8], "little")
     if length > min(MAX_JSON_BYTES, len(view) - 8):
         raise CorruptError(f"{what}: safetensors header of {length} bytes does not fit")
-    entries = strict_json.loads(bytes(view[8 : 8 + length]), what)
+    header = bytes(view[8 : 8 + length]).rstrip(b" ")
+    if header[:1] + header[-1:] != b"{}":
+        raise CorruptError(f"{what}: safetensors header is not a JSON object followed by spaces")
+    entries = strict_json.loads(header, what)
     if not isinstance(entries, dict) or len(entries) > MAX_TENSORS:
         raise CorruptError(f"{what}: safetensors header is not an object of at most {MAX_TENSORS} tensors")
     data = view[8 + length :]

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from .container import Part
 from .errors import UsageError
 from .geometry import Geometry
 from .limits import BLOCK_ROWS, TARGET_RECORD_RAW
 from .trace import MemoryBlock, Snapshot, Trace
-from .views import BlockKey, Part, Span, View, merged
+from .views import BlockKey, Span, View, merged
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,7 @@ class _Pending:
             None if first is None else Span(first, sum(keys.shape[2] for keys, _ in rows))
             for first, rows in zip(self._first, self._rows, strict=True)
         ]
-        for first_layer, count, spec in self._geometry.runs():
+        for first_layer, count, _ in self._geometry.runs():
             at = first_layer
             while at < first_layer + count:
                 span, stop = ranges[at], at + 1
@@ -142,8 +143,8 @@ class _Pending:
     def _emit(self, first_layer: int, stop: int, span: Span) -> None:
         import torch
 
-        for row in range(0, span.count, BLOCK_ROWS):
-            rows = min(BLOCK_ROWS, span.count - row)
+        for row in range(0, span.rows, BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, span.rows - row)
             group = max(1, TARGET_RECORD_RAW // (rows * self._geometry.row_bytes(first_layer)))
             for layer in range(first_layer, stop, group):
                 layers = range(layer, min(layer + group, stop))

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import views as viewing
+from .container import Part
 from .errors import LimitError, UsageError
 from .geometry import Geometry
 from .limits import memory_budget
-from .views import BlockKey, Labels, Part, Span, View
+from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +91,7 @@ class Trace:
     def index(self, snapshot: int) -> int:
         """`snapshot` counted from the start; negative numbers count from the end, as in a list."""
         if not -len(self) <= snapshot < len(self):
-            raise UsageError(
-                f"there is no snapshot {snapshot}", hint=f"the trace holds snapshots 0 to {len(self) - 1}"
-            )
+            raise UsageError(f"there is no snapshot {snapshot}", hint=f"the trace holds snapshots 0 to {len(self) - 1}")
         return snapshot % len(self)
 
     def token_ids(self, snapshot: int = -1) -> list[int]:
@@ -150,19 +149,17 @@ def _gather(
     slots = {layer: slot for slot, layer in enumerate(wanted)}
     result: dict[Part, list[torch.Tensor]] = {}
     for part in (Part.KEYS, Part.VALUES):
-        result[part] = [
-            torch.empty(
-                (geometry.batch, geometry.layers[layer].heads, view.rows(layer), geometry.layers[layer].head_size(part)),
-                dtype=dtype, device=device,
-            )
+        shapes = [
+            (geometry.batch, geometry.layers[layer].heads, view.rows(layer), geometry.layers[layer].head_size(part))
             for layer in wanted
-        ]  # fmt: skip
+        ]
+        result[part] = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
     for block in trace.blocks:
         copies = [
             (layer, source, target, count)
             for layer in range(block.key.first_layer, block.key.first_layer + block.key.layer_count)
             if layer in slots
-            for source, target, count in _overlaps(view.layers[layer], block.key.rows)
+            for source, target, count in _overlaps(view.layers[layer], block.key.span)
         ]
         if not copies:
             continue
@@ -182,5 +179,5 @@ def _overlaps(spans: Sequence[Span], rows: Span) -> list[tuple[int, int, int]]:
         first, stop = max(span.first, rows.first), min(span.stop, rows.stop)
         if first < stop:
             found.append((first - rows.first, at + first - span.first, stop - first))
-        at += span.count
+        at += span.rows
     return found

@@ -14,13 +14,13 @@ from . import header as header_json
 from . import views as viewing
 from .atomic import atomic_write
 from .codecs import BlockShape, Codec, codec_by_id
-from .container import RECORD_BYTES, SUPERBLOCK_BYTES, RecordHeader, RecordReader, RecordType, RecordWriter
+from .container import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordReader, RecordType, RecordWriter
 from .errors import CorruptError, StorageError, TscError, UsageError
-from .limits import MAX_INTEGER, MAX_ROWS, MAX_SNAPSHOTS
+from .limits import MAX_INTEGER, MAX_LABELS_PER_RECORD, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
 from .tensor_buffer import TensorView, expect, parse
 from .trace import Trace
 from .trace_writer import finish_records
-from .views import BlockKey, Labels, Part, View
+from .views import BlockKey, Labels, View
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,8 @@ class FileBlock:
         codec = codec_by_id(self.header.codec, self.file.path)
         tensors = self.file.buffer(self.offset, self.header)
         with self.file.locating(self.offset, self.header):
+            if self.key.part not in codec.parts:
+                raise CorruptError(f"codec {codec.name} does not write records of part {self.header.part}")
             codec.check(tensors, self.key.part, shape, "rows")
         return codec, tensors, shape
 
@@ -153,6 +155,8 @@ class TraceFile:
         labels = Labels()
         records, _ = self._consecutive(RecordType.LABELS, MAX_ROWS)
         for offset, entry in records:
+            if entry.count > MAX_LABELS_PER_RECORD:
+                raise self.reader.corrupt("a labels record holds too many rows", offset, entry.sequence)
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
                 tokens = _token_ids(tensors, entry.count, {"position_offsets": ("I64", (entry.count,))})
@@ -166,14 +170,19 @@ class TraceFile:
     def _views(self) -> list[View]:
         views: list[View] = []
         records, total = self._consecutive(RecordType.VIEWS, MAX_SNAPSHOTS)
+        total_spans = 0
         if not total:
             raise self.reader.corrupt("there is no snapshot")
         for offset, entry in records:
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
-                views += viewing.from_tables(
+                found, spans = viewing.from_tables(
                     tensors, entry.count, len(self.geometry.layers), len(self.labels), "views"
                 )
+                views += found
+                total_spans += spans
+                if total_spans > MAX_SPANS:
+                    raise CorruptError(f"views: more than {MAX_SPANS} spans")
         return views
 
     def _reference(self) -> list[int]:
@@ -191,7 +200,9 @@ class TraceFile:
         for offset, entry in self._of_type(RecordType.ROWS):
             layers = self.geometry.layers[entry.first_layer : entry.first_layer + entry.layer_count]
             if entry.part not in _PARTS or not layers or len(layers) != entry.layer_count or len(set(layers)) != 1:
-                raise self.reader.corrupt("a block covers layers that cannot be stored together", offset, entry.sequence)
+                raise self.reader.corrupt(
+                    "a block covers layers that cannot be stored together", offset, entry.sequence
+                )
             if not 1 <= entry.count <= len(self.labels) - entry.first:
                 raise self.reader.corrupt("a block holds rows without labels", offset, entry.sequence)
             blocks.append(FileBlock(self, offset, entry))
@@ -264,15 +275,3 @@ def record_quality(path: str | os.PathLike[str], quality: Sequence[Mapping[str, 
             checked = file.reader.header_at(offset, entry.sequence)
             writer.copy(file.reader.stored(offset, checked), checked)
         finish_records(writer, header)
-
-
-def check(path: str | os.PathLike[str]) -> TraceFile:
-    """Read and check every byte of a file: all records against the index, all payloads, all rows' shapes."""
-    file = TraceFile(path)
-    blocks = {block.offset: block for block in file.blocks}
-    for offset, entry in file.entries:
-        if offset in blocks:
-            blocks[offset].tensors()
-        else:
-            file.payload(offset, entry)
-    return file

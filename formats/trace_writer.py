@@ -12,19 +12,20 @@ from . import header as header_json
 from . import views as viewing
 from .atomic import atomic_write
 from .codecs import codec_by_name
-from .container import FILE_ID_BYTES, RecordType, RecordWriter, Sink
+from .container import FILE_ID_BYTES, Part, RecordType, RecordWriter, Sink
 from .errors import UsageError
 from .geometry import Geometry
 from .header import TierHeader
+from .limits import MAX_LABELS_PER_RECORD
 from .tensor_buffer import pack
 from .trace import MemoryBlock, Trace
-from .views import Labels, Part, View
+from .version import VERSION
+from .views import Labels, View
 
 if TYPE_CHECKING:
     import torch
 
-CREATED_BY = "tsc 0.1.0"
-_LABELS_PER_RECORD = 1 << 20
+CREATED_BY = f"tsc {VERSION}"
 _VIEWS_PER_RECORD = 1 << 12
 
 
@@ -50,15 +51,21 @@ class TraceWriter:
         self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id)
         self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint))
 
+    @property
+    def snapshots(self) -> int:
+        return len(self._views)
+
     def add_block(self, block: MemoryBlock) -> None:
         """Encode the rows and write them, a record for each part that the codec keeps apart."""
         for part in self._codec.parts:
-            rows = block.rows if part is Part.JOINT else {p: t for p, t in block.rows.items() if p is part}
+            rows: Mapping[Part, torch.Tensor] = block.rows
+            if part is not Part.JOINT:
+                rows = {p: tensor for p, tensor in block.rows.items() if p is part}
             if rows:
                 key = block.key
                 self._writer.record(
                     RecordType.ROWS, pack(self._codec.encode(rows)), codec=self._codec.id, part=part,
-                    layers=(key.first_layer, key.layer_count), span=key.rows,
+                    layers=(key.first_layer, key.layer_count), span=key.span,
                 )  # fmt: skip
 
     def add_labels(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
@@ -70,21 +77,21 @@ class TraceWriter:
     def finish(
         self, *, tier: str = "lossless", reference: Sequence[int] = (), capture: Mapping[str, Any] | None = None,
         quality: Sequence[Mapping[str, Any]] = (),
-    ) -> int:  # fmt: skip
-        """Write labels, views, tier header, index and end mark; returns the length of the file in bytes."""
+    ) -> tuple[TierHeader, int]:  # fmt: skip
+        """Write labels, views, tier header, index and end mark; returns the header and the file's length in bytes."""
         if not self._views:
             raise UsageError("a trace without snapshots cannot be written")
         self._write_tables(reference)
         raw = [viewing.raw_bytes(self._geometry, view) for view in self._views]
         header = TierHeader(tier, sum(raw), raw[-1], CREATED_BY, dict(capture or {}), [dict(q) for q in quality])
-        return finish_records(self._writer, header)
+        return header, finish_records(self._writer, header)
 
     def _write_tables(self, reference: Sequence[int]) -> None:
         import torch
 
-        for first in range(0, len(self._labels), _LABELS_PER_RECORD):
-            tokens = self._labels.token_ids[first : first + _LABELS_PER_RECORD]
-            positions = self._labels.positions[first : first + _LABELS_PER_RECORD]
+        for first in range(0, len(self._labels), MAX_LABELS_PER_RECORD):
+            tokens = self._labels.token_ids[first : first + MAX_LABELS_PER_RECORD]
+            positions = self._labels.positions[first : first + MAX_LABELS_PER_RECORD]
             offsets = [position - row for row, position in enumerate(positions, first)]
             payload = pack({"token_ids": _ids(tokens), "position_offsets": torch.tensor(offsets, dtype=torch.int64)})
             self._writer.record(RecordType.LABELS, payload, span=(first, len(tokens)))
@@ -97,9 +104,7 @@ class TraceWriter:
             })  # fmt: skip
             self._writer.record(RecordType.VIEWS, payload, span=(first, len(views)))
         if reference:
-            self._writer.record(
-                RecordType.REFERENCE, pack({"token_ids": _ids(reference)}), span=(0, len(reference))
-            )
+            self._writer.record(RecordType.REFERENCE, pack({"token_ids": _ids(reference)}), span=(0, len(reference)))
 
 
 def _ids(tokens: Sequence[int]) -> torch.Tensor:
@@ -123,9 +128,7 @@ def finish_records(writer: RecordWriter, header: TierHeader) -> int:
     return writer.offset
 
 
-def save(
-    trace: Trace, path: str | os.PathLike[str], *, force: bool = False, deterministic: bool = False
-) -> int:
+def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, deterministic: bool = False) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
     Args:
@@ -138,16 +141,11 @@ def save(
         repr((list(trace.labels.token_ids), list(trace.labels.positions), spans, next_tokens)).encode(),
     )
     with atomic_write(path, force=force) as file:
-        writer = TraceWriter(
-            file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None
-        )
+        writer = TraceWriter(file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None)
         for block in trace.blocks:
             writer.add_block(MemoryBlock(block.key, block.read()))
         writer.add_labels(trace.labels.token_ids, trace.labels.positions)
         for view in trace.views:
             writer.add_view(view)
-        return writer.finish(
-            tier=trace.tier, reference=trace.reference, capture=trace.info, quality=trace.quality
-        )
-
-
+        _, length = writer.finish(tier=trace.tier, reference=trace.reference, capture=trace.info, quality=trace.quality)
+    return length

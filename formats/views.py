@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from .container import Part
@@ -20,14 +20,14 @@ from .tensor_buffer import TensorView, expect
 
 
 class Span(NamedTuple):
-    """Rows `first` to `first + count - 1`."""
+    """Rows `first` to `first + rows - 1`."""
 
     first: int
-    count: int
+    rows: int
 
     @property
     def stop(self) -> int:
-        return self.first + self.count
+        return self.first + self.rows
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class View:
 
     @property
     def tokens_seen(self) -> int:
-        return sum(span.count for span in self.history)
+        return sum(span.rows for span in self.history)
 
     def rows(self, layer: int) -> int:
-        return sum(span.count for span in self.layers[layer])
+        return sum(span.rows for span in self.layers[layer])
 
 
 class BlockKey(NamedTuple):
@@ -62,7 +62,7 @@ class BlockKey(NamedTuple):
     row_count: int
 
     @property
-    def rows(self) -> Span:
+    def span(self) -> Span:
         return Span(self.first_row, self.row_count)
 
 
@@ -88,9 +88,9 @@ def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
     """The same rows in the same order with neighbouring spans joined and empty ones dropped."""
     result: list[Span] = []
     for span in spans:
-        if result and result[-1].stop == span.first and span.count:
-            result[-1] = Span(result[-1].first, result[-1].count + span.count)
-        elif span.count:
+        if result and result[-1].stop == span.first and span.rows:
+            result[-1] = Span(result[-1].first, result[-1].rows + span.rows)
+        elif span.rows:
             result.append(span)
     return tuple(result)
 
@@ -123,8 +123,10 @@ def to_table(views: Sequence[View]) -> tuple[list[int], list[int]]:
     return table, [-1 if view.next_token is None else view.next_token for view in views]
 
 
-def from_tables(tensors: dict[str, TensorView], snapshots: int, layers: int, rows: int, what: str) -> list[View]:
-    """Parse and check a VIEWS payload that holds `snapshots` views.  Raises CorruptError.
+def from_tables(
+    tensors: dict[str, TensorView], snapshots: int, layers: int, rows: int, what: str
+) -> tuple[list[View], int]:
+    """(views, number of spans) of a VIEWS payload that holds `snapshots` views.  Raises CorruptError.
 
     Args:
         layers: layers of the model.
@@ -152,10 +154,17 @@ def from_tables(tensors: dict[str, TensorView], snapshots: int, layers: int, row
             columns[number].setdefault((layer, count), []).append(Span(first, length))
         else:
             raise CorruptError(f"{what}: a span covers layers that the model does not have")
-    return [
+    views = [
         View(tuple(history), _columns(column, layers, what), None if token < 0 else token)
         for history, column, token in zip(histories, columns, next_tokens, strict=True)
     ]
+    if any(_overlap(named) for view in views for named in {view.history, *view.layers}):
+        raise CorruptError(f"{what}: a snapshot names a row twice")
+    return views, len(spans) // 5
+
+
+def _overlap(spans: Iterable[Span]) -> bool:
+    return any(a.stop > b.first for a, b in pairwise(sorted(spans)))
 
 
 def _columns(found: dict[tuple[int, int], list[Span]], layers: int, what: str) -> tuple[tuple[Span, ...], ...]:
@@ -191,13 +200,12 @@ def _stored_intervals(blocks: Iterable[BlockKey], layers: int) -> list[tuple[Spa
         parts = (Part.KEYS, Part.VALUES) if block.part is Part.JOINT else (block.part,)
         for layer in range(block.first_layer, block.first_layer + block.layer_count):
             for part in parts:
-                by_layer[layer][part].append(block.rows)
+                by_layer[layer][part].append(block.span)
     shared: dict[tuple[Span, ...], tuple[Span, ...]] = {}
     result = []
     for layer, found in enumerate(by_layer):
         for spans in found.values():
-            spans.sort()
-            if any(a.stop > b.first for a, b in zip(spans, spans[1:], strict=False)):
+            if _overlap(spans):
                 raise CorruptError(f"rows of layer {layer} are stored twice")
         keys, values_ = merged(found[Part.KEYS]), merged(found[Part.VALUES])
         if keys != values_:

@@ -37,7 +37,7 @@ class Lossless:
         import torch
 
         ((part, tensor),) = rows.items()
-        octets = tensor.contiguous().view(torch.uint8).unflatten(-1, (-1, tensor.element_size()))
+        octets = tensor.contiguous().view(torch.uint8).view(*tensor.shape, tensor.element_size())
         return {"planes": octets.permute(_STORED_ORDER[part]).contiguous().cpu()}
 
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:

@@ -1,0 +1,24 @@
+"""Checking a whole file: every byte, without torch and without keeping more than one record in memory."""
+
+from __future__ import annotations
+
+import os
+
+from .trace_file import TraceFile
+
+
+def check(path: str | os.PathLike[str]) -> TraceFile:
+    """Read and check every byte of a file: all records against the index, all payloads, all rows' shapes.
+
+    Raises:
+        StorageError, UsageError: it cannot be read.
+        CorruptError, UnsupportedFileError: the first thing that is wrong with it.
+    """
+    file = TraceFile(path)
+    blocks = {block.offset: block for block in file.blocks}
+    for offset, entry in file.entries:
+        if offset in blocks:
+            blocks[offset].tensors()
+        else:
+            file.payload(offset, entry)
+    return file

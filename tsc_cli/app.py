@@ -1,0 +1,43 @@
+"""The Typer app: one command a file in `commands`, registered here in the order in which a person meets them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from formats.version import VERSION
+
+from .commands import capture, decode, demo, inspect, integrity, models, resume, tiers, verify
+
+# plain help: rich's costs a third of the start-up time that --help is allowed
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tsc {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def tsc(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """KV cache snapshots: capture a transformer's cache, store it small, restore it, measure what was lost.
+
+    Also installed as tsc-kv, since TypeScript's compiler is called tsc, too.
+    """
+    del version
+
+
+for _name, _module in (
+    ("demo", demo), ("capture", capture), ("inspect", inspect), ("verify", verify), ("resume", resume),
+    ("decode", decode), ("test", integrity), ("tiers", tiers), ("models", models),
+):  # fmt: skip
+    app.command(_name)(_module.command)

@@ -1,0 +1,157 @@
+"""`tsc capture`: a prompt, and what the model decodes after it, into a .tsc file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from formats.errors import UsageError
+
+from ..output import Output, columns, ratio, size
+from .options import Device, Force, Json, Model, Quiet, Seed, Temperature
+
+if TYPE_CHECKING:
+    from ..capturing import Captured
+
+
+def command(
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="FILE", help="The .tsc file to write; - is stdout.", show_default=False),
+    ],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads stdin.", show_default=False)
+    ] = None,
+    model: Model = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-file", metavar="FILE", help="Read the prompt from a text file; - is stdin.", show_default=False
+        ),
+    ] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(
+            "--messages",
+            metavar="FILE",
+            help="A chat as JSON, put through the model's chat template.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=1,
+            metavar="N",
+            help="Capture the first N tokens; the text that follows is kept for verify.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=0, help="Tokens to decode after the prompt, a snapshot after each.")
+    ] = 64,
+    every: Annotated[
+        int,
+        typer.Option("--every", min=1, metavar="K", help="A snapshot only after every K steps, and after the last."),
+    ] = 1,
+    keyframe_interval: Annotated[
+        int | None,
+        typer.Option(
+            "--keyframe-interval",
+            min=1,
+            metavar="K",
+            help="Store all rows again at every K-th snapshot.",
+            show_default=False,
+        ),
+    ] = None,
+    chunk: Annotated[
+        int, typer.Option("--chunk", min=1, help="Tokens of the prompt in one forward pass; fewer need less memory.")
+    ] = 1024,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is the checkpoint's.")
+    ] = "auto",
+    device: Device = "auto",
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Derive the file's identity from its content: same capture, same bytes."),
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Capture a model's KV cache for a prompt, and at each of some decode steps.
+
+    Writes a lossless .tsc file. `--steps N` makes N + 1 snapshots: the prompt's, and one after each decoded token
+    (decoding goes on through an end-of-text token).
+
+    A KV cache reveals its prompt: treat the file as you treat the text.
+    """
+    from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
+    from ..files import check_output, open_output
+    from ..models import load
+
+    if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
+        raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
+    check_output(output, force=force)
+    out = Output(as_json, quiet)
+    with out.progress("loading the model"):
+        loaded = load(model, dtype=dtype, device=device, say=out.note)
+    tokens = _tokens(prompt, prompt_file, messages, loaded.tokenizer)
+    reference: list[int] = []
+    if context is not None:
+        if len(tokens) < context:
+            raise UsageError(f"the prompt has {len(tokens)} tokens, --context asks for {context}")
+        tokens, reference = tokens[:context], tokens[context : context + REFERENCE_TOKENS]
+    options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval)
+    with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
+        captured = capture_to_sink(
+            loaded.model, tokens, sink, tokenizer=loaded.tokenizer, reference=reference, options=options,
+            info={"model": loaded.name}, deterministic=deterministic, progress=advance,
+        )  # fmt: skip
+    if output == "-":
+        out = Output(quiet=True)  # stdout holds the file
+        if not (as_json or quiet):
+            print_summary(captured, len(reference))
+        return
+    facts = {"path": output, **facts_of(captured), "reference_tokens": len(reference)}
+    out.report("tsc.capture/1", facts, f"{output}\n{summary(captured, len(reference))}", output)
+
+
+def _tokens(prompt: str | None, prompt_file: str | None, messages: str | None, tokenizer: Any) -> list[int]:
+    from ..files import encode, encode_messages, read_text
+
+    if messages is not None:
+        return encode_messages(messages, tokenizer)
+    if prompt_file is not None or prompt == "-":
+        return encode(read_text(prompt_file or "-"), tokenizer)
+    return encode(prompt or "", tokenizer)
+
+
+def facts_of(captured: Captured) -> dict[str, Any]:
+    return {
+        "prompt_tokens": captured.prompt_tokens, "snapshots": captured.snapshots,
+        "raw_bytes_trace": captured.raw_bytes_trace, "raw_bytes_final": captured.raw_bytes_final,
+        "file_bytes": captured.file_bytes, "ratio_trace": captured.raw_bytes_trace / captured.file_bytes,
+        "ratio_final": captured.raw_bytes_final / captured.file_bytes, "prefill_seconds": captured.prefill_seconds,
+    }  # fmt: skip
+
+
+def summary(captured: Captured, reference: int) -> str:
+    return columns([
+        ["  prompt", f"{captured.prompt_tokens} tokens, prefilled in {captured.prefill_seconds:.2f} s"],
+        ["  snapshots", str(captured.snapshots) + (f", reference text of {reference} tokens" if reference else "")],
+        ["  raw", f"{size(captured.raw_bytes_trace)} all snapshots, {size(captured.raw_bytes_final)} the final cache"],
+        ["  file", size(captured.file_bytes)],
+        ["  ratio", f"{ratio(captured.raw_bytes_trace / captured.file_bytes)} of the trace, "
+                    f"{ratio(captured.raw_bytes_final / captured.file_bytes)} of the final cache alone"],
+    ])  # fmt: skip
+
+
+def print_summary(captured: Captured, reference: int) -> None:
+    from ..output import message
+
+    message(summary(captured, reference))

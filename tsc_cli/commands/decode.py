@@ -1,0 +1,78 @@
+"""`tsc decode`: the exact tensors of a snapshot, for any program that reads safetensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from formats.errors import UsageError
+
+from ..output import Output, size
+from .options import File, Force, Json, Quiet, Snapshot
+
+if TYPE_CHECKING:
+    import torch
+
+    from formats import Snapshot as Moment
+
+
+def command(
+    file: File,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="OUT.safetensors", help="The file to write; - is stdout.", show_default=False
+        ),
+    ],
+    snapshot: Snapshot = -1,
+    layers: Annotated[str, typer.Option("--layers", metavar="LIST", help="Such as 0-3,7.")] = "all",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a snapshot's tensors as a safetensors file.
+
+    Tensors: layers.N.keys and layers.N.values, (batch, KV heads, rows, head size) with RoPE as cached;
+    layers.N.positions, the position id of each row; token_ids, all tokens fed so far.
+    """
+    import json
+
+    from formats import load
+
+    from ..files import check_output, numbers, open_output
+
+    if output != "-" and not output.endswith(".safetensors"):
+        raise UsageError("only safetensors files are written", path=output, hint="name it OUT.safetensors")
+    check_output(output, force=force)
+    trace = load(file)
+    number = trace.index(snapshot)
+    wanted = numbers(layers, len(trace.geometry.layers), "layer")
+    out = Output(as_json, quiet)
+    with out.progress("decoding"):
+        moment = trace.snapshot(number, layers=wanted)
+    from safetensors.torch import save
+
+    metadata = {
+        "schema": "tsc.decode/1", "snapshot": str(number), "dtype": trace.geometry.dtype,
+        "next_token": "" if moment.next_token is None else str(moment.next_token),
+        "layers": json.dumps(wanted), "tier": trace.tier, "fingerprint": json.dumps(trace.fingerprint, sort_keys=True),
+    }  # fmt: skip
+    data = save(_tensors(moment, wanted), metadata=metadata)
+    with open_output(output, force=force) as sink:
+        sink.write(data)
+    if output != "-":
+        facts = {"path": output, "snapshot": number, "layers": wanted, "file_bytes": len(data)}
+        text = f"{output}: snapshot {number}, {len(wanted)} layers, {len(moment.token_ids)} tokens, {size(len(data))}"
+        out.report("tsc.decode/1", facts, text, output)
+
+
+def _tensors(moment: Moment, wanted: list[int]) -> dict[str, torch.Tensor]:
+    import torch
+
+    tensors = {"token_ids": torch.tensor(moment.token_ids, dtype=torch.int64)}
+    for number, keys, values, positions in zip(wanted, moment.keys, moment.values, moment.row_positions, strict=True):
+        tensors[f"layers.{number}.keys"] = keys
+        tensors[f"layers.{number}.values"] = values
+        tensors[f"layers.{number}.positions"] = torch.tensor(positions, dtype=torch.int64)
+    return tensors

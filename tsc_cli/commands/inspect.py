@@ -1,0 +1,166 @@
+"""`tsc inspect`: what a file holds, without its rows and without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..output import Output, columns, ratio, size
+from .options import File, Json, Quiet
+
+if TYPE_CHECKING:
+    from formats.trace_file import TraceFile
+
+
+def command(
+    file: File,
+    layers: Annotated[bool, typer.Option("--layers", help="List the layers.")] = False,
+    records: Annotated[bool, typer.Option("--records", help="List the records.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a .tsc file holds: model, snapshots, bytes by kind, ratios, measured quality.
+
+    Reads the index and the tables, not the rows: `tsc test` checks those.
+    """
+    from formats.trace_file import TraceFile
+
+    opened = TraceFile(file)
+    facts = facts_of(opened)
+    if layers:
+        facts["layers"] = layer_facts(opened)
+    if records:
+        facts["records"] = record_facts(opened)
+    headline = ratio(facts["ratio_trace"])
+    Output(as_json, quiet).report("tsc.inspect/1", facts, _text(opened, facts), headline)
+
+
+def facts_of(file: TraceFile) -> dict[str, Any]:
+    """Everything that the JSON report holds, raw numbers with their unit in the key."""
+    geometry, final, size_bytes = file.geometry, file.views[-1], file.size
+    values = file.header.raw_bytes_final // geometry.item_bytes
+    return {
+        "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}", "tier": file.header.tier,
+        "created_by": file.header.created_by, "dtype": geometry.dtype, "batch": geometry.batch,
+        "layer_count": len(geometry.layers), "snapshots": len(file.views), "tokens_first": file.views[0].tokens_seen,
+        "tokens_final": final.tokens_seen, "rows_stored": len(file.labels), "reference_tokens": len(file.reference),
+        "keyframes": keyframes(file), "bytes_by_kind": bytes_by_kind(file),
+        "raw_bytes_trace": file.header.raw_bytes_trace, "raw_bytes_final": file.header.raw_bytes_final,
+        "raw_bytes_final_fp32": values * 4, "raw_bytes_final_fp16": values * 2,
+        "ratio_trace": file.header.raw_bytes_trace / size_bytes,
+        "ratio_final": file.header.raw_bytes_final / size_bytes,
+        "ratio_final_fp32": values * 4 / size_bytes, "ratio_final_fp16": values * 2 / size_bytes,
+        "bits_per_value_final": size_bytes * 8 / values, "capture": file.header.capture,
+        "fingerprint": file.fingerprint, "quality": file.header.quality,
+    }  # fmt: skip
+
+
+def bytes_by_kind(file: TraceFile) -> dict[str, int]:
+    """Every byte of the file under one heading; they add up to its length."""
+    from formats.container import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordType
+
+    kinds = dict.fromkeys(("keys", "values", "joint_rows", "labels", "views", "reference", "header", "other"), 0)
+    rows = {Part.JOINT: "joint_rows", Part.KEYS: "keys", Part.VALUES: "values"}
+    names: dict[int, str] = {
+        RecordType.LABELS: "labels", RecordType.VIEWS: "views", RecordType.REFERENCE: "reference",
+        RecordType.MODEL: "header", RecordType.HEADER: "header",
+    }  # fmt: skip
+    for _, entry in file.entries:
+        is_rows = entry.type == RecordType.ROWS
+        kind = rows[Part(entry.part)] if is_rows else names.get(entry.type, "other")
+        kinds[kind] += entry.stored + RECORD_BYTES
+    return kinds | {"index": file.size - SUPERBLOCK_BYTES - sum(kinds.values()), "superblock": SUPERBLOCK_BYTES}
+
+
+def keyframes(file: TraceFile) -> list[int]:
+    """The snapshots none of whose rows an earlier one names."""
+    found, highest = [], -1
+    for number, view in enumerate(file.views):
+        spans = [span for layer in set(view.layers) for span in layer]
+        if all(span.first > highest for span in spans):
+            found.append(number)
+        highest = max([highest, *(span.stop - 1 for span in spans)])
+    return found
+
+
+def layer_facts(file: TraceFile) -> list[dict[str, Any]]:
+    final = file.views[-1]
+    return [
+        {
+            "layer": number, "kind": spec.kind, "window": spec.window, "kv_heads": spec.heads,
+            "key_size": spec.key_size, "value_size": spec.value_size, "rows_final": final.rows(number),
+            "raw_bytes_final": final.rows(number) * file.geometry.row_bytes(number),
+        }
+        for number, spec in enumerate(file.geometry.layers)
+    ]  # fmt: skip
+
+
+def record_facts(file: TraceFile) -> list[dict[str, Any]]:
+    from formats.container import Part, RecordType
+
+    return [
+        {
+            "record": entry.sequence, "offset": offset, "type": entry.name, "codec": entry.codec,
+            "part": Part(entry.part).name.lower() if entry.type == RecordType.ROWS else None,
+            "first_layer": entry.first_layer, "layer_count": entry.layer_count, "first": entry.first,
+            "count": entry.count, "stored_bytes": entry.stored, "raw_bytes": entry.raw,
+        }
+        for offset, entry in file.entries
+    ]  # fmt: skip
+
+
+def _text(file: TraceFile, facts: dict[str, Any]) -> str:
+    model = str(facts["capture"].get("model", "unknown"))
+    steps = "" if facts["snapshots"] == 1 else f", {facts['tokens_first']} to {facts['tokens_final']} tokens"
+    parts = [columns([
+        ["file", f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}"],
+        ["tier", facts["tier"]],
+        ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],
+        ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
+        ["geometry", _geometry(file)],
+        ["snapshots", f"{facts['snapshots']}{steps}, keyframes {_short(facts['keyframes'])}"],
+        ["tokens", f"{facts['tokens_final']}, and {facts['reference_tokens']} of reference text"],
+        ["raw", f"{size(facts['raw_bytes_trace'])} all snapshots, {size(facts['raw_bytes_final'])} the final cache"],
+        ["ratio", f"{ratio(facts['ratio_trace'])} of the whole trace"],
+        ["", f"{ratio(facts['ratio_final_fp32'])} of the final cache alone in fp32, "
+             f"{ratio(facts['ratio_final_fp16'])} in fp16; {facts['bits_per_value_final']:.3f} bits a value"],
+    ])]  # fmt: skip
+    shares = [
+        [kind, f"{count}", f"{100 * count / file.size:.2f}%"] for kind, count in facts["bytes_by_kind"].items() if count
+    ]
+    parts.append(columns(shares, ("bytes by kind", "bytes", "share")))
+    parts += [_quality(record) for record in facts["quality"]]
+    if not facts["quality"]:
+        parts.append("quality: not measured yet (tsc verify --record)")
+    for key in ("layers", "records"):
+        if key in facts:
+            head = list(facts[key][0])
+            parts.append(columns([["" if row[c] is None else str(row[c]) for c in head] for row in facts[key]], head))
+    return "\n\n".join(parts)
+
+
+def _geometry(file: TraceFile) -> str:
+    return "; ".join(
+        f"{count} {spec.kind}{f' (window {spec.window})' if spec.window else ''} layers of {spec.heads} KV heads, "
+        + (
+            f"size {spec.key_size}"
+            if spec.key_size == spec.value_size
+            else f"sizes {spec.key_size} and {spec.value_size}"
+        )
+        for _, count, spec in file.geometry.runs()
+    )
+
+
+def _short(items: list[int]) -> str:
+    shown = ", ".join(str(item) for item in items[:6])
+    return shown + (f", ... ({len(items)})" if len(items) > 6 else "")
+
+
+def _quality(record: dict[str, Any]) -> str:
+    kl, top1 = record.get("kl_mean"), record.get("top1")
+    return (
+        f"quality of snapshot {record.get('snapshot')}: KL {kl if kl is None else f'{kl:.3g}'}, "
+        f"top-1 {top1 if top1 is None else f'{top1:.4f}'} "
+        f"over {record.get('positions')} positions ({record.get('reference')})"
+    )

@@ -1,0 +1,54 @@
+"""`tsc test`: are the bytes what their writer wrote?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..output import Output, size
+from .options import Json, Quiet
+
+
+def command(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="The .tsc files.", show_default=False)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check every byte of .tsc files: all checksums, all records, all shapes. No model, no torch.
+
+    Exit code 3 if one is corrupt or unsupported, 2 if one cannot be read.
+    """
+    from formats.errors import TscError
+    from formats.integrity import check
+
+    out = Output(as_json, quiet)
+    results: list[dict[str, Any]] = []
+    worst = 0
+    for path in files:
+        try:
+            with out.progress(f"testing {path}"):
+                file = check(path)
+            results.append({
+                "path": path, "ok": True, "file_bytes": file.size, "records": len(file.entries) + 2,
+                "snapshots": len(file.views),
+            })  # fmt: skip
+        except TscError as problem:
+            worst = max(worst, problem.exit_code)
+            results.append({
+                "path": path, "ok": False, "error": problem.message, "offset": problem.offset,
+                "record": problem.record, "exit_code": problem.exit_code,
+            })  # fmt: skip
+    good = sum(result["ok"] for result in results)
+    text = "\n".join(_line(result) for result in results)
+    out.report("tsc.test/1", {"files": results, "ok": good == len(results)}, text, f"{good} of {len(results)} ok")
+    raise typer.Exit(worst)
+
+
+def _line(result: dict[str, Any]) -> str:
+    if result["ok"]:
+        counts = f"{result['records']} records, {result['snapshots']} snapshots"
+        return f"{result['path']}: ok, {counts}, {size(result['file_bytes'])}"
+    place = [f"record {result['record']}"] if result["record"] is not None else []
+    place += [f"byte {result['offset']}"] if result["offset"] is not None else []
+    return f"{result['path']}: FAILED: {result['error']}" + (f" ({', '.join(place)})" if place else "")

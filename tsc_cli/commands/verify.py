@@ -1,0 +1,166 @@
+"""`tsc verify`: is the restored cache as good as the exact one?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from formats.errors import UsageError
+
+from ..output import Output, columns
+from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed
+
+if TYPE_CHECKING:
+    from ..verification import Verified
+
+
+def command(
+    file: File,
+    model: FileModel = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="RAW.tsc",
+            help="Take the exact rows from this file instead of recomputing them.",
+            show_default=False,
+        ),
+    ] = None,
+    snapshots: Annotated[
+        str, typer.Option("--snapshots", metavar="LIST", help="last, all, or numbers such as 0,16-20,-1.")
+    ] = "last",
+    positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
+    greedy: Annotated[
+        int, typer.Option("--greedy", min=0, help="Tokens to generate greedily from both caches; 0 skips it.")
+    ] = 64,
+    seed: Seed = 0,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", min=0.0, help="Exit 1 if the mean KL of a snapshot is higher.", show_default=False),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            min=0.0,
+            max=1.0,
+            help="Exit 1 if the same-top-1 share of a snapshot is lower.",
+            show_default=False,
+        ),
+    ] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the result into the file's header.")] = False,
+    device: Device = "auto",
+    force_model_mismatch: AnyModel = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Restore snapshots and measure them against the exact cache.
+
+    The exact cache is recomputed from the tokens in the file. Both caches are fed the same continuation (the text that
+    followed the prompt, or else tokens sampled from the exact model) and their predictions compared as
+    llama-perplexity --kl-divergence does.
+    """
+    from formats import load
+    from formats.trace_file import record_quality
+
+    from ..files import model_for, numbers
+    from ..verification import VerifyOptions, passes, verify
+
+    out = Output(as_json, quiet)
+    trace = load(file)
+    raw = load(against) if against is not None else None
+    wanted = numbers(snapshots, len(trace), "snapshot")
+    loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
+    options = VerifyOptions(wanted, positions, greedy, seed)
+    with out.progress("verifying", passes(trace, options, against=raw is not None)) as advance:
+        results = verify(
+            trace, loaded.model, tokenizer=loaded.tokenizer, against=raw, options=options,
+            force=force_model_mismatch, progress=advance,
+        )  # fmt: skip
+    failures = missed(results, max_kl, min_top1)
+    if record:
+        if force_model_mismatch:
+            raise UsageError("a measurement with another model is not recorded")
+        record_quality(file, [result.to_dict() for result in results])
+    facts: dict[str, Any] = {
+        "path": file, "against": against, "seed": seed, "max_kl": max_kl, "min_top1": min_top1,
+        "results": [result.to_dict() for result in results], "failures": failures, "recorded": record,
+    }  # fmt: skip
+    worst = max(result.fidelity.kl_mean for result in results)
+    out.report("tsc.verify/1", facts, text(file, results, failures, record=record), f"{worst:.6g}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def missed(results: list[Verified], max_kl: float | None, min_top1: float | None) -> list[str]:
+    """A line for each threshold that a snapshot misses; a KL that is not a number misses every threshold."""
+    lines = []
+    for result in results:
+        kl, top1 = result.fidelity.kl_mean, result.fidelity.top1
+        if max_kl is not None and not kl <= max_kl:
+            lines.append(f"snapshot {result.snapshot}: KL {kl:.6g} is over {max_kl:g}")
+        if min_top1 is not None and not top1 >= min_top1:
+            lines.append(f"snapshot {result.snapshot}: top-1 {top1:.4f} is under {min_top1:g}")
+    return lines
+
+
+def text(file: str, results: list[Verified], failures: list[str], *, record: bool) -> str:
+    parts = [_one(file, results[0])] if len(results) == 1 else [_many(file, results)]
+    parts += [f"FAILED: {line}" for line in failures]
+    if record:
+        parts.append("recorded in the file's header")
+    return "\n".join(parts)
+
+
+def _one(file: str, result: Verified) -> str:
+    f = result.fidelity
+    few = "" if f.sufficient else "  (insufficient: fewer than 100 positions)"
+    source = "text that followed" if result.reference == "text" else "tokens sampled from the exact model"
+    return columns([
+        ["file", f"{file}, snapshot {result.snapshot}, {result.tokens} tokens"],
+        ["exact cache", f"{result.exact}; restored tensors " + ("bit-identical" if result.identical else "differ")],
+        ["reference", f"{f.positions} positions, {source}{few}"],
+        ["mean KL", f"{f.kl_mean:.6g} +- {f.kl_mean_se:.2g}"],
+        ["max KL", f"{f.kl_max:.6g}"],
+        ["99.9% KL", f"{f.kl_p999:.6g}"],
+        ["99% KL", f"{f.kl_p99:.6g}"],
+        ["95% KL", f"{f.kl_p95:.6g}"],
+        ["90% KL", f"{f.kl_p90:.6g}"],
+        ["median KL", f"{f.kl_median:.6g}"],
+        ["RMS change of p", f"{f.rms_delta_p:.6g}"],
+        ["same top-1", f"{f.top1:.4f} +- {f.top1_se:.2g}"],
+        ["perplexity", f"{f.perplexity_exact:.4f} exact, {f.perplexity_restored:.4f} restored, "
+                       f"ratio {f.perplexity_ratio:.6f}"],
+        ["greedy tokens", divergence(result)],
+    ])  # fmt: skip
+
+
+def divergence(result: Verified) -> str:
+    if not result.greedy:
+        return "not compared"
+    return f"all {result.greedy} equal" if result.diverges_at is None else f"differ from token {result.diverges_at} on"
+
+
+def _many(file: str, results: list[Verified]) -> str:
+    rows = [
+        [
+            str(r.snapshot), str(r.tokens), "yes" if r.identical else "no", str(r.fidelity.positions), r.reference,
+            f"{r.fidelity.kl_mean:.3g}", f"{r.fidelity.kl_max:.3g}", f"{r.fidelity.top1:.4f}",
+            f"{r.fidelity.perplexity_ratio:.6f}", "-" if r.diverges_at is None else str(r.diverges_at),
+        ]
+        for r in results
+    ]  # fmt: skip
+    head = (
+        "snapshot",
+        "tokens",
+        "identical",
+        "positions",
+        "reference",
+        "mean KL",
+        "max KL",
+        "top-1",
+        "ppl ratio",
+        "diverges at",
+    )
+    return f"{file}\n{columns(rows, head)}"

@@ -1,0 +1,118 @@
+"""Files and standard streams as the commands take them, and the two together with a model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from formats import Trace
+from formats.atomic import atomic_write, refuse_existing
+from formats.errors import StorageError, UsageError
+
+from .models import Loaded, known_name
+from .models import load as load_model
+from .output import Output
+
+_RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
+MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
+
+
+def check_output(path: str, *, force: bool) -> None:
+    """Refuse an output before the work is done.  `-` is stdout, which must not be a terminal."""
+    if path == "-":
+        if sys.stdout.isatty():
+            raise UsageError("binary data is not written to a terminal", hint="give -o FILE, or redirect stdout")
+    else:
+        refuse_existing(Path(path), force=force)
+
+
+@contextlib.contextmanager
+def open_output(path: str, *, force: bool) -> Iterator[BinaryIO]:
+    """The output file (atomic), or stdout for `-`."""
+    if path == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with atomic_write(path, force=force) as file:
+            yield file
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 text file, or stdin for `-`."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_TEXT + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(MAX_TEXT + 1)
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", path=path) from error
+    if len(data) > MAX_TEXT:
+        raise UsageError(f"is longer than {MAX_TEXT} bytes", path=path)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("is not UTF-8 text", path=path, offset=error.start) from error
+
+
+def encode(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
+    """Token ids of a text.  Raises UsageError for a model without a tokenizer."""
+    if tokenizer is None:
+        raise UsageError("the model has no tokenizer, so that text cannot be fed to it")
+    return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def encode_messages(path: str, tokenizer: Any) -> list[int]:
+    """Token ids of a chat, a JSON list of {"role": ..., "content": ...}, through the model's chat template."""
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise UsageError("the model has no chat template", hint="give the prompt as text")
+    try:
+        messages = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"is not JSON: {error}", path=path) from error
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
+    ):
+        raise UsageError('is not a list of {"role": ..., "content": ...}', path=path)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of its own and raises what it likes
+        raise UsageError(f"the chat template refuses these messages: {error}", path=path) from error
+    return encode(text, tokenizer, special=False)
+
+
+def model_for(trace: Trace, name: str | None, device: str, out: Output, *, any_model: bool = False) -> Loaded:
+    """The model of a file, in the dtype of the capture.
+
+    Raises:
+        UsageError: the file does not name a model that can be found here, and neither does `name`.
+    """
+    chosen = name or known_name(trace.info.get("model"))
+    if chosen is None:
+        raise UsageError("the file does not name a model that can be found here", hint="give it with -m")
+    dtype = "auto" if any_model else trace.fingerprint.get("dtype", trace.geometry.dtype)
+    with out.progress("loading the model"):
+        return load_model(chosen, dtype=dtype, device=device, say=out.note)
+
+
+def numbers(text: str, count: int, what: str) -> list[int]:
+    """A selection such as `0-3,7,-1`, `all` or `last`, out of `count` things; negative numbers count from the end."""
+    if text == "all":
+        return list(range(count))
+    if text == "last":
+        return [count - 1]
+    chosen: list[int] = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        match = _RANGE.fullmatch(piece)
+        if match is None:
+            raise UsageError(f"{what} {piece!r} is not a number or a range", hint="such as 0-3,7, last or all")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not -count <= first < count or not -count <= last < count or (match[2] and last < first):
+            raise UsageError(f"there is no {what} {piece}", hint=f"{what}s are 0 to {count - 1}")
+        chosen += [number % count for number in range(first, last + 1)]
+    return sorted(set(chosen))

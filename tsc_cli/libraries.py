@@ -1,0 +1,19 @@
+"""Keeping other libraries' bars and warnings out of a command's output."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Only errors are shown by transformers and huggingface_hub from here on, and no telemetry is sent."""
+    # read when huggingface_hub is first imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    warnings.filterwarnings("ignore", module=r"(transformers|huggingface_hub|accelerate|torch)\b")

@@ -1,0 +1,60 @@
+"""The program's entry: runs the Typer app and turns every way of ending into a line and an exit code.
+
+0 ok; 1 a check ran and failed its threshold; 2 usage or I/O; 3 corrupt or unsupported file; 4 the asked tier or
+quality cannot be met; 101 a bug of ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from formats.errors import TscError
+
+from . import output
+
+BUG = 101
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `tsc` and exit.  `arguments` default to the command line's."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run `tsc` and return its exit code.  `TSC_DEBUG=1` lets exceptions through."""
+    from .app import app
+
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="tsc")
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as problem:
+        if os.environ.get("TSC_DEBUG") == "1":
+            raise
+        return _explain(problem)
+    if code == INTERRUPTED:
+        output.message("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _explain(problem: Exception) -> int:
+    if isinstance(problem, TscError):
+        output.error(str(problem), problem.hint)
+        return problem.exit_code
+    # Typer's own usage errors; their class is private to Typer, their shape is not
+    if hasattr(problem, "format_message") and hasattr(problem, "exit_code"):
+        context = getattr(problem, "ctx", None)
+        command = context.command_path if context is not None else "tsc"
+        output.error(problem.format_message(), f"{command} --help")
+        return 2
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        output.error("out of memory", "a smaller --chunk or --context needs less")
+        return 2
+    if isinstance(problem, OSError):
+        output.error(str(problem))
+        return 2
+    output.error(f"{type(problem).__name__}: {problem}", "this is a bug in tsc; TSC_DEBUG=1 shows where")
+    return BUG

@@ -1,0 +1,124 @@
+"""Finding and loading models: the default one, a hub id, a local folder, a GGUF file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from formats.errors import UsageError
+
+from . import default_model
+from .libraries import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run.
+
+    Attributes:
+        name: what a file may say of it without revealing a local path: the default's name, a hub id, or a base name.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+
+
+def load(name: str | None, *, dtype: str = "auto", device: str = "auto", say: Callable[[str], None]) -> Loaded:
+    """Load a causal language model and, if it has one, its tokenizer.
+
+    Args:
+        name: None or the default model's name; a folder; a .gguf file; anything else is a hub id.
+        dtype: "auto" takes the checkpoint's own.
+        device: "auto" takes a CUDA device if there is one.
+        say: told what takes long, and when a hub is used.
+    Raises:
+        UsageError: there is no such model, or it cannot be loaded here.
+        StorageError: the default model cannot be fetched.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"there is no dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
+    quiet_libraries()
+    where, shown = _locate(name, say)
+    return Loaded(_load_model(where, shown, dtype, _device(device)), _load_tokenizer(where), shown)
+
+
+def known_name(name: object) -> str | None:
+    """A name out of a file that `load` can resolve on any machine, or None: a path of another machine is no use."""
+    if isinstance(name, str) and (name == default_model.NAME or ("/" in name and _HUB_ID.fullmatch(name))):
+        return name
+    return None
+
+
+def _locate(name: str | None, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """(arguments for from_pretrained, name to show)."""
+    if name is None or name == default_model.NAME:
+        folder = default_model.ensure(say)
+        return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}, default_model.NAME
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        if not path.is_file():
+            raise UsageError("no such model file", path=name)
+        if path.suffix != ".gguf":
+            raise UsageError("is not a model: a folder, a .gguf file or a hub id was expected", path=name)
+        say("dequantizing a GGUF file, which takes a while; a saved safetensors folder loads faster")
+        return {
+            "pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True,
+        }, path.name  # fmt: skip
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError("the folder holds no model: there is no config.json in it", path=name)
+        return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, path.resolve().name
+    if not _HUB_ID.fullmatch(name):
+        raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
+    say(f"looking for {name} in the local hub cache and on the model hub")
+    return {"pretrained_model_name_or_path": name}, name
+
+
+def _load_model(where: dict[str, Any], shown: str, dtype: str, device: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+        )
+        model.to(device)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(
+            f"{shown} cannot be loaded: {reason}", hint="tsc models lists what is on this machine"
+        ) from error
+    model.eval()
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _load_tokenizer(where: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, ImportError, KeyError):
+        return None  # a model without one can still be fed token ids; a prompt as text is refused by name
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"there is no device {asked!r} here", hint="--device cpu works everywhere") from error
+    return asked

@@ -1,0 +1,115 @@
+"""The only file that prints.  stdout is data; stderr is messages and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Advance = Callable[[int], None]
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` without anything that could steer a terminal: control characters appear as escapes."""
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii")
+        for char in text.encode("utf-8", "replace").decode("utf-8")
+    )
+
+
+def size(count: float) -> str:
+    """Bytes for a person, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.2f}x" if value < 100 else f"{value:.0f}x"
+
+
+def columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """An aligned table: the first column to the left, columns of numbers to the right."""
+    lines = [list(head)] if head else []
+    lines += [[printable(cell) for cell in row] for row in rows]
+    if not lines:
+        return ""
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    right = [at > 0 and all(_numeric(row[at]) for row in rows) for at in range(len(widths))]
+    text = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines
+    ]
+    if head:
+        text.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(text)
+
+
+def _numeric(cell: str) -> bool:
+    return not cell or cell[0].isdigit() or cell[0] in "+-." or cell in ("nan", "none")
+
+
+@dataclass(frozen=True)
+class Output:
+    """How one command reports: for a person, as JSON, or as the headline alone."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def report(self, schema: str, facts: Mapping[str, Any], text: str, headline: str) -> None:
+        """The command's result, in the form that was asked for."""
+        if self.as_json:
+            self.data(json.dumps({"schema": schema, **facts}, indent=2, allow_nan=False) + "\n")
+        else:
+            self.data((headline if self.quiet else text) + "\n")
+
+    def data(self, text: str) -> None:
+        """Text to stdout, at once; a reader that went away is not an error."""
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # what is still to come goes nowhere; the exit code stays the command's own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def note(self, text: str) -> None:
+        """A message for a person."""
+        if not (self.quiet or self.as_json):
+            message(text)
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int | None = None) -> Iterator[Advance]:
+        """A progress bar on stderr, while a person is looking; `total` None shows that something goes on."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield _no_bar
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        parts = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        if total is not None:
+            parts = (*parts, TextColumn("left"), TimeRemainingColumn())  # type: ignore[assignment]
+        with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(printable(what), total=total)
+            yield lambda units: bar.advance(task, units)
+
+
+def _no_bar(units: int) -> None:
+    del units
+
+
+def message(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(printable(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+def error(text: str, hint: str | None = None) -> None:
+    message(f"tsc: error: {' '.join(text.split())}")
+    if hint:
+        message(f"hint: {' '.join(hint.split())}")

@@ -1,0 +1,203 @@
+"""Verify: restore snapshots and score them against the exact cache.
+
+The exact cache is recomputed from the token ids in the file, in the same chunks and steps as at capture, or comes out
+of another file.  Both caches are then fed the same reference continuation and their predictions compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from formats import Trace
+from formats.errors import UsageError
+
+from . import bridge, fingerprint
+from .fidelity import Fidelity, compare, first_difference
+from .generation import Progress, Sampler, continuation, feed, nothing, prefill, score
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to measure.
+
+    Attributes:
+        snapshots: which snapshots, as indices; negative ones count from the end.
+        positions: teacher-forced positions.
+        greedy: tokens generated greedily from both caches to find where they part; 0 skips it.
+        seed: of the sampled continuation.
+    """
+
+    snapshots: Sequence[int] = (-1,)
+    positions: int = 256
+    greedy: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One snapshot's result.
+
+    Attributes:
+        snapshot: its number; `tokens` the tokens it holds.
+        reference: "text" (what followed the prompt in the source) or "sampled" (from the exact model).
+        identical: True if every tensor is bit-identical to the exact one.
+        diverges_at: first greedy token that differs, or None if the `greedy` tokens tried are equal.
+    """
+
+    snapshot: int
+    tokens: int
+    reference: str
+    exact: str
+    identical: bool
+    fidelity: Fidelity
+    greedy: int
+    diverges_at: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scalars only, as a quality record in the tier header takes them; NaN becomes null."""
+        facts = {
+            "snapshot": self.snapshot, "tokens": self.tokens, "reference": self.reference, "exact": self.exact,
+            "identical": self.identical, **self.fidelity.to_dict(), "sufficient": self.fidelity.sufficient,
+            "greedy_tokens": self.greedy, "greedy_diverges_at": self.diverges_at,
+        }  # fmt: skip
+        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
+
+
+def verify(
+    trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, against: Trace | None = None,
+    options: VerifyOptions | None = None, force: bool = False, progress: Progress = nothing, **settings: Any,
+) -> list[Verified]:  # fmt: skip
+    """Score restored snapshots against the exact cache.
+
+    Args:
+        against: take the exact rows from this trace of the same tokens instead of recomputing them.
+        options, settings: `VerifyOptions`, or its fields by name, such as `positions=256`.
+        force: go on although the fingerprint differs.
+        progress: called with the number of passes done; `passes` says how many there will be.
+    Returns:
+        one result a snapshot, in the order of the trace.
+    Raises:
+        MismatchError: the trace belongs to another model.
+        UsageError: no such snapshot, or `against` holds other tokens.
+    """
+    options = options or VerifyOptions(**settings)
+    wanted = sorted({trace.index(number) for number in options.snapshots})
+    if not force:
+        fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
+    if options.positions < 1 or options.greedy < 0:
+        raise UsageError("positions must be at least 1 and greedy not negative")
+    sampled = _sampled_continuation(trace, model, wanted, against, options, progress)
+    results = []
+    for number, exact in _exact_caches(trace, model, wanted, against, progress):
+        restored = bridge.to_cache(trace, model, number, force=True)
+        name, reference = _reference(trace, number, sampled)
+        tokens = reference[: options.positions + 1]
+        fidelity = compare(score(model, exact, tokens[:-1]), score(model, restored, tokens[:-1]), tokens[1:])
+        progress(2)
+        diverges = None
+        if options.greedy:
+            paths = [
+                continuation(model, cache, reference[0], options.greedy, Sampler(), progress)
+                for cache in (exact, restored)
+            ]
+            diverges = first_difference(*paths)
+        results.append(
+            Verified(
+                number, len(trace.token_ids(number)), name, "recomputed" if against is None else "file",
+                bridge.identical(exact, restored), fidelity, options.greedy, diverges,
+            )
+        )  # fmt: skip
+    return results
+
+
+def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
+    """How many forward passes `verify` will report to its `progress`."""
+    wanted = sorted({trace.index(number) for number in options.snapshots})
+    replays = 0 if against else _steps_to(trace, wanted[-1])
+    sampled = 0
+    if any(_needs_sample(trace, number) for number in wanted):
+        last = len(trace) - 1
+        sampled = options.positions + 1 + (0 if against else _steps_to(trace, last))
+    return replays + sampled + len(wanted) * (2 + 2 * options.greedy)
+
+
+def _needs_sample(trace: Trace, number: int) -> bool:
+    return not (number == 0 and len(trace.reference) > 1)
+
+
+def _reference(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, list[int]]:
+    """What the caches of a snapshot are fed.
+
+    The first snapshot is followed by the source text if the file has it.  Any other is followed by what the capturing
+    run fed next (its later snapshots' tokens), then by tokens sampled after the last one.
+    """
+    if not _needs_sample(trace, number):
+        return "text", trace.reference
+    return "sampled", trace.token_ids(-1)[len(trace.token_ids(number)) :] + list(sampled)
+
+
+def _sampled_continuation(
+    trace: Trace, model: PreTrainedModel, wanted: Sequence[int], against: Trace | None, options: VerifyOptions,
+    progress: Progress,
+) -> list[int]:  # fmt: skip
+    """Tokens sampled from the exact model after the last snapshot; one run serves every snapshot."""
+    if not any(_needs_sample(trace, number) for number in wanted):
+        return []
+    ((_, exact),) = _exact_caches(trace, model, [len(trace) - 1], against, progress)
+    next_token = trace.views[-1].next_token
+    if next_token is None:
+        raise UsageError("the last snapshot does not say which token came next", hint="capture it with tsc capture")
+    return continuation(
+        model, exact, next_token, options.positions + 1, Sampler(temperature=1.0, seed=options.seed), progress
+    )
+
+
+def _exact_caches(
+    trace: Trace, model: PreTrainedModel, wanted: Sequence[int], against: Trace | None, progress: Progress
+) -> Iterator[tuple[int, DynamicCache]]:
+    """(number, exact cache) of each wanted snapshot, in order; the caches may share tensors."""
+    if against is not None:
+        for number in wanted:
+            if number >= len(against) or against.token_ids(number) != trace.token_ids(number):
+                raise UsageError(f"the file to compare with holds other tokens at snapshot {number}")
+            yield number, bridge.to_cache(against, model, number, force=True)
+        return
+    tokens = trace.token_ids(wanted[-1])
+    for number in wanted:
+        history = trace.token_ids(number)
+        if history != tokens[: len(history)]:
+            raise UsageError(
+                f"snapshot {number} is not a beginning of snapshot {wanted[-1]}: one at a time, please",
+                hint=f"--snapshots {number}",
+            )
+    lengths = {len(trace.token_ids(number)): number for number in wanted}
+    prompt, chunk = _prompt(trace), int(trace.info.get("chunk", 1024))
+    cache, _ = prefill(model, tokens[:prompt], chunk=chunk)
+    progress(1)
+    if prompt in lengths:
+        yield lengths[prompt], bridge.fork(cache)
+    with torch.no_grad():
+        for position in range(prompt, len(tokens)):
+            feed(model, cache, [tokens[position]], last_only=True)
+            progress(1)
+            if position + 1 in lengths:
+                yield lengths[position + 1], bridge.fork(cache)
+
+
+def _prompt(trace: Trace) -> int:
+    """Tokens that were prefilled; the rest was fed one by one."""
+    first = len(trace.token_ids(0))
+    prompt = trace.info.get("prompt_tokens", first)
+    return int(prompt) if isinstance(prompt, int) and 0 < prompt <= first else first
+
+
+def _steps_to(trace: Trace, number: int) -> int:
+    return 1 + len(trace.token_ids(number)) - _prompt(trace)
