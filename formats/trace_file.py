@@ -16,7 +16,7 @@ from .atomic import atomic_write
 from .codecs import BlockShape, Codec, codec_by_id
 from .container import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordReader, RecordType, RecordWriter
 from .errors import CorruptError, StorageError, TscError, UsageError
-from .limits import MAX_INTEGER, MAX_LABELS_PER_RECORD, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
+from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_LABELS_PER_RECORD, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
 from .tensor_buffer import TensorView, expect, parse
 from .trace import Trace
 from .trace_writer import finish_records
@@ -69,6 +69,9 @@ class TraceFile:
         self.entries = self._index()
         model = self._only(RecordType.MODEL, 0)
         header = self._only(RecordType.HEADER, len(self.entries) - 1)
+        for offset, entry in (model, header):
+            if entry.raw > MAX_JSON_BYTES:
+                raise self.reader.corrupt(f"a {entry.name} record of {entry.raw} bytes", offset, entry.sequence)
         with self.locating(*model):
             self.geometry, self.fingerprint = geometry_json.from_json(self.payload(*model))
         with self.locating(*header):

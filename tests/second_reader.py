@@ -1,0 +1,675 @@
+"""A second reader of .tsc files, for checking the first.
+
+Written from docs/format.md alone; it shares no code with the product. Where the product is built to be fast and to
+open files piecemeal, this reader is built to be compared with the text: it takes the bytes of a whole file, checks
+every rule of the specification, and either returns a `Document` or raises `Refused`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import accumulate, product
+from typing import Literal, NamedTuple, NoReturn
+
+import zstandard
+
+MIB = 1 << 20
+I64_MAX = 2**63 - 1
+MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, REFERENCE = 1, 2, 3, 4, 5, 6, 7, 0x81
+KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, REFERENCE}
+ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+TENSOR_TYPES = {"U8": ("B", 1), "U16": ("H", 2), "I32": ("i", 4), "I64": ("q", 8)}  # all that the tables use
+TABLE_BUDGET = 192 * MIB  # this reader's own: decompressed bytes of all tables but ROWS
+SNAPSHOT_BUDGET = 2048 * MIB  # this reader's own: bytes of one snapshot, eight times its token ids
+
+Part = Literal["keys", "values"]
+Span = tuple[int, int]  # first row, row behind the last
+
+
+class Refused(Exception):
+    """The file is refused; the message is one line and begins with "corrupt:", "unsupported:" or "budget:"."""
+
+
+def corrupt(reason: str) -> NoReturn:
+    raise Refused(f"corrupt: {reason}")
+
+
+def need(condition: bool, reason: str) -> None:
+    if not condition:
+        corrupt(reason)
+
+
+# Checksum
+
+
+def crc_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # 0x1EDC6F41 with its bits reversed
+        table.append(value)
+    return table
+
+
+CRC_TABLE = crc_table()
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    table, crc = CRC_TABLE, 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+# Records
+
+
+class Record(NamedTuple):
+    """What INDEX says of a record, in its order."""
+
+    offset: int
+    type: int
+    codec: int
+    stored: int
+    raw: int
+    part: int
+    first_layer: int
+    layer_count: int
+    first: int
+    number: int  # how many rows, snapshots, tokens or records ("count" in the text)
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.layer_count)
+
+
+def read_superblock(data: memoryview) -> bytes:
+    """The file identity."""
+    need(len(data) >= 64, "shorter than a superblock")
+    signature = bytes(data[:8])
+    need(signature[:4] == b"\x89TSC" and signature[5:] == b"\r\n\x1a", "signature")
+    if data[4] != 1:
+        raise Refused(f"unsupported: major version {data[4]}")
+    need(crc32c(data[:60]) == int.from_bytes(data[60:64], "little"), "superblock CRC")
+    need(data[10] == 0, "reserved flag")
+    need(not any(data[12:16]) and not any(data[32:60]), "reserved bytes of the superblock")
+    return bytes(data[16:32])
+
+
+def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -> Record:
+    where = f"record {sequence}"
+    need(len(data) - offset >= 64, f"{where}: header is cut off")
+    header = bytes(data[offset : offset + 64])
+    (kind, reserved_a, codec, number, stored, raw, part, reserved_b, first_layer, layer_count, reserved_c,
+     first, count, payload_crc, header_crc) = struct.unpack("<BBHIQQHHIIIQQII", header)  # fmt: skip
+    need(crc32c(identity + header[:60]) == header_crc, f"{where}: header CRC")
+    need(number == sequence, f"{where}: sequence number {number}")
+    need(reserved_a == reserved_b == reserved_c == 0, f"{where}: reserved bytes")
+    need(kind not in (0x00, 0x80), f"{where}: type {kind}")
+    if kind not in KNOWN and kind < 0x80:
+        raise Refused(f"unsupported: {where}: type {kind}")
+    if kind in KNOWN:
+        need(kind == ROWS or codec == part == first_layer == layer_count == 0, f"{where}: field that must be 0")
+        need(kind in (ROWS, LABELS, VIEWS, END) or first == 0, f"{where}: first must be 0")
+        need(kind in (ROWS, LABELS, VIEWS, END, REFERENCE) or count == 0, f"{where}: count must be 0")
+    need(stored <= len(data) - offset - 64, f"{where}: payload is cut off")
+    need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * stored), f"{where}: raw length {raw}")
+    need(crc32c(data[offset + 64 : offset + 64 + stored]) == payload_crc, f"{where}: payload CRC")
+    return Record(offset, kind, codec, stored, raw, part, first_layer, layer_count, first, count)
+
+
+def read_records(data: memoryview, identity: bytes) -> list[Record]:
+    """All records, in a valid order, up to an END that closes the file."""
+    records: list[Record] = []
+    offset = 64
+    while not records or records[-1].type != END:
+        need(len(records) < 2**20, "more than 2^20 records")
+        record = read_record(data, offset, len(records), identity)
+        records.append(record)
+        offset += 64 + record.stored
+    need(offset == len(data), "bytes behind END")
+    need(len(records) >= 4, "too few records")
+    for number, record in enumerate(records):
+        fixed = {0: MODEL, len(records) - 3: HEADER, len(records) - 2: INDEX, len(records) - 1: END}
+        expected = fixed.get(number)
+        if expected is None:
+            need(record.type not in (MODEL, HEADER, INDEX), f"record {number}: type {record.type} is out of place")
+        else:
+            need(record.type == expected, f"record {number}: type {record.type} in place of {expected}")
+    need(sum(record.type == REFERENCE for record in records) <= 1, "more than one REFERENCE")
+    end = records[-1]
+    need(end.stored == 8 and end.raw == 0, "length of END")
+    need(data[end.offset + 64 :] == data[:8], "payload of END")
+    need(end.first == records[-2].offset, "END does not point at INDEX")
+    need(end.number == len(records), "END counts another number of records")
+    return records
+
+
+def payload(data: memoryview, record: Record) -> bytes:
+    """The decompressed payload of one record; its checksum was right."""
+    frame = bytes(data[record.offset + 64 : record.offset + 64 + record.stored])
+    where = f"payload at {record.offset}"
+    need(frame[:4] == b"\x28\xb5\x2f\xfd", f"{where}: not a zstd frame")
+    try:
+        parameters = zstandard.get_frame_parameters(frame)
+    except zstandard.ZstdError:
+        corrupt(f"{where}: zstd frame header")
+    need(parameters.content_size == record.raw, f"{where}: content size")
+    need(parameters.window_size <= 8 * MIB, f"{where}: window size")
+    need(parameters.dict_id == 0, f"{where}: dictionary")
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=record.raw, allow_extra_data=False)
+    except zstandard.ZstdError:
+        corrupt(f"{where}: zstd frame")
+    need(len(raw) == record.raw, f"{where}: raw length")
+    return raw
+
+
+# JSON
+
+
+def json_depth(text: str) -> int:
+    depth = deepest = 0
+    in_string = escaped = False
+    for character in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def json_integer(text: str) -> int:
+    need(len(text) <= 20, "JSON: integer out of range")
+    value = int(text)
+    need(-I64_MAX <= value <= I64_MAX, "JSON: integer out of range")
+    return value
+
+
+def json_float(text: str) -> float:
+    value = float(text)
+    need(math.isfinite(value), "JSON: number overflows")
+    return value
+
+
+def json_constant(text: str) -> NoReturn:
+    corrupt(f"JSON: {text}")
+
+
+def json_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    need(len(result) == len(pairs), "JSON: duplicate key")
+    return result
+
+
+def check_strings(value: object) -> None:
+    if isinstance(value, str):
+        need(len(value) <= 65_536, "JSON: string too long")
+        need(not any("\ud800" <= character <= "\udfff" for character in value), "JSON: lone surrogate")
+    elif isinstance(value, list):
+        for item in value:
+            check_strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_strings(key)
+            check_strings(item)
+
+
+def parse_json(raw: bytes) -> dict[str, object]:
+    need(len(raw) <= MIB, "JSON: more than 1 MiB")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        corrupt("JSON: not UTF-8")
+    need(not text.startswith("\ufeff"), "JSON: byte order mark")
+    need(json_depth(text) <= 16, "JSON: nested too deep")
+    try:
+        value: object = json.loads(text, object_pairs_hook=json_pairs, parse_constant=json_constant,
+                                   parse_int=json_integer, parse_float=json_float)  # fmt: skip
+    except json.JSONDecodeError:
+        corrupt("JSON: syntax")
+    check_strings(value)
+    return as_object(value, "JSON payload")
+
+
+def as_object(value: object, what: str, keys: set[str] | None = None) -> dict[str, object]:
+    """`value`, an object with exactly these keys (with any, without a set)."""
+    if not isinstance(value, dict):
+        corrupt(f"{what}: not an object")
+    need(keys is None or value.keys() == keys, f"{what}: missing or unknown fields")
+    return value
+
+
+def as_list(value: object, what: str, limit: int) -> list[object]:
+    if not isinstance(value, list):
+        corrupt(f"{what}: not a list")
+    need(len(value) <= limit, f"{what}: too long")
+    return value
+
+
+def as_text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        corrupt(f"{what}: not a string")
+    return value
+
+
+def as_integer(value: object, what: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        corrupt(f"{what}: not an integer")
+    need(low <= value <= high, f"{what}: out of range")
+    return value
+
+
+# MODEL and HEADER
+
+
+@dataclass(frozen=True)
+class Layer:
+    heads: int
+    key_size: int
+    value_size: int
+    window: int | None  # None: full
+
+    def size(self, part: Part) -> int:
+        return self.key_size if part == "keys" else self.value_size
+
+
+@dataclass(frozen=True)
+class Geometry:
+    item: int
+    batch: int
+    layers: list[Layer]
+    row_bytes: list[int]  # bytes of one row in all layers before each layer; the last, in all layers
+
+
+def read_model(model: dict[str, object]) -> Geometry:
+    as_object(model, "MODEL", {"schema", "dtype", "batch", "layers", "fingerprint"})
+    need(model["schema"] == "tsc.model/1", "MODEL: schema")
+    dtype = as_text(model["dtype"], "MODEL: dtype")
+    need(dtype in ITEM_SIZES, "MODEL: dtype")
+    batch = as_integer(model["batch"], "MODEL: batch", 1, 2**20)
+    layers: list[Layer] = []
+    for entry in as_list(model["layers"], "MODEL: layers", 4096):
+        kind = as_object(entry, "MODEL: run of layers").get("kind")
+        need(kind in ("full", "sliding"), "MODEL: kind")
+        names = {"heads", "key_size", "value_size"} | ({"window"} if kind == "sliding" else set())
+        run = as_object(entry, "MODEL: run of layers", {"count", "kind"} | names)
+        size = {name: as_integer(run[name], f"MODEL: {name}", 1, 2**20) for name in sorted(names)}
+        count = as_integer(run["count"], "MODEL: count", 1, 4096 - len(layers))
+        layers += [Layer(size["heads"], size["key_size"], size["value_size"], size.get("window"))] * count
+    need(len(layers) >= 1, "MODEL: no layers")
+    for value in as_object(model["fingerprint"], "MODEL: fingerprint").values():
+        as_text(value, "MODEL: fingerprint")
+    item = ITEM_SIZES[dtype]
+    sizes = [item * batch * layer.heads * (layer.key_size + layer.value_size) for layer in layers]
+    return Geometry(item, batch, layers, list(accumulate(sizes, initial=0)))
+
+
+def check_header(header: dict[str, object], raw_trace: int, raw_final: int) -> None:
+    as_object(header, "HEADER", {"schema", "tier", "created_by", "raw_bytes_trace", "raw_bytes_final",
+                                 "capture", "quality"})  # fmt: skip
+    need(header["schema"] == "tsc.header/1", "HEADER: schema")
+    as_text(header["tier"], "HEADER: tier")
+    as_text(header["created_by"], "HEADER: created_by")
+    for entry in [header["capture"], *as_list(header["quality"], "HEADER: quality", 2**20)]:
+        for value in as_object(entry, "HEADER: capture or quality").values():
+            need(not isinstance(value, list | dict), "HEADER: nested value in capture or quality")
+    for name, computed in ("raw_bytes_trace", raw_trace), ("raw_bytes_final", raw_final):
+        need(as_integer(header[name], f"HEADER: {name}", 1, I64_MAX) == computed, f"HEADER: {name} is wrong")
+
+
+# Tables
+
+
+@dataclass(frozen=True)
+class Tensor:
+    dtype: str
+    shape: list[int]
+    data: memoryview
+
+    def integers(self) -> array[int]:
+        code, size = TENSOR_TYPES[self.dtype]
+        values = array(code)
+        assert values.itemsize == size
+        values.frombytes(self.data)
+        if sys.byteorder == "big":
+            values.byteswap()
+        return values
+
+
+def read_tables(raw: bytes, names: set[str]) -> dict[str, Tensor]:
+    """The tensors of one safetensors buffer, which are exactly those named."""
+    need(len(raw) >= 8, "table: shorter than its header length")
+    length = int.from_bytes(raw[:8], "little")
+    need(length <= min(MIB, len(raw) - 8), "table: header length")
+    head = raw[8 : 8 + length].rstrip(b" ")
+    need(head[:1] == b"{" and head[-1:] == b"}", "table: header is not an object padded with spaces")
+    entries = parse_json(head)
+    need(len(entries) <= 4096, "table: too many tensors")
+    data = memoryview(raw)[8 + length :]
+    need(entries.keys() == names, "table: missing or unknown tensors")
+    tensors: dict[str, Tensor] = {}
+    extents: list[tuple[int, int]] = []
+    for name, value in entries.items():
+        entry = as_object(value, "table: entry", {"dtype", "shape", "data_offsets"})
+        dtype = as_text(entry["dtype"], "table: dtype")
+        need(dtype in TENSOR_TYPES, "table: dtype")
+        shape = [as_integer(item, "table: shape", 0, I64_MAX) for item in as_list(entry["shape"], "table: shape", 8)]
+        offsets = as_list(entry["data_offsets"], "table: data_offsets", 2)
+        need(len(offsets) == 2, "table: data_offsets")
+        begin, stop = (as_integer(item, "table: data_offsets", 0, len(data)) for item in offsets)
+        need(stop - begin == math.prod(shape) * TENSOR_TYPES[dtype][1], "table: length of a tensor")
+        tensors[name] = Tensor(dtype, shape, data[begin:stop])
+        extents.append((begin, stop))
+    position = 0
+    for begin, stop in sorted(extents):
+        need(begin == position, "table: tensors overlap or leave a hole")
+        position = stop
+    need(position == len(data), "table: bytes behind the last tensor")
+    return tensors
+
+
+def expect(tensor: Tensor, dtypes: set[str], shape: list[int], what: str) -> Tensor:
+    need(tensor.dtype in dtypes, f"{what}: dtype")
+    need(tensor.shape == shape, f"{what}: shape")
+    return tensor
+
+
+def read_token_ids(tensor: Tensor, count: int) -> list[int]:
+    ids = list(expect(tensor, {"U16", "I32"}, [count], "token_ids").integers())
+    need(min(ids, default=0) >= 0, "token_ids: negative")
+    return ids
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    next_token: int
+    lines: array[int]  # its lines of `spans`, five numbers each
+
+    def groups(self) -> list[tuple[int, int, list[Span]]]:
+        """First layer (-1: history), number of layers and rows of each group."""
+        groups: list[tuple[int, int, list[Span]]] = []
+        for at in range(0, len(self.lines), 5):
+            _, layer, layers, first, rows = self.lines[at : at + 5]
+            if not groups or groups[-1][0] != layer:
+                groups.append((layer, layers, []))
+            groups[-1][2].append((first, first + rows))
+        return groups
+
+
+def read_views(raw: bytes, count: int, total_rows: int, total_layers: int) -> list[Snapshot]:
+    tables = read_tables(raw, {"spans", "next_tokens"})
+    next_tokens = expect(tables["next_tokens"], {"I64"}, [count], "next_tokens").integers()
+    shape = tables["spans"].shape
+    need(len(shape) == 2 and shape[0] <= 2**22, "spans: shape")
+    lines = expect(tables["spans"], {"I64"}, [shape[0], 5], "spans").integers()
+    snapshots: list[Snapshot] = []
+    at = 0
+    for number in range(count):
+        begin, covered = at, 0
+        group: tuple[int, int] | None = None
+        while at < len(lines) and lines[at] == number:
+            _, layer, layers, first, rows = lines[at : at + 5]
+            at += 5
+            need(first >= 0 and 1 <= rows <= total_rows - first, "spans: rows")
+            if group is not None and layer == group[0]:
+                need(layers == group[1], "spans: lines of a group differ in their layers")
+                continue
+            if layer == -1:
+                need(group is None and layers == 1, "spans: history")
+            else:
+                need(layer == covered and 1 <= layers <= total_layers - layer, "spans: layers")
+                covered = layer + layers
+            group = (layer, layers)
+        need(covered == total_layers, "spans: a snapshot does not cover all layers")
+        snapshots.append(Snapshot(next_tokens[number], lines[begin:at]))
+    need(at == len(lines), "spans: lines of no snapshot, or not sorted")
+    return snapshots
+
+
+# Rows
+
+
+def read_planes(data: memoryview, record: Record, geometry: Geometry) -> tuple[Part, bytes]:
+    """Which part one ROWS record holds, and its byte planes."""
+    part: Part = "keys" if record.part == 1 else "values"
+    layer = geometry.layers[record.first_layer]
+    tensor = read_tables(payload(data, record), {"planes"})["planes"]
+    shape = [geometry.item, record.layer_count, geometry.batch]
+    if part == "keys":
+        shape += [layer.heads, layer.key_size, record.number]
+    else:
+        shape += [record.number, layer.heads, layer.value_size]
+    return part, bytes(expect(tensor, {"U8"}, shape, "planes").data)
+
+
+def check_rows_record(record: Record, geometry: Geometry, total_rows: int) -> None:
+    need(record.codec != 0, "ROWS: codec 0")
+    if record.codec != 1:
+        raise Refused(f"unsupported: codec {record.codec}")
+    need(record.part in (1, 2), "ROWS: part")  # codec 1 has no part 0
+    need(record.layer_count >= 1 and record.layers.stop <= len(geometry.layers), "ROWS: layers")
+    alike = geometry.layers[record.first_layer]
+    need(all(geometry.layers[layer] == alike for layer in record.layers), "ROWS: layers are not alike")
+    need(record.number >= 1 and record.first + record.number <= total_rows, "ROWS: rows")
+
+
+def union(spans: Iterable[Span], disjoint: bool = False) -> list[Span]:
+    """The spans sorted, with those that touch or overlap joined."""
+    joined: list[Span] = []
+    for begin, stop in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            need(not disjoint or begin == joined[-1][1], "ROWS: a row is stored twice")
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((begin, stop))
+    return joined
+
+
+def contains(outer: list[Span], inner: list[Span]) -> bool:
+    """Whether every span of `inner` lies in one of `outer`; both come from `union`."""
+    at = 0
+    for begin, stop in inner:
+        while at < len(outer) and outer[at][1] < stop:
+            at += 1
+        if at == len(outer) or begin < outer[at][0]:
+            return False
+    return True
+
+
+def check_coverage(stored: list[Record], snapshots: list[Snapshot], total_layers: int) -> None:
+    """Nothing stored twice, keys and values of the same rows, and every named row stored."""
+    starts: dict[int, list[Record]] = {}
+    for record in stored:
+        starts.setdefault(record.first_layer, []).append(record)
+    by_layer: list[list[Span]] = []
+    active: list[Record] = []
+    for layer in range(total_layers):
+        still = [record for record in active if layer in record.layers]
+        if by_layer and layer not in starts and len(still) == len(active):
+            by_layer.append(by_layer[-1])  # the same records as for the layer before
+            continue
+        active = still + starts.get(layer, [])
+        keys, values = (
+            union(((r.first, r.first + r.number) for r in active if r.part in (0, part)), disjoint=True)
+            for part in (1, 2)
+        )
+        need(keys == values, f"layer {layer}: keys and values of different rows are stored")
+        by_layer.append(keys)
+    named: dict[tuple[int, int], set[Span]] = {}
+    for snapshot in snapshots:
+        for first, layers, spans in snapshot.groups():
+            if first >= 0:
+                named.setdefault((first, layers), set()).update(spans)
+    for (first, layers), named_spans in named.items():
+        rows = union(named_spans)
+        checked: list[Span] | None = None
+        for layer in range(first, first + layers):
+            if by_layer[layer] is not checked:
+                checked = by_layer[layer]
+                need(contains(checked, rows), f"layer {layer}: a snapshot names a row that is not stored")
+
+
+# The file
+
+
+@dataclass
+class Document:
+    model: dict[str, object]
+    header: dict[str, object]
+    token_ids: list[int]
+    positions: list[int]
+    reference: list[int]
+    snapshots: list[Snapshot]
+    geometry: Geometry
+    data: memoryview = field(repr=False)
+    stored: list[Record] = field(repr=False)  # the ROWS records
+
+    def next_token(self, number: int) -> int | None:
+        token = self.snapshots[number].next_token
+        return token if token >= 0 else None
+
+    def history(self, number: int) -> list[int]:
+        """The token ids that the model had been fed at a snapshot."""
+        spans = [span for layer, _, rows in self.snapshots[number].groups() if layer == -1 for span in rows]
+        if sum(stop - begin for begin, stop in spans) > SNAPSHOT_BUDGET // 8:
+            raise Refused("budget: history")
+        return [token for begin, stop in spans for token in self.token_ids[begin:stop]]
+
+    def raw_bytes(self, number: int) -> int:
+        """The bytes of the tensors of a snapshot."""
+        total = 0
+        for first, layers, spans in self.snapshots[number].groups():
+            rows = sum(stop - begin for begin, stop in spans)
+            if first >= 0:
+                total += rows * (self.geometry.row_bytes[first + layers] - self.geometry.row_bytes[first])
+        return total
+
+    def snapshot(self, number: int) -> list[tuple[bytes, bytes]]:
+        """Keys and values of each layer: little-endian values, [batch, heads, rows, size]."""
+        if self.raw_bytes(number) > SNAPSHOT_BUDGET:
+            raise Refused("budget: snapshot")
+        rows: list[list[Span]] = []
+        for first, layers, spans in self.snapshots[number].groups():
+            rows += [spans] * (layers if first >= 0 else 0)
+        lengths = [sum(stop - begin for begin, stop in spans) for spans in rows]
+        buffers: dict[Part, list[bytearray]] = {}
+        parts: tuple[Part, Part] = ("keys", "values")
+        for part in parts:
+            scale = self.geometry.item * self.geometry.batch
+            shapes = zip(lengths, self.geometry.layers, strict=True)
+            buffers[part] = [bytearray(scale * length * s.heads * s.size(part)) for length, s in shapes]
+        for record in self.stored:
+            pieces: list[tuple[int, int, int, int]] = []  # layer, row in the record, row in the cache, rows
+            for layer in record.layers:
+                target = 0
+                for begin, stop in rows[layer]:
+                    low, high = max(begin, record.first), min(stop, record.first + record.number)
+                    if low < high:
+                        pieces.append((layer, low - record.first, target + low - begin, high - low))
+                    target += stop - begin
+            if pieces:
+                part, planes = read_planes(self.data, record, self.geometry)
+                for piece in pieces:
+                    self.scatter(buffers[part][piece[0]], lengths[piece[0]], part, planes, record, piece)
+        return [(bytes(k), bytes(v)) for k, v in zip(buffers["keys"], buffers["values"], strict=True)]
+
+    def scatter(
+        self, out: bytearray, length: int, part: Part, planes: bytes, record: Record, piece: tuple[int, int, int, int]
+    ) -> None:
+        """Put the rows of one layer of a record where they belong, one byte of one column at a time."""
+        layer, source, target, count = piece
+        item, batch, heads = self.geometry.item, self.geometry.batch, self.geometry.layers[layer].heads
+        size = self.geometry.layers[layer].size(part)
+        stride = size * item
+        for byte, sequence, head, column in product(range(item), range(batch), range(heads), range(size)):
+            outer = (byte * record.layer_count + layer - record.first_layer) * batch + sequence
+            if part == "keys":
+                step = 1
+                at = ((outer * heads + head) * size + column) * record.number + source
+            else:
+                step = heads * size
+                at = (outer * record.number + source) * step + head * size + column
+            to = ((sequence * heads + head) * length + target) * stride + column * item + byte
+            column_bytes = planes[at : at + (count - 1) * step + 1 : step]
+            out[to : to + (count - 1) * stride + 1 : stride] = column_bytes
+
+
+def read(data: bytes) -> Document:
+    """Check a whole file by every rule of the specification."""
+    view = memoryview(data)
+    records = read_records(view, read_superblock(view))
+    of_type = {kind: [record for record in records if record.type == kind] for kind in KNOWN}
+    tables = sum(record.raw for kind in (LABELS, VIEWS, REFERENCE, INDEX) for record in of_type[kind])
+    if tables > TABLE_BUDGET:
+        raise Refused(f"budget: {tables} bytes of tables")
+
+    listed = [number for record in records[:-2] for number in record]
+    index = read_tables(payload(view, records[-2]), {"records"})["records"]
+    expect(index, {"I64"}, [len(records) - 2, 10], "INDEX")
+    need(list(index.integers()) == listed, "INDEX differs from the record headers")
+
+    for kind in (MODEL, HEADER):  # before they are decompressed
+        need(of_type[kind][0].raw <= MIB, "JSON: more than 1 MiB")
+    model = parse_json(payload(view, records[0]))
+    geometry = read_model(model)
+
+    token_ids: list[int] = []
+    positions: list[int] = []
+    for record in of_type[LABELS]:
+        rows = min(2**20, 2**26 - record.first)
+        need(record.first == len(token_ids) and 1 <= record.number <= rows, "LABELS: rows")
+        labels = read_tables(payload(view, record), {"token_ids", "position_offsets"})
+        token_ids += read_token_ids(labels["token_ids"], record.number)
+        offsets = expect(labels["position_offsets"], {"I64"}, [record.number], "position_offsets").integers()
+        positions += [row + offset for row, offset in enumerate(offsets, record.first)]
+    need(all(0 <= position <= I64_MAX for position in positions), "LABELS: position out of range")
+
+    for record in records:
+        if record.type not in KNOWN:
+            payload(view, record)  # held to the rules for frames, not interpreted
+
+    snapshots: list[Snapshot] = []
+    for record in of_type[VIEWS]:
+        need(record.first == len(snapshots) and 1 <= record.number <= 2**20 - record.first, "VIEWS: snapshots")
+        snapshots += read_views(payload(view, record), record.number, len(token_ids), len(geometry.layers))
+    need(len(snapshots) >= 1, "no snapshot")
+    need(sum(len(snapshot.lines) for snapshot in snapshots) <= 5 * 2**22, "VIEWS: too many spans")
+    for snapshot in snapshots:
+        for _, _, spans in snapshot.groups():
+            ordered = sorted(spans)
+            need(all(a[1] <= b[0] for a, b in pairwise(ordered)), "spans: a row is named twice")
+
+    reference: list[int] = []
+    for record in of_type[REFERENCE]:
+        need(record.number >= 1, "REFERENCE: no tokens")
+        reference = read_token_ids(read_tables(payload(view, record), {"token_ids"})["token_ids"], record.number)
+
+    stored = of_type[ROWS]
+    header = parse_json(payload(view, of_type[HEADER][0]))
+    document = Document(model, header, token_ids, positions, reference, snapshots, geometry, view, stored)
+    raw_bytes = [document.raw_bytes(number) for number in range(len(snapshots))]
+    check_header(header, sum(raw_bytes), raw_bytes[-1])
+
+    for record in stored:
+        check_rows_record(record, geometry, len(token_ids))
+    check_coverage(stored, snapshots, len(geometry.layers))
+    for record in stored:
+        read_planes(view, record, geometry)
+    return document
