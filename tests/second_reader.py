@@ -14,7 +14,7 @@ import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 from typing import Literal, NamedTuple, NoReturn
 
 import zstandard
