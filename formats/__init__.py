@@ -1,17 +1,36 @@
 """What a .tsc file is: tensors and bytes, and nothing of models or command lines.
 
-The format is specified in `docs/format.md`.  Importing this package does not import torch; functions that make
-tensors import it when they are called.
+The format is specified in `docs/format.md`.  Names are imported when they are first used, and torch when tensors are
+first made, so that a program which only looks at a file starts at once.
 """
 
-from .errors import TscError
-from .geometry import Geometry, LayerSpec
-from .timeline import Recorder, TraceBuilder, deduplicate
-from .trace import Snapshot, Trace
-from .trace_file import load
-from .trace_writer import TraceWriter, save
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import TscError
+    from .geometry import Geometry, LayerSpec
+    from .timeline import Recorder, TraceBuilder, deduplicate
+    from .trace import Snapshot, Trace
+    from .trace_file import load
+    from .trace_writer import TraceWriter, save
 
 __all__ = [
     "Geometry", "LayerSpec", "Recorder", "Snapshot", "Trace", "TraceBuilder", "TraceWriter", "TscError",
     "deduplicate", "load", "save",
 ]  # fmt: skip
+
+_HOMES = {
+    "TscError": "errors", "Geometry": "geometry", "LayerSpec": "geometry", "Recorder": "timeline",
+    "TraceBuilder": "timeline", "deduplicate": "timeline", "Snapshot": "trace", "Trace": "trace", "load": "trace_file",
+    "TraceWriter": "trace_writer", "save": "trace_writer",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'formats' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"formats.{_HOMES[name]}"), name)

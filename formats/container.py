@@ -248,6 +248,8 @@ class RecordReader:
         if fault:
             raise self.corrupt(fault, offset, header.sequence)
         try:
+            if not header.raw and not _is_empty_frame(stored):
+                raise self.corrupt("a zstd frame is not as empty as it declares", offset, header.sequence)
             return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise self.corrupt("a zstd frame cannot be decoded", offset, header.sequence) from error
@@ -308,3 +310,15 @@ def _frame_fault(stored: bytes, raw: int) -> str | None:
     if frame.window_size > limits.MAX_WINDOW or frame.dict_id:
         return "a zstd frame asks for a window or a dictionary that is not allowed"
     return None
+
+
+def _is_empty_frame(stored: bytes) -> bool:
+    """Whether `stored` is one whole frame without content; `decompress` looks no further than its declared size of 0.
+
+    Fed in small pieces, so that a frame which lies about its size yields little before it is found out.
+    """
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    for at in range(0, len(stored), 64):
+        if frame.eof or frame.decompress(stored[at : at + 64]):
+            return False
+    return frame.eof and not frame.unused_data

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import geometry as geometry_json
 from . import header as header_json
 from . import views as viewing
-from .atomic import atomic_write
 from .codecs import BlockShape, Codec, codec_by_id
-from .container import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordReader, RecordType, RecordWriter
+from .container import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordReader, RecordType
 from .errors import CorruptError, StorageError, TscError, UsageError
 from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_LABELS_PER_RECORD, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
 from .tensor_buffer import TensorView, expect, parse
 from .trace import Trace
-from .trace_writer import finish_records
 from .views import BlockKey, Labels, View
 
 if TYPE_CHECKING:
@@ -97,10 +94,13 @@ class TraceFile:
 
     def payload(self, offset: int, entry: RecordHeader) -> bytes:
         """The payload of a record, whose own header must say what the index says of it."""
+        return self.reader.payload(offset, self._header(offset, entry))
+
+    def _header(self, offset: int, entry: RecordHeader) -> RecordHeader:
         header = self.reader.header_at(offset, entry.sequence)
         if _described(header) != _described(entry):
             raise self.reader.corrupt("the index describes this record wrongly", offset, entry.sequence)
-        return self.reader.payload(offset, header)
+        return header
 
     def buffer(self, offset: int, entry: RecordHeader) -> dict[str, TensorView]:
         payload = self.payload(offset, entry)
@@ -124,12 +124,15 @@ class TraceFile:
             expect(tensors, {"records": ("I64", (count - 2, len(INDEX_COLUMNS)))}, "index")
         table, entries, at = tensors["records"].integers(), [], SUPERBLOCK_BYTES
         for sequence in range(count - 2):
-            offset, kind, codec, stored, raw, part, first_layer, layers, first, length = table[
-                sequence * len(INDEX_COLUMNS) : (sequence + 1) * len(INDEX_COLUMNS)
-            ]
+            line = table[sequence * len(INDEX_COLUMNS) : (sequence + 1) * len(INDEX_COLUMNS)]
+            offset, kind, codec, stored, raw, part, first_layer, layers, first, length = line
+            if min(line) < 0 or kind in (RecordType.INDEX, RecordType.END):
+                raise self.reader.corrupt(f"the index lists record {sequence} as what it cannot be", index_offset)
             if offset != at or not 0 <= stored <= index_offset - at - RECORD_BYTES:
                 raise self.reader.corrupt("the index does not tile the file", index_offset, count - 2)
             entry = RecordHeader(kind, sequence, stored, raw, codec, part, first_layer, layers, first, length)
+            if kind != RecordType.ROWS:  # of these few, the index could otherwise hide one, even one marked as needed
+                self._header(offset, entry)
             entries.append((offset, entry))
             at = offset + RECORD_BYTES + stored
         if at != index_offset:
@@ -266,15 +269,3 @@ def load(path: str | os.PathLike[str]) -> Trace:
         CorruptError, UnsupportedFileError: it is damaged, or needs a newer reader.
     """
     return TraceFile(path).trace()
-
-
-def record_quality(path: str | os.PathLike[str], quality: Sequence[Mapping[str, Any]]) -> None:
-    """Replace the quality records in a file's tier header; every other record stays as it is, byte for byte."""
-    file = TraceFile(path)
-    header = replace(file.header, quality=[dict(record) for record in quality])
-    with atomic_write(Path(path), force=True) as sink:
-        writer = RecordWriter(sink, file.reader.file_id)
-        for offset, entry in file.entries[:-1]:
-            checked = file.reader.header_at(offset, entry.sequence)
-            writer.copy(file.reader.stored(offset, checked), checked)
-        finish_records(writer, header)

@@ -9,10 +9,11 @@ import typer
 from formats.version import VERSION
 
 from .commands import capture, decode, demo, inspect, integrity, models, resume, tiers, verify
+from .output import message
 
 # plain help: rich's costs a third of the start-up time that --help is allowed
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
@@ -23,8 +24,9 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def tsc(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -34,6 +36,9 @@ def tsc(
     Also installed as tsc-kv, since TypeScript's compiler is called tsc, too.
     """
     del version
+    if context.invoked_subcommand is None:
+        message(context.get_help())
+        raise typer.Exit(2)
 
 
 for _name, _module in (

@@ -28,6 +28,7 @@ _VOLATILE = {
 }  # fmt: skip
 NOT_COMPARED = frozenset({"attention"})  # another kernel rounds differently but means the same cache
 
+_tokenizers: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
 _weights: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
 
@@ -92,10 +93,15 @@ def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of everything that turns text into token ids."""
+    """SHA-256 of everything that turns text into token ids; cached while no token is added."""
+    known = _tokenizers.get(tokenizer)
+    if known is not None and known[0] == len(tokenizer):
+        return known[1]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else _canonical(tokenizer.get_vocab())
-    return _sha256([text.encode()])
+    value = _sha256([text.encode()])
+    _tokenizers[tokenizer] = (len(tokenizer), value)
+    return value
 
 
 def _adapters(model: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import UnsupportedFileError, UsageError
+from ..errors import CorruptError, UnsupportedFileError, UsageError
 from .base import BlockShape, Codec
 from .lossless import Lossless
 
@@ -12,7 +12,9 @@ CODECS: dict[int, type[Codec]] = {1: Lossless}
 
 
 def codec_by_id(number: int, path: str) -> Codec:
-    """The codec with this id.  Raises UnsupportedFileError."""
+    """The codec with this id.  Raises UnsupportedFileError, or CorruptError for 0, which no codec will ever have."""
+    if number == 0:
+        raise CorruptError("codec 0 is never valid", path=path)
     if number not in CODECS:
         raise UnsupportedFileError(f"codec {number} is not known to this reader", path=path, hint="update tsc")
     return CODECS[number]()

@@ -83,10 +83,10 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Capture a model's KV cache for a prompt, and at each of some decode steps.
+    """Capture a model's KV cache into a .tsc file.
 
-    Writes a lossless .tsc file. `--steps N` makes N + 1 snapshots: the prompt's, and one after each decoded token
-    (decoding goes on through an end-of-text token).
+    The cache after the prompt, and after each of some decode steps, lossless. `--steps N` makes N + 1 snapshots: the
+    prompt's, and one after each decoded token (decoding goes on through an end-of-text token).
 
     A KV cache reveals its prompt: treat the file as you treat the text.
     """

@@ -20,7 +20,9 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a .tsc file holds: model, snapshots, bytes by kind, ratios, measured quality.
+    """Show what a .tsc file holds.
+
+    Model, snapshots, bytes by kind, ratios, measured quality.
 
     Reads the index and the tables, not the rows: `tsc test` checks those.
     """

@@ -15,9 +15,10 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every byte of .tsc files: all checksums, all records, all shapes. No model, no torch.
+    """Check every byte of .tsc files.
 
-    Exit code 3 if one is corrupt or unsupported, 2 if one cannot be read.
+    All checksums, all records, all shapes; needs no model and no torch. Exit code 3 if a file is corrupt or
+    unsupported, 2 if one cannot be read.
     """
     from formats.errors import TscError
     from formats.integrity import check

@@ -16,7 +16,10 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the default model and the models in the local hub cache, with size and place."""
+    """List the models on this machine.
+
+    The default model and those in the local hub cache, with size and place.
+    """
     from .. import default_model
 
     out = Output(as_json, quiet)

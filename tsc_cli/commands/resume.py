@@ -27,10 +27,10 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue generating from a snapshot; the text streams to stdout.
+    """Continue generating from a snapshot.
 
-    `--snapshot K` goes back to an earlier moment. Without PROMPT a greedy continuation gives the same tokens as the
-    run that was captured.
+    The text streams to stdout. `--snapshot K` goes back to an earlier moment. Without PROMPT a greedy continuation
+    gives the same tokens as the run that was captured.
     """
     from formats import load
 

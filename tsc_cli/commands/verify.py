@@ -55,14 +55,14 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Restore snapshots and measure them against the exact cache.
+    """Measure restored snapshots against the exact cache.
 
     The exact cache is recomputed from the tokens in the file. Both caches are fed the same continuation (the text that
     followed the prompt, or else tokens sampled from the exact model) and their predictions compared as
     llama-perplexity --kl-divergence does.
     """
     from formats import load
-    from formats.trace_file import record_quality
+    from formats.quality import record_quality
 
     from ..files import model_for, numbers
     from ..verification import VerifyOptions, passes, verify

@@ -1,0 +1,25 @@
+"""Putting what was measured into a file that exists already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .atomic import atomic_write
+from .container import RecordWriter
+from .trace_file import TraceFile
+from .trace_writer import finish_records
+
+
+def record_quality(path: str | os.PathLike[str], quality: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the quality records in a file's tier header; every other record stays as it is, byte for byte."""
+    file = TraceFile(path)
+    header = replace(file.header, quality=[dict(record) for record in quality])
+    with atomic_write(path, force=True) as sink:
+        writer = RecordWriter(sink, file.reader.file_id)
+        for offset, entry in file.entries[:-1]:
+            checked = file.reader.header_at(offset, entry.sequence)
+            writer.copy(file.reader.stored(offset, checked), checked)
+        finish_records(writer, header)

@@ -1,0 +1,196 @@
+"""Take a valid .tsc file apart and put it back together with edits, every checksum, length and index line right again.
+
+Nothing of `formats` is used: a broken writer could not make the file that shows its own mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+import zstandard
+
+MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, REFERENCE = 1, 2, 3, 4, 5, 6, 7, 0x81
+SIGNATURE = bytes.fromhex("89 54 53 43 01 0d 0a 1a")
+INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
+_HEADER_FORMAT = "<BBHIQQHHIIIQQI"  # without the header CRC, which follows
+_HEADER_FIELDS = (
+    "type", "reserved_a", "codec", "sequence", "stored", "raw", "part", "reserved_b", "first_layer", "layer_count",
+    "reserved_c", "first", "count", "payload_crc",
+)  # fmt: skip
+_DESCRIBED = ("codec", "part", "first_layer", "layer_count", "first", "count")
+_CODES = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
+
+
+@dataclass
+class Piece:
+    """One record.  `stored` replaces the zstd frame of `raw`; `lies` are written over header fields at the very end."""
+
+    type: int
+    raw: bytes
+    codec: int = 0
+    part: int = 0
+    first_layer: int = 0
+    layer_count: int = 0
+    first: int = 0
+    count: int = 0
+    stored: bytes | None = None
+    lies: dict[str, int] = field(default_factory=dict)
+
+    def header(self, sequence: int, stored: bytes) -> dict[str, int]:
+        true = {name: getattr(self, name) for name in ("type", *_DESCRIBED)}
+        lengths = {"stored": len(stored), "raw": len(self.raw), "payload_crc": google_crc32c.value(stored)}
+        reserved = {"reserved_a": 0, "reserved_b": 0, "reserved_c": 0}
+        return true | lengths | reserved | {"sequence": sequence} | self.lies
+
+    def edit_json(self, edit: Callable[[Any], object]) -> None:
+        """Apply `edit` to the parsed payload, in place."""
+        value = json.loads(self.raw)
+        edit(value)
+        self.raw = spell(value)
+
+    def edit_table(self, edit: Callable[[dict[str, Any]], object]) -> None:
+        """Apply `edit` to the safetensors header, in place; the data stays as it is."""
+        header, data = split_table(self.raw)
+        edit(header)
+        self.raw = join_table(spell(header), data)
+
+    def integers(self, name: str) -> list[int]:
+        header, data = split_table(self.raw)
+        begin, stop = header[name]["data_offsets"]
+        code = _CODES[header[name]["dtype"]]
+        return [value for (value,) in struct.iter_unpack(f"<{code}", data[begin:stop])]
+
+    def set_integers(self, name: str, values: list[int], *, dtype: str | None = None) -> None:
+        """Replace an integer tensor; its first dimension follows from the number of values."""
+        header, data = split_table(self.raw)
+        octets = {key: data[slice(*entry["data_offsets"])] for key, entry in header.items()}
+        entry = header[name]
+        entry["dtype"] = dtype or entry["dtype"]
+        octets[name] = struct.pack(f"<{len(values)}{_CODES[entry['dtype']]}", *values)
+        width = entry["shape"][1] if len(entry["shape"]) == 2 else 1
+        entry["shape"][0] = len(values) // width
+        at = 0
+        for key, value in header.items():
+            value["data_offsets"] = [at, at + len(octets[key])]
+            at += len(octets[key])
+        self.raw = join_table(spell(header), b"".join(octets[key] for key in header))
+
+
+@dataclass
+class Craft:
+    """A whole file.  INDEX and END are made anew unless `index_raw` says otherwise."""
+
+    file_id: bytes
+    records: list[Piece]
+    minor: int = 0
+    flags: int = 0
+    reserved: dict[int, int] = field(default_factory=dict)  # bytes of the superblock by offset
+    index_raw: bytes | None = None  # this payload instead of one that is made anew
+    edit_index: Callable[[list[list[int]]], object] = lambda lines: None
+    index: Piece = field(default_factory=lambda: Piece(INDEX, b""))
+    end: Piece = field(default_factory=lambda: Piece(END, b"", stored=SIGNATURE))
+    tail: bytes = b""
+
+    @classmethod
+    def of(cls, data: bytes) -> Craft:
+        """The parts of a valid file."""
+        pieces, at = [], 64
+        while at < len(data):
+            found = dict(zip(_HEADER_FIELDS, struct.unpack_from(_HEADER_FORMAT, data, at), strict=True))
+            stored = data[at + 64 : at + 64 + found["stored"]]
+            raw = b"" if found["type"] == END else zstandard.ZstdDecompressor().decompress(stored)
+            kept = {name: found[name] for name in _DESCRIBED}
+            pieces.append(Piece(found["type"], raw, **kept))
+            at += 64 + len(stored)
+        return cls(data[16:32], pieces[:-2])
+
+    def __getitem__(self, type_: int) -> Piece:
+        """The first record of a type."""
+        return next(piece for piece in self.records if piece.type == type_)
+
+    def rows(self, number: int) -> Piece:
+        return [piece for piece in self.records if piece.type == ROWS][number]
+
+    def insert(self, piece: Piece) -> Piece:
+        """Put a record before HEADER, where records of any order may stand."""
+        self.records.insert(-1, piece)
+        return piece
+
+    def build(self, *, fix_index: bool = True) -> bytes:
+        """The file.  Without `fix_index`, INDEX keeps the payload in `index_raw`."""
+        out = bytearray(superblock(self.file_id, self.minor, self.flags, self.reserved))
+        lines: list[list[int]] = []
+        for sequence, piece in enumerate(self.records):
+            offset = len(out)
+            header = self._append(out, piece, sequence)
+            lines.append([offset, *(header[name] for name in INDEX_COLUMNS[1:])])
+        if fix_index and self.index_raw is None:
+            self.edit_index(lines)
+            # a field of 2^63 or more cannot be listed; its low 64 bits are as near as the index comes to it
+            numbers = b"".join(struct.pack("<Q", value & 2**64 - 1) for line in lines for value in line)
+            entry = {"dtype": "I64", "shape": [len(lines), len(INDEX_COLUMNS)], "data_offsets": [0, len(numbers)]}
+            self.index.raw = join_table(spell({"records": entry}), numbers)
+        elif self.index_raw is not None:
+            self.index.raw = self.index_raw
+        self.end.first, self.end.count = len(out), len(self.records) + 2
+        self._append(out, self.index, len(self.records))
+        self._append(out, self.end, len(self.records) + 1)
+        return bytes(out) + self.tail
+
+    def _append(self, out: bytearray, piece: Piece, sequence: int) -> dict[str, int]:
+        stored = frame(piece.raw) if piece.stored is None else piece.stored
+        header = piece.header(sequence, stored)
+        packed = struct.pack(_HEADER_FORMAT, *(header[name] for name in _HEADER_FIELDS))
+        out += packed + struct.pack("<I", google_crc32c.value(self.file_id + packed)) + stored
+        return header
+
+
+def superblock(file_id: bytes, minor: int = 0, flags: int = 0, reserved: dict[int, int] | None = None) -> bytes:
+    head = bytearray(SIGNATURE + struct.pack("<HHI", minor, flags, 0) + file_id + bytes(28))
+    for offset, value in (reserved or {}).items():
+        head[offset] = value
+    return bytes(head) + struct.pack("<I", google_crc32c.value(bytes(head)))
+
+
+def split_table(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
+def join_table(header: bytes, data: bytes) -> bytes:
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def spell(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def frame(raw: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=1).compress(raw)
+
+
+def raw_frame(
+    content: bytes, *, size: int | None, window: int | None = None, dictionary: bytes = b"", blocks: bytes = b""
+) -> bytes:
+    """A zstd frame of uncompressed blocks, field by field as in RFC 8878.
+
+    Args:
+        size: the content size that it declares, None for none.
+        window: the window descriptor byte; None makes a single-segment frame.
+        dictionary: a dictionary identifier of 0, 1, 2 or 4 bytes.
+        blocks: blocks to begin with, as they are.
+    """
+    descriptor = (3 << 6 if size is not None else 0) | (window is None) << 5 | (0, 1, 2, None, 3)[len(dictionary)]
+    head = b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + (b"" if window is None else bytes([window])) + dictionary
+    if size is not None:
+        head += size.to_bytes(8, "little")
+    pieces = [content[at : at + 65_536] for at in range(0, len(content), 65_536)] or [b""]
+    for number, piece in enumerate(pieces):
+        blocks += (len(piece) << 3 | (number == len(pieces) - 1)).to_bytes(3, "little") + piece
+    return head + blocks

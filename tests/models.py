@@ -1,0 +1,81 @@
+"""Models small enough to build in a test: real architectures, random weights, a byte-level tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+SMALL = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 300}
+CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+
+
+def _build(config: Any, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """GQA with RoPE: full attention."""
+    return _build(
+        transformers.LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **changes), dtype
+    )
+
+
+def mistral_sliding(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """Every layer with a sliding window of 16."""
+    settings = {"sliding_window": 16, **changes}
+    return _build(
+        transformers.MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **settings), dtype
+    )
+
+
+def gemma3_mixed(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """Sliding windows of 16 and full attention in turn, QK-norm."""
+    settings = {"sliding_window": 16, "sliding_window_pattern": 2, "head_dim": 16, **changes}
+    config = transformers.Gemma3TextConfig(**SMALL, num_attention_heads=4, num_key_value_heads=1, **settings)
+    return _build(config, dtype)
+
+
+def gpt2(dtype: torch.dtype = torch.float32) -> Any:
+    """Learned positions, no RoPE, as many KV heads as query heads."""
+    return _build(transformers.GPT2Config(vocab_size=300, n_embd=48, n_layer=3, n_head=4, n_positions=256), dtype)
+
+
+def qwen3(dtype: torch.dtype = torch.float32) -> Any:
+    """QK-norm and a head size that is not hidden size / heads."""
+    config = transformers.Qwen3Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=20)
+    return _build(config, dtype)
+
+
+FAMILIES: dict[str, Callable[[torch.dtype], Any]] = {
+    "llama": llama, "mistral-sliding": mistral_sliding, "gemma3-mixed": gemma3_mixed, "gpt2": gpt2, "qwen3": qwen3,
+}  # fmt: skip
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte; ids 0 to 255, end of text 256."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def save_small_model(folder: Path, model: Any | None = None) -> Path:
+    """A folder that `-m` takes."""
+    (model or llama()).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (length,), generator=generator).tolist()

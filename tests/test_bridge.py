@@ -1,0 +1,122 @@
+"""Restored caches go on exactly as the uninterrupted run did, in every family that is supported."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from formats.errors import MismatchError, UnsupportedCacheError
+from tests import models
+from tsc_cli import bridge, capture, load, save, to_cache
+from tsc_cli.generation import Sampler, continue_from, feed, prefill
+from tsc_cli.resuming import resume
+
+STEPS, MORE = 12, 24
+
+
+def uninterrupted(model: Any, prompt: list[int]) -> tuple[list[int], list[torch.Tensor]]:
+    """Tokens and logits of one greedy run: STEPS + MORE tokens after the prompt."""
+    cache, logits = prefill(model, prompt, chunk=1024)
+    token, tokens, seen = int(logits.argmax()), [], []
+    for _ in range(STEPS + MORE):
+        tokens.append(token)
+        seen.append(feed(model, cache, [token], last_only=True)[-1])
+        token = int(seen[-1].argmax())
+    return tokens, seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("length", [9, 40], ids=["short", "past-window"])
+def test_every_snapshot_resumes_bit_identically(family: str, dtype: torch.dtype, length: int, tmp_path: Path) -> None:
+    model, prompt = models.FAMILIES[family](dtype), models.prompt(length)
+    tokens, logits = uninterrupted(model, prompt)
+    save(capture(model, prompt, steps=STEPS), tmp_path / "trace.tsc")
+    trace = load(tmp_path / "trace.tsc")
+    assert len(trace) == STEPS + 1
+    for number in range(len(trace)):
+        cache = to_cache(trace, model, number)
+        for step in range(number, number + MORE):
+            assert torch.equal(feed(model, cache, [tokens[step]], last_only=True)[-1], logits[step]), (number, step)
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_generate_takes_the_cache(family: str) -> None:
+    model, prompt = models.FAMILIES[family](torch.float32), models.prompt(40)
+    trace = capture(model, prompt, steps=3)
+    whole = torch.tensor([[*trace.token_ids(-1), trace.views[-1].next_token]])
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    made = model.generate(whole, past_key_values=to_cache(trace, model), **settings)
+    expected = list(islice(resume(trace, model), 9))
+    assert made[0, whole.shape[1] - 1 :].tolist() == expected
+
+
+def test_sliding_layers_store_only_their_window() -> None:
+    trace = capture(models.gemma3_mixed(), models.prompt(40), steps=0)
+    rows = {spec.kind: trace.views[0].rows(layer) for layer, spec in enumerate(trace.geometry.layers)}
+    assert rows == {"sliding": 15, "full": 40}
+    stored = {block.key.row_count for block in trace.blocks if trace.geometry.layers[block.key.first_layer].window}
+    assert stored == {15}
+
+
+def test_fork_leaves_the_original_alone() -> None:
+    model = models.gemma3_mixed()
+    cache, logits = prefill(model, models.prompt(20), chunk=64)
+    before = [(keys.clone(), values.clone()) for keys, values in bridge.rows_of(cache)]
+    list(islice(continue_from(model, bridge.fork(cache), int(logits.argmax()), Sampler()), 5))
+    assert all(
+        torch.equal(a, b) for old, new in zip(before, bridge.rows_of(cache), strict=True) for a, b in zip(old, new, strict=True)
+    )
+    assert cache.get_seq_length() == 20
+
+
+def t5() -> Any:
+    config = transformers.T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def lfm2() -> Any:
+    config = transformers.Lfm2Config(
+        **models.SMALL, num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "conv", "full_attention"]
+    )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def mamba() -> Any:
+    return transformers.AutoModelForCausalLM.from_config(
+        transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=99)
+    )
+
+
+@pytest.mark.parametrize(("build", "named"), [(t5, "encoder-decoder"), (lfm2, "LinearAttention"), (mamba, "Mamba")])
+def test_other_caches_are_refused_by_name_before_anything_runs(build: Any, named: str) -> None:
+    model = build()
+    model.forward = None  # a forward pass would fail loudly
+    with pytest.raises(UnsupportedCacheError, match=named):
+        capture(model, [1, 2, 3], steps=1)
+
+
+def test_a_subclass_of_a_supported_layer_is_refused() -> None:
+    class Layer(transformers.cache_utils.DynamicLayer):
+        pass
+
+    cache = transformers.DynamicCache(config=models.llama().config)
+    cache.layers[1] = Layer()
+    with pytest.raises(UnsupportedCacheError, match="layer 1 of M is a Layer"):
+        bridge.refuse_unsupported(cache, "M")
+
+
+def test_restoring_checks_every_layer_before_building() -> None:
+    model = models.llama()
+    moment = capture(model, models.prompt(9), steps=0).snapshot()
+    moment.keys[2] = moment.keys[2][:, :, :-1]
+    with pytest.raises(MismatchError, match="layer 2 needs 9 rows"):
+        bridge.restore(moment, model)
+    moment.keys.pop()
+    with pytest.raises(MismatchError, match="the file has 2 layers, the model 3"):
+        bridge.restore(moment, model)
