@@ -232,8 +232,8 @@ def _identities(snapshot: Snapshot, layer: int, token_at: Mapping[int, int]) -> 
     import torch
 
     def as_rows(tensor: torch.Tensor) -> list[bytes]:
-        flat = tensor.detach().transpose(0, 2).contiguous().view(torch.uint8).cpu().numpy()
-        return [row.tobytes() for row in flat]
+        flat = tensor.detach().transpose(0, 2).reshape(-1).view(torch.uint8).cpu().numpy()
+        return [row.tobytes() for row in flat.reshape(tensor.shape[2], -1)]
 
     labels = [f"{token_at[position]},{position};".encode() for position in snapshot.row_positions[layer]]
     return [

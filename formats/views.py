@@ -207,7 +207,7 @@ def _stored_intervals(blocks: Iterable[BlockKey], layers: int) -> list[tuple[Spa
         for spans in found.values():
             if _overlap(spans):
                 raise CorruptError(f"rows of layer {layer} are stored twice")
-        keys, values_ = merged(found[Part.KEYS]), merged(found[Part.VALUES])
+        keys, values_ = (merged(sorted(spans)) for spans in found.values())  # records come in any order
         if keys != values_:
             raise CorruptError(f"layer {layer} has keys without values or values without keys")
         result.append(shared.setdefault(keys, keys))

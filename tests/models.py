@@ -12,7 +12,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 SMALL = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": 300}
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<bot>{% endif %}"
+)
 
 
 def _build(config: Any, dtype: torch.dtype) -> Any:
@@ -22,17 +25,13 @@ def _build(config: Any, dtype: torch.dtype) -> Any:
 
 def llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """GQA with RoPE: full attention."""
-    return _build(
-        transformers.LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **changes), dtype
-    )
+    return _build(transformers.LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **changes), dtype)
 
 
 def mistral_sliding(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """Every layer with a sliding window of 16."""
     settings = {"sliding_window": 16, **changes}
-    return _build(
-        transformers.MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **settings), dtype
-    )
+    return _build(transformers.MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **settings), dtype)
 
 
 def gemma3_mixed(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

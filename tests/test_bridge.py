@@ -70,7 +70,9 @@ def test_fork_leaves_the_original_alone() -> None:
     before = [(keys.clone(), values.clone()) for keys, values in bridge.rows_of(cache)]
     list(islice(continue_from(model, bridge.fork(cache), int(logits.argmax()), Sampler()), 5))
     assert all(
-        torch.equal(a, b) for old, new in zip(before, bridge.rows_of(cache), strict=True) for a, b in zip(old, new, strict=True)
+        torch.equal(a, b)
+        for old, new in zip(before, bridge.rows_of(cache), strict=True)
+        for a, b in zip(old, new, strict=True)
     )
     assert cache.get_seq_length() == 20
 

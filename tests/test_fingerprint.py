@@ -24,9 +24,7 @@ CHANGES: dict[str, tuple[str, Callable[[], Any]]] = {
     "rope theta": ("rope", lambda: models.mistral_sliding(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
     "rope scaling": (
         "rope",
-        lambda: models.mistral_sliding(
-            rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-        ),
+        lambda: models.mistral_sliding(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
     ),
     "sliding window": ("sliding_window", lambda: models.mistral_sliding(sliding_window=17)),
     "norm epsilon": ("config", lambda: models.mistral_sliding(rms_norm_eps=1e-5)),

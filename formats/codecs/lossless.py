@@ -37,7 +37,8 @@ class Lossless:
         import torch
 
         ((part, tensor),) = rows.items()
-        octets = tensor.contiguous().view(torch.uint8).view(*tensor.shape, tensor.element_size())
+        # flattened first: a dimension of extent 1 may have any stride, which a view of another item size refuses
+        octets = tensor.reshape(-1).view(torch.uint8).view(*tensor.shape, tensor.element_size())
         return {"planes": octets.permute(_STORED_ORDER[part]).contiguous().cpu()}
 
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
@@ -51,7 +52,7 @@ class Lossless:
         planes = to_torch(tensors["planes"], device).view(_stored_shape(part, shape))
         order = _STORED_ORDER[part]
         octets = planes.permute([order.index(axis) for axis in range(6)]).contiguous()
-        return {part: octets.view(getattr(torch, shape.dtype)).squeeze(-1)}
+        return {part: octets.view(-1).view(getattr(torch, shape.dtype)).view(shape.tensor(part))}
 
 
 def _stored_shape(part: Part, shape: BlockShape) -> tuple[int, ...]:

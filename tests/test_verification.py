@@ -1,0 +1,106 @@
+"""Verify finds nothing where nothing was lost, and finds what was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from formats import Trace, TraceBuilder
+from formats.container import Part
+from formats.errors import MismatchError, UsageError
+from formats.trace import MemoryBlock
+from tests import models
+from tsc_cli import capture, load, save, verify
+from tsc_cli.verification import VerifyOptions, passes
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return models.llama()
+
+
+@pytest.fixture(scope="module")
+def trace(model: Any) -> Trace:
+    return capture(model, models.prompt(40), steps=6, chunk=16, reference=models.prompt(120, seed=3))
+
+
+def damaged(trace: Trace, scale: float) -> Trace:
+    """The same trace with noise on its values."""
+    builder = TraceBuilder(trace.geometry, trace.fingerprint)
+    generator = torch.Generator().manual_seed(0)
+    for block in trace.blocks:
+        rows = dict(block.read())
+        noise = torch.randn(rows[Part.VALUES].shape, generator=generator)
+        rows[Part.VALUES] = rows[Part.VALUES] * (1 + scale * noise)
+        builder.add_block(MemoryBlock(block.key, rows))
+    return replace(builder.trace, views=trace.views, labels=trace.labels, info=trace.info, reference=trace.reference)
+
+
+def test_nothing_is_lost_at_any_snapshot(model: Any, trace: Trace, tmp_path: Path) -> None:
+    save(trace, tmp_path / "t.tsc")
+    results = verify(load(tmp_path / "t.tsc"), model, snapshots=range(7), positions=100, greedy=8)
+    assert [r.snapshot for r in results] == list(range(7))
+    assert [r.reference for r in results] == ["text"] + ["sampled"] * 6
+    for result in results:
+        assert result.identical
+        assert result.fidelity.kl_mean == 0
+        assert result.fidelity.top1 == 1
+        assert result.diverges_at is None
+        assert result.fidelity.positions == 100
+
+
+def test_noise_shows_and_more_noise_shows_more(model: Any, trace: Trace) -> None:
+    small, large = (verify(damaged(trace, scale), model, positions=100)[0] for scale in (0.02, 0.5))
+    assert not small.identical
+    assert 0 < small.fidelity.kl_mean < large.fidelity.kl_mean
+    assert large.fidelity.top1 < 1
+    assert large.diverges_at is not None
+
+
+def test_against_another_file_gives_the_same_as_recomputing(model: Any, trace: Trace) -> None:
+    lossy = damaged(trace, 0.1)
+    recomputed = verify(lossy, model, snapshots=(0, -1), positions=50, greedy=4)
+    compared = verify(lossy, model, against=trace, snapshots=(0, -1), positions=50, greedy=4)
+    assert [r.fidelity for r in recomputed] == [r.fidelity for r in compared]
+    assert {r.exact for r in compared} == {"file"}
+
+
+def test_against_a_file_of_other_tokens_is_refused(model: Any, trace: Trace) -> None:
+    other = capture(model, models.prompt(40, seed=9), steps=6)
+    with pytest.raises(UsageError, match="other tokens"):
+        verify(trace, model, against=other)
+
+
+def test_another_model_is_refused(trace: Trace) -> None:
+    with pytest.raises(MismatchError, match="architecture"):
+        verify(trace, models.mistral_sliding())
+
+
+@pytest.mark.parametrize("snapshots", [(0,), (-1,), (0, 3, -1)])
+@pytest.mark.parametrize("against", [False, True])
+def test_progress_reaches_what_was_announced(
+    model: Any, trace: Trace, snapshots: tuple[int, ...], against: bool
+) -> None:
+    options = VerifyOptions(snapshots, positions=20, greedy=3)
+    done: list[int] = []
+    verify(trace, model, against=trace if against else None, options=options, progress=done.append)
+    assert sum(done) == passes(trace, options, against=against)
+
+
+def test_the_reference_of_an_early_snapshot_is_what_the_run_did_next(model: Any, trace: Trace) -> None:
+    # the run's own later tokens are the beginning: scoring them needs no sampling to reach the same figures
+    one = verify(trace, model, snapshots=(2,), positions=4, greedy=0, seed=0)[0]
+    other = verify(trace, model, snapshots=(2,), positions=3, greedy=0, seed=1)[0]
+    assert one.fidelity.positions == 4
+    assert other.fidelity.positions == 3
+
+
+def test_a_result_is_plain_json_values(model: Any, trace: Trace) -> None:
+    record = verify(trace, model, positions=1, greedy=0)[0].to_dict()
+    assert record["kl_mean_se"] is None  # one position has no standard error
+    assert record["sufficient"] is False
+    assert all(isinstance(value, int | float | str | bool | None) for value in record.values())
