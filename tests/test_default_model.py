@@ -24,6 +24,7 @@ SMALLEST = {"fp32": 1.17, "bf16": 1.48, "fp16": 1.16}  # ratio of one 1,024-toke
 
 @pytest.fixture(scope="module", params=DTYPES)
 def case(request: pytest.FixtureRequest) -> tuple[str, model_loading.Loaded, list[int]]:
+    """(name of the dtype, the default model in it, tokens of the demo's text)."""
     loaded = model_loading.load(None, dtype=DTYPES[request.param], device="cpu", say=print)
     text = files("tsc_cli").joinpath("demo.txt").read_text("utf-8")
     return request.param, loaded, loaded.tokenizer(text).input_ids
@@ -50,10 +51,10 @@ def test_every_snapshot_resumes_as_the_uninterrupted_run(case: tuple[str, Any, l
         assert resumed == whole[number:], number
 
 
-def test_verify_finds_exactly_nothing_lost(case: tuple[str, Any, list[int]], tmp_path: Path) -> None:
+def test_verify_finds_exactly_nothing_lost(case: tuple[str, Any, list[int]]) -> None:
     _, loaded, tokens = case
     trace = capture(loaded.model, tokens[:256], steps=2, reference=tokens[256:385])
-    for result in verify(trace, loaded.model, snapshots=(0, 2), positions=128, greedy=8):
+    for result in verify(trace, loaded.model, snapshots=(0,), positions=128, greedy=4):
         assert (result.fidelity.kl_mean, result.fidelity.kl_max, result.fidelity.top1) == (0, 0, 1)
         assert result.identical
         assert result.fidelity.sufficient

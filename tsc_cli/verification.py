@@ -94,9 +94,14 @@ def verify(
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
     if options.positions < 1 or options.greedy < 0:
         raise UsageError("positions must be at least 1 and greedy not negative")
-    sampled = _sampled_continuation(trace, model, wanted, against, options, progress)
+    plan = _Plan.of(trace, wanted, against=against is not None)
+    kept = dict(_exact_caches(trace, model, plan.first_pass, against, progress))
+    sampled = _sample(trace, model, kept[len(trace) - 1], options, progress) if plan.sample else []
     results = []
-    for number, exact in _exact_caches(trace, model, wanted, against, progress):
+    second = _exact_caches(trace, model, plan.second_pass, against, progress)
+    for number, exact in second if plan.second_pass else kept.items():
+        if number not in wanted:
+            continue
         restored = bridge.to_cache(trace, model, number, force=True)
         name, reference = _reference(trace, number, sampled)
         tokens = reference[: options.positions + 1]
@@ -118,15 +123,38 @@ def verify(
     return results
 
 
+_KEPT = 4  # exact caches held at once; with more snapshots the run is replayed instead
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """In which passes the exact caches are made.
+
+    Sampling needs the last snapshot before the first one can be scored.  A few caches are kept from that pass; for many,
+    which would fill the memory, a second pass makes them again one by one.
+    """
+
+    first_pass: list[int]
+    second_pass: list[int]
+    sample: bool
+    feeds: int  # prompt and steps that are replayed, over both passes
+
+    @classmethod
+    def of(cls, trace: Trace, wanted: list[int], *, against: bool) -> _Plan:
+        sample = any(_needs_sample(trace, number) for number in wanted)
+        everything = sorted({*wanted, len(trace) - 1}) if sample else wanted
+        few = len(everything) <= _KEPT
+        first = everything if few else [len(trace) - 1] if sample else []
+        second = [] if few else wanted
+        feeds = 0 if against else sum(_steps_to(trace, numbers[-1]) for numbers in (first, second) if numbers)
+        return cls(first, second, sample, feeds)
+
+
 def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
     """How many forward passes `verify` will report to its `progress`."""
     wanted = sorted({trace.index(number) for number in options.snapshots})
-    replays = 0 if against else _steps_to(trace, wanted[-1])
-    sampled = 0
-    if any(_needs_sample(trace, number) for number in wanted):
-        last = len(trace) - 1
-        sampled = options.positions + 1 + (0 if against else _steps_to(trace, last))
-    return replays + sampled + len(wanted) * (2 + 2 * options.greedy)
+    plan = _Plan.of(trace, wanted, against=against)
+    return plan.feeds + (options.positions + 1) * plan.sample + len(wanted) * (2 + 2 * options.greedy)
 
 
 def _needs_sample(trace: Trace, number: int) -> bool:
@@ -144,26 +172,23 @@ def _reference(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, 
     return "sampled", trace.token_ids(-1)[len(trace.token_ids(number)) :] + list(sampled)
 
 
-def _sampled_continuation(
-    trace: Trace, model: PreTrainedModel, wanted: Sequence[int], against: Trace | None, options: VerifyOptions,
-    progress: Progress,
-) -> list[int]:  # fmt: skip
+def _sample(
+    trace: Trace, model: PreTrainedModel, exact: DynamicCache, options: VerifyOptions, progress: Progress
+) -> list[int]:
     """Tokens sampled from the exact model after the last snapshot; one run serves every snapshot."""
-    if not any(_needs_sample(trace, number) for number in wanted):
-        return []
-    ((_, exact),) = _exact_caches(trace, model, [len(trace) - 1], against, progress)
     next_token = trace.views[-1].next_token
     if next_token is None:
         raise UsageError("the last snapshot does not say which token came next", hint="capture it with tsc capture")
-    return continuation(
-        model, exact, next_token, options.positions + 1, Sampler(temperature=1.0, seed=options.seed), progress
-    )
+    sampler = Sampler(temperature=1.0, seed=options.seed)
+    return continuation(model, exact, next_token, options.positions + 1, sampler, progress)
 
 
 def _exact_caches(
     trace: Trace, model: PreTrainedModel, wanted: Sequence[int], against: Trace | None, progress: Progress
 ) -> Iterator[tuple[int, DynamicCache]]:
-    """(number, exact cache) of each wanted snapshot, in order; the caches may share tensors."""
+    """(number, exact cache) of each wanted snapshot, in order."""
+    if not wanted:
+        return
     if against is not None:
         for number in wanted:
             if number >= len(against) or against.token_ids(number) != trace.token_ids(number):

@@ -73,7 +73,7 @@ def command(
     restore_seconds = time.perf_counter() - started
 
     out.note("verifying the first and the last snapshot against the exact cache")
-    options = VerifyOptions((0, -1))
+    options = VerifyOptions((0, -1), greedy=RESUMED)
     with out.progress("verifying", passes(trace, options, against=False)) as advance:
         results = verify(trace, loaded.model, tokenizer=loaded.tokenizer, options=options, progress=advance)
 

@@ -1,0 +1,76 @@
+"""The documentation is true: generated pages are fresh, the README's lines are the ones that CI runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from formats import limits
+from formats.codecs import CODECS
+from formats.container import RecordType
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+FORMAT = (ROOT / "docs" / "format.md").read_text()
+SETUP = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt "
+
+
+def test_the_command_reference_is_fresh() -> None:
+    script = "import sys; sys.path.insert(0, 'docs'); import generate_cli; sys.stdout.write(generate_cli.generate())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == (ROOT / "docs" / "cli.md").read_text(), "run python docs/generate_cli.py"
+
+
+def test_the_readme_gives_exactly_two_setup_lines() -> None:
+    lines = [line for line in README.splitlines() if line.startswith(SETUP)]
+    assert [line.removeprefix(SETUP) for line in lines] == [
+        ". && .venv/bin/tsc demo",
+        "-e '.[test]' && .venv/bin/python -m pytest",
+    ]
+
+
+def test_ci_takes_its_line_from_the_readme() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    found = re.search(r"^line=\$\((sed .*)\)$", ci, re.MULTILINE)
+    assert found
+    done = subprocess.run(["bash", "-c", found[1]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{SETUP}-e '.[test]' && .venv/bin/python -m pytest\n"
+    assert "pip install" not in ci
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT).glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_specification_lists_every_record_type_and_codec() -> None:
+    for kind in RecordType:
+        assert re.search(rf"^\| 0x{kind:02x} \| {kind.name} \|", FORMAT, re.MULTILINE), kind
+    for number, codec in CODECS.items():
+        assert re.search(rf"^\| {number} \| {codec.name}", FORMAT, re.MULTILINE), codec
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("at most 1 MiB", limits.MAX_JSON_BYTES == 1 << 20),
+    ("nested at most 16 deep", limits.MAX_JSON_DEPTH == 16),
+    ("65,536 code points", limits.MAX_STRING == 65536),
+    ("in all 1 to 4,096", limits.MAX_LAYERS == 4096),
+    ("H, DK, DV, W from 1 to 2^20", limits.MAX_EXTENT == 1 << 20),
+    ("at most 2^26 rows in all", limits.MAX_ROWS == 1 << 26),
+    ("`count` from 1 to 2^20", limits.MAX_LABELS_PER_RECORD == 1 << 20),
+    ("at most 2^22 lines over all VIEWS", limits.MAX_SPANS == 1 << 22),
+    ("| records | 2^20", limits.MAX_RECORDS == 1 << 20),
+    ("256 MiB; and, if over 16 MiB, 1,024 times",
+     (limits.MAX_RECORD_RAW, limits.FREE_RAW, limits.MAX_RATIO) == (256 << 20, 16 << 20, 1024)),
+    ("window size at most 8 MiB", limits.MAX_WINDOW == 8 << 20),
+])  # fmt: skip
+def test_the_specification_states_the_limits_of_the_code(text: str, value: bool) -> None:
+    assert text in FORMAT
+    assert value
