@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .deduplication import deduplicate
     from .errors import TscError
     from .geometry import Geometry, LayerSpec
-    from .timeline import Recorder, TraceBuilder, deduplicate
+    from .timeline import Recorder, TraceBuilder
     from .trace import Snapshot, Trace
     from .trace_file import load
     from .trace_writer import TraceWriter, save
@@ -23,8 +24,8 @@ __all__ = [
 
 _HOMES = {
     "TscError": "errors", "Geometry": "geometry", "LayerSpec": "geometry", "Recorder": "timeline",
-    "TraceBuilder": "timeline", "deduplicate": "timeline", "Snapshot": "trace", "Trace": "trace", "load": "trace_file",
-    "TraceWriter": "trace_writer", "save": "trace_writer",
+    "TraceBuilder": "timeline", "deduplicate": "deduplication", "Snapshot": "trace", "Trace": "trace",
+    "load": "trace_file", "TraceWriter": "trace_writer", "save": "trace_writer",
 }  # fmt: skip
 
 

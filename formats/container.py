@@ -11,9 +11,6 @@
 from __future__ import annotations
 
 import os
-import struct
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
 
 import google_crc32c
@@ -21,97 +18,29 @@ import zstandard
 
 from . import limits
 from .errors import CorruptError, StorageError, UnsupportedFileError
+from .records import (
+    ANCILLARY,
+    KNOWN_TYPES,
+    MAJOR,
+    MUST_BE_ZERO,
+    RECORD,
+    RECORD_BYTES,
+    RESERVED_FLAGS,
+    SUPERBLOCK,
+    SUPERBLOCK_BYTES,
+    RecordHeader,
+    RecordType,
+    pack_record_header,
+    pack_superblock,
+    signature,
+)  # fmt: skip
 
-MAJOR, MINOR = 1, 0
-FILE_ID_BYTES = 16
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-ZSTD_LEVEL = 1  # higher levels gain nothing on byte planes (docs/format.md, "Rows")
-
-_SUPERBLOCK = struct.Struct("<8sHHI16s28xI")
-_RECORD = struct.Struct("<BBHIQQHHIIIQQII")
-SUPERBLOCK_BYTES = _SUPERBLOCK.size
-RECORD_BYTES = _RECORD.size
-RESERVED_FLAGS = 0x00FF  # of the superblock: must be zero; the other bits are ignored
-ANCILLARY = 0x80
-
-
-class RecordType(IntEnum):
-    """Literal ids, for ever.  Types with bit 7 set are ancillary: a reader that does not know one skips it."""
-
-    MODEL = 0x01
-    ROWS = 0x02
-    LABELS = 0x03
-    VIEWS = 0x04
-    HEADER = 0x05
-    INDEX = 0x06
-    END = 0x07
-    REFERENCE = 0x81
-
-
-KNOWN_TYPES = frozenset(kind.value for kind in RecordType)
-
-
-_ROW_FIELDS = ("codec", "part", "first_layer", "layer_count")
-_MUST_BE_ZERO: dict[int, tuple[str, ...]] = {
-    RecordType.MODEL: (*_ROW_FIELDS, "first", "count"),
-    RecordType.LABELS: _ROW_FIELDS,
-    RecordType.VIEWS: _ROW_FIELDS,
-    RecordType.HEADER: (*_ROW_FIELDS, "first", "count"),
-    RecordType.INDEX: (*_ROW_FIELDS, "first", "count"),
-    RecordType.END: _ROW_FIELDS,
-    RecordType.REFERENCE: (*_ROW_FIELDS, "first"),
-}
-
-
-class Part(IntEnum):
-    """Which half of the rows a ROWS record holds."""
-
-    JOINT = 0
-    KEYS = 1
-    VALUES = 2
-
-
-@dataclass(frozen=True)
-class RecordHeader:
-    """What is known of a record without its payload.  `first` and `count` are rows or snapshots, by type."""
-
-    type: int
-    sequence: int
-    stored: int
-    raw: int
-    codec: int = 0
-    part: int = 0
-    first_layer: int = 0
-    layer_count: int = 0
-    first: int = 0
-    count: int = 0
-    payload_crc: int = 0
-
-    @property
-    def name(self) -> str:
-        return RecordType(self.type).name.lower() if self.type in KNOWN_TYPES else f"0x{self.type:02x}"
+ZSTD_LEVEL = 1  # higher levels gain nothing on byte planes (docs/design.md)
 
 
 class Sink(Protocol):
     def write(self, data: bytes, /) -> object: ...
-
-
-def signature(major: int = MAJOR) -> bytes:
-    """As PNG's: a byte over 127, the name, CR LF and SUB, so that text-mode damage shows at once."""
-    return b"\x89TSC" + bytes([major]) + b"\r\n\x1a"
-
-
-def pack_superblock(file_id: bytes, minor: int = MINOR) -> bytes:
-    head = _SUPERBLOCK.pack(signature(), minor, 0, 0, file_id, 0)[:-4]
-    return head + struct.pack("<I", google_crc32c.value(head))
-
-
-def pack_record_header(header: RecordHeader, file_id: bytes) -> bytes:
-    head = _RECORD.pack(
-        header.type, 0, header.codec, header.sequence, header.stored, header.raw, header.part, 0,
-        header.first_layer, header.layer_count, 0, header.first, header.count, header.payload_crc, 0,
-    )[:-4]  # fmt: skip
-    return head + struct.pack("<I", google_crc32c.value(file_id + head))
 
 
 class RecordWriter:
@@ -185,7 +114,7 @@ class RecordReader:
         self._check_signature(data[:8])
         if len(data) < SUPERBLOCK_BYTES:
             raise self.corrupt("truncated in the superblock", len(data))
-        _, minor, flags, reserved, file_id, crc = _SUPERBLOCK.unpack(data)
+        _, minor, flags, reserved, file_id, crc = SUPERBLOCK.unpack(data)
         if google_crc32c.value(data[:-4]) != crc:
             raise self.corrupt("checksum of the superblock does not match", 0)
         if flags & RESERVED_FLAGS or reserved or any(data[32:60]):
@@ -211,7 +140,7 @@ class RecordReader:
             raise self.corrupt("truncated in a record header", offset, sequence)
         data = self._pread(offset, RECORD_BYTES)
         (kind, flags, codec, number, stored, raw, part, reserved_a, first_layer, layers, reserved_b, first, count,
-         payload_crc, crc) = _RECORD.unpack(data)  # fmt: skip
+         payload_crc, crc) = RECORD.unpack(data)  # fmt: skip
         if google_crc32c.value(self.file_id + data[:-4]) != crc:
             raise self.corrupt("checksum of a record header does not match", offset, sequence)
         if number != sequence:
@@ -219,7 +148,7 @@ class RecordReader:
         if flags or reserved_a or reserved_b:
             raise self.corrupt("reserved bits of a record header are set", offset, sequence)
         header = RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count, payload_crc)
-        if any(getattr(header, name) for name in _MUST_BE_ZERO.get(kind, ())):
+        if any(getattr(header, name) for name in MUST_BE_ZERO.get(kind, ())):
             raise self.corrupt("a record header sets fields that its type does not have", offset, sequence)
         self._check_lengths(header, offset)
         return header
@@ -234,6 +163,9 @@ class RecordReader:
             )  # fmt: skip
         if header.stored > self.size - offset - RECORD_BYTES:
             raise self.corrupt("truncated in a record", offset, header.sequence)
+        if not header.raw and header.type != RecordType.END:
+            # an empty frame is not worth having: python-zstandard looks no further than a declared size of 0
+            raise self.corrupt("a record declares an empty payload", offset, header.sequence)
         if header.raw > limits.MAX_RECORD_RAW or (
             header.raw > limits.FREE_RAW and header.raw > limits.MAX_RATIO * header.stored
         ):
@@ -248,8 +180,6 @@ class RecordReader:
         if fault:
             raise self.corrupt(fault, offset, header.sequence)
         try:
-            if not header.raw and not _is_empty_frame(stored):
-                raise self.corrupt("a zstd frame is not as empty as it declares", offset, header.sequence)
             return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise self.corrupt("a zstd frame cannot be decoded", offset, header.sequence) from error
@@ -310,15 +240,3 @@ def _frame_fault(stored: bytes, raw: int) -> str | None:
     if frame.window_size > limits.MAX_WINDOW or frame.dict_id:
         return "a zstd frame asks for a window or a dictionary that is not allowed"
     return None
-
-
-def _is_empty_frame(stored: bytes) -> bool:
-    """Whether `stored` is one whole frame without content; `decompress` looks no further than its declared size of 0.
-
-    Fed in small pieces, so that a frame which lies about its size yields little before it is found out.
-    """
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    for at in range(0, len(stored), 64):
-        if frame.eof or frame.decompress(stored[at : at + 64]):
-            return False
-    return frame.eof and not frame.unused_data

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from . import schema, strict_json
-from .container import Part
 from .errors import CorruptError
 from .limits import MAX_EXTENT, MAX_LAYERS
+from .records import Part
 
 SCHEMA = "tsc.model/1"
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
@@ -50,13 +51,11 @@ class Geometry:
     def item_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
-    def values_per_row(self, layer: int) -> int:
-        """Cached scalars of one token in one layer, keys and values together."""
-        spec = self.layers[layer]
-        return self.batch * spec.heads * (spec.key_size + spec.value_size)
-
-    def row_bytes(self, layer: int) -> int:
-        return self.values_per_row(layer) * self.item_bytes
+    @cached_property
+    def row_bytes(self) -> tuple[int, ...]:
+        """For each layer the bytes of one token's row, keys and values together."""
+        values = ((spec.heads * (spec.key_size + spec.value_size)) for spec in self.layers)
+        return tuple(self.batch * count * self.item_bytes for count in values)
 
     def runs(self) -> Iterable[tuple[int, int, LayerSpec]]:
         """(first layer, count, spec) of each run of equal layers."""

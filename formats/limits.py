@@ -24,6 +24,7 @@ MAX_EXTENT = 1 << 20  # heads, head size, batch, window
 MAX_ROWS = 1 << 26
 MAX_LABELS_PER_RECORD = 1 << 20
 MAX_SNAPSHOTS = 1 << 20
+MAX_COLUMNS = 1 << 22  # snapshots times layers
 MAX_SPANS = 1 << 22  # ranges over all views of a file
 
 TARGET_RECORD_RAW = 8 * MIB  # what a writer aims at: small enough to decode a layer alone, large enough to compress

@@ -1,26 +1,27 @@
 """From snapshots to stored rows: what is new in a snapshot is written once, the rest is referred to.
 
-`Recorder` follows a cache that grows (and, in sliding layers, drops rows at the front), one call a snapshot.
-`deduplicate` takes snapshots of any history (rows replaced, dropped, moved) and finds what they share.
-Both feed a `RowSink`: a `TraceBuilder` in memory or the file writer.
+`Recorder` follows a cache that grows (and, in sliding layers, drops rows at the front), one call a snapshot, and feeds
+a `RowSink`: a `TraceBuilder` in memory or the file writer.  `deduplicate` does the same for snapshots of any history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from .container import Part
-from .errors import UsageError
 from .geometry import Geometry
 from .limits import BLOCK_ROWS, TARGET_RECORD_RAW
-from .trace import MemoryBlock, Snapshot, Trace
-from .views import BlockKey, Span, View, merged
+from .records import Part
+from .trace import MemoryBlock, Trace
+from .views import BlockKey, Span, View
 
 if TYPE_CHECKING:
     import torch
 
 Rows = tuple["torch.Tensor", "torch.Tensor"]  # keys and values of one layer, (batch, heads, rows, head size)
+
+
+_SMALL = BLOCK_ROWS // 4  # rows that are worth a block of their own
 
 
 class RowSink(Protocol):
@@ -64,7 +65,7 @@ class Recorder:
         self._tokens: list[int] = []
         self._shift = 0  # row number minus token number; grows when a keyframe stores rows again
         self._stored = [0] * len(geometry.layers)  # tokens up to which a layer's rows were taken
-        self._pending = _Pending(sink, geometry)
+        self._pending = PendingRows(sink, geometry)
 
     def snapshot(self, fed: Sequence[int], cache: Sequence[Rows], next_token: int | None) -> None:
         """Record a snapshot: `fed` are the tokens fed since the last one, `cache` the rows of every layer now."""
@@ -95,7 +96,7 @@ class Recorder:
         self._pending.flush()
 
 
-class _Pending:
+class PendingRows:
     """Rows that wait for their block, per layer a contiguous run of row numbers."""
 
     def __init__(self, sink: RowSink, geometry: Geometry) -> None:
@@ -104,36 +105,31 @@ class _Pending:
         self._clear()
 
     def _clear(self) -> None:
-        self._first: list[int | None] = [None] * len(self._geometry.layers)
+        self._spans: list[Span | None] = [None] * len(self._geometry.layers)
         self._rows: list[list[Rows]] = [[] for _ in self._geometry.layers]
-        self._count = 0
 
     def add(self, layer: int, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        stop = self._first[layer]
-        if stop is not None and stop + sum(rows[0].shape[2] for rows in self._rows[layer]) != first:
+        span = self._spans[layer]
+        if span is not None and span.stop != first:
             self.flush()  # rows left a sliding window before they were seen: the run is broken
-        if self._first[layer] is None:
-            self._first[layer] = first
-        if keys.shape[2] < BLOCK_ROWS // 4:
+            span = None
+        count = keys.shape[2]
+        if count < _SMALL:
             keys, values = keys.clone(), values.clone()  # a view would keep the whole grown cache alive
         self._rows[layer].append((keys, values))
-        self._count = max(self._count, sum(rows[0].shape[2] for rows in self._rows[layer]))
+        self._spans[layer] = Span(first, count) if span is None else Span(span.first, span.rows + count)
 
     def flush_if_large(self) -> None:
         # a prompt's rows are handed on while they are the live cache, not a copy of it
-        if self._count >= BLOCK_ROWS // 4:
+        if any(span is not None and span.rows >= _SMALL for span in self._spans):
             self.flush()
 
     def flush(self) -> None:
-        ranges = [
-            None if first is None else Span(first, sum(keys.shape[2] for keys, _ in rows))
-            for first, rows in zip(self._first, self._rows, strict=True)
-        ]
         for first_layer, count, _ in self._geometry.runs():
             at = first_layer
             while at < first_layer + count:
-                span, stop = ranges[at], at + 1
-                while stop < first_layer + count and ranges[stop] == span:
+                span, stop = self._spans[at], at + 1
+                while stop < first_layer + count and self._spans[stop] == span:
                     stop += 1
                 if span is not None:
                     self._emit(at, stop, span)
@@ -145,7 +141,7 @@ class _Pending:
 
         for row in range(0, span.rows, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, span.rows - row)
-            group = max(1, TARGET_RECORD_RAW // (rows * self._geometry.row_bytes(first_layer)))
+            group = max(1, TARGET_RECORD_RAW // (rows * self._geometry.row_bytes[first_layer]))
             for layer in range(first_layer, stop, group):
                 layers = range(layer, min(layer + group, stop))
                 stacked = {
@@ -163,120 +159,3 @@ def _slice(pieces: Sequence[torch.Tensor], first: int, count: int) -> torch.Tens
 
     whole = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=2)
     return whole[:, :, first : first + count]
-
-
-def deduplicate(
-    snapshots: Iterable[Snapshot], geometry: Geometry, fingerprint: Mapping[str, str] | None = None
-) -> Trace:
-    """A trace of snapshots that may differ in any way; a row that the previous snapshot held is stored once.
-
-    A row is the same when its token, its position, and its keys and values are bit-identical; rows are compared layer
-    by layer, so that an edit that leaves the first layers' rows as they were stores only the others again.
-
-    Raises:
-        UsageError: a snapshot's tensors do not fit the geometry.
-    """
-    builder = TraceBuilder(geometry, fingerprint or {})
-    previous: list[dict[bytes, int]] = [{} for _ in geometry.layers]
-    labelled: dict[tuple[int, int], int] = {}
-    for number, snapshot in enumerate(snapshots):
-        _check_shapes(snapshot, geometry, number)
-        numbers, previous = _match(snapshot, geometry, previous, builder, labelled)
-        history = merged(Span(labelled[label], 1) for label in zip(snapshot.token_ids, snapshot.positions, strict=True))
-        layers = tuple(merged(Span(row, 1) for row in rows) for rows in numbers)
-        builder.add_view(View(history, layers, snapshot.next_token))
-    return builder.trace
-
-
-def _match(
-    snapshot: Snapshot, geometry: Geometry, previous: list[dict[bytes, int]], builder: TraceBuilder,
-    labelled: dict[tuple[int, int], int],
-) -> tuple[list[list[int]], list[dict[bytes, int]]]:  # fmt: skip
-    """Row numbers of every layer's rows; rows that `previous` lacks are added to `builder` under new numbers."""
-    token_at = dict(zip(snapshot.positions, snapshot.token_ids, strict=True))
-    fresh: dict[int, int] = {}  # position -> new row number, shared by the layers in which that row is new
-    numbers: list[list[int]] = []
-    found: list[dict[bytes, int]] = []
-    new_rows: list[list[tuple[int, int]]] = []
-
-    def number_for(position: int) -> int:
-        if position not in fresh:
-            fresh[position] = len(builder.trace.labels)
-            builder.add_labels([token_at[position]], [position])
-            labelled[token_at[position], position] = fresh[position]
-        return fresh[position]
-
-    for position, token in zip(snapshot.positions, snapshot.token_ids, strict=True):
-        if (token, position) not in labelled:
-            number_for(position)
-    for layer in range(len(geometry.layers)):
-        table: dict[bytes, int] = {}
-        rows: list[int] = []
-        new: list[tuple[int, int]] = []
-        for at, identity in enumerate(_identities(snapshot, layer, token_at)):
-            row = previous[layer].get(identity)
-            if row is None:
-                row = number_for(snapshot.row_positions[layer][at])
-                new.append((row, at))
-            table[identity] = row
-            rows.append(row)
-        numbers.append(rows)
-        found.append(table)
-        new_rows.append(new)
-    _emit_new(snapshot, geometry, new_rows, builder)
-    return numbers, found
-
-
-def _identities(snapshot: Snapshot, layer: int, token_at: Mapping[int, int]) -> list[bytes]:
-    """For each row its label and all its bytes: equal identities are equal rows, by comparison, not by a hash."""
-    import torch
-
-    def as_rows(tensor: torch.Tensor) -> list[bytes]:
-        flat = tensor.detach().transpose(0, 2).reshape(-1).view(torch.uint8).cpu().numpy()
-        return [row.tobytes() for row in flat.reshape(tensor.shape[2], -1)]
-
-    labels = [f"{token_at[position]},{position};".encode() for position in snapshot.row_positions[layer]]
-    return [
-        label + key + value
-        for label, key, value in zip(
-            labels, as_rows(snapshot.keys[layer]), as_rows(snapshot.values[layer]), strict=True
-        )
-    ]
-
-
-def _emit_new(
-    snapshot: Snapshot, geometry: Geometry, new_rows: list[list[tuple[int, int]]], builder: TraceBuilder
-) -> None:
-    """Add blocks of new rows, given for each layer as (row number, index in the snapshot)."""
-    runs: dict[tuple[Span, tuple[int, ...]], list[int]] = {}
-    for layer, new in enumerate(new_rows):
-        ordered = sorted(new)
-        while ordered:
-            count = 1
-            while count < len(ordered) and ordered[count][0] == ordered[0][0] + count:
-                count += 1
-            indices = tuple(index for _, index in ordered[:count])
-            runs.setdefault((Span(ordered[0][0], count), indices), []).append(layer)
-            ordered = ordered[count:]
-    pending = _Pending(builder, geometry)
-    for (span, indices), layers in runs.items():
-        for layer in layers:
-            at = list(indices)
-            pending.add(layer, span.first, snapshot.keys[layer][:, :, at], snapshot.values[layer][:, :, at])
-        pending.flush()
-
-
-def _check_shapes(snapshot: Snapshot, geometry: Geometry, number: int) -> None:
-    if len(snapshot.keys) != len(geometry.layers) or len(snapshot.values) != len(geometry.layers):
-        raise UsageError(f"snapshot {number} has {len(snapshot.keys)} layers, the model {len(geometry.layers)}")
-    for layer, spec in enumerate(geometry.layers):
-        rows = len(snapshot.row_positions[layer])
-        if not set(snapshot.row_positions[layer]) <= set(snapshot.positions):
-            raise UsageError(f"snapshot {number}, layer {layer}: a row stands at a position that no token has")
-        for part, tensor in ((Part.KEYS, snapshot.keys[layer]), (Part.VALUES, snapshot.values[layer])):
-            want = (geometry.batch, spec.heads, rows, spec.head_size(part))
-            if tuple(tensor.shape) != want or str(tensor.dtype) != f"torch.{geometry.dtype}":
-                raise UsageError(
-                    f"snapshot {number}, layer {layer}: {part.name.lower()} are {tuple(tensor.shape)} "
-                    f"{tensor.dtype}, not {want} {geometry.dtype}"
-                )

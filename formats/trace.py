@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import views as viewing
-from .container import Part
 from .errors import LimitError, UsageError
 from .geometry import Geometry
 from .limits import memory_budget
+from .records import Part
 from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _gather(
     import torch
 
     geometry = trace.geometry
-    needed = sum(view.rows(layer) * geometry.row_bytes(layer) for layer in wanted)
+    needed = sum(view.rows(layer) * geometry.row_bytes[layer] for layer in wanted)
     if needed > memory_budget():
         raise LimitError(
             f"the snapshot takes {needed} bytes, more than the budget of {memory_budget()}",

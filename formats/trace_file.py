@@ -12,9 +12,10 @@ from . import geometry as geometry_json
 from . import header as header_json
 from . import views as viewing
 from .codecs import BlockShape, Codec, codec_by_id
-from .container import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordReader, RecordType
+from .container import RecordReader
 from .errors import CorruptError, StorageError, TscError, UsageError
-from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_LABELS_PER_RECORD, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
+from .limits import MAX_COLUMNS, MAX_INTEGER, MAX_JSON_BYTES, MAX_LABELS_PER_RECORD, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
+from .records import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordType
 from .tensor_buffer import TensorView, expect, parse
 from .trace import Trace
 from .views import BlockKey, Labels, View
@@ -175,7 +176,8 @@ class TraceFile:
 
     def _views(self) -> list[View]:
         views: list[View] = []
-        records, total = self._consecutive(RecordType.VIEWS, MAX_SNAPSHOTS)
+        most = min(MAX_SNAPSHOTS, MAX_COLUMNS // len(self.geometry.layers))
+        records, total = self._consecutive(RecordType.VIEWS, most)
         total_spans = 0
         if not total:
             raise self.reader.corrupt("there is no snapshot")
@@ -192,7 +194,7 @@ class TraceFile:
         return views
 
     def _reference(self) -> list[int]:
-        records, _ = self._consecutive(RecordType.REFERENCE, MAX_ROWS)
+        records, _ = self._consecutive(RecordType.REFERENCE, MAX_LABELS_PER_RECORD)
         if len(records) > 1:
             raise self.reader.corrupt("there is more than one reference record")
         for offset, entry in records:

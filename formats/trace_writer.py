@@ -12,11 +12,12 @@ from . import header as header_json
 from . import views as viewing
 from .atomic import atomic_write
 from .codecs import codec_by_name
-from .container import FILE_ID_BYTES, Part, RecordType, RecordWriter, Sink
+from .container import RecordWriter, Sink
 from .errors import UsageError
 from .geometry import Geometry
 from .header import TierHeader
 from .limits import MAX_LABELS_PER_RECORD
+from .records import FILE_ID_BYTES, Part, RecordType
 from .tensor_buffer import pack
 from .trace import MemoryBlock, Trace
 from .version import VERSION

@@ -7,15 +7,16 @@ A layer stores only the rows that some snapshot needs.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from .container import Part
 from .errors import CorruptError
 from .geometry import Geometry
 from .limits import MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
+from .records import Part
 from .tensor_buffer import TensorView, expect
 
 
@@ -97,7 +98,12 @@ def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 def raw_bytes(geometry: Geometry, view: View) -> int:
     """Bytes of a snapshot's tensors in the dtype in which the model ran."""
-    return sum(view.rows(layer) * geometry.row_bytes(layer) for layer in range(len(geometry.layers)))
+    total, rows, last = 0, 0, None
+    for layer, spans in enumerate(view.layers):
+        if spans is not last:  # neighbouring layers mostly share one object
+            rows, last = view.rows(layer), spans
+        total += rows * geometry.row_bytes[layer]
+    return total
 
 
 def values(geometry: Geometry, view: View) -> int:
@@ -181,15 +187,13 @@ def _columns(found: dict[tuple[int, int], list[Span]], layers: int, what: str) -
 def check_coverage(views: Sequence[View], blocks: Iterable[BlockKey], geometry: Geometry) -> None:
     """Every row that a view names is stored exactly once.  Raises CorruptError."""
     stored = _stored_intervals(blocks, len(geometry.layers))
-    checked: set[tuple[int, tuple[Span, ...]]] = set()
     for number, view in enumerate(views):
         for layer, spans in enumerate(view.layers):
-            # consecutive snapshots mostly share nothing but the beginning; equal columns are checked once
-            if (id(stored[layer]), spans) in checked:
+            if layer and spans is view.layers[layer - 1] and stored[layer] is stored[layer - 1]:
                 continue
-            checked.add((id(stored[layer]), spans))
             for span in spans:
-                if not any(run.first <= span.first and span.stop <= run.stop for run in stored[layer]):
+                at = bisect_right(stored[layer], span.first, key=lambda run: run.first) - 1
+                if at < 0 or span.stop > stored[layer][at].stop:
                     raise CorruptError(f"snapshot {number} needs rows of layer {layer} that the file does not hold")
 
 

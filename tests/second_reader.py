@@ -120,6 +120,7 @@ def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -
         need(kind in (ROWS, LABELS, VIEWS, END, REFERENCE) or count == 0, f"{where}: count must be 0")
     need(stored <= len(data) - offset - 64, f"{where}: payload is cut off")
     need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * stored), f"{where}: raw length {raw}")
+    need(raw >= 1 or kind == END, f"{where}: empty payload")
     need(crc32c(data[offset + 64 : offset + 64 + stored]) == payload_crc, f"{where}: payload CRC")
     return Record(offset, kind, codec, stored, raw, part, first_layer, layer_count, first, count)
 
@@ -647,7 +648,8 @@ def read(data: bytes) -> Document:
 
     snapshots: list[Snapshot] = []
     for record in of_type[VIEWS]:
-        need(record.first == len(snapshots) and 1 <= record.number <= 2**20 - record.first, "VIEWS: snapshots")
+        most = min(2**20, 2**22 // len(geometry.layers))
+        need(record.first == len(snapshots) and 1 <= record.number <= most - record.first, "VIEWS: snapshots")
         snapshots += read_views(payload(view, record), record.number, len(token_ids), len(geometry.layers))
     need(len(snapshots) >= 1, "no snapshot")
     need(sum(len(snapshot.lines) for snapshot in snapshots) <= 5 * 2**22, "VIEWS: too many spans")
@@ -658,7 +660,7 @@ def read(data: bytes) -> Document:
 
     reference: list[int] = []
     for record in of_type[REFERENCE]:
-        need(record.number >= 1, "REFERENCE: no tokens")
+        need(1 <= record.number <= 2**20, "REFERENCE: tokens")
         reference = read_token_ids(read_tables(payload(view, record), {"token_ids"})["token_ids"], record.number)
 
     stored = of_type[ROWS]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +285,17 @@ def test_a_reader_that_goes_away_is_no_error(captured: Path) -> None:
         ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     assert done.stderr == "0\n"
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_capture_leaves_nothing(sign: signal.Signals, code: int, folder: Path, tmp_path: Path) -> None:
+    words = ["capture", "abc", "-m", str(folder), "-o", str(tmp_path / "t.tsc"), "--steps", "2000"]
+    process = subprocess.Popen([sys.executable, "-m", "tsc_cli", *words], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.iterdir()):  # until the output is being written
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(sign)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in said

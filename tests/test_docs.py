@@ -11,7 +11,7 @@ import pytest
 
 from formats import limits
 from formats.codecs import CODECS
-from formats.container import RecordType
+from formats.records import RecordType
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -66,6 +66,7 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
     ("at most 2^26 rows in all", limits.MAX_ROWS == 1 << 26),
     ("`count` from 1 to 2^20", limits.MAX_LABELS_PER_RECORD == 1 << 20),
     ("at most 2^22 lines over all VIEWS", limits.MAX_SPANS == 1 << 22),
+    ("at most 2^22 snapshots times layers", limits.MAX_COLUMNS == 1 << 22),
     ("| records | 2^20", limits.MAX_RECORDS == 1 << 20),
     ("256 MiB; and, if over 16 MiB, 1,024 times",
      (limits.MAX_RECORD_RAW, limits.FREE_RAW, limits.MAX_RATIO) == (256 << 20, 16 << 20, 1024)),

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from formats import Geometry, LayerSpec, load, save
 from formats.codecs import CODECS, BlockShape, codec_by_id, codec_by_name
-from formats.container import Part
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.geometry import DTYPE_BYTES
+from formats.records import Part
 from formats.tensor_buffer import pack, parse
 from formats.views import BlockKey
 from tests.traces import growing_trace, random_rows, same_bits

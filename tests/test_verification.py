@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from formats import Trace, TraceBuilder
-from formats.container import Part
 from formats.errors import MismatchError, UsageError
+from formats.records import Part
 from formats.trace import MemoryBlock
 from tests import models
 from tsc_cli import capture, load, save, verify

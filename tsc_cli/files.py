@@ -89,6 +89,9 @@ def encode_messages(path: str, tokenizer: Any) -> list[int]:
 def model_for(trace: Trace, name: str | None, device: str, out: Output, *, any_model: bool = False) -> Loaded:
     """The model of a file, in the dtype of the capture.
 
+    A name that only the file gives is looked up on this machine and never fetched from a hub: whoever made the file
+    does not decide what is downloaded here.
+
     Raises:
         UsageError: the file does not name a model that can be found here, and neither does `name`.
     """
@@ -97,7 +100,7 @@ def model_for(trace: Trace, name: str | None, device: str, out: Output, *, any_m
         raise UsageError("the file does not name a model that can be found here", hint="give it with -m")
     dtype = "auto" if any_model else trace.fingerprint.get("dtype", trace.geometry.dtype)
     with out.progress("loading the model"):
-        return load_model(chosen, dtype=dtype, device=device, say=out.note)
+        return load_model(chosen, dtype=dtype, device=device, fetch=name is not None, say=out.note)
 
 
 def numbers(text: str, count: int, what: str) -> list[int]:

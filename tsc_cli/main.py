@@ -7,6 +7,7 @@ quality cannot be met; 101 a bug of ours; 130 interrupted.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `tsc` and exit.  `arguments` default to the command line's."""
+    # a job that is told to stop cleans up as one that is interrupted: nothing half-written stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(run(arguments))
 
 

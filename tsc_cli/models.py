@@ -33,13 +33,16 @@ class Loaded:
     name: str
 
 
-def load(name: str | None, *, dtype: str = "auto", device: str = "auto", say: Callable[[str], None]) -> Loaded:
+def load(
+    name: str | None, *, dtype: str = "auto", device: str = "auto", fetch: bool = True, say: Callable[[str], None]
+) -> Loaded:
     """Load a causal language model and, if it has one, its tokenizer.
 
     Args:
         name: None or the default model's name; a folder; a .gguf file; anything else is a hub id.
         dtype: "auto" takes the checkpoint's own.
         device: "auto" takes a CUDA device if there is one.
+        fetch: a hub id may be fetched; otherwise it must be in the local hub cache.
         say: told what takes long, and when a hub is used.
     Raises:
         UsageError: there is no such model, or it cannot be loaded here.
@@ -48,7 +51,7 @@ def load(name: str | None, *, dtype: str = "auto", device: str = "auto", say: Ca
     if dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
     quiet_libraries()
-    where, shown = _locate(name, say)
+    where, shown = _locate(name, fetch, say)
     return Loaded(_load_model(where, shown, dtype, _device(device)), _load_tokenizer(where), shown)
 
 
@@ -59,7 +62,7 @@ def known_name(name: object) -> str | None:
     return None
 
 
-def _locate(name: str | None, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
     """(arguments for from_pretrained, name to show)."""
     if name is None or name == default_model.NAME:
         folder = default_model.ensure(say)
@@ -80,8 +83,9 @@ def _locate(name: str | None, say: Callable[[str], None]) -> tuple[dict[str, Any
         return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, path.resolve().name
     if not _HUB_ID.fullmatch(name):
         raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
-    say(f"looking for {name} in the local hub cache and on the model hub")
-    return {"pretrained_model_name_or_path": name}, name
+    if fetch:
+        say(f"looking for {name} in the local hub cache and on the model hub")
+    return {"pretrained_model_name_or_path": name, "local_files_only": not fetch}, name
 
 
 def _load_model(where: dict[str, Any], shown: str, dtype: str, device: str) -> PreTrainedModel:

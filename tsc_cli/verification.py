@@ -130,8 +130,8 @@ _KEPT = 4  # exact caches held at once; with more snapshots the run is replayed 
 class _Plan:
     """In which passes the exact caches are made.
 
-    Sampling needs the last snapshot before the first one can be scored.  A few caches are kept from that pass; for many,
-    which would fill the memory, a second pass makes them again one by one.
+    Sampling needs the last snapshot before the first one can be scored.  A few caches are kept from that pass; many
+    would fill the memory, so that a second pass makes them again one by one.
     """
 
     first_pass: list[int]

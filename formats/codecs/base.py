@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from ..container import Part
 from ..geometry import Geometry, LayerSpec
+from ..records import Part
 from ..tensor_buffer import TensorView
 from ..views import BlockKey
 

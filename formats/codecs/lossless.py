@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from ..container import Part
+from ..records import Part
 from ..tensor_buffer import TensorView, expect, to_torch
 from .base import BlockShape
 

@@ -91,7 +91,7 @@ class Craft:
     flags: int = 0
     reserved: dict[int, int] = field(default_factory=dict)  # bytes of the superblock by offset
     index_raw: bytes | None = None  # this payload instead of one that is made anew
-    edit_index: Callable[[list[list[int]]], object] = lambda lines: None
+    edit_index: Callable[[list[list[int]]], object] = lambda _: None
     index: Piece = field(default_factory=lambda: Piece(INDEX, b""))
     end: Piece = field(default_factory=lambda: Piece(END, b"", stored=SIGNATURE))
     tail: bytes = b""
@@ -121,22 +121,20 @@ class Craft:
         self.records.insert(-1, piece)
         return piece
 
-    def build(self, *, fix_index: bool = True) -> bytes:
-        """The file.  Without `fix_index`, INDEX keeps the payload in `index_raw`."""
+    def build(self) -> bytes:
         out = bytearray(superblock(self.file_id, self.minor, self.flags, self.reserved))
         lines: list[list[int]] = []
         for sequence, piece in enumerate(self.records):
             offset = len(out)
             header = self._append(out, piece, sequence)
             lines.append([offset, *(header[name] for name in INDEX_COLUMNS[1:])])
-        if fix_index and self.index_raw is None:
-            self.edit_index(lines)
-            # a field of 2^63 or more cannot be listed; its low 64 bits are as near as the index comes to it
-            numbers = b"".join(struct.pack("<Q", value & 2**64 - 1) for line in lines for value in line)
-            entry = {"dtype": "I64", "shape": [len(lines), len(INDEX_COLUMNS)], "data_offsets": [0, len(numbers)]}
-            self.index.raw = join_table(spell({"records": entry}), numbers)
-        elif self.index_raw is not None:
-            self.index.raw = self.index_raw
+        self.edit_index(lines)
+        # a field of 2^63 or more cannot be listed; its low 64 bits are as near as the index comes to it
+        numbers = b"".join(struct.pack("<Q", value & 2**64 - 1) for line in lines for value in line)
+        columns = len(lines[0]) if lines else len(INDEX_COLUMNS)
+        entry = {"dtype": "I64", "shape": [len(lines), columns], "data_offsets": [0, len(numbers)]}
+        made = join_table(spell({"records": entry}), numbers)
+        self.index.raw = made if self.index_raw is None else self.index_raw
         self.end.first, self.end.count = len(out), len(self.records) + 2
         self._append(out, self.index, len(self.records))
         self._append(out, self.end, len(self.records) + 1)
@@ -186,7 +184,7 @@ def raw_frame(
         dictionary: a dictionary identifier of 0, 1, 2 or 4 bytes.
         blocks: blocks to begin with, as they are.
     """
-    descriptor = (3 << 6 if size is not None else 0) | (window is None) << 5 | (0, 1, 2, None, 3)[len(dictionary)]
+    descriptor = (3 << 6 if size is not None else 0) | (window is None) << 5 | {0: 0, 1: 1, 2: 2, 4: 3}[len(dictionary)]
     head = b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + (b"" if window is None else bytes([window])) + dictionary
     if size is not None:
         head += size.to_bytes(8, "little")

@@ -10,11 +10,25 @@ import zstandard
 
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from tests.format.craft import (
-    END, HEADER, INDEX, INDEX_COLUMNS, LABELS, MODEL, REFERENCE, SIGNATURE, VIEWS, Craft, Piece, frame, raw_frame,
-)  # fmt: skip
+    END,
+    HEADER,
+    INDEX,
+    INDEX_COLUMNS,
+    LABELS,
+    MODEL,
+    REFERENCE,
+    SIGNATURE,
+    VIEWS,
+    Craft,
+    Piece,
+    frame,
+    join_table,
+    raw_frame,
+)
 
 MIB = 1 << 20
 Edit = Callable[[Craft], object]
+Lines = list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ def with_checksum(raw: bytes) -> bytes:
 SKIPPABLE = bytes.fromhex("50 2a 4d 18 00 00 00 00")
 RLE_BLOCK = (131_072 << 3 | 1 << 1).to_bytes(3, "little") + b"\0"  # four bytes that stand for 128 KiB
 OTHER_SIZE, UNREADABLE = "declares another size", "cannot be decoded"
-framed("bomb that declares 1 TiB", OTHER_SIZE, lambda raw: raw_frame(b"", size=1 << 40))
+framed("bomb that declares 1 TiB", OTHER_SIZE, lambda _: raw_frame(b"", size=1 << 40))
 framed("bomb of 64 MiB that declares little", UNREADABLE,
        lambda raw: raw_frame(b"", size=len(raw), window=0x68, blocks=RLE_BLOCK * 512))  # fmt: skip
 framed("no content size", OTHER_SIZE, lambda raw: raw_frame(raw, size=None, window=0x50))
@@ -74,7 +88,7 @@ framed("shorter than declared", UNREADABLE, lambda raw: raw_frame(raw[:-1], size
 framed("longer than declared", UNREADABLE, lambda raw: raw_frame(raw + b"x", size=len(raw)))
 framed("wrong checksum", UNREADABLE, lambda raw: with_checksum(raw)[:-1] + bytes([with_checksum(raw)[-1] ^ 1]))
 framed("no frame at all", "not a zstd frame", lambda raw: raw)
-framed("nothing stored", "not a zstd frame", lambda raw: b"")
+framed("nothing stored", "not a zstd frame", lambda _: b"")
 
 
 def extra(name: str, message: str, piece: Piece, error: type[TscError] = CorruptError) -> None:
@@ -85,10 +99,11 @@ extra("frame: one segment of 9 MiB", "a window or a dictionary",
       Piece(0x90, b"", stored=raw_frame(b"", size=9 * MIB), lies={"raw": 9 * MIB}))  # fmt: skip
 EMPTY_FRAMES = {
     "bytes behind": frame(b"") + b"\0", "second frame": frame(b"") * 2, "cut short": frame(b"")[:-1],
-    "content": raw_frame(b"abc", size=0), "64 MiB of content": raw_frame(b"", size=0, window=0x68, blocks=RLE_BLOCK * 512),
+    "content": raw_frame(b"abc", size=0),
+    "64 MiB of content": raw_frame(b"", size=0, window=0x68, blocks=RLE_BLOCK * 512),
 }  # fmt: skip
 for what, stored in EMPTY_FRAMES.items():
-    extra(f"empty frame: {what}", "zstd frame", Piece(0x90, b"", stored=stored))
+    extra(f"empty frame: {what}", "an empty payload", Piece(0x90, b"", stored=stored))
 
 # Record headers
 
@@ -177,12 +192,15 @@ liar("reserved byte 59", "reserved bits of the superblock", lambda c: c.reserved
 # INDEX and END
 
 
-def listed(name: str, message: str, edit: Callable[[list[list[int]]], object], error: type[TscError] = CorruptError) -> None:
+NO_TABLE = join_table(b"{}", b"")
+
+
+def listed(name: str, message: str, edit: Callable[[Lines], object], error: type[TscError] = CorruptError) -> None:
     liar(f"index: {name}", message, lambda craft: setattr(craft, "edit_index", edit), error)
 
 
-def one_more(line: int, column: int) -> Callable[[list[list[int]]], object]:
-    def edit(lines: list[list[int]]) -> None:
+def one_more(line: int, column: int) -> Callable[[Lines], object]:
+    def edit(lines: Lines) -> None:
         lines[line][column] += 1
 
     return edit
@@ -190,15 +208,17 @@ def one_more(line: int, column: int) -> Callable[[list[list[int]]], object]:
 
 WRONGLY = "describes this record wrongly"
 for column, title in enumerate(INDEX_COLUMNS):
-    listed(f"{title} of LABELS", "does not tile" if title in ("offset", "stored") else WRONGLY, one_more(7, column))
-ROWS_MESSAGES = ("does not tile", WRONGLY, "codec 2 is not known", "does not tile", WRONGLY, "stored twice",
-                 "cannot be stored together", "cannot be stored together", "without labels", "without labels")  # fmt: skip
+    listed(f"{title} of LABELS", "does not tile" if title == "offset" else WRONGLY, one_more(7, column))
+ROWS_MESSAGES = (
+    "does not tile", WRONGLY, "codec 2 is not known", "does not tile", WRONGLY, "stored twice",
+    "cannot be stored together", "cannot be stored together", "without labels", "without labels",
+)  # fmt: skip
 for column, text in enumerate(ROWS_MESSAGES):
     listed(f"{INDEX_COLUMNS[column]} of ROWS", text, one_more(5, column),
            UnsupportedFileError if column == 2 else CorruptError)  # fmt: skip
 
 
-def negative_layer(lines: list[list[int]]) -> None:
+def negative_layer(lines: Lines) -> None:
     """Layer 2 of 4, named from the end: the coverage of the rows looks right, and none would be read."""
     lines[3][6] = lines[4][6] = -2
 
@@ -210,7 +230,7 @@ listed("line repeated", "'records' is I64 [12, 10]", lambda lines: lines.insert(
 listed("lines swapped", "does not tile", lambda lines: lines.insert(5, lines.pop(6)))
 listed("nine columns", "'records' is I64 [11, 9]", lambda lines: [line.pop() for line in lines])
 liar("index: not a table", "too short", lambda c: setattr(c, "index_raw", b"{}"))
-liar("index: empty table", "tensors ['records'] were expected", lambda c: setattr(c, "index_raw", b"\2" + bytes(7) + b"{}"))
+liar("index: no table", "tensors ['records'] were expected", lambda c: setattr(c, "index_raw", NO_TABLE))
 
 
 def ended(name: str, message: str, **lies: int) -> None:
@@ -223,9 +243,9 @@ ended("points behind the file", "outside the file", first=1 << 40)
 ended("wrong count", "wrong number of records", count=14)
 ended("2^64 - 1 records", "wrong number of records", count=2**64 - 1)
 ended("another sequence number", "wrong number of records", sequence=11)
-ended("another type", "not an end mark", type=0x90)
+ended("another type", "an empty payload", type=0x90)
 ended("raw length", "not an end mark", raw=8)
 liar("end: longer payload", "checksum of a record header", lambda c: setattr(c.end, "stored", SIGNATURE * 2))
 liar("end: another signature", "end mark is missing", lambda c: setattr(c.end, "stored", SIGNATURE[:-1] + b"\0"))
 liar("end: bytes behind", "end mark is missing", lambda c: setattr(c, "tail", b"\n"))
-liar("end: a second one", "wrong number", lambda c: c.build() + c.build()[-72:])
+liar("end: a second one", "does not point to the index", lambda c: c.build() + c.build()[-72:])

@@ -60,7 +60,7 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
 
 def bytes_by_kind(file: TraceFile) -> dict[str, int]:
     """Every byte of the file under one heading; they add up to its length."""
-    from formats.container import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordType
+    from formats.records import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordType
 
     kinds = dict.fromkeys(("keys", "values", "joint_rows", "labels", "views", "reference", "header", "other"), 0)
     rows = {Part.JOINT: "joint_rows", Part.KEYS: "keys", Part.VALUES: "values"}
@@ -92,14 +92,14 @@ def layer_facts(file: TraceFile) -> list[dict[str, Any]]:
         {
             "layer": number, "kind": spec.kind, "window": spec.window, "kv_heads": spec.heads,
             "key_size": spec.key_size, "value_size": spec.value_size, "rows_final": final.rows(number),
-            "raw_bytes_final": final.rows(number) * file.geometry.row_bytes(number),
+            "raw_bytes_final": final.rows(number) * file.geometry.row_bytes[number],
         }
         for number, spec in enumerate(file.geometry.layers)
     ]  # fmt: skip
 
 
 def record_facts(file: TraceFile) -> list[dict[str, Any]]:
-    from formats.container import Part, RecordType
+    from formats.records import Part, RecordType
 
     return [
         {

@@ -1,0 +1,94 @@
+"""Superblock and record headers: their fields, their ids, their bytes.  docs/format.md has the tables."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import google_crc32c
+
+MAJOR, MINOR = 1, 0
+FILE_ID_BYTES = 16
+
+SUPERBLOCK = struct.Struct("<8sHHI16s28xI")
+RECORD = struct.Struct("<BBHIQQHHIIIQQII")
+SUPERBLOCK_BYTES = SUPERBLOCK.size
+RECORD_BYTES = RECORD.size
+RESERVED_FLAGS = 0x00FF  # of the superblock: must be zero; the other bits are ignored
+ANCILLARY = 0x80
+
+
+class RecordType(IntEnum):
+    """Literal ids, for ever.  Types with bit 7 set are ancillary: a reader that does not know one skips it."""
+
+    MODEL = 0x01
+    ROWS = 0x02
+    LABELS = 0x03
+    VIEWS = 0x04
+    HEADER = 0x05
+    INDEX = 0x06
+    END = 0x07
+    REFERENCE = 0x81
+
+
+KNOWN_TYPES = frozenset(kind.value for kind in RecordType)
+
+
+_ROW_FIELDS = ("codec", "part", "first_layer", "layer_count")
+MUST_BE_ZERO: dict[int, tuple[str, ...]] = {
+    RecordType.MODEL: (*_ROW_FIELDS, "first", "count"),
+    RecordType.LABELS: _ROW_FIELDS,
+    RecordType.VIEWS: _ROW_FIELDS,
+    RecordType.HEADER: (*_ROW_FIELDS, "first", "count"),
+    RecordType.INDEX: (*_ROW_FIELDS, "first", "count"),
+    RecordType.END: _ROW_FIELDS,
+    RecordType.REFERENCE: (*_ROW_FIELDS, "first"),
+}
+
+
+class Part(IntEnum):
+    """Which half of the rows a ROWS record holds."""
+
+    JOINT = 0
+    KEYS = 1
+    VALUES = 2
+
+
+@dataclass(frozen=True)
+class RecordHeader:
+    """What is known of a record without its payload.  `first` and `count` are rows or snapshots, by type."""
+
+    type: int
+    sequence: int
+    stored: int
+    raw: int
+    codec: int = 0
+    part: int = 0
+    first_layer: int = 0
+    layer_count: int = 0
+    first: int = 0
+    count: int = 0
+    payload_crc: int = 0
+
+    @property
+    def name(self) -> str:
+        return RecordType(self.type).name.lower() if self.type in KNOWN_TYPES else f"0x{self.type:02x}"
+
+
+def signature(major: int = MAJOR) -> bytes:
+    """As PNG's: a byte over 127, the name, CR LF and SUB, so that text-mode damage shows at once."""
+    return b"\x89TSC" + bytes([major]) + b"\r\n\x1a"
+
+
+def pack_superblock(file_id: bytes, minor: int = MINOR) -> bytes:
+    head = SUPERBLOCK.pack(signature(), minor, 0, 0, file_id, 0)[:-4]
+    return head + struct.pack("<I", google_crc32c.value(head))
+
+
+def pack_record_header(header: RecordHeader, file_id: bytes) -> bytes:
+    head = RECORD.pack(
+        header.type, 0, header.codec, header.sequence, header.stored, header.raw, header.part, 0,
+        header.first_layer, header.layer_count, 0, header.first, header.count, header.payload_crc, 0,
+    )[:-4]  # fmt: skip
+    return head + struct.pack("<I", google_crc32c.value(file_id + head))

@@ -1,0 +1,270 @@
+"""Random edits that know the format: most mutants pass the checksums and reach the checks behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import struct
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from tests.format.craft import (
+    END,
+    HEADER,
+    INDEX,
+    LABELS,
+    MODEL,
+    REFERENCE,
+    ROWS,
+    VIEWS,
+    Craft,
+    Piece,
+    frame,
+    join_table,
+    raw_frame,
+    spell,
+    split_table,
+)
+
+NUMBERS = (
+    -(2**63), -(2**31), -4, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 255, 256, 4_096, 4_097, 65_535, 65_536, 2**20,
+    2**20 + 1, 2**26, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
+)  # fmt: skip
+JSON_VALUES: tuple[Any, ...] = (
+    None, True, 1.0, 0.5, "", "x", "full", "sliding", "bfloat16", "float16", "float32", "float8_e5m2", "U8", "I64",
+    "tsc.model/1", "\ud800", [], {}, [0], [[]], {"a": 1}, {"a": {}},
+)  # fmt: skip
+TEXTS = (b",", b"{", b"}", b"]", b'"', b" ", b"\n", b"0", b"-", b"1e999", b"NaN", b"\xff", b"\xef\xbb\xbf", b"\\u0000")
+WIDTHS = {
+    "codec": 16, "part": 16, "first_layer": 32, "layer_count": 32, "first": 64, "count": 64, "type": 8, "sequence": 32,
+    "stored": 64, "raw": 64, "reserved_a": 8, "reserved_b": 16, "reserved_c": 32,
+}  # fmt: skip
+DESCRIBED = list(WIDTHS)[:6]
+TABLES = (ROWS, LABELS, VIEWS, REFERENCE)
+
+
+def near(random: Random, value: int, low: int, high: int) -> int:
+    """Another number: mostly a neighbour, sometimes one at which a limit lies."""
+    chosen = value + random.choice((-2, -1, 1, 1, 2)) if random.random() < 0.6 else random.choice(NUMBERS)
+    return min(max(chosen, low), high)
+
+
+def pick(craft: Craft, random: Random, *types: int) -> Piece:
+    return random.choice([piece for piece in craft.records if not types or piece.type in types])
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key or index) of a JSON value."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
+
+
+def change_json(value: Any, random: Random) -> None:
+    container, key = random.choice(places(value))
+    what = random.randrange(5)
+    if what == 0:
+        del container[key]
+    elif what == 1 and isinstance(container, list):
+        container.insert(key, copy.deepcopy(random.choice(container)))
+    elif what == 1:
+        container[random.choice(("x", "window", "dtype"))] = container[key]
+    elif type(container[key]) is int and what < 4:
+        container[key] = near(random, container[key], -(2**63), 2**64)
+    else:
+        container[key] = copy.deepcopy(random.choice(JSON_VALUES))
+
+
+def json_value(craft: Craft, random: Random) -> None:
+    pick(craft, random, MODEL, MODEL, HEADER).edit_json(lambda value: change_json(value, random))
+
+
+def table_header(craft: Craft, random: Random) -> None:
+    pick(craft, random, *TABLES).edit_table(lambda header: change_json(header, random))
+
+
+def table_data(craft: Craft, random: Random) -> None:
+    piece = pick(craft, random, *TABLES)
+    header, data = split_table(piece.raw)
+    at = random.randrange(len(data))
+    data = data[:at] + random.choice((b"", b"\0", bytes([data[at] ^ 1 << random.randrange(8)]))) + data[at + 1 :]
+    piece.raw = join_table(spell(header), data)
+
+
+def table_number(craft: Craft, random: Random) -> None:
+    piece = pick(craft, random, LABELS, VIEWS, VIEWS, REFERENCE)
+    name = random.choice(list(split_table(piece.raw)[0]))
+    values = piece.integers(name)
+    at = random.randrange(len(values))
+    wide = name != "token_ids"
+    values[at] = near(random, values[at], -(2**63) if wide else 0, 2**63 - 1 if wide else 2**16 - 1)
+    piece.set_integers(name, values)
+
+
+def span_line(craft: Craft, random: Random) -> None:
+    """Drop, repeat, move or halve a line of a VIEWS table; a halved line says the same in two."""
+    flat = craft[VIEWS].integers("spans")
+    lines = [flat[at : at + 5] for at in range(0, len(flat), 5)]
+    at = random.randrange(len(lines))
+    what = random.randrange(6)
+    if what == 0:
+        del lines[at]
+    elif what == 1:
+        lines.insert(at, list(lines[at]))
+    elif what == 2:
+        lines.insert(random.randrange(len(lines)), lines.pop(at))
+    elif what == 3 and lines[at][2] > 1:
+        number, layer, layers, first, rows = lines[at]
+        lines[at : at + 1] = [[number, layer, 1, first, rows], [number, layer + 1, layers - 1, first, rows]]
+    else:
+        number, layer, layers, first, rows = lines[at]
+        half = random.randint(1, rows - 1)
+        lines[at : at + 1] = [[number, layer, layers, first, half], [number, layer, layers, first + half, rows - half]]
+        if what == 5:
+            lines[at], lines[at + 1] = lines[at + 1], lines[at]  # the cache in another order
+    craft[VIEWS].set_integers("spans", [value for line in lines for value in line])
+
+
+def split_labels(craft: Craft, random: Random) -> None:
+    piece = pick(craft, random, LABELS)
+    second = copy.deepcopy(piece)
+    half = random.randint(1, piece.count - 1)
+    for name in ("token_ids", "position_offsets"):
+        values = piece.integers(name)
+        piece.set_integers(name, values[:half])
+        second.set_integers(name, values[half:])
+    second.first, second.count, piece.count = piece.first + half, piece.count - half, half
+    craft.records.insert(craft.records.index(piece) + random.randint(0, 1), second)
+
+
+def split_rows(craft: Craft, random: Random) -> None:
+    """One record of rows as two, by rows or by layers: `planes` is cut along one axis."""
+    piece = pick(craft, random, ROWS)
+    second = copy.deepcopy(piece)
+    header, data = split_table(piece.raw)
+    shape = header["planes"]["shape"]
+    by_rows = random.random() < 0.7
+    axis = (5 if piece.part == 1 else 3) if by_rows else 1
+    at = random.randint(1, shape[axis] - 1)
+    inner = math.prod(shape[axis + 1 :])
+    line = shape[axis] * inner
+    for part, begin, stop in ((piece, 0, at), (second, at, shape[axis])):
+        octets = b"".join(data[n + begin * inner : n + stop * inner] for n in range(0, len(data), line))
+        cut = [*shape[:axis], stop - begin, *shape[axis + 1 :]]
+        entry = {"dtype": "U8", "shape": cut, "data_offsets": [0, len(octets)]}
+        part.raw = join_table(spell({"planes": entry}), octets)
+    if by_rows:
+        second.first, second.count, piece.count = piece.first + at, piece.count - at, at
+    else:
+        second.first_layer, second.layer_count, piece.layer_count = piece.first_layer + at, piece.layer_count - at, at
+    craft.records.insert(random.randint(1, len(craft.records) - 1), second)
+
+
+def record_field(craft: Craft, random: Random) -> None:
+    piece = random.choice([*craft.records, craft.index, craft.end])
+    name = random.choice(list(WIDTHS))
+    high = 2 ** WIDTHS[name] - 1
+    if name in DESCRIBED:
+        value = near(random, getattr(piece, name), 0, high)
+        if piece.type in (INDEX, END):
+            piece.lies[name] = value
+        else:
+            setattr(piece, name, value)
+    else:
+        piece.lies[name] = near(random, random.choice((0, len(piece.raw), 7)), 0, high)
+
+
+def record_order(craft: Craft, random: Random) -> None:
+    at, to = (random.randrange(len(craft.records)) for _ in range(2))
+    what = random.randrange(5)
+    if what == 0:
+        del craft.records[at]
+    elif what == 1:
+        craft.records.insert(to, copy.deepcopy(craft.records[at]))
+    elif what == 2:
+        craft.records.insert(to, craft.records.pop(at))
+    elif what == 3:
+        kind = random.choice((0, 6, 7, 8, 0x7F, 0x80, 0x82, 0xFF))
+        craft.records.insert(to, Piece(kind, random.choice((b"", b"any"))))
+    else:
+        middle = craft.records[1:-1]
+        random.shuffle(middle)
+        craft.records[1:-1] = middle
+
+
+def text(craft: Craft, random: Random) -> None:
+    piece = pick(craft, random)
+    at = random.randrange(len(piece.raw))
+    piece.raw = piece.raw[:at] + random.choice(TEXTS) + piece.raw[at + random.randrange(3) :]
+
+
+def odd_frame(craft: Craft, random: Random) -> None:
+    piece = pick(craft, random)
+    raw = piece.raw
+    windows, sizes = (None, 0x50, 0x68, 0x69, 0x70), (len(raw), len(raw), len(raw) + 1, None)
+    piece.stored = random.choice((
+        frame(raw) + random.choice((b"\0", frame(b""), b"\x50\x2a\x4d\x18\0\0\0\0")),
+        frame(raw)[: -random.randint(1, 5)],
+        raw_frame(raw, size=random.choice(sizes), window=random.choice(windows)),
+        raw_frame(raw, size=len(raw), dictionary=random.choice((b"\0", b"\1", b"\0\0\0\0", b"\0\0\0\1"))),
+        raw_frame(raw + random.choice((b"", b"x")), size=len(raw)),
+    ))  # fmt: skip
+
+
+def index_cell(craft: Craft, random: Random) -> None:
+    at, column = random.random(), random.randrange(10)
+
+    def edit(lines: list[list[int]]) -> None:
+        line = int(at * len(lines))
+        lines[line][column] = near(random, lines[line][column], -(2**63), 2**63 - 1)
+
+    craft.edit_index = edit
+
+
+def superblock(craft: Craft, random: Random) -> None:
+    craft.minor = random.choice((0, 1, 65_535))
+    craft.flags = random.choice((0, 1 << random.randrange(16)))
+    craft.reserved = random.choice(({}, {random.choice((12, 15, 32, 59)): 1}))
+
+
+MUTATIONS: dict[Callable[[Craft, Random], None], int] = {
+    json_value: 8, table_header: 6, table_data: 4, table_number: 10, span_line: 10, split_labels: 3, split_rows: 6,
+    record_field: 6, record_order: 5, text: 4, odd_frame: 4, index_cell: 3, superblock: 1,
+}  # fmt: skip
+
+
+def fix_raw_bytes(craft: Craft) -> None:
+    """Let HEADER say what MODEL and VIEWS now make of the raw bytes, so that the rows behind are looked at."""
+    model = json.loads(craft[MODEL].raw)
+    item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}.get(model["dtype"], 1)
+    sizes = []
+    for run in model["layers"]:
+        sizes += [run["heads"] * (run["key_size"] + run["value_size"])] * min(run["count"], 5_000)
+    raw = [0] * min(craft[VIEWS].count, 100)
+    spans = craft[VIEWS].integers("spans")
+    for number, layer, layers, _, rows in zip(*(spans[column::5] for column in range(5)), strict=True):
+        if layer >= 0:
+            raw[number] += item * model["batch"] * rows * sum(sizes[layer : layer + layers])
+    craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=sum(raw), raw_bytes_final=raw[-1]))
+
+
+def mutant(valid: bytes, random: Random) -> bytes:
+    craft = Craft.of(valid)
+    # an edit that no longer applies after another one is left out
+    inapplicable = (KeyError, IndexError, ValueError, TypeError, AttributeError, StopIteration, struct.error)
+    for _ in range(random.choice((1, 1, 2, 2, 3, 4))):
+        with contextlib.suppress(*inapplicable):
+            random.choices(list(MUTATIONS), list(MUTATIONS.values()))[0](craft, random)
+    if random.random() < 0.7:
+        with contextlib.suppress(*inapplicable, OverflowError, MemoryError):
+            fix_raw_bytes(craft)
+    try:
+        data = craft.build()
+    except struct.error:  # several edits of one field led out of its range
+        return valid
+    if random.random() < 0.02:
+        at = random.randrange(len(data))
+        data = data[:at] + bytes([data[at] ^ 1 << random.randrange(8)]) + data[at + 1 :]
+    return data
