@@ -112,10 +112,8 @@ def command(
             loaded.model, tokens, sink, tokenizer=loaded.tokenizer, reference=reference, options=options,
             info={"model": loaded.name}, deterministic=deterministic, progress=advance,
         )  # fmt: skip
-    if output == "-":
-        out = Output(quiet=True)  # stdout holds the file
-        if not (as_json or quiet):
-            print_summary(captured, len(reference))
+    if output == "-":  # stdout holds the file
+        out.note(summary(captured, len(reference)))
         return
     facts = {"path": output, **facts_of(captured), "reference_tokens": len(reference)}
     out.report("tsc.capture/1", facts, f"{output}\n{summary(captured, len(reference))}", output)
@@ -149,9 +147,3 @@ def summary(captured: Captured, reference: int) -> str:
         ["  ratio", f"{ratio(captured.raw_bytes_trace / captured.file_bytes)} of the trace, "
                     f"{ratio(captured.raw_bytes_final / captured.file_bytes)} of the final cache alone"],
     ])  # fmt: skip
-
-
-def print_summary(captured: Captured, reference: int) -> None:
-    from ..output import message
-
-    message(summary(captured, reference))
