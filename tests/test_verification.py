@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from formats import Trace, TraceBuilder
+from formats import Trace, TraceBuilder, deduplicate
 from formats.errors import MismatchError, UsageError
 from formats.records import Part
 from formats.trace import MemoryBlock
 from tests import models
 from tsc_cli import capture, load, save, verify
+from tsc_cli.generation import Sampler
+from tsc_cli.resuming import resume
 from tsc_cli.verification import VerifyOptions, passes
 
 
@@ -104,3 +107,21 @@ def test_a_result_is_plain_json_values(model: Any, trace: Trace) -> None:
     assert record["kl_mean_se"] is None  # one position has no standard error
     assert record["sufficient"] is False
     assert all(isinstance(value, int | float | str | bool | None) for value in record.values())
+
+
+def test_a_trace_of_caches_of_ones_own_can_be_verified(model: Any, trace: Trace) -> None:
+    own = deduplicate([replace(trace.snapshot(n), next_token=None) for n in (0, 6)], trace.geometry)
+    (result,) = verify(own, model, positions=20, greedy=4)
+    assert result.tokens == 46
+    # its prompt was prefilled in other chunks than at capture: equal within rounding only
+    assert result.fidelity.kl_mean < 1e-9
+    assert result.diverges_at is None
+
+
+def test_resuming_from_a_snapshot_without_next_token_feeds_the_last_one_again(model: Any, trace: Trace) -> None:
+    own = deduplicate([replace(trace.snapshot(3), next_token=None)], trace.geometry)
+    assert list(islice(resume(own, model), 3)) == trace.token_ids(-1)[-3:]
+    sliding = models.mistral_sliding()
+    windowed = capture(sliding, models.prompt(40), steps=0)
+    with pytest.raises(UsageError, match="cannot give up its last row"):
+        resume(windowed, sliding, choose=Sampler(temperature=1.0))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from formats.errors import UnsupportedCacheError
+from formats.errors import UnsupportedCacheError, UsageError
 
 from .bridge import fork, new_cache
 
@@ -58,6 +58,22 @@ def feed(
         )
     logits: torch.Tensor = output.logits[0]
     return logits[-1:] if last_only else logits
+
+
+def feed_last_again(model: PreTrainedModel, cache: DynamicCache, tokens: Sequence[int]) -> torch.Tensor:
+    """Logits after the last of the tokens that `cache` holds, (vocabulary,): its row is taken off and computed anew.
+
+    Raises:
+        UsageError: the cache cannot give up its last row.
+    """
+    try:
+        cache.crop(-1)
+    except RuntimeError as error:
+        raise UsageError(
+            "the cache cannot give up its last row: a sliding window has moved on",
+            hint="resume greedily, or with a prompt",
+        ) from error
+    return feed(model, cache, tokens[-1:], last_only=True)[-1]
 
 
 def _takes(model: PreTrainedModel, argument: str) -> bool:

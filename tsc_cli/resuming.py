@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from formats import Trace
-from formats.errors import UsageError
 
 from . import bridge
-from .generation import Sampler, continue_from, feed
+from .generation import Sampler, continue_from, feed, feed_last_again
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 def resume(
@@ -38,16 +37,5 @@ def resume(
     elif recorded is not None and choose.temperature == 0:
         first = recorded
     else:
-        first = choose(_feed_last_again(model, cache, trace.token_ids(snapshot)))
+        first = choose(feed_last_again(model, cache, trace.token_ids(snapshot)))
     return continue_from(model, cache, first, choose)
-
-
-def _feed_last_again(model: PreTrainedModel, cache: DynamicCache, tokens: Sequence[int]) -> Any:
-    try:
-        cache.crop(-1)
-    except RuntimeError as error:
-        raise UsageError(
-            "the cache cannot give up its last row: a sliding window has moved on",
-            hint="resume greedily, or with a prompt",
-        ) from error
-    return feed(model, cache, tokens[-1:], last_only=True)[-1]

@@ -18,7 +18,7 @@ from formats.errors import UsageError
 
 from . import bridge, fingerprint
 from .fidelity import Fidelity, compare, first_difference
-from .generation import Progress, Sampler, continuation, feed, nothing, prefill, score
+from .generation import Progress, Sampler, continuation, feed, feed_last_again, nothing, prefill, score
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -176,10 +176,10 @@ def _sample(
     trace: Trace, model: PreTrainedModel, exact: DynamicCache, options: VerifyOptions, progress: Progress
 ) -> list[int]:
     """Tokens sampled from the exact model after the last snapshot; one run serves every snapshot."""
+    sampler = Sampler(temperature=1.0, seed=options.seed)
     next_token = trace.views[-1].next_token
     if next_token is None:
-        raise UsageError("the last snapshot does not say which token came next", hint="capture it with tsc capture")
-    sampler = Sampler(temperature=1.0, seed=options.seed)
+        next_token = sampler(feed_last_again(model, bridge.fork(exact), trace.token_ids(-1)))
     return continuation(model, exact, next_token, options.positions + 1, sampler, progress)
 
 
