@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from formats.errors import TscError
 
 from . import output
+from .libraries import quiet_environment
 
 BUG = 101
 INTERRUPTED = 130
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `tsc` and exit.  `arguments` default to the command line's."""
     # a job that is told to stop cleans up as one that is interrupted: nothing half-written stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    quiet_environment()
     sys.exit(run(arguments))
 
 
