@@ -299,3 +299,11 @@ def test_a_stopped_capture_leaves_nothing(sign: signal.Signals, code: int, folde
     assert process.returncode == code
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in said
+
+
+def test_a_closed_pipe_under_a_file_is_an_error(captured: Path) -> None:
+    command = f"{sys.executable} -m tsc_cli decode {captured} -o -; echo $? >&2"
+    done = subprocess.run(
+        ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.stderr == "tsc: error: stdout was closed before everything was written\n2\n"

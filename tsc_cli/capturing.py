@@ -183,5 +183,7 @@ def _check(model: PreTrainedModel, tokens: Sequence[int], options: CaptureOption
     if limit is not None and len(tokens) + options.steps > limit:
         raise UsageError(
             f"{len(tokens)} tokens and {options.steps} steps do not fit into the model's {limit} positions",
-            hint=f"--context {max(limit - options.steps, 1)} takes the first tokens only",
+            hint=f"at most --steps {limit - len(tokens)}"
+            if len(tokens) < limit
+            else f"--context {max(limit - options.steps, 1)} takes the first tokens only",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -35,8 +36,13 @@ def check_output(path: str, *, force: bool) -> None:
 def open_output(path: str, *, force: bool) -> Iterator[BinaryIO]:
     """The output file (atomic), or stdout for `-`."""
     if path == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError as error:
+            # what is buffered goes nowhere, so that closing stdout at exit does not fail a second time
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise StorageError("stdout was closed before everything was written") from error
     else:
         with atomic_write(path, force=force) as file:
             yield file
