@@ -196,7 +196,7 @@ class RecordReader:
         want = signature()
         offset = self.size - RECORD_BYTES - len(want)
         if offset < SUPERBLOCK_BYTES or self._pread(self.size - len(want), len(want)) != want:
-            raise self.corrupt("truncated: the end mark is missing", self.size)
+            raise self.corrupt("truncated or added to: the end mark is missing", self.size)
         sequence = int.from_bytes(self._pread(offset + 4, 4), "little")
         header = self.header_at(offset, sequence)
         if header.type != RecordType.END or header.stored != len(want) or header.raw:

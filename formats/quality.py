@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,9 @@ def record_quality(path: str | os.PathLike[str], quality: Sequence[Mapping[str, 
     """Replace the quality records in a file's tier header; every other record stays as it is, byte for byte."""
     file = TraceFile(path)
     header = replace(file.header, quality=[dict(record) for record in quality])
-    with atomic_write(path, force=True) as sink:
+    target = os.path.realpath(path)  # a link stays a link: its target gets the measurement
+    with atomic_write(target, force=True) as sink:
+        os.fchmod(sink.fileno(), stat.S_IMODE(os.stat(target).st_mode))
         writer = RecordWriter(sink, file.reader.file_id)
         for offset, entry in file.entries[:-1]:
             checked = file.reader.header_at(offset, entry.sequence)

@@ -45,7 +45,7 @@ class TraceWriter:
         self, sink: Sink, geometry: Geometry, fingerprint: Mapping[str, str],
         *, codec: str = "lossless", file_id: bytes | None = None,
     ) -> None:  # fmt: skip
-        self._geometry = geometry
+        self.geometry = geometry
         self._codec = codec_by_name(codec)
         self._labels = Labels()
         self._views: list[View] = []
@@ -83,7 +83,7 @@ class TraceWriter:
         if not self._views:
             raise UsageError("a trace without snapshots cannot be written")
         self._write_tables(reference)
-        raw = [viewing.raw_bytes(self._geometry, view) for view in self._views]
+        raw = [viewing.raw_bytes(self.geometry, view) for view in self._views]
         header = TierHeader(tier, sum(raw), raw[-1], CREATED_BY, dict(capture or {}), [dict(q) for q in quality])
         return header, finish_records(self._writer, header)
 

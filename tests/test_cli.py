@@ -307,3 +307,38 @@ def test_a_closed_pipe_under_a_file_is_an_error(captured: Path) -> None:
         ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     assert done.stderr == "tsc: error: stdout was closed before everything was written\n2\n"
+
+
+def test_recording_through_a_link_reaches_its_target_and_keeps_the_mode(
+    tsc: Any, captured: Path, folder: Path, tmp_path: Path
+) -> None:
+    target, link = tmp_path / "t.tsc", tmp_path / "link.tsc"
+    target.write_bytes(captured.read_bytes())
+    target.chmod(0o640)
+    link.symlink_to(target)
+    assert tsc("verify", link, "-m", folder, "--positions", 4, "--greedy", 0, "--record").code == 0
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert len(load(target).quality) == 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_none_are_refused(tsc: Any, value: str, captured: Path, folder: Path, tmp_path: Path) -> None:
+    for words in (
+        ["capture", "x", "-o", tmp_path / "n.tsc", "-m", folder, "--temperature", value],
+        ["resume", captured, "-m", folder, "--temperature", value],
+    ):
+        done = tsc(*words)
+        assert (done.code, done.out) == (2, "")
+        assert "the temperature must be a number from 0 on" in done.err
+    assert tsc("verify", captured, "-m", folder, "--max-kl", "nan").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_cannot_forge_a_line(tsc: Any, tmp_path: Path) -> None:
+    name = tmp_path / "a\nother.tsc: ok\x1b[1m"
+    name.write_bytes(b"")
+    done = tsc("test", name)
+    assert done.code == 3
+    assert done.out.count("\n") == 1
+    assert "\x1b" not in done.out

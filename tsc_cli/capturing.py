@@ -47,11 +47,12 @@ class CaptureOptions:
 
 @dataclass(frozen=True)
 class Captured:
-    """What a capture to a file tells: its length and how long the model took (seconds)."""
+    """What a capture to a file tells: its length, the cached scalars of its final cache, the seconds of the prefill."""
 
     file_bytes: int
     raw_bytes_trace: int
     raw_bytes_final: int
+    values_final: int
     prompt_tokens: int
     snapshots: int
     prefill_seconds: float
@@ -119,7 +120,10 @@ def capture_to_sink(
 
     seconds = record(model, tokens, options, open_sink, progress)
     header, length = writers[0].finish(reference=reference, capture=facts)
-    return Captured(length, header.raw_bytes_trace, header.raw_bytes_final, len(tokens), writers[0].snapshots, seconds)
+    values = header.raw_bytes_final // writers[0].geometry.item_bytes
+    return Captured(
+        length, header.raw_bytes_trace, header.raw_bytes_final, values, len(tokens), writers[0].snapshots, seconds
+    )
 
 
 def record(
@@ -131,12 +135,12 @@ def record(
     The sink is opened after the prefill, when the cache's shape is known, and before any row is handed to it.
     """
     _check(model, tokens, options)
+    choose = Sampler(options.temperature, options.seed)
     started = time.perf_counter()
     cache, logits = prefill(model, tokens, chunk=options.chunk, progress=progress)
     seconds = time.perf_counter() - started
     geometry = bridge.geometry_of(cache, type(model).__name__)
     recorder = Recorder(open_sink(geometry), geometry, keyframe_interval=options.keyframe_interval)
-    choose = Sampler(options.temperature, options.seed)
     next_token = choose(logits)
     recorder.snapshot(tokens, bridge.rows_of(cache), next_token)
     fed: list[int] = []

@@ -8,7 +8,7 @@ import typer
 
 from formats.errors import UsageError
 
-from ..output import Output, columns, ratio, size
+from ..output import Output, columns, printable, ratio, size
 from .options import Device, Force, Json, Model, Quiet, Seed, Temperature
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def command(
         out.note(summary(captured, len(reference)))
         return
     facts = {"path": output, **facts_of(captured), "reference_tokens": len(reference)}
-    out.report("tsc.capture/1", facts, f"{output}\n{summary(captured, len(reference))}", output)
+    out.report("tsc.capture/1", facts, f"{printable(output)}\n{summary(captured, len(reference))}", output)
 
 
 def _tokens(prompt: str | None, prompt_file: str | None, messages: str | None, tokenizer: Any) -> list[int]:
@@ -134,8 +134,16 @@ def facts_of(captured: Captured) -> dict[str, Any]:
         "prompt_tokens": captured.prompt_tokens, "snapshots": captured.snapshots,
         "raw_bytes_trace": captured.raw_bytes_trace, "raw_bytes_final": captured.raw_bytes_final,
         "file_bytes": captured.file_bytes, "ratio_trace": captured.raw_bytes_trace / captured.file_bytes,
-        "ratio_final": captured.raw_bytes_final / captured.file_bytes, "prefill_seconds": captured.prefill_seconds,
+        "ratio_final": captured.raw_bytes_final / captured.file_bytes,
+        "ratio_final_fp32": captured.values_final * 4 / captured.file_bytes,
+        "ratio_final_fp16": captured.values_final * 2 / captured.file_bytes,
+        "prefill_seconds": captured.prefill_seconds,
     }  # fmt: skip
+
+
+def final_ratios(captured: Captured) -> str:
+    fp32 = captured.values_final * 4 / captured.file_bytes
+    return f"{ratio(fp32)} of the final cache alone in fp32, {ratio(fp32 / 2)} in fp16"
 
 
 def summary(captured: Captured, reference: int) -> str:
@@ -145,5 +153,5 @@ def summary(captured: Captured, reference: int) -> str:
         ["  raw", f"{size(captured.raw_bytes_trace)} all snapshots, {size(captured.raw_bytes_final)} the final cache"],
         ["  file", size(captured.file_bytes)],
         ["  ratio", f"{ratio(captured.raw_bytes_trace / captured.file_bytes)} of the trace, "
-                    f"{ratio(captured.raw_bytes_final / captured.file_bytes)} of the final cache alone"],
+                    f"{final_ratios(captured)}"],
     ])  # fmt: skip

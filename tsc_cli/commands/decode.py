@@ -8,7 +8,7 @@ import typer
 
 from formats.errors import UsageError
 
-from ..output import Output, size
+from ..output import Output, printable, size
 from .options import File, Force, Json, Quiet, Snapshot
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def command(
         sink.write(data)
     if output != "-":
         facts = {"path": output, "snapshot": number, "layers": wanted, "file_bytes": len(data)}
-        text = f"{output}: snapshot {number}, {len(wanted)} layers, {len(moment.token_ids)} tokens, {size(len(data))}"
+        counts = f"snapshot {number}, {len(wanted)} layers, {len(moment.token_ids)} tokens"
+        text = f"{printable(output)}: {counts}, {size(len(data))}"
         out.report("tsc.decode/1", facts, text, output)
 
 

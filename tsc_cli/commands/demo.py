@@ -110,7 +110,8 @@ def _text(facts: dict[str, Any], results: list[Verified]) -> str:
                       f"{facts['raw_bytes_final']:,} (final cache)"],
         ["file bytes", f"{facts['file_bytes']:,} ({size(facts['file_bytes'])})"],
         ["ratio", f"{ratio(facts['ratio_trace'])} of the whole trace, "
-                  f"{ratio(facts['ratio_final'])} of the final cache alone"],
+                  f"{ratio(facts['ratio_final_fp32'])} of the final cache alone in fp32, "
+                  f"{ratio(facts['ratio_final_fp16'])} in fp16"],
         ["tensors", "bit-identical" if all(r.identical for r in results) else "DIFFERENT"],
         ["KL", over([r.fidelity.kl_mean for r in results], "{:g}")],
         ["same top-1", over([r.fidelity.top1 for r in results], "{:g}")],

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..output import Output, size
+from ..output import Output, printable, size
 from .options import Json, Quiet
 
 
@@ -47,9 +47,10 @@ def command(
 
 
 def _line(result: dict[str, Any]) -> str:
+    path = printable(result["path"])
     if result["ok"]:
         counts = f"{result['records']} records, {result['snapshots']} snapshots"
-        return f"{result['path']}: ok, {counts}, {size(result['file_bytes'])}"
+        return f"{path}: ok, {counts}, {size(result['file_bytes'])}"
     place = [f"record {result['record']}"] if result["record"] is not None else []
     place += [f"byte {result['offset']}"] if result["offset"] is not None else []
-    return f"{result['path']}: FAILED: {result['error']}" + (f" ({', '.join(place)})" if place else "")
+    return f"{path}: FAILED: {result['error']}" + (f" ({', '.join(place)})" if place else "")

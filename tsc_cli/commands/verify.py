@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from formats.errors import UsageError
 
-from ..output import Output, columns
+from ..output import Output, columns, printable
 from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def command(
     from ..files import model_for, numbers
     from ..verification import VerifyOptions, passes, verify
 
+    if max_kl is not None and math.isnan(max_kl):
+        raise UsageError("--max-kl is not a number")
     out = Output(as_json, quiet)
     trace = load(file)
     raw = load(against) if against is not None else None
@@ -142,10 +145,14 @@ def divergence(result: Verified) -> str:
     return f"all {result.greedy} equal" if result.diverges_at is None else f"differ from token {result.diverges_at} on"
 
 
+def _positions(result: Verified) -> str:
+    return f"{result.fidelity.positions}{'' if result.fidelity.sufficient else ' (insufficient)'}"
+
+
 def _many(file: str, results: list[Verified]) -> str:
     rows = [
         [
-            str(r.snapshot), str(r.tokens), "yes" if r.identical else "no", str(r.fidelity.positions), r.reference,
+            str(r.snapshot), str(r.tokens), "yes" if r.identical else "no", _positions(r), r.reference,
             f"{r.fidelity.kl_mean:.3g}", f"{r.fidelity.kl_max:.3g}", f"{r.fidelity.top1:.4f}",
             f"{r.fidelity.perplexity_ratio:.6f}", "-" if r.diverges_at is None else str(r.diverges_at),
         ]
@@ -163,4 +170,4 @@ def _many(file: str, results: list[Verified]) -> str:
         "ppl ratio",
         "diverges at",
     )
-    return f"{file}\n{columns(rows, head)}"
+    return f"{printable(file)}\n{columns(rows, head)}"
