@@ -106,11 +106,6 @@ def raw_bytes(geometry: Geometry, view: View) -> int:
     return total
 
 
-def values(geometry: Geometry, view: View) -> int:
-    """Cached scalars of a snapshot."""
-    return raw_bytes(geometry, view) // geometry.item_bytes
-
-
 HISTORY = -1  # stands in the layer column of a view table for the history
 
 
