@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Protocol
 
@@ -43,6 +44,11 @@ class Sink(Protocol):
     def write(self, data: bytes, /) -> object: ...
 
 
+class _Nowhere:
+    def write(self, data: bytes, /) -> None:
+        del data
+
+
 class RecordWriter:
     """Appends records to a sink, strictly in order; never seeks, so that a pipe will do."""
 
@@ -71,7 +77,7 @@ class RecordWriter:
         """The END record: where the index lies, how many records there are, and the signature once more."""
         self._record(RecordType.END, signature(), 0, 0, 0, (0, 0), (index_offset, len(self.entries) + 1))
 
-    def copy(self, stored: bytes, header: RecordHeader) -> None:
+    def copy_record(self, stored: bytes, header: RecordHeader) -> None:
         """Write a record of a file with the same identity and the same sequence number as it stands."""
         if header.sequence != len(self.entries):
             raise ValueError("records are copied in order")
@@ -79,6 +85,13 @@ class RecordWriter:
             header.type, stored, header.raw, header.codec, header.part,
             (header.first_layer, header.layer_count), (header.first, header.count),
         )  # fmt: skip
+
+    def trial(self) -> RecordWriter:
+        """A writer that stands where this one does and writes nowhere: `offset` tells what records would take."""
+        twin = copy.copy(self)
+        twin._sink = _Nowhere()
+        twin.entries = list(self.entries)
+        return twin
 
     def _record(
         self, kind: int, stored: bytes, raw: int, codec: int, part: int,

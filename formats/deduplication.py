@@ -56,6 +56,7 @@ def _match(
     for position, token in zip(snapshot.positions, snapshot.token_ids, strict=True):
         if (token, position) not in labelled:
             number_for(position)
+    positions = [of_layer.tolist() for of_layer in snapshot.row_positions]
     for layer in range(len(geometry.layers)):
         table: dict[bytes, int] = {}
         rows: list[int] = []
@@ -63,7 +64,7 @@ def _match(
         for at, identity in enumerate(_identities(snapshot, layer, token_at)):
             row = previous[layer].get(identity)
             if row is None:
-                row = number_for(snapshot.row_positions[layer][at])
+                row = number_for(positions[layer][at])
                 new.append((row, at))
             table[identity] = row
             rows.append(row)
@@ -82,7 +83,7 @@ def _identities(snapshot: Snapshot, layer: int, token_at: Mapping[int, int]) -> 
         flat = tensor.detach().transpose(0, 2).reshape(-1).view(torch.uint8).cpu().numpy()
         return [row.tobytes() for row in flat.reshape(tensor.shape[2], -1)]
 
-    labels = [f"{token_at[position]},{position};".encode() for position in snapshot.row_positions[layer]]
+    labels = [f"{token_at[position]},{position};".encode() for position in snapshot.row_positions[layer].tolist()]
     return [
         label + key + value
         for label, key, value in zip(
@@ -117,8 +118,10 @@ def _check_shapes(snapshot: Snapshot, geometry: Geometry, number: int) -> None:
     if len(snapshot.keys) != len(geometry.layers) or len(snapshot.values) != len(geometry.layers):
         raise UsageError(f"snapshot {number} has {len(snapshot.keys)} layers, the model {len(geometry.layers)}")
     for layer, spec in enumerate(geometry.layers):
+        if snapshot.row_positions[layer].dim() != 1:
+            raise UsageError(f"snapshot {number}, layer {layer}: its heads hold different tokens")
         rows = len(snapshot.row_positions[layer])
-        if not set(snapshot.row_positions[layer]) <= set(snapshot.positions):
+        if not set(snapshot.row_positions[layer].tolist()) <= set(snapshot.positions):
             raise UsageError(f"snapshot {number}, layer {layer}: a row stands at a position that no token has")
         for part, tensor in ((Part.KEYS, snapshot.keys[layer]), (Part.VALUES, snapshot.values[layer])):
             want = (geometry.batch, spec.heads, rows, spec.head_size(part))

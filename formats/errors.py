@@ -85,3 +85,9 @@ class LimitError(TscError):
     """The file declares more than the reader is prepared to allocate."""
 
     exit_code = 3
+
+
+class PromiseError(TscError):
+    """The asked tier or quality cannot be met."""
+
+    exit_code = 4

@@ -16,9 +16,12 @@ def check(path: str | os.PathLike[str]) -> TraceFile:
     """
     file = TraceFile(path)
     blocks = {block.offset: block for block in file.blocks}
+    attention = {one.offset: one for one in file.attention}
     for offset, entry in file.entries:
         if offset in blocks:
             blocks[offset].tensors()
+        elif offset in attention:
+            attention[offset].check()
         else:
             file.payload(offset, entry)
     return file

@@ -24,5 +24,5 @@ def record_quality(path: str | os.PathLike[str], quality: Sequence[Mapping[str, 
         writer = RecordWriter(sink, file.reader.file_id)
         for offset, entry in file.entries[:-1]:
             checked = file.reader.header_at(offset, entry.sequence)
-            writer.copy(file.reader.stored(offset, checked), checked)
+            writer.copy_record(file.reader.stored(offset, checked), checked)
         finish_records(writer, header)

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import google_crc32c
 
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 FILE_ID_BYTES = 16
 
 SUPERBLOCK = struct.Struct("<8sHHI16s28xI")
@@ -29,7 +29,9 @@ class RecordType(IntEnum):
     HEADER = 0x05
     INDEX = 0x06
     END = 0x07
+    KEPT = 0x08
     REFERENCE = 0x81
+    ATTENTION = 0x82
 
 
 KNOWN_TYPES = frozenset(kind.value for kind in RecordType)
@@ -43,7 +45,9 @@ MUST_BE_ZERO: dict[int, tuple[str, ...]] = {
     RecordType.HEADER: (*_ROW_FIELDS, "first", "count"),
     RecordType.INDEX: (*_ROW_FIELDS, "first", "count"),
     RecordType.END: _ROW_FIELDS,
+    RecordType.KEPT: ("codec", "part"),
     RecordType.REFERENCE: (*_ROW_FIELDS, "first"),
+    RecordType.ATTENTION: ("codec", "part", "first"),
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from .geometry import Geometry
 from .limits import BLOCK_ROWS, TARGET_RECORD_RAW
 from .records import Part
-from .trace import MemoryBlock, Trace
+from .trace import MemoryBlock, Received, Trace
 from .views import BlockKey, Span, View
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class RowSink(Protocol):
     def add_block(self, block: MemoryBlock) -> None: ...
     def add_labels(self, token_ids: Sequence[int], positions: Sequence[int]) -> None: ...
     def add_view(self, view: View) -> None: ...
+    def add_attention(self, attention: Received) -> None: ...
 
 
 class TraceBuilder:
@@ -37,7 +38,8 @@ class TraceBuilder:
 
     def __init__(self, geometry: Geometry, fingerprint: Mapping[str, str]) -> None:
         self._blocks: list[MemoryBlock] = []
-        self.trace = Trace(geometry, dict(fingerprint), blocks=self._blocks)
+        self._attention: list[Received] = []
+        self.trace = Trace(geometry, dict(fingerprint), blocks=self._blocks, attention=self._attention)
 
     def add_block(self, block: MemoryBlock) -> None:
         self._blocks.append(block)
@@ -47,6 +49,9 @@ class TraceBuilder:
 
     def add_view(self, view: View) -> None:
         self.trace.views.append(view)
+
+    def add_attention(self, attention: Received) -> None:
+        self._attention.append(attention)
 
 
 class Recorder:

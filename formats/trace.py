@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import views as viewing
 from .errors import LimitError, UsageError
 from .geometry import Geometry
+from .kept import Kept
 from .limits import memory_budget
 from .records import Part
 from .views import BlockKey, Labels, Span, View
@@ -39,20 +40,46 @@ class MemoryBlock:
         return {part: tensor.to(device) for part, tensor in self.rows.items()}
 
 
+class Received(Protocol):
+    """How much attention each row of the first snapshot received, accumulated over all queries, in some layers."""
+
+    @property
+    def first_layer(self) -> int: ...
+    @property
+    def layer_count(self) -> int: ...
+
+    def read(self) -> torch.Tensor:
+        """(layers, KV heads, rows), float32: the sum of the attention probabilities of all queries of the group."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryReceived:
+    """Attention at hand."""
+
+    first_layer: int
+    layer_count: int
+    received: torch.Tensor
+
+    def read(self) -> torch.Tensor:
+        return self.received
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The cache at one moment.
 
     Attributes:
         keys, values: for each layer, (batch, heads, rows, head size).
-        row_positions: for each layer, the position ids of its rows.
+        row_positions: for each layer, the position ids of its rows, int64: (rows,), or (heads, rows) if heads hold
+            different tokens.
         token_ids: the tokens fed so far; `positions` their position ids.
         next_token: the token that the capturing run fed next, if it chose one.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
-    row_positions: list[list[int]]
+    row_positions: list[torch.Tensor]
     token_ids: list[int]
     positions: list[int]
     next_token: int | None = None
@@ -71,6 +98,10 @@ class Trace:
         reference: token ids of the text that followed the first snapshot, if it is known.
         info: how the trace was captured (the tier header's `capture` object).
         quality: measured quality records, if any.
+        tier, codec, parameters: the promise that a file keeps and how; a trace in memory is exact.
+        kept: what the heads of some layers kept of some rows, where that differs from head to head.
+        attention: attention that the rows of the first snapshot received, if it was observed.
+        captured_bytes: bytes of the snapshots as they were captured, all and the last, if rows were evicted since.
         stored_bytes: length of the file that it came from, None for a trace in memory.
     """
 
@@ -83,6 +114,11 @@ class Trace:
     info: dict[str, Any] = field(default_factory=dict)
     quality: list[dict[str, Any]] = field(default_factory=list)
     tier: str = "lossless"
+    codec: str = "lossless"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    kept: Sequence[Kept] = ()
+    attention: Sequence[Received] = ()
+    captured_bytes: tuple[int, int] | None = None
     stored_bytes: int | None = None
 
     def __len__(self) -> int:
@@ -100,8 +136,17 @@ class Trace:
 
     @property
     def raw_bytes(self) -> int:
-        """Sum over the snapshots of their tensors' bytes: what the TSC reports divide by."""
+        """Sum over the snapshots of their tensors' bytes as captured: what the TSC reports divide by."""
+        if self.captured_bytes is not None:
+            return self.captured_bytes[0]
         return sum(viewing.raw_bytes(self.geometry, view) for view in self.views)
+
+    @property
+    def raw_bytes_final(self) -> int:
+        """Bytes of the last snapshot's tensors as captured."""
+        if self.captured_bytes is not None:
+            return self.captured_bytes[1]
+        return viewing.raw_bytes(self.geometry, self.views[-1])
 
     def snapshot(
         self, snapshot: int = -1, *, layers: Sequence[int] | None = None, device: str | torch.device = "cpu"
@@ -124,13 +169,23 @@ class Trace:
                 )
         keys, values = _gather(self, view, wanted, device)
         return Snapshot(
-            keys, values,
-            [[self.labels.positions[row] for span in view.layers[layer] for row in range(span.first, span.stop)]
-             for layer in wanted],
-            self.labels.tokens(view.history),
+            keys, values, [self._row_positions(view, layer) for layer in wanted], self.labels.tokens(view.history),
             [self.labels.positions[row] for span in view.history for row in range(span.first, span.stop)],
             view.next_token,
         )  # fmt: skip
+
+    def _row_positions(self, view: View, layer: int) -> torch.Tensor:
+        import torch
+
+        rows = [row for span in view.layers[layer] for row in range(span.first, span.stop)]
+        maps = [one for one in self.kept if one.covers(layer)]
+        if not maps:
+            return torch.tensor([self.labels.positions[row] for row in rows], dtype=torch.int64)
+        by_head = []
+        for head in range(self.geometry.layers[layer].heads):
+            meant = {one.span.first + at: row for one in maps for at, row in enumerate(one.rows(layer, head))}
+            by_head.append([self.labels.positions[meant.get(row, row)] for row in rows])
+        return torch.tensor(by_head, dtype=torch.int64)
 
 
 def _gather(

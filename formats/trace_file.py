@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import geometry as geometry_json
 from . import header as header_json
+from . import kept as kept_rows
 from . import views as viewing
 from .codecs import BlockShape, Codec, codec_by_id
+from .codecs.base import from_planes
 from .container import RecordReader
-from .errors import CorruptError, StorageError, TscError, UsageError
-from .limits import MAX_COLUMNS, MAX_INTEGER, MAX_JSON_BYTES, MAX_LABELS_PER_RECORD, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
+from .errors import CorruptError, LimitError, StorageError, TscError, UsageError
+from .geometry import LayerSpec
+from .kept import Kept
+from .limits import (
+    MAX_BLOCK_BYTES,
+    MAX_CHAIN,
+    MAX_COLUMNS,
+    MAX_INTEGER,
+    MAX_JSON_BYTES,
+    MAX_LABELS_PER_RECORD,
+    MAX_ROWS,
+    MAX_SNAPSHOTS,
+    MAX_SPANS,
+    memory_budget,
+)
 from .records import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordType
 from .tensor_buffer import TensorView, expect, parse
 from .trace import Trace
-from .views import BlockKey, Labels, View
+from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:
     import torch
 
+RATIO_TOLERANCE = 0.002  # a stated ratio is rounded down, and the file's length moves by a byte or two with it
 _PARTS = frozenset(part.value for part in Part)
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 
@@ -52,8 +69,36 @@ class FileBlock:
         return codec, tensors, shape
 
     def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
-        codec, tensors, shape = self.tensors()
-        return codec.decode(tensors, self.key.part, shape, device)
+        return self.file.decoded(self, device)
+
+
+@dataclass(frozen=True)
+class FileReceived:
+    """Attention that is read when it is asked for."""
+
+    file: TraceFile
+    offset: int
+    header: RecordHeader
+    heads: int
+
+    @property
+    def first_layer(self) -> int:
+        return self.header.first_layer
+
+    @property
+    def layer_count(self) -> int:
+        return self.header.layer_count
+
+    def check(self) -> TensorView:
+        tensors = self.file.buffer(self.offset, self.header)
+        with self.file.locating(self.offset, self.header):
+            expect(tensors, {"received": ("U8", (4, self.layer_count, self.heads, self.header.count))}, "attention")
+        return tensors["received"]
+
+    def read(self) -> torch.Tensor:
+        import torch
+
+        return from_planes(self.check(), torch.float32, "cpu")
 
 
 class TraceFile:
@@ -78,8 +123,14 @@ class TraceFile:
         self.views = self._views()
         self.reference = self._reference()
         self.blocks = self._blocks()
+        self.kept = self._kept()
+        self.attention = self._attention()
+        self._decoded: dict[tuple[int, str], Mapping[Part, torch.Tensor]] = {}
+        self._depth = 0
         with self.locating():
-            viewing.check_coverage(self.views, [block.key for block in self.blocks], self.geometry)
+            keys = [block.key for block in self.blocks]
+            viewing.check_coverage(self.views, keys, self.geometry)
+            kept_rows.check(self.kept, self.views, keys, self.geometry)
             self._check_sizes()
 
     @property
@@ -90,8 +141,62 @@ class TraceFile:
         """The trace, whose rows are read from the file when a snapshot is asked for."""
         return Trace(
             self.geometry, self.fingerprint, self.views, self.labels, self.blocks, self.reference,
-            self.header.capture, self.header.quality, self.header.tier, self.size,
+            self.header.capture, self.header.quality, self.header.tier, self.header.codec, self.header.parameters,
+            self.kept, self.attention, (self.header.raw_bytes_trace, self.header.raw_bytes_final), self.size,
         )  # fmt: skip
+
+    def decoded(self, block: FileBlock, device: str | torch.device) -> Mapping[Part, torch.Tensor]:
+        """The rows of a block, and on the way those of the blocks that predict it, each decoded once.
+
+        Raises:
+            CorruptError: a block is damaged, or the chain of predictions is too long.
+            LimitError: the blocks of the chain take more than the memory budget.
+        """
+        known = self._decoded.get((block.offset, str(device)))
+        if known is not None:
+            return known
+        if self._depth > MAX_CHAIN:
+            raise self.reader.corrupt(f"a chain of more than {MAX_CHAIN} predictions", block.offset)
+        self._depth += 1
+        try:
+            codec, tensors, shape = block.tensors()
+            with self.locating(block.offset, block.header):
+                rows = codec.decode(tensors, block.key.part, shape, device, partial(self._fetch, block.key, device))
+            if self._depth > 1:
+                self._decoded[block.offset, str(device)] = rows
+                held = sum(t.nbytes for found in self._decoded.values() for t in found.values())
+                if held > memory_budget():
+                    raise LimitError(f"predictions take more than the budget of {memory_budget()} bytes")
+            return rows
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._decoded.clear()
+
+    def _fetch(self, wanted: BlockKey, device: str | torch.device, numbers: Sequence[int]) -> torch.Tensor:
+        """Decoded rows of the layers and the part of `wanted`: (layers, batch, heads, len(numbers), head size)."""
+        import torch
+
+        spec = self.geometry.layers[wanted.first_layer]
+        shape = (wanted.layer_count, self.geometry.batch, spec.heads, len(numbers), spec.head_size(wanted.part))
+        result = torch.empty(shape, dtype=getattr(torch, self.geometry.dtype), device=device)
+        missing = wanted.layer_count * len(numbers)
+        for block in self.blocks:
+            first = max(block.key.first_layer, wanted.first_layer)
+            stop = min(block.key.first_layer + block.key.layer_count, wanted.first_layer + wanted.layer_count)
+            span = block.key.span
+            found = [(at, number - span.first) for at, number in enumerate(numbers) if span.first <= number < span.stop]
+            if first >= stop or not found or block.key.part not in (wanted.part, Part.JOINT):
+                continue
+            rows = self.decoded(block, device)[wanted.part][
+                first - block.key.first_layer : stop - block.key.first_layer
+            ]
+            target = result[first - wanted.first_layer : stop - wanted.first_layer]
+            target[..., [at for at, _ in found], :] = rows[..., [row for _, row in found], :]
+            missing -= (stop - first) * len(found)
+        if missing:
+            raise CorruptError("rows are predicted from rows that the file does not hold")
+        return result
 
     def payload(self, offset: int, entry: RecordHeader) -> bytes:
         """The payload of a record, whose own header must say what the index says of it."""
@@ -206,20 +311,59 @@ class TraceFile:
     def _blocks(self) -> list[FileBlock]:
         blocks = []
         for offset, entry in self._of_type(RecordType.ROWS):
-            layers = self.geometry.layers[entry.first_layer : entry.first_layer + entry.layer_count]
-            if entry.part not in _PARTS or not layers or len(layers) != entry.layer_count or len(set(layers)) != 1:
-                raise self.reader.corrupt(
-                    "a block covers layers that cannot be stored together", offset, entry.sequence
-                )
+            if entry.part not in _PARTS:
+                raise self.reader.corrupt(f"a block of part {entry.part}", offset, entry.sequence)
+            self._layers(offset, entry, "a block")
             if not 1 <= entry.count <= len(self.labels) - entry.first:
                 raise self.reader.corrupt("a block holds rows without labels", offset, entry.sequence)
+            if entry.layer_count * entry.count * self.geometry.row_bytes[entry.first_layer] > MAX_BLOCK_BYTES:
+                raise self.reader.corrupt(f"a block of more than {MAX_BLOCK_BYTES} bytes", offset, entry.sequence)
             blocks.append(FileBlock(self, offset, entry))
         return blocks
 
+    def _layers(self, offset: int, entry: RecordHeader, what: str) -> list[LayerSpec]:
+        """The layers that a record covers, all alike."""
+        layers = list(self.geometry.layers[entry.first_layer : entry.first_layer + entry.layer_count])
+        if not layers or len(layers) != entry.layer_count or len(set(layers)) != 1:
+            raise self.reader.corrupt(f"{what} covers layers that cannot be stored together", offset, entry.sequence)
+        return layers
+
+    def _kept(self) -> list[Kept]:
+        found = []
+        for offset, entry in self._of_type(RecordType.KEPT):
+            spec = self._layers(offset, entry, "a map of kept rows")[0]
+            if not 1 <= entry.count <= len(self.labels) - entry.first:
+                raise self.reader.corrupt("a map of kept rows without labels", offset, entry.sequence)
+            tensors = self.buffer(offset, entry)
+            with self.locating(offset, entry):
+                span = Span(entry.first, entry.count)
+                found.append(
+                    kept_rows.from_tensors(tensors, entry.first_layer, entry.layer_count, span, spec.heads, "kept")
+                )
+        return found
+
+    def _attention(self) -> list[FileReceived]:
+        found = []
+        for offset, entry in self._of_type(RecordType.ATTENTION):
+            spec = self._layers(offset, entry, "attention")[0]
+            if not 1 <= entry.count <= len(self.labels):
+                raise self.reader.corrupt("attention to rows without labels", offset, entry.sequence)
+            found.append(FileReceived(self, offset, entry, spec.heads))
+        return found
+
     def _check_sizes(self) -> None:
+        stated = self.header.raw_bytes_trace, self.header.raw_bytes_final
         raw = [viewing.raw_bytes(self.geometry, view) for view in self.views]
-        if (self.header.raw_bytes_trace, self.header.raw_bytes_final) != (sum(raw), raw[-1]):
+        whole = [viewing.unevicted_bytes(self.geometry, view) for view in self.views]
+        # rows may have been evicted since the capture, but no more than there were tokens
+        evicted = bool(self.kept) or sum(raw) < sum(whole)
+        allowed = [(sum(raw), raw[-1])] + [(sum(whole), whole[-1])] * evicted
+        if stated not in allowed:
             raise CorruptError("the tier header states other raw bytes than the snapshots have")
+        if self.header.ratios is not None:
+            for ratio, value in zip(self.header.ratios, stated, strict=True):
+                if not abs(ratio * self.size / value - 1) <= RATIO_TOLERANCE:
+                    raise CorruptError("the tier header states another ratio than the file has")
 
 
 class _Locating:

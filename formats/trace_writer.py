@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import geometry as geometry_json
 from . import header as header_json
+from . import kept as kept_rows
 from . import views as viewing
 from .atomic import atomic_write
-from .codecs import codec_by_name
+from .codecs import Bases, Codec, codec_by_name
+from .codecs.base import to_planes
 from .container import RecordWriter, Sink
 from .errors import UsageError
 from .geometry import Geometry
 from .header import TierHeader
+from .kept import Kept
 from .limits import MAX_LABELS_PER_RECORD
 from .records import FILE_ID_BYTES, Part, RecordType
 from .tensor_buffer import pack
-from .trace import MemoryBlock, Trace
+from .trace import MemoryBlock, Received, Trace
 from .version import VERSION
 from .views import Labels, View
 
@@ -43,10 +47,10 @@ class TraceWriter:
 
     def __init__(
         self, sink: Sink, geometry: Geometry, fingerprint: Mapping[str, str],
-        *, codec: str = "lossless", file_id: bytes | None = None,
+        *, codec: Codec | None = None, file_id: bytes | None = None,
     ) -> None:  # fmt: skip
         self.geometry = geometry
-        self._codec = codec_by_name(codec)
+        self._codec = codec or codec_by_name("lossless")
         self._labels = Labels()
         self._views: list[View] = []
         self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id)
@@ -56,18 +60,44 @@ class TraceWriter:
     def snapshots(self) -> int:
         return len(self._views)
 
-    def add_block(self, block: MemoryBlock) -> None:
-        """Encode the rows and write them, a record for each part that the codec keeps apart."""
-        for part in self._codec.parts:
+    def add_block(self, block: MemoryBlock, codec: Codec | None = None, bases: Bases | None = None) -> None:
+        """Encode the rows and write them, a record for each part that the codec keeps apart.
+
+        Args:
+            codec: another one than the writer's own.
+            bases: earlier rows that predict these, for a codec that knows what to do with them.
+        Raises:
+            UsageError: a value is NaN or infinite and the codec is not exact; the layer is named.
+        """
+        codec = codec or self._codec
+        for part in codec.parts:
             rows: Mapping[Part, torch.Tensor] = block.rows
             if part is not Part.JOINT:
                 rows = {p: tensor for p, tensor in block.rows.items() if p is part}
-            if rows:
-                key = block.key
-                self._writer.record(
-                    RecordType.ROWS, pack(self._codec.encode(rows)), codec=self._codec.id, part=part,
-                    layers=(key.first_layer, key.layer_count), span=key.span,
-                )  # fmt: skip
+            if not rows:
+                continue
+            if not codec.exact:
+                _require_finite(rows, block.key.first_layer, codec.name)
+            key = block.key
+            self._writer.record(
+                RecordType.ROWS, pack(codec.encode(rows, bases)), codec=codec.id, part=part,
+                layers=(key.first_layer, key.layer_count), span=key.span,
+            )  # fmt: skip
+
+    def add_kept(self, kept: Kept) -> None:
+        """Rows from here on are slots in some layers; see `kept`."""
+        self._writer.record(
+            RecordType.KEPT, pack(kept_rows.to_tensors(kept)), layers=(kept.first_layer, kept.layer_count),
+            span=kept.span,
+        )  # fmt: skip
+
+    def add_attention(self, attention: Received) -> None:
+        received = attention.read().float().contiguous()
+        planes = to_planes(received).cpu()
+        self._writer.record(
+            RecordType.ATTENTION, pack({"received": planes}), layers=(attention.first_layer, attention.layer_count),
+            span=(0, received.shape[2]),
+        )  # fmt: skip
 
     def add_labels(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
         self._labels.extend(token_ids, positions)
@@ -77,15 +107,26 @@ class TraceWriter:
 
     def finish(
         self, *, tier: str = "lossless", reference: Sequence[int] = (), capture: Mapping[str, Any] | None = None,
-        quality: Sequence[Mapping[str, Any]] = (),
+        quality: Sequence[Mapping[str, Any]] = (), codec: str | None = None,
+        parameters: Mapping[str, Any] | None = None, captured_bytes: tuple[int, int] | None = None,
     ) -> tuple[TierHeader, int]:  # fmt: skip
-        """Write labels, views, tier header, index and end mark; returns the header and the file's length in bytes."""
+        """Write labels, views, tier header, index and end mark; returns the header and the file's length in bytes.
+
+        Args:
+            codec, parameters: what the header says of how rows were coded; by default the writer's codec.
+            captured_bytes: of all snapshots and of the last, if rows were evicted; by default those of the views.
+        """
         if not self._views:
             raise UsageError("a trace without snapshots cannot be written")
         self._write_tables(reference)
-        raw = [viewing.raw_bytes(self.geometry, view) for view in self._views]
-        header = TierHeader(tier, sum(raw), raw[-1], CREATED_BY, dict(capture or {}), [dict(q) for q in quality])
-        return header, finish_records(self._writer, header)
+        if captured_bytes is None:
+            raw = [viewing.raw_bytes(self.geometry, view) for view in self._views]
+            captured_bytes = sum(raw), raw[-1]
+        header = TierHeader(
+            tier, *captured_bytes, CREATED_BY, dict(capture or {}), [dict(q) for q in quality],
+            codec or self._codec.name, dict(asdict(self._codec.settings) if parameters is None else parameters),
+        )  # fmt: skip
+        return finish_records(self._writer, header)
 
     def _write_tables(self, reference: Sequence[int]) -> None:
         import torch
@@ -115,7 +156,36 @@ def _ids(tokens: Sequence[int]) -> torch.Tensor:
     return torch.tensor(list(tokens), dtype=torch.uint16 if max(tokens, default=0) < 1 << 16 else torch.int32)
 
 
-def finish_records(writer: RecordWriter, header: TierHeader) -> int:
+def _require_finite(rows: Mapping[Part, torch.Tensor], first_layer: int, codec: str) -> None:
+    import torch
+
+    for part, tensor in rows.items():
+        # float8 has no isfinite of its own
+        finite = torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).flatten(1).all(1)
+        if not bool(finite.all()):
+            layer = first_layer + finite.tolist().index(False)
+            raise UsageError(
+                f"the {part.name.lower()} of layer {layer} hold a value that is not finite, which codec {codec} "
+                "cannot store",
+                hint="the lossless codec keeps NaN and infinity",
+            )
+
+
+_ROUNDS = 8  # of finding the ratio that a header states of the file that it is part of
+
+
+def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
+    """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length."""
+    stated = header.with_ratios(_close(writer.trial(), header.with_ratios(writer.offset)))
+    for _ in range(_ROUNDS):
+        again = header.with_ratios(_close(writer.trial(), stated))
+        if again == stated:
+            break
+        stated = again
+    return stated, _close(writer, stated)
+
+
+def _close(writer: RecordWriter, header: TierHeader) -> int:
     import torch
 
     writer.record(RecordType.HEADER, header_json.to_json(header))
@@ -132,6 +202,8 @@ def finish_records(writer: RecordWriter, header: TierHeader) -> int:
 def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, deterministic: bool = False) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
+    `formats.compression` writes smaller ones.
+
     Args:
         force: replace an existing file (the file from which the trace was loaded may be replaced, too).
         deterministic: derive the file's identity from the content, so that the same trace gives the same bytes.
@@ -143,10 +215,17 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, det
     )
     with atomic_write(path, force=force) as file:
         writer = TraceWriter(file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None)
+        for kept in trace.kept:
+            writer.add_kept(kept)
         for block in trace.blocks:
             writer.add_block(MemoryBlock(block.key, block.read()))
         writer.add_labels(trace.labels.token_ids, trace.labels.positions)
         for view in trace.views:
             writer.add_view(view)
-        _, length = writer.finish(tier=trace.tier, reference=trace.reference, capture=trace.info, quality=trace.quality)
+        for attention in trace.attention:
+            writer.add_attention(attention)
+        _, length = writer.finish(
+            tier=trace.tier, reference=trace.reference, capture=trace.info, quality=trace.quality,
+            captured_bytes=trace.captured_bytes,
+        )  # fmt: skip
     return length

@@ -106,6 +106,15 @@ def raw_bytes(geometry: Geometry, view: View) -> int:
     return total
 
 
+def unevicted_bytes(geometry: Geometry, view: View) -> int:
+    """Bytes that a snapshot would have if its layers had kept all that the model keeps of the tokens fed."""
+    seen = view.tokens_seen
+    return sum(
+        row_bytes * (min(seen, spec.window - 1) if spec.window else seen)
+        for spec, row_bytes in zip(geometry.layers, geometry.row_bytes, strict=True)
+    )
+
+
 HISTORY = -1  # stands in the layer column of a view table for the history
 
 

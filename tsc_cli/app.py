@@ -8,7 +8,7 @@ import typer
 
 from formats.version import VERSION
 
-from .commands import capture, decode, demo, inspect, integrity, models, resume, tiers, verify
+from .commands import bench, capture, compress, decode, demo, inspect, integrity, models, plot, resume, tiers, verify
 from .output import message
 
 # plain help: rich's costs a third of the start-up time that --help is allowed
@@ -42,7 +42,8 @@ def tsc(
 
 
 for _name, _module in (
-    ("demo", demo), ("capture", capture), ("inspect", inspect), ("verify", verify), ("resume", resume),
-    ("decode", decode), ("test", integrity), ("tiers", tiers), ("models", models),
+    ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
+    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("bench", bench), ("plot", plot),
+    ("models", models),
 ):  # fmt: skip
     app.command(_name)(_module.command)

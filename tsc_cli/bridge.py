@@ -22,6 +22,35 @@ from . import fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
+class EvictedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A full-attention layer some of whose rows were evicted: it has seen more tokens than it holds rows.
+
+    transformers takes the next position id and the mask from what a layer says of itself, as a sliding-window layer
+    does.  So `model.generate` goes on at the right position, and every row that is held is attended to.
+    """
+
+    def __init__(self, tokens_seen: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tokens_seen = tokens_seen
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.tokens_seen += key_states.shape[-2]
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        return self.tokens_seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(rows, offset of the first row): the rows stand right before the query, so that none is masked."""
+        held = 0 if self.keys is None else self.keys.shape[-2]
+        return held + query_length, self.tokens_seen - held
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
+        self.tokens_seen += tokens_to_remove
+
+
 _KINDS: dict[type, str] = {DynamicLayer: "full", DynamicSlidingWindowLayer: "sliding"}
 
 
@@ -115,12 +144,19 @@ def restore(snapshot: Snapshot, model: PreTrainedModel) -> DynamicCache:
     if len(cache.layers) != len(snapshot.keys):
         raise MismatchError(f"the file has {len(snapshot.keys)} layers, the model {len(cache.layers)}")
     seen = len(snapshot.token_ids)
+    held = {keys.shape[2] for layer, keys in zip(_layers(cache), snapshot.keys, strict=True) if _is_full(layer)}
+    if len(held) > 1:
+        raise MismatchError("full-attention layers hold different numbers of rows, which a model's mask cannot express")
     for number, (layer, keys, values) in enumerate(zip(_layers(cache), snapshot.keys, snapshot.values, strict=True)):
-        expected = min(seen, layer.sliding_window - 1) if isinstance(layer, DynamicSlidingWindowLayer) else seen
+        expected = keys.shape[2] if _is_full(layer) else min(seen, layer.sliding_window - 1)
+        if _is_full(layer) and not 1 <= expected <= seen:
+            raise MismatchError(f"layer {number} has {expected} rows after {seen} tokens")
         if keys.shape[2] != expected or values.shape[2] != expected:
             raise MismatchError(
                 f"layer {number} needs {expected} rows after {seen} tokens, the file has {keys.shape[2]}"
             )
+    if held - {seen}:
+        cache.layers = [EvictedLayer(seen) if _is_full(layer) else layer for layer in cache.layers]
     for layer, keys, values in zip(_layers(cache), snapshot.keys, snapshot.values, strict=True):
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
@@ -128,6 +164,10 @@ def restore(snapshot: Snapshot, model: PreTrainedModel) -> DynamicCache:
             # update() counts only what passes through it; the rows that left the window were seen as well
             layer.cumulative_length = seen
     return cache
+
+
+def _is_full(layer: Any) -> bool:
+    return not isinstance(layer, DynamicSlidingWindowLayer)
 
 
 def to_cache(

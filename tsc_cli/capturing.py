@@ -17,6 +17,7 @@ from formats.timeline import RowSink
 from formats.trace_writer import content_id
 
 from . import bridge, fingerprint
+from .attention import observed
 from .generation import Progress, Sampler, feed, nothing, prefill
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class CaptureOptions:
         chunk: tokens of the prompt in one forward pass.
         temperature, seed: how the decoded tokens are chosen; 0 is greedy.
         keyframe_interval: store all rows again at every such snapshot (the reports' kf); None never does.
+        attention: observe which attention the prompt's rows receive, which `h2o` eviction goes by.
     """
 
     steps: int = 64
@@ -43,6 +45,7 @@ class CaptureOptions:
     temperature: float = 0.0
     seed: int = 0
     keyframe_interval: int | None = None
+    attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,12 @@ def record(
     _check(model, tokens, options)
     choose = Sampler(options.temperature, options.seed)
     started = time.perf_counter()
-    cache, logits = prefill(model, tokens, chunk=options.chunk, progress=progress)
+    with observed(model, enabled=options.attention) as observation:
+        cache, logits = prefill(model, tokens, chunk=options.chunk, progress=progress)
     seconds = time.perf_counter() - started
     geometry = bridge.geometry_of(cache, type(model).__name__)
-    recorder = Recorder(open_sink(geometry), geometry, keyframe_interval=options.keyframe_interval)
+    sink = open_sink(geometry)
+    recorder = Recorder(sink, geometry, keyframe_interval=options.keyframe_interval)
     next_token = choose(logits)
     recorder.snapshot(tokens, bridge.rows_of(cache), next_token)
     fed: list[int] = []
@@ -152,6 +157,8 @@ def record(
             recorder.snapshot(fed, bridge.rows_of(cache), next_token)
             fed = []
     recorder.finish()
+    for received in observation.records(geometry, len(tokens)):
+        sink.add_attention(received)
     return seconds
 
 

@@ -15,6 +15,7 @@ from formats import Trace
 from formats.atomic import atomic_write, refuse_existing
 from formats.errors import StorageError, UsageError
 
+from . import default_model
 from .models import Loaded, known_name
 from .models import load as load_model
 from .output import Output
@@ -107,6 +108,18 @@ def model_for(trace: Trace, name: str | None, device: str, out: Output, *, any_m
     dtype = "auto" if any_model else trace.fingerprint.get("dtype", trace.geometry.dtype)
     with out.progress("loading the model"):
         return load_model(chosen, dtype=dtype, device=device, fetch=name is not None, say=out.note)
+
+
+def model_at_hand(trace: Trace) -> bool:
+    """True if the model that a file names is on this machine, so that nothing has to be fetched."""
+    name = known_name(trace.info.get("model"))
+    if name is None:
+        return False
+    if name == default_model.NAME:
+        return default_model.is_ready()
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def numbers(text: str, count: int, what: str) -> list[int]:

@@ -52,7 +52,8 @@ def columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return not cell or cell[0].isdigit() or cell[0] in "+-." or cell in ("nan", "none")
+    starts = cell[:1].isdigit() or cell[:1] in ("+", "-", ".")
+    return not cell or (starts and cell.count(" ") <= 1) or cell in ("nan", "none")
 
 
 @dataclass(frozen=True)

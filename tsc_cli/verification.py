@@ -15,6 +15,7 @@ import torch
 
 from formats import Trace
 from formats.errors import UsageError
+from formats.tiers import verdict
 
 from . import bridge, fingerprint
 from .fidelity import Fidelity, compare, first_difference
@@ -61,11 +62,17 @@ class Verified:
     greedy: int
     diverges_at: int | None
 
+    @property
+    def verdict(self) -> str:
+        """The word for the mean KL; see `formats.tiers`."""
+        return verdict(self.fidelity.kl_mean)
+
     def to_dict(self) -> dict[str, Any]:
         """Scalars only, as a quality record in the tier header takes them; NaN becomes null."""
         facts = {
             "snapshot": self.snapshot, "tokens": self.tokens, "reference": self.reference, "exact": self.exact,
-            "identical": self.identical, **self.fidelity.to_dict(), "sufficient": self.fidelity.sufficient,
+            "identical": self.identical, "verdict": self.verdict, **self.fidelity.to_dict(),
+            "sufficient": self.fidelity.sufficient,
             "greedy_tokens": self.greedy, "greedy_diverges_at": self.diverges_at,
         }  # fmt: skip
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
@@ -96,14 +103,16 @@ def verify(
         raise UsageError("positions must be at least 1 and greedy not negative")
     plan = _Plan.of(trace, wanted, against=against is not None)
     kept = dict(_exact_caches(trace, model, plan.first_pass, against, progress))
-    sampled = _sample(trace, model, kept[len(trace) - 1], options, progress) if plan.sample else []
+    sampled: list[int] = []
+    if plan.sample:
+        sampled = sample_after(trace, model, kept[len(trace) - 1], options.positions, options.seed, progress)
     results = []
     second = _exact_caches(trace, model, plan.second_pass, against, progress)
     for number, exact in second if plan.second_pass else kept.items():
         if number not in wanted:
             continue
         restored = bridge.to_cache(trace, model, number, force=True)
-        name, reference = _reference(trace, number, sampled)
+        name, reference = reference_of(trace, number, sampled)
         tokens = reference[: options.positions + 1]
         fidelity = compare(score(model, exact, tokens[:-1]), score(model, restored, tokens[:-1]), tokens[1:])
         progress(2)
@@ -161,7 +170,7 @@ def _needs_sample(trace: Trace, number: int) -> bool:
     return not (number == 0 and len(trace.reference) > 1)
 
 
-def _reference(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, list[int]]:
+def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, list[int]]:
     """What the caches of a snapshot are fed.
 
     The first snapshot is followed by the source text if the file has it.  Any other is followed by what the capturing
@@ -172,15 +181,15 @@ def _reference(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, 
     return "sampled", trace.token_ids(-1)[len(trace.token_ids(number)) :] + list(sampled)
 
 
-def _sample(
-    trace: Trace, model: PreTrainedModel, exact: DynamicCache, options: VerifyOptions, progress: Progress
+def sample_after(
+    trace: Trace, model: PreTrainedModel, exact: DynamicCache, positions: int, seed: int, progress: Progress = nothing
 ) -> list[int]:
-    """Tokens sampled from the exact model after the last snapshot; one run serves every snapshot."""
-    sampler = Sampler(temperature=1.0, seed=options.seed)
+    """`positions` + 1 tokens sampled from the exact model after the last snapshot; one run serves every snapshot."""
+    sampler = Sampler(temperature=1.0, seed=seed)
     next_token = trace.views[-1].next_token
     if next_token is None:
         next_token = sampler(feed_last_again(model, bridge.fork(exact), trace.token_ids(-1)))
-    return continuation(model, exact, next_token, options.positions + 1, sampler, progress)
+    return continuation(model, exact, next_token, positions + 1, sampler, progress)
 
 
 def _exact_caches(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from .. import settings as setting
 from ..errors import CorruptError, UnsupportedFileError, UsageError
-from .base import BlockShape, Codec
+from .base import Bases, BlockShape, Codec, Fetch
+from .delta import Delta
 from .lossless import Lossless
+from .pq import PQ
+from .scalar import Scalar
+from .vq import VQ
 
-__all__ = ["CODECS", "BlockShape", "Codec", "Lossless", "codec_by_id", "codec_by_name"]
+__all__ = ["CODECS", "Bases", "BlockShape", "Codec", "Fetch", "codec_by_id", "codec_by_name"]
 
-CODECS: dict[int, type[Codec]] = {1: Lossless}
+CODECS: dict[int, Any] = {1: Lossless, 2: Scalar, 3: VQ, 4: PQ, 5: Delta}
 
 
 def codec_by_id(number: int, path: str) -> Codec:
@@ -17,12 +26,17 @@ def codec_by_id(number: int, path: str) -> Codec:
         raise CorruptError("codec 0 is never valid", path=path)
     if number not in CODECS:
         raise UnsupportedFileError(f"codec {number} is not known to this reader", path=path, hint="update tsc")
-    return CODECS[number]()
+    codec: Codec = CODECS[number]()
+    return codec
 
 
-def codec_by_name(name: str) -> Codec:
-    """The codec of this name.  Raises UsageError with the names that exist."""
-    for codec in CODECS.values():
-        if codec.name == name:
-            return codec()
-    raise UsageError(f"there is no codec {name!r}", hint=f"codecs: {', '.join(c.name for c in CODECS.values())}")
+def codec_by_name(name: str, settings: Mapping[str, Any] | None = None) -> Codec:
+    """The codec of this name with these settings.  Raises UsageError with what exists."""
+    names = {kind.name: kind for kind in CODECS.values()}
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"codecs: {', '.join(names)}"
+        raise UsageError(f"there is no codec {name!r}", hint=hint)
+    kind = names[name]
+    codec: Codec = kind(setting.make(kind.Settings, settings or {}, f"codec {name}"))
+    return codec

@@ -9,18 +9,23 @@ the measured sizes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..records import Part
-from ..tensor_buffer import TensorView, expect, to_torch
-from .base import BlockShape
+from ..tensor_buffer import TensorView, expect
+from .base import Bases, BlockShape, Fetch, from_planes, to_planes
 
 if TYPE_CHECKING:
     import torch
 
-_BYTES = 5  # of the axes (layers, batch, heads, rows, head size, bytes)
-# the order of axes in which a part is stored
-_STORED_ORDER = {Part.KEYS: (5, 0, 1, 2, 4, 3), Part.VALUES: (5, 0, 1, 3, 2, 4)}
+# of the axes (layers, batch, heads, rows, head size), the order in which a part is stored, behind the bytes
+_STORED_ORDER = {Part.KEYS: (0, 1, 2, 4, 3), Part.VALUES: (0, 1, 3, 2, 4)}
+
+
+@dataclass(frozen=True)
+class LosslessSettings:
+    """There is nothing to set."""
 
 
 class Lossless:
@@ -33,33 +38,33 @@ class Lossless:
     id: ClassVar[int] = 1
     name: ClassVar[str] = "lossless"
     parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
+    exact: ClassVar[bool] = True
+    Settings: ClassVar[type] = LosslessSettings
 
-    def encode(self, rows: Mapping[Part, torch.Tensor]) -> dict[str, torch.Tensor]:
-        import torch
+    def __init__(self, settings: LosslessSettings | None = None) -> None:
+        self.settings = settings or LosslessSettings()
 
+    def encode(self, rows: Mapping[Part, torch.Tensor], bases: Bases | None = None) -> dict[str, torch.Tensor]:
+        del bases
         ((part, tensor),) = rows.items()
-        # flattened first: a dimension of extent 1 may have any stride, which a view of another item size refuses
-        octets = tensor.reshape(-1).view(torch.uint8).view(*tensor.shape, tensor.element_size())
-        return {"planes": octets.permute(_STORED_ORDER[part]).contiguous().cpu()}
+        return {"planes": to_planes(tensor.permute(_STORED_ORDER[part])).cpu()}
 
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
-        expect(tensors, {"planes": ("U8", _stored_shape(part, shape))}, what)
+        expect(tensors, {"planes": ("U8", (shape.item_bytes, *_stored_shape(part, shape)))}, what)
 
     def decode(
-        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device
-    ) -> dict[Part, torch.Tensor]:
+        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        fetch: Fetch,
+    ) -> dict[Part, torch.Tensor]:  # fmt: skip
         import torch
 
-        planes = to_torch(tensors["planes"], device).view(_stored_shape(part, shape))
+        del fetch
         # bytes are put together before values are put in order: moving whole values takes half the time
-        octets = torch.empty(*planes.shape[1:], shape.item_bytes, dtype=torch.uint8, device=device)
-        for significance, plane in enumerate(planes):
-            octets[..., significance] = plane
-        stored = octets.view(-1).view(getattr(torch, shape.dtype)).view(planes.shape[1:])
-        order = [axis for axis in _STORED_ORDER[part] if axis != _BYTES]
-        return {part: stored.permute([order.index(axis) for axis in range(_BYTES)])}
+        stored = from_planes(tensors["planes"], getattr(torch, shape.dtype), device)
+        order = _STORED_ORDER[part]
+        return {part: stored.permute([order.index(axis) for axis in range(len(order))])}
 
 
 def _stored_shape(part: Part, shape: BlockShape) -> tuple[int, ...]:
-    natural = (*shape.tensor(part), shape.item_bytes)
+    natural = shape.tensor(part)
     return tuple(natural[axis] for axis in _STORED_ORDER[part])

@@ -79,6 +79,10 @@ def command(
         bool,
         typer.Option("--deterministic", help="Derive the file's identity from its content: same capture, same bytes."),
     ] = False,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also record the attention that each row receives, for h2o eviction (84x)."),
+    ] = False,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -106,7 +110,7 @@ def command(
         if len(tokens) < context:
             raise UsageError(f"the prompt has {len(tokens)} tokens, --context asks for {context}")
         tokens, reference = tokens[:context], tokens[context : context + REFERENCE_TOKENS]
-    options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval)
+    options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention)
     with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
         captured = capture_to_sink(
             loaded.model, tokens, sink, tokenizer=loaded.tokenizer, reference=reference, options=options,

@@ -34,7 +34,8 @@ def command(
     """Write a snapshot's tensors as a safetensors file.
 
     Tensors: layers.N.keys and layers.N.values, (batch, KV heads, rows, head size) with RoPE as cached;
-    layers.N.positions, the position id of each row; token_ids, all tokens fed so far.
+    layers.N.positions, the position id of each row (heads by rows
+    where heads hold different tokens); token_ids, all tokens fed so far.
     """
     import json
 
@@ -75,5 +76,5 @@ def _tensors(moment: Moment, wanted: list[int]) -> dict[str, torch.Tensor]:
     for number, keys, values, positions in zip(wanted, moment.keys, moment.values, moment.row_positions, strict=True):
         tensors[f"layers.{number}.keys"] = keys
         tensors[f"layers.{number}.values"] = values
-        tensors[f"layers.{number}.positions"] = torch.tensor(positions, dtype=torch.int64)
+        tensors[f"layers.{number}.positions"] = positions.contiguous()
     return tensors

@@ -124,7 +124,7 @@ def _one(file: str, result: Verified) -> str:
         ["file", f"{file}, snapshot {result.snapshot}, {result.tokens} tokens"],
         ["exact cache", f"{result.exact}; restored tensors " + ("bit-identical" if result.identical else "differ")],
         ["reference", f"{f.positions} positions, {source}{few}"],
-        ["mean KL", f"{f.kl_mean:.6g} +- {f.kl_mean_se:.2g}"],
+        ["mean KL", f"{f.kl_mean:.6g} +- {f.kl_mean_se:.2g}: {result.verdict}"],
         ["max KL", f"{f.kl_max:.6g}"],
         ["99.9% KL", f"{f.kl_p999:.6g}"],
         ["99% KL", f"{f.kl_p99:.6g}"],

@@ -1,0 +1,181 @@
+"""Uniform scalar quantization with entropy-coded codes: KIVI's layout by default, ggml's q8_0 and q4_0 on request.
+
+KIVI (arXiv 2402.02750) quantizes keys per channel, because a key channel keeps its scale along the tokens, and values
+per token.  `levels` may be any number, not only a power of two: as the codes are entropy-coded, that is a fine knob
+for the size of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import CorruptError
+from ..records import Part
+from ..settings import require
+from ..tensor_buffer import TensorView, expect, to_torch
+from .base import (
+    LAYOUT,
+    Bases,
+    BlockShape,
+    Fetch,
+    from_planes,
+    layout_of,
+    to_cache_dtype,
+    to_planes,
+    working_dtype,
+)  # fmt: skip
+from .packing import pack, packed_shape, unpack
+from .rotation import hadamard
+from .uniform import Grid, Quantized, dequantize, quantize
+
+if TYPE_CHECKING:
+    import torch
+
+AXES = ("token", "channel")
+GGML = {"": 0, "q8_0": 255, "q4_0": 16}  # levels of each preset
+MAX_LEVELS = 1 << 16
+_SCALE_DTYPES = {2: "float16", 4: "float32", 8: "float64"}
+
+
+@dataclass(frozen=True)
+class ScalarSettings:
+    """How rows are quantized.
+
+    Attributes:
+        bits: 2 to 16; levels = 2 ** bits.
+        levels: 2 to 65,536; if not 0, it counts instead of `bits`.
+        values_levels: levels of the values, if not 0; errors of keys cost more, so that values may take fewer.
+        keys, values: the axis along which neighbours share a scale: "channel" takes the tokens of one channel
+            (KIVI's "per channel"), "token" the channels of one head of one token ("per token").
+        group: neighbours that share a scale; 0 takes all of the record's.
+        symmetric: no offset, zero is a level.
+        hadamard: rotate every head before it is quantized.
+        format: "q8_0" or "q4_0" gives ggml's numbers and overrides all of the above.
+    """
+
+    bits: int = 4
+    levels: int = 0
+    values_levels: int = 0
+    keys: str = "channel"
+    values: str = "token"
+    group: int = 64
+    symmetric: bool = False
+    hadamard: bool = False
+    format: str = ""
+
+    def __post_init__(self) -> None:
+        require(2 <= self.bits <= 16, f"bits={self.bits} is not from 2 to 16")
+        for name in ("levels", "values_levels"):
+            count = getattr(self, name)
+            require(count == 0 or 2 <= count <= MAX_LEVELS, f"{name}={count} is not from 2 to 65536")
+        require(0 <= self.group <= 1 << 20, f"group={self.group} is not from 0 to 1048576")
+        require(self.keys in AXES, f"keys={self.keys} is neither token nor channel")
+        require(self.values in AXES, f"values={self.values} is neither token nor channel")
+        require(self.format in GGML, f"format={self.format} is neither q8_0 nor q4_0")
+
+    def grid(self, part: Part) -> Grid:
+        if self.format:
+            return Grid(GGML[self.format], 32, symmetric=True)
+        levels = self.levels or 1 << self.bits
+        if part is Part.VALUES:
+            levels = self.values_levels or levels
+        return Grid(levels, self.group, self.symmetric)
+
+    def axis(self, part: Part) -> str:
+        if self.format:
+            return "token"
+        return self.keys if part is Part.KEYS else self.values
+
+
+class Scalar:
+    """Codec 2.  Payload, with X the quantized axis last, (layers, batch, heads, rows, head size) for "token" or
+    (layers, batch, heads, head size, rows) for "channel":
+
+    layout: levels, group, symmetric, axis (0 token, 1 channel), hadamard, bytes of a scale and of an offset (0: none)
+    codes: U8, as `packing.pack` puts them;  scales, offsets: U8 byte planes (bytes, ..., groups)
+
+    The bound is that of `uniform`: half a scale a value; with `hadamard`, that of the rotated values.
+    """
+
+    id: ClassVar[int] = 2
+    name: ClassVar[str] = "scalar"
+    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
+    exact: ClassVar[bool] = False
+    Settings: ClassVar[type] = ScalarSettings
+
+    def __init__(self, settings: ScalarSettings | None = None) -> None:
+        self.settings = settings or ScalarSettings()
+
+    def encode(self, rows: Mapping[Part, torch.Tensor], bases: Bases | None = None) -> dict[str, torch.Tensor]:
+        import torch
+
+        del bases
+        ((part, tensor),) = rows.items()
+        values = tensor.to(working_dtype(str(tensor.dtype).removeprefix("torch.")))
+        settings, grid, axis = self.settings, self.settings.grid(part), self.settings.axis(part)
+        rotated = settings.hadamard and not settings.format
+        if rotated:
+            values = hadamard(values)
+        if axis == "channel":
+            values = values.transpose(-1, -2)
+        found = quantize(values, grid, ggml=bool(settings.format))
+        offsets = {} if found.offsets is None else {"offsets": to_planes(found.offsets).cpu()}
+        offset_bytes = 0 if found.offsets is None else found.offsets.element_size()
+        layout = [
+            grid.levels, grid.group, grid.symmetric, AXES.index(axis), rotated, found.scales.element_size(),
+            offset_bytes,
+        ]  # fmt: skip
+        return {
+            LAYOUT: torch.tensor(layout, dtype=torch.int32), "codes": pack(found.codes, grid.levels).cpu(),
+            "scales": to_planes(found.scales).cpu(), **offsets,
+        }  # fmt: skip
+
+    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
+        levels, group, symmetric, axis, rotated, scale_bytes, offset_bytes = layout_of(tensors, 7, what)
+        if (
+            not 2 <= levels <= MAX_LEVELS or not 0 <= group <= 1 << 20 or {symmetric, axis, rotated} - {0, 1}
+            or scale_bytes not in _SCALE_DTYPES or (offset_bytes != 0) == symmetric
+            or (offset_bytes and offset_bytes not in _SCALE_DTYPES)
+        ):  # fmt: skip
+            raise CorruptError(f"{what}: a scalar layout that no writer makes")
+        stored = _stored_shape(part, shape, axis)
+        groups = (*stored[:-1], Grid(levels, group, bool(symmetric)).groups(stored[-1]))
+        shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            LAYOUT: ("I32", (7,)), "codes": ("U8", packed_shape(stored, levels)),
+            "scales": ("U8", (scale_bytes, *groups)),
+        }  # fmt: skip
+        if offset_bytes:
+            shapes["offsets"] = ("U8", (offset_bytes, *groups))
+        expect(tensors, shapes, what)
+
+    def decode(
+        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        fetch: Fetch,
+    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+        import torch
+
+        del fetch
+        levels, group, symmetric, axis, rotated, scale_bytes, offset_bytes = tensors[LAYOUT].integers()
+        stored = _stored_shape(part, shape, axis)
+        packed = to_torch(tensors["codes"], device).view(tensors["codes"].shape)
+        offsets = None
+        if offset_bytes:
+            offsets = from_planes(tensors["offsets"], getattr(torch, _SCALE_DTYPES[offset_bytes]), device)
+        found = Quantized(
+            unpack(packed, levels, stored[-1]),
+            from_planes(tensors["scales"], getattr(torch, _SCALE_DTYPES[scale_bytes]), device),
+            offsets,
+        )
+        values = dequantize(found, Grid(levels, group, bool(symmetric)), working_dtype(shape.dtype))
+        if axis == AXES.index("channel"):
+            values = values.transpose(-1, -2)
+        if rotated:
+            values = hadamard(values)
+        return {part: to_cache_dtype(values, shape.dtype)}
+
+
+def _stored_shape(part: Part, shape: BlockShape, axis: int) -> tuple[int, ...]:
+    *lead, rows, size = shape.tensor(part)
+    return (*lead, size, rows) if axis == AXES.index("channel") else (*lead, rows, size)

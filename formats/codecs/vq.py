@@ -1,0 +1,27 @@
+"""Vector quantization with a fallback (the TSC reports' tiers 125x, 429x and 1034x)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .block_codebook import BlockCodebook, CodebookSettings
+
+
+@dataclass(frozen=True)
+class VQSettings(CodebookSettings):
+    """As `CodebookSettings`."""
+
+
+class VQ(BlockCodebook):
+    """Codec 3: one code a block of channels."""
+
+    id: ClassVar[int] = 3
+    name: ClassVar[str] = "vq"
+    Settings: ClassVar[type] = VQSettings
+
+    def __init__(self, settings: VQSettings | None = None) -> None:
+        self.settings = settings or VQSettings()
+
+    def _sub_vectors(self) -> int:
+        return 1

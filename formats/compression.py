@@ -1,0 +1,190 @@
+"""Writing a trace again with another codec: a recipe in, a file out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from . import eviction
+from . import settings as setting
+from .codecs import CODECS, codec_by_name
+from .codecs.delta import Delta
+from .container import Sink
+from .errors import UsageError
+from .eviction import FILTERS, Filtered
+from .header import TierHeader
+from .predecessors import Predecessors
+from .settings import require
+from .trace import MemoryBlock, Trace
+from .trace_writer import TraceWriter
+
+if TYPE_CHECKING:
+    import torch
+
+_SINK_BITS = 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a trace is to be coded.
+
+    Attributes:
+        codec: the codec of its rows, by name.
+        settings: of the codec; what is not given has the codec's default.
+        evict: "h2o", "streaming" or "": what is done before the codec.
+        evict_settings: of the filter.
+        exact_sinks: rows of the first positions that are kept at 12 bits: attention sinks, whose damage costs most.
+    """
+
+    codec: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    evict: str = ""
+    evict_settings: Mapping[str, Any] = field(default_factory=dict)
+    exact_sinks: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.evict}+{self.codec}" if self.evict else self.codec
+
+    def parameters(self) -> dict[str, Any]:
+        """Everything that was set or left at its default, as the tier header holds it."""
+        found: dict[str, Any] = asdict(codec_by_name(self.codec, self.settings).settings)
+        if self.evict:
+            found |= asdict(setting.make(FILTERS[self.evict], self.evict_settings, f"filter {self.evict}"))
+        if self.exact_sinks:
+            found["exact_sinks"] = self.exact_sinks
+        return found
+
+
+def recipe_of(codec: str, evict: str, values: Mapping[str, str]) -> Recipe:
+    """A recipe by hand: every setting goes to whatever has one of that name.
+
+    Raises:
+        UsageError: nothing has; the settings that exist are named.
+    """
+    kind = type(codec_by_name(codec))
+    if evict and evict not in FILTERS:
+        raise UsageError(f"there is no filter {evict!r}", hint=f"filters: {', '.join(FILTERS)}")
+    of_filter = {f.name for f in fields(FILTERS[evict])} if evict else set()
+    rest = {key: value for key, value in values.items() if key not in of_filter}
+    sinks = rest.pop("exact_sinks", "0")
+    require(sinks.isascii() and sinks.isdigit() and len(sinks) < 8, f"exact_sinks={sinks} is not a number of rows")
+    recipe = Recipe(
+        kind.name, rest, evict, {key: value for key, value in values.items() if key in of_filter}, int(sinks)
+    )
+    recipe.parameters()  # refuses what nothing knows
+    return recipe
+
+
+class Source:
+    """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
+
+    def __init__(self, trace: Trace) -> None:
+        if not all(CODECS[block_codec].exact for block_codec in _codecs_of(trace)):
+            raise UsageError(
+                "was compressed already: what was lost cannot be told from what was captured",
+                hint="compress the capture",
+            )
+        self.trace = trace
+        self._filtered: dict[tuple[Any, ...], Filtered] = {}
+
+    def filtered(self, recipe: Recipe) -> Filtered:
+        key = (recipe.evict, *sorted(recipe.evict_settings.items()))
+        if key not in self._filtered:
+            kept = self._filtered.get(("",))
+            self._filtered = {} if kept is None else {("",): kept}  # at most two sets of rows at once
+            self._filtered[key] = eviction.apply(recipe.evict, recipe.evict_settings, self.trace)
+        return self._filtered[key]
+
+    @cached_property
+    def stored_values(self) -> int:
+        """Scalars that the snapshots need, each counted once."""
+        return sum(t.numel() for group in self.filtered(Recipe("lossless")).rows for t in group.rows.values())
+
+    @cached_property
+    def captured_bytes(self) -> tuple[int, int]:
+        return self.trace.raw_bytes, self.trace.raw_bytes_final
+
+
+def _codecs_of(trace: Trace) -> set[int]:
+    from .trace_file import FileBlock
+
+    return {block.header.codec for block in trace.blocks if isinstance(block, FileBlock)}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the tier header is to say beside the codec."""
+
+    tier: str = ""
+    quality: Sequence[Mapping[str, Any]] = ()
+
+
+def write(
+    source: Source, recipe: Recipe, sink: Sink, *, header: Header | None = None, file_id: bytes | None = None,
+    device: str | torch.device = "cpu", progress: Any = None,
+) -> tuple[TierHeader, int]:  # fmt: skip
+    """Write the trace by this recipe; returns the tier header and the file's length in bytes.
+
+    Args:
+        device: where rows are encoded.
+        progress: called with the bytes of rows encoded since the last call.
+    Raises:
+        UsageError: a value is not finite and the codec is not exact; the filter cannot be applied.
+    """
+    header = header or Header()
+    trace, filtered = source.trace, source.filtered(recipe)
+    writer = TraceWriter(sink, trace.geometry, trace.fingerprint, file_id=file_id)
+    for kept in filtered.kept:
+        writer.add_kept(kept)
+    encoder = _Encoder(trace, filtered, recipe)
+    for group in filtered.rows:
+        for block in group.blocks(encoder.cuts, trace.geometry.row_bytes[group.first_layer]):
+            encoder.encode(writer, _on(block, device))
+            if progress is not None:
+                progress(sum(tensor.nbytes for tensor in block.rows.values()))
+    writer.add_labels(trace.labels.token_ids, trace.labels.positions)
+    for view in filtered.views:
+        writer.add_view(view)
+    return writer.finish(
+        tier=header.tier, reference=trace.reference, capture=trace.info, quality=header.quality, codec=recipe.name,
+        parameters=recipe.parameters(), captured_bytes=source.captured_bytes,
+    )  # fmt: skip
+
+
+def _on(block: MemoryBlock, device: str | torch.device) -> MemoryBlock:
+    return MemoryBlock(block.key, block.read(device))
+
+
+class _Encoder:
+    """Chooses the codec of each block."""
+
+    def __init__(self, trace: Trace, filtered: Filtered, recipe: Recipe) -> None:
+        self._codec = codec_by_name(recipe.codec, recipe.settings)
+        self._sinks = recipe.exact_sinks
+        self._sink_codec = codec_by_name("scalar", {"bits": _SINK_BITS})
+        self.cuts: list[int] = [recipe.exact_sinks] if recipe.exact_sinks else []
+        self._predecessors: Predecessors | None = None
+        if isinstance(self._codec, Delta):
+            settings = self._codec.settings
+            bits = settings.keyframe_bits
+            self._keyframe = codec_by_name("scalar", {"bits": bits}) if bits else codec_by_name("lossless")
+            self._keyframe_stop = max(span.stop for spans in filtered.views[0].layers for span in spans)
+            self.cuts.append(self._keyframe_stop)
+            self._predecessors = Predecessors(filtered.views, trace.labels, trace.geometry, settings)
+
+    def encode(self, writer: TraceWriter, block: MemoryBlock) -> None:
+        sink = block.key.span.stop <= self._sinks and not self._codec.exact
+        if self._predecessors is None:
+            writer.add_block(block, self._sink_codec if sink else self._codec)
+            return
+        codec = self._codec
+        if block.key.span.stop <= self._keyframe_stop:
+            codec = self._sink_codec if sink and not self._keyframe.exact else self._keyframe
+        for piece in self._predecessors.split(block) if codec is self._codec else [block]:
+            for part in codec.parts:
+                bases = self._predecessors.bases(piece, part)
+                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, bases)
+            self._predecessors.remember(piece, codec)

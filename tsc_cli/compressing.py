@@ -1,0 +1,114 @@
+"""Compress: from a captured trace to the file that keeps a promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from formats import Trace
+from formats.compression import Header, Recipe, Source, write
+from formats.errors import PromiseError
+from formats.header import TierHeader
+from formats.rate_control import Candidate, Choice, Sizer, choose, smallest_at
+from formats.tiers import Tier
+from formats.trace_writer import content_id
+
+from .generation import Progress, nothing
+
+if TYPE_CHECKING:
+    from .judging import Judge
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What was written."""
+
+    header: TierHeader
+    file_bytes: int
+
+
+class Compressor:
+    """One captured trace, and everything that has been learned about its files so far.
+
+    Args:
+        judge: measures the KL of candidates; without one the relative error of the rows decides.
+    """
+
+    def __init__(self, source: Source, judge: Judge | None) -> None:
+        self.source = source
+        self.judge = judge
+        device = "cpu" if judge is None else judge.device
+        self._sizer = Sizer(source, device)
+        self._device = device
+
+    def choose(self, tier: Tier, progress: Progress = nothing) -> Choice:
+        """The best recipe that keeps the tier.
+
+        Raises:
+            PromiseError: no recipe keeps the ratio, or none at the tier's KL; says what can be had.
+        """
+        measure = self._error if self.judge is None else self.judge.kl
+        try:
+            choice = choose(self._sizer, tier, measure, progress)
+        except PromiseError as error:
+            raise self._broken(tier, error.message, []) from None
+        if self.judge is not None and not (choice.winner.quality or 0.0) <= tier.max_kl:
+            best = f"the best file that is {tier.ratio:g}x smaller has a KL of {choice.winner.quality:.3g}"
+            raise self._broken(tier, best, choice.candidates)
+        return choice
+
+    def _broken(self, tier: Tier, why: str, tried: Sequence[Candidate]) -> PromiseError:
+        helps = (
+            "what helps: a longer trace (more --steps at capture), since rows are stored once however many snapshots"
+        )
+        helps += " share them; or a calibrated profile"
+        if self.judge is None:
+            return PromiseError(f"{tier.name} cannot be met: {why}", hint=helps)
+        known = smallest_at(self._sizer, tier.max_kl, self.judge.kl, tried)
+        raw, _ = self.source.captured_bytes
+        can = f"no file has a KL of at most {tier.max_kl:g}"
+        if known is not None:
+            can = f"at most {rounded(raw / known.file_bytes)}x can be had at a KL of at most {tier.max_kl:g}"
+        return PromiseError(f"{tier.name} cannot be met: {why}; {can}", hint=helps)
+
+    def _error(self, recipe: Recipe) -> float:
+        from formats.distortion import relative_error
+
+        from .judging import with_file
+
+        return float(with_file(self.source, recipe, lambda trace: relative_error(self.source.trace, trace)))
+
+    def write(
+        self, recipe: Recipe, sink: BinaryIO, *, tier: Tier | None, quality: Sequence[Mapping[str, Any]] = (),
+        deterministic: bool = False, progress: Progress = nothing,
+    ) -> Compressed:  # fmt: skip
+        """Write the file.
+
+        Raises:
+            PromiseError: it is larger than the tier allows (nothing that was chosen is; a recipe by hand may be).
+        """
+        trace = self.source.trace
+        file_id = content_id(repr((recipe, trace.fingerprint, trace.info)).encode()) if deterministic else None
+        header = Header("" if tier is None else tier.name, quality)
+        found, length = write(
+            self.source, recipe, sink, header=header, file_id=file_id, device=self._device, progress=progress
+        )
+        if tier is not None and tier.ratio is not None and found.raw_bytes_trace < tier.ratio * length:
+            raise PromiseError(f"{tier.name} cannot be met: the file would be {found.raw_bytes_trace / length:.4g}x")
+        return Compressed(found, length)
+
+
+def rounded(ratio: float) -> str:
+    """A ratio that can be had, rounded down to three digits."""
+    scale = 10.0 ** (2 - math.floor(math.log10(ratio)))
+    return f"{math.floor(ratio * scale) / scale:g}"
+
+
+def raw_row_bytes(trace: Trace) -> int:
+    """Bytes of the rows that `write` will report to its `progress`, roughly: rows are counted once."""
+    return sum(
+        block.key.layer_count * block.key.row_count * trace.geometry.row_bytes[block.key.first_layer] // 2
+        for block in trace.blocks
+    )

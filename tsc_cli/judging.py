@@ -1,0 +1,74 @@
+"""Judging candidates: one exact cache, one reference, many restored caches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from formats import Trace, load
+from formats.compression import Recipe, Source, write
+
+from . import bridge
+from .fidelity import Fidelity, compare
+from .generation import Progress, nothing, score
+from .verification import reference_of, sample_after
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Judge:
+    """Scores recipes by the cache that they restore, against the cache of the captured trace.
+
+    Both caches are fed the same continuation, the one that `verify` would use.
+    """
+
+    def __init__(
+        self, source: Source, model: PreTrainedModel, *, snapshot: int = -1, positions: int = 256, seed: int = 0,
+        progress: Progress = nothing,
+    ) -> None:  # fmt: skip
+        trace = source.trace
+        self.source = source
+        self.snapshot = trace.index(snapshot)
+        self._model = model
+        self._known: dict[str, Fidelity] = {}
+        exact = bridge.to_cache(trace, model, self.snapshot, force=True)
+        sampled: list[int] = []
+        if not (self.snapshot == 0 and len(trace.reference) > 1):
+            last = exact if self.snapshot == len(trace) - 1 else bridge.to_cache(trace, model, -1, force=True)
+            sampled = sample_after(trace, model, last, positions, seed, progress)
+        self.reference, tokens = reference_of(trace, self.snapshot, sampled)
+        self._tokens = tokens[: positions + 1]
+        self._exact = score(model, exact, self._tokens[:-1])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def of_trace(self, trace: Trace) -> Fidelity:
+        """The fidelity of a restored trace at the judge's snapshot."""
+        restored = bridge.to_cache(trace, self._model, self.snapshot, force=True)
+        return compare(self._exact, score(self._model, restored, self._tokens[:-1]), self._tokens[1:])
+
+    def of_recipe(self, recipe: Recipe) -> Fidelity:
+        """The fidelity of the file that a recipe gives; every recipe is measured once."""
+        key = repr(recipe)
+        if key not in self._known:
+            self._known[key] = with_file(self.source, recipe, self.of_trace, self.device)
+        return self._known[key]
+
+    def kl(self, recipe: Recipe) -> float:
+        return self.of_recipe(recipe).kl_mean
+
+
+def with_file(source: Source, recipe: Recipe, use: Callable[[Trace], Any], device: str | torch.device = "cpu") -> Any:
+    """Write the recipe's file to a scratch folder, hand it to `use` as a trace, and return what that returns."""
+    with tempfile.TemporaryDirectory(prefix="tsc-") as folder:
+        path = Path(folder) / "candidate.tsc"
+        with path.open("wb") as sink:
+            write(source, recipe, sink, device=device)
+        return use(load(path))

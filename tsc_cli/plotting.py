@@ -1,0 +1,91 @@
+"""Drawing benchmarks: ratio against KL and against top-1 agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from formats.errors import UsageError
+
+_MARKERS = {"published": "o", "promised": "D", "hand": "s"}
+_NAMES = {"published": "as published", "promised": "as promised", "hand": "by hand"}
+_FLOOR = 1e-7  # where an exact cache is drawn: a logarithm has no zero
+
+
+def draw(documents: Sequence[tuple[str, Mapping[str, Any]]], outputs: Sequence[Path], title: str | None = None) -> None:
+    """Draw the rows of one or more `tsc.bench/1` documents.
+
+    Args:
+        documents: (name, document).
+        outputs: files to write, .png or .svg.
+    Raises:
+        UsageError: there is nothing to draw.
+    """
+    rows = [(name, row) for name, facts in documents for row in facts["rows"] if "kl_mean" in row]
+    if not rows:
+        raise UsageError("no row was measured: there is nothing to draw")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), constrained_layout=True)
+    groups = list(dict.fromkeys((name, row["kind"]) for name, row in rows))
+    colours = plt.get_cmap("tab10")
+    for number, (name, kind) in enumerate(groups):
+        chosen = [row for other, row in rows if (other, row["kind"]) == (name, kind)]
+        label = _NAMES.get(kind, kind) if len(documents) == 1 else f"{name}, {_NAMES.get(kind, kind)}"
+        style = {"marker": _MARKERS.get(kind, "^"), "linestyle": "none", "color": colours(number % 10), "capsize": 3}
+        ratios = [row["ratio_trace"] for row in chosen]
+        left.errorbar(
+            ratios, [max(row["kl_mean"], _FLOOR) for row in chosen],
+            yerr=[_bar(row) for row in chosen], label=label, **style,
+        )  # fmt: skip
+        errors = [row["top1_se_prompts"] or row["top1_se"] or 0.0 for row in chosen]
+        right.errorbar(ratios, [row["top1"] for row in chosen], yerr=errors, label=label, **style)
+        for row in chosen:
+            _name(left, row, max(row["kl_mean"], _FLOOR), kind)
+            _name(right, row, row["top1"], kind)
+    stated = [row["report"] for _, row in rows if row.get("report")]
+    for axes, key in ((left, "kl"), (right, "top1")):
+        points = sorted({(one["ratio"], max(one[key], _FLOOR)) for one in stated if one.get(key) is not None})
+        if points:
+            axes.plot(*zip(*points, strict=True), "x", color="black", label="stated in the reports")
+    _finish(left, right, [row["ratio_trace"] for _, row in rows])
+    if title:
+        figure.suptitle(title)
+    for path in outputs:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=150, metadata=metadata)
+    plt.close(figure)
+
+
+def _bar(row: Mapping[str, Any]) -> float:
+    """The standard error, kept from reaching below the axis."""
+    error = row["kl_mean_se_prompts"] or row["kl_mean_se"] or 0.0
+    return min(float(error), 0.9 * float(row["kl_mean"]))
+
+
+def _name(axes: Any, row: Mapping[str, Any], y: float, kind: str) -> None:
+    above = kind == "promised"
+    axes.annotate(
+        row["label"], (row["ratio_trace"], y), textcoords="offset points", xytext=(5, 6 if above else -11), fontsize=8
+    )
+
+
+def _finish(left: Any, right: Any, ratios: Sequence[float]) -> None:
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("ratio: captured trace / file")
+        low, high = min(ratios) * 0.8, max(ratios) * 1.5
+        ticks = [n for n in (5, 10, 20, 50, 75, 100, 200, 500, 1000, 2000, 5000, 10000) if low <= n <= high]
+        axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(low, high)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    left.set_yscale("log")
+    left.set_ylabel("mean KL(exact || restored), nats (lower is better)")
+    right.set_ylabel("same top-1 token (higher is better)")
