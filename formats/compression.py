@@ -50,7 +50,8 @@ class Recipe:
 
     def parameters(self) -> dict[str, Any]:
         """Everything that was set or left at its default, as the tier header holds it."""
-        found: dict[str, Any] = asdict(codec_by_name(self.codec, self.settings).settings)
+        settings = codec_by_name(self.codec, self.settings).settings
+        found: dict[str, Any] = settings.described() if hasattr(settings, "described") else asdict(settings)
         if self.evict:
             found |= asdict(setting.make(FILTERS[self.evict], self.evict_settings, f"filter {self.evict}"))
         if self.exact_sinks:

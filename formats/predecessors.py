@@ -95,7 +95,7 @@ def bases_of(
     """Row number -> the row that predicts it, for the rows of a layer that come with a step and have one.
 
     A row that replaces another one (same position, other contents) is predicted from the row that it replaces.  A row
-    that a growing cache appends stands by itself, or, without `append`, is predicted from the row before it.
+    that a growing cache appends stands by itself, or, without `append`, may be predicted from the row before it.
 
     Args:
         column: what each snapshot names of the layer.

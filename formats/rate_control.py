@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Measure = Callable[[Recipe], float]
-QUALITY_BYTES = 2048  # left for the measurement that the tier header takes when the file is written
+QUALITY_BYTES = 768  # left for the measurement that the tier header takes when the file is written
 _GROUPS = (16, 20, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
 _COARSE = 16  # levels up to which one more changes much
 _REFINED = 2  # families whose best candidate is refined

@@ -1,8 +1,34 @@
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
+
+import pytest
 
 # before typer is imported anywhere: plain, 80 columns wide
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ["TERMINAL_WIDTH"] = "80"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a hub; the default model comes out of a wheel
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def tsc(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*words: object) -> Result:
+        capsys.readouterr()
+        from tsc_cli.main import run
+
+        code = run([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return call

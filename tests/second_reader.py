@@ -10,39 +10,42 @@ from __future__ import annotations
 import json
 import math
 import struct
-import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise, product
-from typing import Literal, NamedTuple, NoReturn
+from itertools import accumulate, pairwise
+from typing import NamedTuple, NoReturn
 
+import numpy as np
 import zstandard
+
+from tests.second_reader_codecs import (
+    CHAIN,
+    ITEM_SIZES,
+    TENSOR_TYPES,
+    Array,
+    Block,
+    Part,
+    Refused,
+    Tables,
+    Tensor,
+    corrupt,
+    decode,
+    exactly,
+    expect,
+    need,
+)
 
 MIB = 1 << 20
 I64_MAX = 2**63 - 1
-MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, REFERENCE = 1, 2, 3, 4, 5, 6, 7, 0x81
-KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, REFERENCE}
-ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
-TENSOR_TYPES = {"U8": ("B", 1), "U16": ("H", 2), "I32": ("i", 4), "I64": ("q", 8)}  # all that the tables use
+MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, REFERENCE, ATTENTION = 1, 2, 3, 4, 5, 6, 7, 8, 0x81, 0x82
+KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, REFERENCE, ATTENTION}
+LAYERED = {ROWS, KEPT, ATTENTION}  # types whose records are of some layers
 TABLE_BUDGET = 192 * MIB  # this reader's own: decompressed bytes of all tables but ROWS
 SNAPSHOT_BUDGET = 2048 * MIB  # this reader's own: bytes of one snapshot, eight times its token ids
+BLOCK_BUDGET = 64 * MIB  # this reader's own: arithmetic takes several times the bytes of a block of rows
 
-Part = Literal["keys", "values"]
 Span = tuple[int, int]  # first row, row behind the last
-
-
-class Refused(Exception):
-    """The file is refused; the message is one line and begins with "corrupt:", "unsupported:" or "budget:"."""
-
-
-def corrupt(reason: str) -> NoReturn:
-    raise Refused(f"corrupt: {reason}")
-
-
-def need(condition: bool, reason: str) -> None:
-    if not condition:
-        corrupt(reason)
 
 
 # Checksum
@@ -115,9 +118,10 @@ def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -
     if kind not in KNOWN and kind < 0x80:
         raise Refused(f"unsupported: {where}: type {kind}")
     if kind in KNOWN:
-        need(kind == ROWS or codec == part == first_layer == layer_count == 0, f"{where}: field that must be 0")
-        need(kind in (ROWS, LABELS, VIEWS, END) or first == 0, f"{where}: first must be 0")
-        need(kind in (ROWS, LABELS, VIEWS, END, REFERENCE) or count == 0, f"{where}: count must be 0")
+        need(kind == ROWS or codec == part == 0, f"{where}: codec and part must be 0")
+        need(kind in LAYERED or first_layer == layer_count == 0, f"{where}: layers must be 0")
+        need(kind in (ROWS, LABELS, KEPT, VIEWS, END) or first == 0, f"{where}: first must be 0")
+        need(kind not in (MODEL, HEADER, INDEX) or count == 0, f"{where}: count must be 0")
     need(stored <= len(data) - offset - 64, f"{where}: payload is cut off")
     need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * stored), f"{where}: raw length {raw}")
     need(raw >= 1 or kind == END, f"{where}: empty payload")
@@ -249,11 +253,13 @@ def parse_json(raw: bytes) -> dict[str, object]:
     return as_object(value, "JSON payload")
 
 
-def as_object(value: object, what: str, keys: set[str] | None = None) -> dict[str, object]:
-    """`value`, an object with exactly these keys (with any, without a set)."""
+def as_object(
+    value: object, what: str, keys: set[str] | None = None, optional: frozenset[str] = frozenset()
+) -> dict[str, object]:
+    """`value`, an object with exactly these keys and maybe the optional ones (with any, without a set)."""
     if not isinstance(value, dict):
         corrupt(f"{what}: not an object")
-    need(keys is None or value.keys() == keys, f"{what}: missing or unknown fields")
+    need(keys is None or keys <= value.keys() <= keys | optional, f"{what}: missing or unknown fields")
     return value
 
 
@@ -293,6 +299,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Geometry:
+    dtype: str
     item: int
     batch: int
     layers: list[Layer]
@@ -319,43 +326,38 @@ def read_model(model: dict[str, object]) -> Geometry:
         as_text(value, "MODEL: fingerprint")
     item = ITEM_SIZES[dtype]
     sizes = [item * batch * layer.heads * (layer.key_size + layer.value_size) for layer in layers]
-    return Geometry(item, batch, layers, list(accumulate(sizes, initial=0)))
+    return Geometry(dtype, item, batch, layers, list(accumulate(sizes, initial=0)))
 
 
-def check_header(header: dict[str, object], raw_trace: int, raw_final: int) -> None:
-    as_object(header, "HEADER", {"schema", "tier", "created_by", "raw_bytes_trace", "raw_bytes_final",
-                                 "capture", "quality"})  # fmt: skip
+def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: int) -> None:
+    """`raw`: what the raw bytes of the trace and of its last snapshot may be; `length`: of the file."""
+    required = {"schema", "tier", "created_by", "raw_bytes_trace", "raw_bytes_final", "capture", "quality"}
+    optional = frozenset({"codec", "parameters", "ratio_trace", "ratio_final"})
+    as_object(header, "HEADER", required, optional)
     need(header["schema"] == "tsc.header/1", "HEADER: schema")
-    as_text(header["tier"], "HEADER: tier")
-    as_text(header["created_by"], "HEADER: created_by")
-    for entry in [header["capture"], *as_list(header["quality"], "HEADER: quality", 2**20)]:
-        for value in as_object(entry, "HEADER: capture or quality").values():
-            need(not isinstance(value, list | dict), "HEADER: nested value in capture or quality")
-    for name, computed in ("raw_bytes_trace", raw_trace), ("raw_bytes_final", raw_final):
-        need(as_integer(header[name], f"HEADER: {name}", 1, I64_MAX) == computed, f"HEADER: {name} is wrong")
+    for name in ("tier", "created_by", "codec"):
+        as_text(header.get(name, ""), f"HEADER: {name}")
+    free_form = [header["capture"], header.get("parameters", {})]
+    for entry in [*free_form, *as_list(header["quality"], "HEADER: quality", 2**20)]:
+        for value in as_object(entry, "HEADER: capture, parameters or quality").values():
+            need(not isinstance(value, list | dict), "HEADER: nested value in capture, parameters or quality")
+    names = ("raw_bytes_trace", "raw_bytes_final")
+    stated = tuple(as_integer(header[name], f"HEADER: {name}", 1, I64_MAX) for name in names)
+    need(stated in raw, "HEADER: raw bytes are wrong")
+    need(("ratio_trace" in header) == ("ratio_final" in header), "HEADER: one ratio without the other")
+    if "ratio_trace" in header:
+        for name, raw_bytes in zip(("ratio_trace", "ratio_final"), stated, strict=True):
+            ratio = header[name]
+            if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+                corrupt(f"HEADER: {name} is not a number")
+            need(abs(ratio * length / raw_bytes - 1) <= 0.002, f"HEADER: {name} is wrong")
 
 
 # Tables
 
 
-@dataclass(frozen=True)
-class Tensor:
-    dtype: str
-    shape: list[int]
-    data: memoryview
-
-    def integers(self) -> array[int]:
-        code, size = TENSOR_TYPES[self.dtype]
-        values = array(code)
-        assert values.itemsize == size
-        values.frombytes(self.data)
-        if sys.byteorder == "big":
-            values.byteswap()
-        return values
-
-
-def read_tables(raw: bytes, names: set[str]) -> dict[str, Tensor]:
-    """The tensors of one safetensors buffer, which are exactly those named."""
+def read_tables(raw: bytes, names: set[str] | None = None) -> Tables:
+    """The tensors of one safetensors buffer, which are exactly those named (any, without a set)."""
     need(len(raw) >= 8, "table: shorter than its header length")
     length = int.from_bytes(raw[:8], "little")
     need(length <= min(MIB, len(raw) - 8), "table: header length")
@@ -364,8 +366,7 @@ def read_tables(raw: bytes, names: set[str]) -> dict[str, Tensor]:
     entries = parse_json(head)
     need(len(entries) <= 4096, "table: too many tensors")
     data = memoryview(raw)[8 + length :]
-    need(entries.keys() == names, "table: missing or unknown tensors")
-    tensors: dict[str, Tensor] = {}
+    tensors: Tables = {}
     extents: list[tuple[int, int]] = []
     for name, value in entries.items():
         entry = as_object(value, "table: entry", {"dtype", "shape", "data_offsets"})
@@ -383,13 +384,9 @@ def read_tables(raw: bytes, names: set[str]) -> dict[str, Tensor]:
         need(begin == position, "table: tensors overlap or leave a hole")
         position = stop
     need(position == len(data), "table: bytes behind the last tensor")
+    if names is not None:
+        exactly(tensors, names)
     return tensors
-
-
-def expect(tensor: Tensor, dtypes: set[str], shape: list[int], what: str) -> Tensor:
-    need(tensor.dtype in dtypes, f"{what}: dtype")
-    need(tensor.shape == shape, f"{what}: shape")
-    return tensor
 
 
 def read_token_ids(tensor: Tensor, count: int) -> list[int]:
@@ -444,31 +441,144 @@ def read_views(raw: bytes, count: int, total_rows: int, total_layers: int) -> li
     return snapshots
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What the heads of some layers kept of the rows of a span."""
+
+    layers: range
+    span: Span
+    rows: list[list[list[int]]]  # by layer and head: the row that each slot stands for
+
+    @property
+    def slots(self) -> int:
+        return len(self.rows[0][0])
+
+    @property
+    def evicted(self) -> Span:
+        """Numbers that are neither stored nor named."""
+        return self.span[0] + self.slots, self.span[1]
+
+
+def read_kept(data: memoryview, record: Record, geometry: Geometry, total_rows: int) -> Kept:
+    layer = check_layers(record, geometry)
+    need(record.number >= 1 and record.first + record.number <= total_rows, "KEPT: rows")
+    shape = [record.layer_count, layer.heads, -(-record.number // 8)]
+    octets = expect(read_tables(payload(data, record), {"kept"})["kept"], {"U8"}, shape, "kept").octets()
+    bits = np.unpackbits(octets, axis=-1, bitorder="little")
+    need(not bits[..., record.number :].any(), "kept: bits behind the last row")
+    counts = bits.sum(-1)
+    need(int(counts.min()) == int(counts.max()) >= 1, "kept: heads keep different numbers of rows, or none")
+    rows = [[(record.first + head.nonzero()[0]).tolist() for head in layer_bits] for layer_bits in bits]
+    return Kept(record.layers, (record.first, record.first + record.number), rows)
+
+
+def check_kept(kept: list[Kept], stored: list[Record], snapshots: list[Snapshot]) -> None:
+    """No two maps of the same rows, and nothing of evicted rows is stored or named."""
+    for at, one in enumerate(kept):
+        for other in kept[:at]:
+            need(not (meet(one.layers, other.layers) and overlap(one.span, other.span)), "KEPT: spans overlap")
+        for record in stored:
+            rows = record.first, record.first + record.number
+            need(not (meet(one.layers, record.layers) and overlap(one.evicted, rows)), "KEPT: stored evicted rows")
+        for snapshot in snapshots:
+            for first, layers, spans in snapshot.groups():
+                if first >= 0 and meet(one.layers, range(first, first + layers)):
+                    need(not any(overlap(one.evicted, span) for span in spans), "KEPT: a view names evicted rows")
+
+
+def meet(a: range, b: range) -> bool:
+    return max(a.start, b.start) < min(a.stop, b.stop)
+
+
+def overlap(a: Span, b: Span) -> bool:
+    return max(a[0], b[0]) < min(a[1], b[1])
+
+
+@dataclass(frozen=True)
+class Attention:
+    layers: range
+    received: bytes  # little-endian float32, [layers, heads, rows of the first snapshot]
+
+
+def read_attention(data: memoryview, record: Record, geometry: Geometry, total_rows: int) -> Attention:
+    layer = check_layers(record, geometry)
+    need(1 <= record.number <= total_rows, "ATTENTION: rows")
+    shape = [4, record.layer_count, layer.heads, record.number]
+    octets = expect(read_tables(payload(data, record), {"received"})["received"], {"U8"}, shape, "received").octets()
+    return Attention(record.layers, np.moveaxis(octets, 0, -1).tobytes())
+
+
 # Rows
 
 
-def read_planes(data: memoryview, record: Record, geometry: Geometry) -> tuple[Part, bytes]:
-    """Which part one ROWS record holds, and its byte planes."""
+def block_of(record: Record, geometry: Geometry) -> Block:
     part: Part = "keys" if record.part == 1 else "values"
     layer = geometry.layers[record.first_layer]
-    tensor = read_tables(payload(data, record), {"planes"})["planes"]
-    shape = [geometry.item, record.layer_count, geometry.batch]
-    if part == "keys":
-        shape += [layer.heads, layer.key_size, record.number]
-    else:
-        shape += [record.number, layer.heads, layer.value_size]
-    return part, bytes(expect(tensor, {"U8"}, shape, "planes").data)
+    return Block(
+        geometry.dtype, part, record.layer_count, geometry.batch, layer.heads, layer.size(part), record.first,
+        record.number,
+    )  # fmt: skip
+
+
+def check_layers(record: Record, geometry: Geometry) -> Layer:
+    """The layers that a record is of exist and are all alike; returns one."""
+    need(record.layer_count >= 1 and record.layers.stop <= len(geometry.layers), f"type {record.type}: layers")
+    alike = geometry.layers[record.first_layer]
+    need(all(geometry.layers[layer] == alike for layer in record.layers), f"type {record.type}: layers are not alike")
+    return alike
 
 
 def check_rows_record(record: Record, geometry: Geometry, total_rows: int) -> None:
     need(record.codec != 0, "ROWS: codec 0")
-    if record.codec != 1:
+    if record.codec > 5:
         raise Refused(f"unsupported: codec {record.codec}")
-    need(record.part in (1, 2), "ROWS: part")  # codec 1 has no part 0
-    need(record.layer_count >= 1 and record.layers.stop <= len(geometry.layers), "ROWS: layers")
-    alike = geometry.layers[record.first_layer]
-    need(all(geometry.layers[layer] == alike for layer in record.layers), "ROWS: layers are not alike")
+    need(record.part in (1, 2), "ROWS: part")  # no codec has part 0
+    check_layers(record, geometry)
     need(record.number >= 1 and record.first + record.number <= total_rows, "ROWS: rows")
+    size = block_of(record, geometry).bytes
+    need(size <= 256 * MIB, f"ROWS: {size} bytes when decoded")
+    if size > BLOCK_BUDGET:
+        raise Refused(f"budget: {size} bytes of rows")
+
+
+class Rows:
+    """The rows of all ROWS records, decoded when they are asked for, and kept."""
+
+    def __init__(self, data: memoryview, geometry: Geometry, stored: list[Record]) -> None:
+        self.data, self.geometry, self.stored = data, geometry, stored
+        self.decoded: dict[int, Array] = {}  # by offset
+        self.links: dict[int, int] = {}  # by offset: the most records that are followed from it, one from the other
+
+    def of(self, record: Record, depth: int = 0) -> Array:
+        """The values of a record as bits, [layers, batch, heads, rows, size]; `depth` records were followed to it."""
+        if record.offset not in self.decoded:
+            need(depth <= CHAIN, "delta: too many records from one base to the next")
+            self.links[record.offset] = 0
+
+            def fetch(numbers: list[int]) -> Array:
+                return self.bases(record, numbers, depth)
+
+            tables = read_tables(payload(self.data, record))
+            self.decoded[record.offset] = decode(record.codec, tables, block_of(record, self.geometry), fetch)
+            need(self.links[record.offset] <= CHAIN, "delta: too many records from one base to the next")
+        return self.decoded[record.offset]
+
+    def bases(self, record: Record, numbers: list[int], depth: int) -> Array:
+        """Rows of these numbers, each from a record that stores it for all layers of `record`."""
+        found = []
+        for number in numbers:
+            holders = [
+                other for other in self.stored
+                if other.part == record.part and 0 <= number - other.first < other.number
+                and other.first_layer <= record.first_layer and record.layers.stop <= other.layers.stop
+            ]  # fmt: skip
+            need(len(holders) == 1, "delta: a base is not stored")
+            holder = holders[0]
+            rows = self.of(holder, depth + 1)
+            self.links[record.offset] = max(self.links[record.offset], 1 + self.links[holder.offset])
+            layer = record.first_layer - holder.first_layer
+            found.append(rows[layer : layer + record.layer_count, :, :, number - holder.first])
+        return np.stack(found, 3)
 
 
 def union(spans: Iterable[Span], disjoint: bool = False) -> list[Span]:
@@ -539,8 +649,9 @@ class Document:
     reference: list[int]
     snapshots: list[Snapshot]
     geometry: Geometry
-    data: memoryview = field(repr=False)
-    stored: list[Record] = field(repr=False)  # the ROWS records
+    kept: list[Kept]
+    attention: list[Attention]
+    rows: Rows = field(repr=False)
 
     def next_token(self, number: int) -> int | None:
         token = self.snapshots[number].next_token
@@ -548,10 +659,16 @@ class Document:
 
     def history(self, number: int) -> list[int]:
         """The token ids that the model had been fed at a snapshot."""
+        return [self.token_ids[row] for row in self.history_rows(number)]
+
+    def history_positions(self, number: int) -> list[int]:
+        return [self.positions[row] for row in self.history_rows(number)]
+
+    def history_rows(self, number: int) -> list[int]:
         spans = [span for layer, _, rows in self.snapshots[number].groups() if layer == -1 for span in rows]
         if sum(stop - begin for begin, stop in spans) > SNAPSHOT_BUDGET // 8:
             raise Refused("budget: history")
-        return [token for begin, stop in spans for token in self.token_ids[begin:stop]]
+        return [row for begin, stop in spans for row in range(begin, stop)]
 
     def raw_bytes(self, number: int) -> int:
         """The bytes of the tensors of a snapshot."""
@@ -562,54 +679,61 @@ class Document:
                 total += rows * (self.geometry.row_bytes[first + layers] - self.geometry.row_bytes[first])
         return total
 
+    def unevicted_bytes(self, number: int) -> int:
+        """The bytes that the tensors of a snapshot had if all rows were there that the model keeps."""
+        groups = self.snapshots[number].groups()
+        tokens = sum(stop - begin for layer, _, spans in groups if layer == -1 for begin, stop in spans)
+        sizes = pairwise(self.geometry.row_bytes)
+        return sum(
+            (after - before) * (tokens if layer.window is None else min(tokens, layer.window - 1))
+            for (before, after), layer in zip(sizes, self.geometry.layers, strict=True)
+        )
+
+    def spans(self, number: int) -> list[list[Span]]:
+        """For each layer the rows of a snapshot."""
+        rows: list[list[Span]] = []
+        for first, layers, spans in self.snapshots[number].groups():
+            rows += [spans] * (layers if first >= 0 else 0)
+        return rows
+
+    def row_positions(self, number: int) -> list[list[list[int]]]:
+        """For each layer and each of its heads the positions of the rows of a snapshot."""
+        result = []
+        for layer, spans in enumerate(self.spans(number)):
+            maps = [one for one in self.kept if layer in one.layers]
+            heads = []
+            for head in range(self.geometry.layers[layer].heads):
+                meant = {}  # the row that a slot stands for
+                for one in maps:
+                    meant.update(enumerate(one.rows[layer - one.layers.start][head], one.span[0]))
+                numbers = [row for span in spans for row in range(*span)]
+                heads.append([self.positions[meant.get(row, row)] for row in numbers])
+            result.append(heads)
+        return result
+
     def snapshot(self, number: int) -> list[tuple[bytes, bytes]]:
         """Keys and values of each layer: little-endian values, [batch, heads, rows, size]."""
         if self.raw_bytes(number) > SNAPSHOT_BUDGET:
             raise Refused("budget: snapshot")
-        rows: list[list[Span]] = []
-        for first, layers, spans in self.snapshots[number].groups():
-            rows += [spans] * (layers if first >= 0 else 0)
-        lengths = [sum(stop - begin for begin, stop in spans) for spans in rows]
-        buffers: dict[Part, list[bytearray]] = {}
-        parts: tuple[Part, Part] = ("keys", "values")
-        for part in parts:
-            scale = self.geometry.item * self.geometry.batch
-            shapes = zip(lengths, self.geometry.layers, strict=True)
-            buffers[part] = [bytearray(scale * length * s.heads * s.size(part)) for length, s in shapes]
-        for record in self.stored:
-            pieces: list[tuple[int, int, int, int]] = []  # layer, row in the record, row in the cache, rows
+        rows = self.spans(number)
+        found: dict[Part, list[Array]] = {"keys": [], "values": []}
+        for part, buffers in found.items():
+            for layer, spans in zip(self.geometry.layers, rows, strict=True):
+                length = sum(stop - begin for begin, stop in spans)
+                shape = (self.geometry.batch, layer.heads, length, layer.size(part))
+                buffers.append(np.zeros(shape, f"<u{self.geometry.item}"))
+        for record in self.rows.stored:
+            buffers = found["keys" if record.part == 1 else "values"]
             for layer in record.layers:
                 target = 0
                 for begin, stop in rows[layer]:
                     low, high = max(begin, record.first), min(stop, record.first + record.number)
                     if low < high:
-                        pieces.append((layer, low - record.first, target + low - begin, high - low))
+                        source = self.rows.of(record)[layer - record.first_layer]
+                        there = buffers[layer][:, :, target + low - begin : target + high - begin]
+                        there[:] = source[:, :, low - record.first : high - record.first]
                     target += stop - begin
-            if pieces:
-                part, planes = read_planes(self.data, record, self.geometry)
-                for piece in pieces:
-                    self.scatter(buffers[part][piece[0]], lengths[piece[0]], part, planes, record, piece)
-        return [(bytes(k), bytes(v)) for k, v in zip(buffers["keys"], buffers["values"], strict=True)]
-
-    def scatter(
-        self, out: bytearray, length: int, part: Part, planes: bytes, record: Record, piece: tuple[int, int, int, int]
-    ) -> None:
-        """Put the rows of one layer of a record where they belong, one byte of one column at a time."""
-        layer, source, target, count = piece
-        item, batch, heads = self.geometry.item, self.geometry.batch, self.geometry.layers[layer].heads
-        size = self.geometry.layers[layer].size(part)
-        stride = size * item
-        for byte, sequence, head, column in product(range(item), range(batch), range(heads), range(size)):
-            outer = (byte * record.layer_count + layer - record.first_layer) * batch + sequence
-            if part == "keys":
-                step = 1
-                at = ((outer * heads + head) * size + column) * record.number + source
-            else:
-                step = heads * size
-                at = (outer * record.number + source) * step + head * size + column
-            to = ((sequence * heads + head) * length + target) * stride + column * item + byte
-            column_bytes = planes[at : at + (count - 1) * step + 1 : step]
-            out[to : to + (count - 1) * stride + 1 : stride] = column_bytes
+        return [(k.tobytes(), v.tobytes()) for k, v in zip(found["keys"], found["values"], strict=True)]
 
 
 def read(data: bytes) -> Document:
@@ -617,7 +741,7 @@ def read(data: bytes) -> Document:
     view = memoryview(data)
     records = read_records(view, read_superblock(view))
     of_type = {kind: [record for record in records if record.type == kind] for kind in KNOWN}
-    tables = sum(record.raw for kind in (LABELS, VIEWS, REFERENCE, INDEX) for record in of_type[kind])
+    tables = sum(record.raw for kind in KNOWN - {MODEL, HEADER, ROWS} for record in of_type[kind])
     if tables > TABLE_BUDGET:
         raise Refused(f"budget: {tables} bytes of tables")
 
@@ -664,14 +788,24 @@ def read(data: bytes) -> Document:
         reference = read_token_ids(read_tables(payload(view, record), {"token_ids"})["token_ids"], record.number)
 
     stored = of_type[ROWS]
-    header = parse_json(payload(view, of_type[HEADER][0]))
-    document = Document(model, header, token_ids, positions, reference, snapshots, geometry, view, stored)
-    raw_bytes = [document.raw_bytes(number) for number in range(len(snapshots))]
-    check_header(header, sum(raw_bytes), raw_bytes[-1])
-
     for record in stored:
         check_rows_record(record, geometry, len(token_ids))
     check_coverage(stored, snapshots, len(geometry.layers))
+    kept = [read_kept(view, record, geometry, len(token_ids)) for record in of_type[KEPT]]
+    check_kept(kept, stored, snapshots)
+    attention = [read_attention(view, record, geometry, len(token_ids)) for record in of_type[ATTENTION]]
+
+    header = parse_json(payload(view, of_type[HEADER][0]))
+    rows = Rows(view, geometry, stored)
+    document = Document(model, header, token_ids, positions, reference, snapshots, geometry, kept, attention, rows)
+    named, whole = (
+        [raw_bytes(number) for number in range(len(snapshots))]
+        for raw_bytes in (document.raw_bytes, document.unevicted_bytes)
+    )
+    raw = [(sum(named), named[-1])]
+    if sum(named) < sum(whole):
+        raw.append((sum(whole), whole[-1]))
+    check_header(header, raw, len(data))
     for record in stored:
-        read_planes(view, record, geometry)
+        rows.of(record)
     return document

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -31,26 +30,6 @@ def captured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files") / "t.tsc"
     assert run(["capture", "Once upon a time there was", "-m", str(folder), "-o", str(path), "--steps", "4", "-q"]) == 0
     return path
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def tsc(capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*words: object) -> Result:
-        capsys.readouterr()
-        code = run([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return Result(code, out, err)
-
-    return call
 
 
 def test_capture_reports(tsc: Any, folder: Path, tmp_path: Path) -> None:

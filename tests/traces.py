@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,6 +27,17 @@ def random_rows(spec: LayerSpec, rows: int, dtype: str, batch: int = 1, seed: in
     return bits(spec.key_size), bits(spec.value_size)
 
 
+def finite_rows(spec: LayerSpec, rows: int, dtype: str, batch: int = 1, seed: int = 0) -> Rows:
+    """Keys and values as codecs that are not exact take them: no NaN, no infinity, channels of different scales."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(size: int) -> torch.Tensor:
+        noise = torch.randn(batch, spec.heads, rows, size, dtype=torch.float64, generator=generator)
+        return (noise * torch.linspace(0.5, 4, size) + 1).to(getattr(torch, dtype))
+
+    return values(spec.key_size), values(spec.value_size)
+
+
 def growing_trace(
     layers: Sequence[LayerSpec] = (FULL, FULL, UNEVEN, SLIDING),
     *,
@@ -35,12 +46,13 @@ def growing_trace(
     lengths: Sequence[int] = (7, 8, 9, 12),
     keyframe_interval: int | None = None,
     fingerprint: dict[str, str] | None = None,
+    rows: Callable[..., Rows] = random_rows,
 ) -> Trace:
     """A trace of a cache that grows to each of `lengths` tokens; token t has id 3 t + 1."""
     geometry = Geometry(dtype, tuple(layers), batch)
     builder = TraceBuilder(geometry, fingerprint or {"weights": "test"})
     recorder = Recorder(builder, geometry, keyframe_interval=keyframe_interval)
-    whole = [random_rows(spec, lengths[-1], dtype, batch, seed) for seed, spec in enumerate(layers)]
+    whole = [rows(spec, lengths[-1], dtype, batch, seed) for seed, spec in enumerate(layers)]
     fed = 0
     for length in lengths:
         cache = []

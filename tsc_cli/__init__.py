@@ -1,9 +1,10 @@
 """Save a transformer's KV cache small, restore it, and measure how faithful the restored cache is.
 
-    from tsc_cli import capture, load, save, to_cache, verify
+    from tsc_cli import capture, compress, load, save, to_cache, verify
 
     trace = capture(model, input_ids, steps=64)             # snapshots of the cache, rows held once
-    save(trace, "session.tsc")
+    save(trace, "session.tsc")                              # lossless
+    compress(trace, "small.tsc", tier="219x", model=model)  # 219 times smaller than the snapshots, at the best quality
     cache = to_cache(load("session.tsc"), model)            # a transformers Cache, ready for model.generate
     report = verify(load("session.tsc"), model)
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
     from .bridge import to_cache
     from .capturing import capture
+    from .compressing import compress
     from .verification import verify
 
-__all__ = ["__version__", "capture", "load", "save", "to_cache", "verify"]
+__all__ = ["__version__", "capture", "compress", "load", "save", "to_cache", "verify"]
 
 _HOMES = {
-    "capture": "tsc_cli.capturing", "load": "formats", "save": "formats", "to_cache": "tsc_cli.bridge",
+    "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing", "load": "formats", "save": "formats",
+    "to_cache": "tsc_cli.bridge",
     "verify": "tsc_cli.verification",
 }  # fmt: skip
 

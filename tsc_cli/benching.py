@@ -1,7 +1,7 @@
 """Benchmarks: codecs x prompts on one captured set, with standard errors, as one JSON document.
 
-Every prompt is a window of a text: its first tokens are captured with some decode steps, and the tokens that follow them
-in the text are what restored caches are scored on.  Ratios are of the whole trace, quality is that of the first
+Every prompt is a window of a text: its first tokens are captured with some decode steps, and the tokens that follow
+them in the text are what restored caches are scored on.  Ratios are of the whole trace, quality is that of the first
 snapshot: the one that is followed by real text.
 """
 
@@ -26,7 +26,7 @@ from formats.version import VERSION
 
 from .capturing import CaptureOptions, capture
 from .fidelity import Fidelity
-from .judging import Judge, with_file
+from .judging import Judge, scratch_file
 
 if TYPE_CHECKING:
     from .models import Loaded
@@ -174,19 +174,18 @@ def _measure(prompt: Prompt, row: Row) -> Measured:
         assert row.tier is not None
         recipe = choose(prompt.sizer, row.tier, prompt.judge.kl, lambda _: None).winner.recipe
     started = time.perf_counter()
-    size = Sizer(prompt.source, prompt.judge.device)(recipe)
-    seconds = time.perf_counter() - started
-    fidelity = prompt.judge.of_recipe(recipe)
+    with scratch_file(prompt.source, recipe, prompt.judge.device) as trace:
+        seconds = time.perf_counter() - started
+        size = trace.stored_bytes or 0
+        fidelity = prompt.judge.of_trace(trace)
+        share = coded_share(trace)
     if row.tier is not None and not fidelity.kl_mean <= row.tier.max_kl:
         raise PromiseError(f"{row.tier.name}: the best KL is {fidelity.kl_mean:.3g}")
-    share = None
-    if recipe.codec in ("vq", "pq"):
-        share = with_file(prompt.source, recipe, coded_share, prompt.judge.device)
     return Measured(recipe, size, seconds, fidelity, share)
 
 
-def coded_share(trace: Trace) -> float:
-    """The share of vq or pq blocks that are coded, the rest being kept in 16 bits."""
+def coded_share(trace: Trace) -> float | None:
+    """The share of vq or pq blocks that are coded, the rest being kept in 16 bits; None without such blocks."""
     from formats.codecs.block_codebook import BlockCodebook
     from formats.trace_file import FileBlock
 
@@ -198,7 +197,7 @@ def coded_share(trace: Trace) -> float:
             blocks += math.prod(tensors["codes"].shape[:-1])
             if "exact_blocks" in tensors:
                 exact += int.from_bytes(tensors["exact_blocks"].data, "little").bit_count()
-    return 1 - exact / blocks
+    return 1 - exact / blocks if blocks else None
 
 
 def _summary(
@@ -215,7 +214,7 @@ def _summary(
         return facts | {"met": False}
     raws = [prompt.source.captured_bytes for prompt in prompts]
     values = [raw[1] // prompt.source.trace.geometry.item_bytes for raw, prompt in zip(raws, prompts, strict=True)]
-    each = []
+    each: list[dict[str, Any]] = []
     for one, (raw_trace, raw_final), count in zip(measured, raws, values, strict=True):
         each.append({
             "codec": one.recipe.name, "parameters": one.recipe.parameters(), "file_bytes": one.file_bytes,
@@ -270,7 +269,10 @@ def document(
     return {
         "schema": SCHEMA, "suite": suite, "argv": list(argv), "created": time.strftime("%Y-%m-%d"),
         "model": {"name": bench.loaded.name, "dtype": trace.geometry.dtype, "fingerprint": trace.fingerprint},
-        "texts": [{"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts],
+        "texts": [
+            {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in texts
+        ],
         "versions": {"tsc": VERSION, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {
             "machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(),

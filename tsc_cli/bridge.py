@@ -144,9 +144,15 @@ def restore(snapshot: Snapshot, model: PreTrainedModel) -> DynamicCache:
     if len(cache.layers) != len(snapshot.keys):
         raise MismatchError(f"the file has {len(snapshot.keys)} layers, the model {len(cache.layers)}")
     seen = len(snapshot.token_ids)
-    held = {keys.shape[2] for layer, keys in zip(_layers(cache), snapshot.keys, strict=True) if _is_full(layer)}
-    if len(held) > 1:
-        raise MismatchError("full-attention layers hold different numbers of rows, which a model's mask cannot express")
+    held = {
+        number: keys.shape[2]
+        for number, (layer, keys) in enumerate(zip(_layers(cache), snapshot.keys, strict=True))
+        if _is_full(layer)
+    }
+    for number, rows in held.items():
+        first = next(iter(held))
+        if rows != held[first]:  # a model has one mask for all of them
+            raise MismatchError(f"layer {number} has {rows} rows, layer {first} has {held[first]}: they must be equal")
     for number, (layer, keys, values) in enumerate(zip(_layers(cache), snapshot.keys, snapshot.values, strict=True)):
         expected = keys.shape[2] if _is_full(layer) else min(seen, layer.sliding_window - 1)
         if _is_full(layer) and not 1 <= expected <= seen:
@@ -155,7 +161,7 @@ def restore(snapshot: Snapshot, model: PreTrainedModel) -> DynamicCache:
             raise MismatchError(
                 f"layer {number} needs {expected} rows after {seen} tokens, the file has {keys.shape[2]}"
             )
-    if held - {seen}:
+    if set(held.values()) - {seen}:
         cache.layers = [EvictedLayer(seen) if _is_full(layer) else layer for layer in cache.layers]
     for layer, keys, values in zip(_layers(cache), snapshot.keys, snapshot.values, strict=True):
         layer.lazy_initialization(keys, values)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from formats import Trace
+from formats.atomic import atomic_write
 from formats.compression import Header, Recipe, Source, write
-from formats.errors import PromiseError
+from formats.errors import PromiseError, UsageError
 from formats.header import TierHeader
-from formats.rate_control import Candidate, Choice, Sizer, choose, smallest_at
-from formats.tiers import Tier
+from formats.rate_control import QUALITY_BYTES, Candidate, Choice, Sizer, choose, smallest_at
+from formats.tiers import Tier, tier_of
 from formats.trace_writer import content_id
 
 from .generation import Progress, nothing
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from .judging import Judge
 
 
@@ -70,15 +74,17 @@ class Compressor:
         raw, _ = self.source.captured_bytes
         can = f"no file has a KL of at most {tier.max_kl:g}"
         if known is not None:
-            can = f"at most {rounded(raw / known.file_bytes)}x can be had at a KL of at most {tier.max_kl:g}"
+            best = rounded(raw / (known.file_bytes + QUALITY_BYTES))
+            can = f"at most {best}x can be had at a KL of at most {tier.max_kl:g}"
         return PromiseError(f"{tier.name} cannot be met: {why}; {can}", hint=helps)
 
     def _error(self, recipe: Recipe) -> float:
         from formats.distortion import relative_error
 
-        from .judging import with_file
+        from .judging import scratch_file
 
-        return float(with_file(self.source, recipe, lambda trace: relative_error(self.source.trace, trace)))
+        with scratch_file(self.source, recipe, self._device) as trace:
+            return relative_error(self.source.trace, trace)
 
     def write(
         self, recipe: Recipe, sink: BinaryIO, *, tier: Tier | None, quality: Sequence[Mapping[str, Any]] = (),
@@ -112,3 +118,37 @@ def raw_row_bytes(trace: Trace) -> int:
         block.key.layer_count * block.key.row_count * trace.geometry.row_bytes[block.key.first_layer] // 2
         for block in trace.blocks
     )
+
+
+def compress(
+    trace: Trace, path: str | os.PathLike[str], *, tier: str | None = None, recipe: Recipe | None = None,
+    model: PreTrainedModel | None = None, positions: int = 256, seed: int = 0, force: bool = False,
+) -> Compressed:  # fmt: skip
+    """Write a captured trace as a small file.
+
+    Args:
+        tier: a promise, such as "219x"; the codec is chosen.
+        recipe: the codec by hand instead, such as `Recipe("scalar", {"bits": 4})`.
+        model: measures the KL of candidates and of the result; without it their relative error decides.
+        positions, seed: of the measurement; see `verify`.
+        force: replace an existing file.
+    Raises:
+        PromiseError: the tier cannot be kept; nothing was written.
+        UsageError: neither or both of `tier` and `recipe`; a value is not finite; the model is another one.
+    """
+    if (tier is None) == (recipe is None):
+        raise UsageError("give either a tier or a recipe")
+    promise = None if tier is None else tier_of(tier)
+    source, judge = Source(trace), None
+    if model is not None:
+        from . import fingerprint
+        from .judging import Judge
+
+        fingerprint.require_same(trace.fingerprint, fingerprint.of(model))
+        judge = Judge(source, model, positions=positions, seed=seed)
+    compressor = Compressor(source, judge)
+    chosen = recipe if promise is None else compressor.choose(promise).winner.recipe
+    assert chosen is not None
+    quality = [] if judge is None else [judge.record(chosen)]
+    with atomic_write(path, force=force) as sink:
+        return compressor.write(chosen, sink, tier=promise, quality=quality)

@@ -74,18 +74,26 @@ def encode(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
     return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def encode_messages(path: str, tokenizer: Any) -> list[int]:
-    """Token ids of a chat, a JSON list of {"role": ..., "content": ...}, through the model's chat template."""
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        raise UsageError("the model has no chat template", hint="give the prompt as text")
+Messages = list[dict[str, Any]]
+
+
+def read_messages(path: str) -> Messages:
+    """A chat: a JSON list of {"role": ..., "content": ...}."""
     try:
         messages = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"is not JSON: {error}", path=path) from error
     if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
+        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
     ):
         raise UsageError('is not a list of {"role": ..., "content": ...}', path=path)
+    return messages
+
+
+def encode_messages(messages: Messages, path: str, tokenizer: Any) -> list[int]:
+    """Token ids of a chat, through the model's chat template."""
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise UsageError("the model has no chat template", hint="give the prompt as text")
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program of its own and raises what it likes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from formats.compression import Recipe, Source, write
 from . import bridge
 from .fidelity import Fidelity, compare
 from .generation import Progress, nothing, score
-from .verification import reference_of, sample_after
+from .verification import Verified, reference_of, sample_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,17 +59,28 @@ class Judge:
         """The fidelity of the file that a recipe gives; every recipe is measured once."""
         key = repr(recipe)
         if key not in self._known:
-            self._known[key] = with_file(self.source, recipe, self.of_trace, self.device)
+            with scratch_file(self.source, recipe, self.device) as trace:
+                self._known[key] = self.of_trace(trace)
         return self._known[key]
+
+    def record(self, recipe: Recipe) -> dict[str, Any]:
+        """The quality record of a recipe's file, as `verify --record` writes one."""
+        fidelity = self.of_recipe(recipe)
+        tokens = len(self.source.trace.token_ids(self.snapshot))
+        identical = recipe.codec == "lossless" and not recipe.evict
+        return Verified(
+            self.snapshot, tokens, self.reference, "capture", identical, fidelity, 0, None
+        ).to_dict()  # fmt: skip
 
     def kl(self, recipe: Recipe) -> float:
         return self.of_recipe(recipe).kl_mean
 
 
-def with_file(source: Source, recipe: Recipe, use: Callable[[Trace], Any], device: str | torch.device = "cpu") -> Any:
-    """Write the recipe's file to a scratch folder, hand it to `use` as a trace, and return what that returns."""
+@contextlib.contextmanager
+def scratch_file(source: Source, recipe: Recipe, device: str | torch.device = "cpu") -> Iterator[Trace]:
+    """The recipe's file, written to a scratch folder and loaded, for as long as the context lasts."""
     with tempfile.TemporaryDirectory(prefix="tsc-") as folder:
         path = Path(folder) / "candidate.tsc"
         with path.open("wb") as sink:
             write(source, recipe, sink, device=device)
-        return use(load(path))
+        yield load(path)

@@ -48,11 +48,16 @@ def load(
         UsageError: there is no such model, or it cannot be loaded here.
         StorageError: the default model cannot be fetched.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"there is no dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     quiet_libraries()
     where, shown = _locate(name, fetch, say)
     return Loaded(_load_model(where, shown, dtype, _device(device)), _load_tokenizer(where), shown)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise UsageError unless `dtype` is one in which a model can be loaded."""
+    if dtype not in DTYPES:
+        raise UsageError(f"there is no dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
 
 
 def known_name(name: object) -> str | None:

@@ -45,15 +45,16 @@ def draw(documents: Sequence[tuple[str, Mapping[str, Any]]], outputs: Sequence[P
         )  # fmt: skip
         errors = [row["top1_se_prompts"] or row["top1_se"] or 0.0 for row in chosen]
         right.errorbar(ratios, [row["top1"] for row in chosen], yerr=errors, label=label, **style)
-        for row in chosen:
-            _name(left, row, max(row["kl_mean"], _FLOOR), kind)
-            _name(right, row, row["top1"], kind)
     stated = [row["report"] for _, row in rows if row.get("report")]
     for axes, key in ((left, "kl"), (right, "top1")):
         points = sorted({(one["ratio"], max(one[key], _FLOOR)) for one in stated if one.get(key) is not None})
         if points:
             axes.plot(*zip(*points, strict=True), "x", color="black", label="stated in the reports")
     _finish(left, right, [row["ratio_trace"] for _, row in rows])
+    figure.canvas.draw()  # places everything, so that names can be put where nothing is
+    named = [row for _, row in rows]
+    _name(left, [(row["label"], row["ratio_trace"], max(row["kl_mean"], _FLOOR)) for row in named])
+    _name(right, [(row["label"], row["ratio_trace"], row["top1"]) for row in named])
     if title:
         figure.suptitle(title)
     for path in outputs:
@@ -68,11 +69,27 @@ def _bar(row: Mapping[str, Any]) -> float:
     return min(float(error), 0.9 * float(row["kl_mean"]))
 
 
-def _name(axes: Any, row: Mapping[str, Any], y: float, kind: str) -> None:
-    above = kind == "promised"
-    axes.annotate(
-        row["label"], (row["ratio_trace"], y), textcoords="offset points", xytext=(5, 6 if above else -11), fontsize=8
-    )
+_OFFSETS = [(7, -3), (7, 6), (7, -12), (-7, -3), (-7, 6), (-7, -12), *((9, -12 - 10 * n) for n in range(1, 12))]
+
+
+def _name(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write each point's name beside it, where it covers no other name and no point; equal names once."""
+    from matplotlib.transforms import Bbox
+
+    places = [axes.transData.transform((x, y)) for _, x, y in points]
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in places]
+    for number, (label, x, y) in enumerate(points):
+        others = taken[:number] + taken[number + 1 :]
+        for offset in _OFFSETS:
+            side = "left" if offset[0] > 0 else "right"
+            text = axes.annotate(label, (x, y), textcoords="offset points", xytext=offset, fontsize=8, ha=side)
+            box = text.get_window_extent()
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in others):
+                break
+            if offset != _OFFSETS[-1]:
+                text.remove()
+        taken.append(box)
 
 
 def _finish(left: Any, right: Any, ratios: Sequence[float]) -> None:
@@ -80,7 +97,11 @@ def _finish(left: Any, right: Any, ratios: Sequence[float]) -> None:
         axes.set_xscale("log")
         axes.set_xlabel("ratio: captured trace / file")
         low, high = min(ratios) * 0.8, max(ratios) * 1.5
-        ticks = [n for n in (5, 10, 20, 50, 75, 100, 200, 500, 1000, 2000, 5000, 10000) if low <= n <= high]
+        ticks = [
+            n
+            for n in (5, 10, 20, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 5000, 10000)
+            if low <= n <= high
+        ]
         axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_xlim(low, high)

@@ -1,7 +1,7 @@
 """TSC's own codec: what a step changed, quantized against what the decoder has.
 
-The rows of a step are coded as residuals against earlier rows (their *bases*), or by themselves where nothing
-predicts them (a cache that grows appends rows).  The loop is closed: a residual is taken to the decoded base, so that
+The rows of a step are coded as residuals against earlier rows (their *bases*) where that leaves less to code, or by
+themselves where nothing predicts them (a cache that grows appends rows).  The loop is closed: a residual is taken to the decoded base, so that
 errors do not pile up along a chain.  Every row of every layer is checked: if its relative error |x - x'| / |x| (over
 its heads) exceeds `max_delta_error`, the row is stored exactly, and is a keyframe for what builds on it.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import CorruptError
+from ..limits import MAX_CHAIN
 from ..records import Part
 from ..settings import require
 from ..tensor_buffer import TensorView, expect, to_torch
@@ -51,8 +52,8 @@ class DeltaSettings:
         max_delta_error: largest relative error |x - x'| / |x| of a row; 0 calibrates it on the rows of each record,
             to twice the median error that they have by themselves.
         kf: longest chain of residuals; the next row of the chain stands by itself.
-        prefer_append_for_growing: code the rows that a growing cache appends by themselves; false takes each to the
-            row before it, which is worse on every model measured (docs/claims.md).
+        prefer_append_for_growing: code the rows that a growing cache appends by themselves, as the reports do; false
+            predicts each from the row before it where that helps (keys: mostly; values: rarely; docs/claims.md).
         keyframe_bits: of the first snapshot's rows, 2 to 16 (codec scalar); 0 keeps them exactly.
     """
 
@@ -67,7 +68,7 @@ class DeltaSettings:
         require(2 <= self.bits <= 8, f"bits={self.bits} is not from 2 to 8")
         require(0 <= self.group <= 1 << 20, f"group={self.group} is not from 0 to 1048576")
         require(self.max_delta_error >= 0, f"max_delta_error={self.max_delta_error} is negative")
-        require(1 <= self.kf <= 256, f"kf={self.kf} is not from 1 to 256")
+        require(1 <= self.kf <= MAX_CHAIN, f"kf={self.kf} is not from 1 to {MAX_CHAIN}")
         require(self.keyframe_bits == 0 or 2 <= self.keyframe_bits <= 16, "keyframe_bits is neither 0 nor 2 to 16")
 
     @property
@@ -111,11 +112,10 @@ class Delta:
         for start, stop in _waves(numbers, bases.first_row):
             wave = values[..., start:stop, :]
             predicted = _predicted(decoded, numbers[start:stop], bases.first_row, bases.fetch)
-            if self.settings.prefer_append_for_growing:  # a base that does not help is not used
-                helps = _energy(wave - predicted).sum(0) < _energy(wave).sum(0)
-                for at, useful in enumerate(helps.tolist(), start):
-                    numbers[at] = numbers[at] if useful else NO_BASE
-                predicted = torch.where(helps[:, None], predicted, torch.zeros_like(predicted))
+            helps = _energy(wave - predicted).sum(0) < _energy(wave).sum(0)
+            for at, useful in enumerate(helps.tolist(), start):
+                numbers[at] = numbers[at] if useful else NO_BASE
+            predicted = torch.where(helps[:, None], predicted, torch.zeros_like(predicted))
             found = quantize(wave - predicted, grid, scale_dtype=scale_dtype)
             result = to_cache_dtype(predicted + dequantize(found, grid, values.dtype), dtype).to(values.dtype)
             missed = _energy(wave - result) > limit**2 * _energy(wave)

@@ -8,7 +8,7 @@ for the size of a file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import CorruptError
@@ -74,6 +74,16 @@ class ScalarSettings:
         require(self.keys in AXES, f"keys={self.keys} is neither token nor channel")
         require(self.values in AXES, f"values={self.values} is neither token nor channel")
         require(self.format in GGML, f"format={self.format} is neither q8_0 nor q4_0")
+
+    def described(self) -> dict[str, int | str | bool]:
+        """The settings that count."""
+        if self.format:
+            return {"format": self.format}
+        found = {name: value for name, value in asdict(self).items() if name != "format"}
+        del found["bits" if self.levels else "levels"]
+        if not self.values_levels:
+            del found["values_levels"]
+        return found
 
     def grid(self, part: Part) -> Grid:
         if self.format:

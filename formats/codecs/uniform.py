@@ -4,7 +4,8 @@ A group of values is stored as integers 0 to levels - 1, a scale and, if asymmet
 
     symmetric, odd levels 2h + 1:   value = (code - h) * scale,  scale = max|x| / h
     symmetric, even levels 2h:      value = (code - h) * scale,  scale = m / -h, m the value of largest magnitude
-                                    (signed, as in ggml's q4_0: one side has a level more, and m gets that side)
+                                    (signed, as in ggml's q4_0: one side has a level more, and m gets that side), or
+                                    larger, so that the other side, which ends at h - 1, covers its values, too
     asymmetric:                     value = code * scale + offset,  offset = min, scale = (max - min) / (levels - 1)
 
 Scales are rounded away from zero and offsets down, so that the grid covers its group and
@@ -80,12 +81,24 @@ def quantize(
     elif grid.levels % 2:
         exact = torch.maximum(-low, high) / grid.middle
     else:
-        exact = torch.where(-low >= high, low, high) / -grid.middle
+        exact = _even(low, high, grid.middle, clipped=ggml)
     scales = exact.to(torch.float16) if ggml else _raised(exact, scale_dtype or _scale_dtype(exact, grid.levels))
     divisors = exact if ggml else scales.to(values.dtype)
     codes = torch.where(divisors[..., None] == 0, 0.0, grouped / divisors[..., None])
     codes = codes.round_().add_(grid.middle).clamp_(0, grid.levels - 1).to(torch.int32)
     return Quantized(codes.flatten(-2)[..., : values.shape[-1]], scales, offsets)
+
+
+def _even(low: torch.Tensor, high: torch.Tensor, middle: int, *, clipped: bool) -> torch.Tensor:
+    """Scales of a grid with a level more on one side; `clipped` as in ggml, where the other side may be cut off."""
+    import torch
+
+    down = -low >= high
+    larger, other = torch.where(down, -low, high), torch.where(down, high, -low)
+    size = larger / middle
+    if not clipped:
+        size = torch.maximum(size, other / (middle - 0.5))
+    return torch.where(down, size, -size)
 
 
 def dequantize(found: Quantized, grid: Grid, dtype: torch.dtype) -> torch.Tensor:

@@ -1,20 +1,25 @@
-"""Take a valid .tsc file apart and put it back together with edits, every checksum, length and index line right again.
+"""Take a valid .tsc file apart and put it back together with edits.
+
+Every checksum, length, index line and stated ratio is right again, unless an edit says otherwise.
 
 Nothing of `formats` is used: a broken writer could not make the file that shows its own mistake.
 """
 
 from __future__ import annotations
 
+import decimal
 import json
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
 import zstandard
 
-MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, REFERENCE = 1, 2, 3, 4, 5, 6, 7, 0x81
+MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, REFERENCE, ATTENTION = 1, 2, 3, 4, 5, 6, 7, 8, 0x81, 0x82
 SIGNATURE = bytes.fromhex("89 54 53 43 01 0d 0a 1a")
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 _HEADER_FORMAT = "<BBHIQQHHIIIQQI"  # without the header CRC, which follows
@@ -24,6 +29,9 @@ _HEADER_FIELDS = (
 )  # fmt: skip
 _DESCRIBED = ("codec", "part", "first_layer", "layer_count", "first", "count")
 _CODES = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
+_RATIO = re.compile(rb'"(ratio_trace|ratio_final)":([-+.0-9eE]+)')
+
+Tensor = tuple[str, list[int], bytes]  # dtype, shape, octets
 
 
 @dataclass
@@ -67,23 +75,32 @@ class Piece:
 
     def set_integers(self, name: str, values: list[int], *, dtype: str | None = None) -> None:
         """Replace an integer tensor; its first dimension follows from the number of values."""
+        tensors = self.tensors()
+        old, shape, _ = tensors[name]
+        dtype = dtype or old
+        width = shape[1] if len(shape) == 2 else 1
+        octets = struct.pack(f"<{len(values)}{_CODES[dtype]}", *values)
+        self.set_tensors(tensors | {name: (dtype, [len(values) // width, *shape[1:]], octets)})
+
+    def tensors(self) -> dict[str, Tensor]:
         header, data = split_table(self.raw)
-        octets = {key: data[slice(*entry["data_offsets"])] for key, entry in header.items()}
-        entry = header[name]
-        entry["dtype"] = dtype or entry["dtype"]
-        octets[name] = struct.pack(f"<{len(values)}{_CODES[entry['dtype']]}", *values)
-        width = entry["shape"][1] if len(entry["shape"]) == 2 else 1
-        entry["shape"][0] = len(values) // width
-        at = 0
-        for key, value in header.items():
-            value["data_offsets"] = [at, at + len(octets[key])]
-            at += len(octets[key])
-        self.raw = join_table(spell(header), b"".join(octets[key] for key in header))
+        return {
+            name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
+            for name, entry in header.items()
+        }
+
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the whole table; whether octets fit their dtype and shape is up to the caller."""
+        header, at = {}, 0
+        for name, (dtype, shape, octets) in tensors.items():
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(octets)]}
+            at += len(octets)
+        self.raw = join_table(spell(header), b"".join(octets for _, _, octets in tensors.values()))
 
 
 @dataclass
 class Craft:
-    """A whole file.  INDEX and END are made anew unless `index_raw` says otherwise."""
+    """A whole file.  INDEX, END and the ratios are made anew unless `index_raw` and `ratios` say otherwise."""
 
     file_id: bytes
     records: list[Piece]
@@ -95,6 +112,7 @@ class Craft:
     index: Piece = field(default_factory=lambda: Piece(INDEX, b""))
     end: Piece = field(default_factory=lambda: Piece(END, b"", stored=SIGNATURE))
     tail: bytes = b""
+    ratios: bool = True  # whether HEADER is to state the ratios of the file that comes out
 
     @classmethod
     def of(cls, data: bytes) -> Craft:
@@ -107,7 +125,7 @@ class Craft:
             kept = {name: found[name] for name in _DESCRIBED}
             pieces.append(Piece(found["type"], raw, **kept))
             at += 64 + len(stored)
-        return cls(data[16:32], pieces[:-2])
+        return cls(data[16:32], pieces[:-2], minor=int.from_bytes(data[8:10], "little"))
 
     def __getitem__(self, type_: int) -> Piece:
         """The first record of a type."""
@@ -122,6 +140,15 @@ class Craft:
         return piece
 
     def build(self) -> bytes:
+        data = self._once()
+        for _ in range(_ROUNDS if self.ratios else 0):
+            changed = [_state_ratios(piece, len(data)) for piece in self.records if piece.type == HEADER]
+            if not any(changed):
+                break
+            data = self._once()
+        return data
+
+    def _once(self) -> bytes:
         out = bytearray(superblock(self.file_id, self.minor, self.flags, self.reserved))
         lines: list[list[int]] = []
         for sequence, piece in enumerate(self.records):
@@ -148,6 +175,28 @@ class Craft:
         return header
 
 
+_FOUR_DIGITS = decimal.Context(prec=4, rounding=decimal.ROUND_DOWN)
+_ROUNDS = 8  # a ratio that moves with the length of its own spelling may not settle; any round will do then
+
+
+def _state_ratios(header: Piece, length: int) -> bool:
+    """Let HEADER state the ratios of a file of this length, if it states any; whether that changed it."""
+    try:
+        value = json.loads(header.raw)
+        raw = {name: value[f"raw_bytes_{name.removeprefix('ratio_')}"] for name in ("ratio_trace", "ratio_final")}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # an edit made something else of it
+    if any(type(number) is not int or number < 1 for number in raw.values()):
+        return False
+
+    def spelled(found: re.Match[bytes]) -> bytes:
+        right = float(_FOUR_DIGITS.divide(raw[found[1].decode()], length))
+        return found[0] if float(found[2]) == right else b'"%s":%s' % (found[1], repr(right).encode())
+
+    before, header.raw = header.raw, _RATIO.sub(spelled, header.raw)
+    return header.raw != before
+
+
 def superblock(file_id: bytes, minor: int = 0, flags: int = 0, reserved: dict[int, int] | None = None) -> bytes:
     head = bytearray(SIGNATURE + struct.pack("<HHI", minor, flags, 0) + file_id + bytes(28))
     for offset, value in (reserved or {}).items():
@@ -169,6 +218,7 @@ def spell(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+@lru_cache(256)
 def frame(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=1).compress(raw)
 

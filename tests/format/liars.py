@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import zstandard
 
 from formats.errors import CorruptError, TscError, UnsupportedFileError
+from tests.format import samples
 from tests.format.craft import (
     END,
     HEADER,
@@ -33,15 +34,22 @@ Lines = list[list[int]]
 
 @dataclass(frozen=True)
 class Liar:
-    """A crafted file: an edit of a valid one (or a function that returns the bytes), and how it is to be refused."""
+    """A crafted file: an edit of a valid one (or a function that returns the bytes), and how it is to be refused.
+
+    Attributes:
+        sample: the valid one.
+        opens: whether checking and opening let it pass, because it takes the values of rows to see the lie.
+    """
 
     name: str
     message: str
     edit: Edit
     error: type[TscError] = CorruptError
+    sample: str = "valid"
+    opens: bool = False
 
-    def build(self, valid: bytes) -> bytes:
-        craft = Craft.of(valid)
+    def build(self) -> bytes:
+        craft = Craft.of(samples.sample(self.sample))
         result = self.edit(craft)
         return result if isinstance(result, bytes) else craft.build()
 
@@ -49,8 +57,11 @@ class Liar:
 LIARS: list[Liar] = []
 
 
-def liar(name: str, message: str, edit: Edit, error: type[TscError] = CorruptError) -> None:
-    LIARS.append(Liar(name, message, edit, error))
+def liar(
+    name: str, message: str, edit: Edit, error: type[TscError] = CorruptError, *, sample: str = "valid",
+    opens: bool = False,
+) -> None:  # fmt: skip
+    LIARS.append(Liar(name, message, edit, error, sample, opens))
 
 
 # Frames.  LABELS stands for any record: it is read when a file is opened.
@@ -210,12 +221,12 @@ WRONGLY = "describes this record wrongly"
 for column, title in enumerate(INDEX_COLUMNS):
     listed(f"{title} of LABELS", "does not tile" if title == "offset" else WRONGLY, one_more(7, column))
 ROWS_MESSAGES = (
-    "does not tile", WRONGLY, "codec 2 is not known", "does not tile", WRONGLY, "stored twice",
+    "does not tile", WRONGLY, WRONGLY, "does not tile", WRONGLY, "stored twice",
     "cannot be stored together", "cannot be stored together", "without labels", "without labels",
 )  # fmt: skip
 for column, text in enumerate(ROWS_MESSAGES):
-    listed(f"{INDEX_COLUMNS[column]} of ROWS", text, one_more(5, column),
-           UnsupportedFileError if column == 2 else CorruptError)  # fmt: skip
+    listed(f"{INDEX_COLUMNS[column]} of ROWS", text, one_more(5, column))
+listed("unknown codec of ROWS", "codec 6 is not known", lambda lines: lines[5].__setitem__(2, 6), UnsupportedFileError)
 
 
 def negative_layer(lines: Lines) -> None:

@@ -12,9 +12,11 @@ from random import Random
 from typing import Any
 
 from tests.format.craft import (
+    ATTENTION,
     END,
     HEADER,
     INDEX,
+    KEPT,
     LABELS,
     MODEL,
     REFERENCE,
@@ -43,7 +45,7 @@ WIDTHS = {
     "stored": 64, "raw": 64, "reserved_a": 8, "reserved_b": 16, "reserved_c": 32,
 }  # fmt: skip
 DESCRIBED = list(WIDTHS)[:6]
-TABLES = (ROWS, LABELS, VIEWS, REFERENCE)
+TABLES = (ROWS, LABELS, VIEWS, REFERENCE, KEPT, ATTENTION)
 
 
 def near(random: Random, value: int, low: int, high: int) -> int:
@@ -91,6 +93,48 @@ def table_data(craft: Craft, random: Random) -> None:
     at = random.randrange(len(data))
     data = data[:at] + random.choice((b"", b"\0", bytes([data[at] ^ 1 << random.randrange(8)]))) + data[at + 1 :]
     piece.raw = join_table(spell(header), data)
+
+
+def table_shape(craft: Craft, random: Random) -> None:
+    """Rows of another codec: a tensor dropped, doubled, cut short or lengthened, its shape right."""
+    piece = pick(craft, random, ROWS, ROWS, KEPT, ATTENTION)
+    tensors = piece.tensors()
+    name = random.choice(list(tensors))
+    dtype, shape, octets = tensors.pop(name)
+    what = random.randrange(4)
+    if what == 0:
+        tensors[random.choice(("codes", "exact", "offsets", "planes"))] = (dtype, shape, octets)
+    elif what < 3:
+        axis = random.randrange(len(shape))
+        shape = [*shape[:axis], near(random, shape[axis], 0, 64), *shape[axis + 1 :]]
+        length = math.prod(shape) * (len(octets) // max(1, math.prod(tensors_shape(piece, name))))
+        tensors[name] = (dtype, shape, (octets + bytes(1 << 12))[:length])
+    piece.set_tensors(tensors)
+
+
+def tensors_shape(piece: Piece, name: str) -> list[int]:
+    return piece.tensors()[name][1]
+
+
+def layout_number(craft: Craft, random: Random) -> None:
+    """What decoding of lossy rows goes by."""
+    coded = [piece for piece in craft.records if piece.type == ROWS and piece.codec > 1]
+    piece = random.choice(coded)
+    name = random.choice(("layout", "layout", "bases"))
+    values = piece.integers(name)
+    at = random.randrange(len(values))
+    values[at] = near(random, values[at], -(2**31), 2**31 - 1)
+    piece.set_integers(name, values)
+
+
+def kept_bits(craft: Craft, random: Random) -> None:
+    """Another row kept by a head, or by one head too many."""
+    piece = pick(craft, random, KEPT)
+    bits = piece.integers("kept")
+    for _ in range(random.choice((1, 2, 2))):
+        bits[random.randrange(len(bits))] ^= 1 << random.randrange(8)
+    header, _ = split_table(piece.raw)
+    piece.raw = join_table(spell(header), bytes(bits))
 
 
 def table_number(craft: Craft, random: Random) -> None:
@@ -186,7 +230,7 @@ def record_order(craft: Craft, random: Random) -> None:
     elif what == 2:
         craft.records.insert(to, craft.records.pop(at))
     elif what == 3:
-        kind = random.choice((0, 6, 7, 8, 0x7F, 0x80, 0x82, 0xFF))
+        kind = random.choice((0, 6, 7, 8, 9, 0x7F, 0x80, 0x82, 0x83, 0xFF))
         craft.records.insert(to, Piece(kind, random.choice((b"", b"any"))))
     else:
         middle = craft.records[1:-1]
@@ -214,13 +258,20 @@ def odd_frame(craft: Craft, random: Random) -> None:
 
 
 def index_cell(craft: Craft, random: Random) -> None:
-    at, column = random.random(), random.randrange(10)
+    at, column, seed = random.random(), random.randrange(10), random.random()
 
     def edit(lines: list[list[int]]) -> None:
         line = int(at * len(lines))
-        lines[line][column] = near(random, lines[line][column], -(2**63), 2**63 - 1)
+        lines[line][column] = near(Random(seed), lines[line][column], -(2**63), 2**63 - 1)
 
     craft.edit_index = edit
+
+
+def other_ratios(craft: Craft, random: Random) -> None:
+    """HEADER keeps the ratios that it states, or states ones that are a little off."""
+    craft.ratios = False
+    factor = random.choice((1.0, 0.9985, 1.0015, 1.01, -1.0))
+    craft[HEADER].edit_json(lambda value: value.update(ratio_trace=value["ratio_trace"] * factor))
 
 
 def superblock(craft: Craft, random: Random) -> None:
@@ -231,12 +282,17 @@ def superblock(craft: Craft, random: Random) -> None:
 
 MUTATIONS: dict[Callable[[Craft, Random], None], int] = {
     json_value: 8, table_header: 6, table_data: 4, table_number: 10, span_line: 10, split_labels: 3, split_rows: 6,
-    record_field: 6, record_order: 5, text: 4, odd_frame: 4, index_cell: 3, superblock: 1,
+    record_field: 6, record_order: 5, text: 4, odd_frame: 4, index_cell: 3, superblock: 1, table_shape: 4,
+    layout_number: 8, kept_bits: 4, other_ratios: 1,
 }  # fmt: skip
 
 
-def fix_raw_bytes(craft: Craft) -> None:
-    """Let HEADER say what MODEL and VIEWS now make of the raw bytes, so that the rows behind are looked at."""
+def fix_raw_bytes(craft: Craft, *, whole: bool) -> None:
+    """Let HEADER say what MODEL and VIEWS now make of the raw bytes, so that the rows behind are looked at.
+
+    Args:
+        whole: of all tokens, as before eviction.
+    """
     model = json.loads(craft[MODEL].raw)
     item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}.get(model["dtype"], 1)
     sizes = []
@@ -245,8 +301,10 @@ def fix_raw_bytes(craft: Craft) -> None:
     raw = [0] * min(craft[VIEWS].count, 100)
     spans = craft[VIEWS].integers("spans")
     for number, layer, layers, _, rows in zip(*(spans[column::5] for column in range(5)), strict=True):
-        if layer >= 0:
+        if layer >= 0 and not whole:
             raw[number] += item * model["batch"] * rows * sum(sizes[layer : layer + layers])
+        if layer < 0 and whole:  # of models without sliding layers
+            raw[number] += item * model["batch"] * rows * sum(sizes)
     craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=sum(raw), raw_bytes_final=raw[-1]))
 
 
@@ -259,7 +317,7 @@ def mutant(valid: bytes, random: Random) -> bytes:
             random.choices(list(MUTATIONS), list(MUTATIONS.values()))[0](craft, random)
     if random.random() < 0.7:
         with contextlib.suppress(*inapplicable, OverflowError, MemoryError):
-            fix_raw_bytes(craft)
+            fix_raw_bytes(craft, whole=random.random() < 0.1)
     try:
         data = craft.build()
     except struct.error:  # several edits of one field led out of its range

@@ -1,13 +1,22 @@
-"""The bytes of small valid files, for tests that damage them."""
+"""The bytes of small valid files, for tests that read and damage them."""
 
 from __future__ import annotations
 
+import io
 import tempfile
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-from formats import Trace, save
-from tests.traces import growing_trace
+import torch
+
+from formats import LayerSpec, Snapshot, Trace, deduplicate, save
+from formats.compression import Recipe, Source, write
+from formats.trace import MemoryReceived
+from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace
+
+WIDE = LayerSpec("full", heads=1, key_size=40, value_size=24)
 
 
 def file_bytes(trace: Trace) -> bytes:
@@ -15,6 +24,12 @@ def file_bytes(trace: Trace) -> bytes:
         path = Path(folder) / "sample.tsc"
         save(trace, path, deterministic=True)
         return path.read_bytes()
+
+
+def compressed(trace: Trace, codec: str, settings: dict[str, Any] | None = None, **recipe: Any) -> bytes:
+    sink = io.BytesIO()
+    write(Source(trace), Recipe(codec, settings or {}, **recipe), sink, file_id=bytes(16))
+    return sink.getvalue()
 
 
 @cache
@@ -29,9 +44,122 @@ def trace() -> Trace:
 
 @cache
 def valid() -> bytes:
-    """`trace()` as a file of about 3.5 KB that holds a record of every known type.
+    """`trace()` as a file of about 3.5 KB; it holds neither KEPT nor ATTENTION.
 
     Records: 0 MODEL; 1, 2 ROWS of layers 0 and 1; 3, 4 of layer 2; 5, 6 of layer 3 (keys, values each);
     7 LABELS (12 rows); 8 VIEWS; 9 REFERENCE; 10 HEADER; 11 INDEX; 12 END.
     """
     return file_bytes(trace())
+
+
+finite = partial(growing_trace, rows=finite_rows)
+
+
+def scaled(trace: Trace, factor: float) -> Trace:
+    """The same with larger rows: out of the range of smaller dtypes."""
+    for block in trace.blocks:
+        for rows in block.read().values():
+            rows *= factor
+    return trace
+
+
+def attended(trace: Trace, seed: int = 0) -> Trace:
+    """The same with attention that the first snapshot's rows received, for every run of full layers."""
+    generator = torch.Generator().manual_seed(seed)
+    trace.attention = [
+        MemoryReceived(first, count, torch.rand(count, spec.heads, trace.views[0].rows(first), generator=generator))
+        for first, count, spec in trace.geometry.runs()
+        if spec.kind == "full"
+    ]
+    return trace
+
+
+def edited(dtype: str = "float32") -> Trace:
+    """Snapshots in which rows are replaced by ones that differ a little, in some layers only, and appended."""
+    layers = (FULL, FULL, UNEVEN)
+    whole = growing_trace(layers, dtype=dtype, lengths=(9, 10), rows=finite_rows)
+    last = whole.snapshot()
+    noise = torch.Generator().manual_seed(7)
+    snapshots = []
+    for rows, changed, touched in ((7, [], ()), (8, [1, 2, 5], (0, 1, 2)), (9, [2, 3], (1,)), (10, [2, 8], (0, 1, 2))):
+        for layer in touched:
+            for side in (last.keys, last.values):
+                side[layer] = side[layer].clone()
+                old = side[layer][:, :, changed].double()
+                new = old + 0.1 * torch.randn(old.shape, dtype=torch.float64, generator=noise)
+                side[layer][:, :, changed] = new.to(side[layer].dtype)
+        keys, values = ([tensor[:, :, :rows].clone() for tensor in side] for side in (last.keys, last.values))
+        positions = torch.arange(rows)
+        snapshots.append(
+            Snapshot(keys, values, [positions] * len(layers), last.token_ids[:rows], list(range(rows)), rows)
+        )
+    return deduplicate(snapshots, whole.geometry)
+
+
+def every_dtype(kind: str, codec: str, settings: dict[str, Any]) -> dict[str, Callable[[], bytes]]:
+    def make(dtype: str) -> bytes:
+        return compressed(finite((FULL, UNEVEN), dtype=dtype, lengths=(5, 6)), codec, settings)
+
+    dtypes = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+    return {f"{kind}, {dtype}": partial(make, dtype) for dtype in dtypes}
+
+
+def scalar(settings: dict[str, Any], layers: Sequence[LayerSpec] = (FULL, FULL, UNEVEN, SLIDING)) -> bytes:
+    return compressed(finite(layers), "scalar", settings)
+
+
+CODEBOOK = {"block": 2, "centroids": 8, "iterations": 3}
+# Files of format 1.1: what `make` returns is read by both readers
+COMPRESSED: dict[str, Callable[[], bytes]] = {
+    **every_dtype("scalar", "scalar", {"bits": 4, "group": 4}),
+    **every_dtype("rotated", "scalar", {"bits": 8, "hadamard": True}),
+    **every_dtype("vq", "vq", CODEBOOK | {"threshold": 0.2}),
+    **every_dtype("delta", "delta", {"bits": 3, "prefer_append_for_growing": False}),
+    "scalar, other axes": lambda: scalar({"keys": "token", "values": "channel", "group": 3}),
+    "scalar, one group": lambda: scalar({"group": 0}),
+    "scalar, 2 levels": lambda: scalar({"levels": 2, "symmetric": True}),
+    "scalar, 3 levels": lambda: scalar({"levels": 3, "symmetric": True}),
+    "scalar, 5 levels": lambda: scalar({"levels": 5, "values_levels": 12}),
+    "scalar, 6 levels": lambda: scalar({"levels": 6, "symmetric": True}),
+    "scalar, 17 levels": lambda: scalar({"levels": 17}),
+    "scalar, 256 levels": lambda: scalar({"levels": 256}),
+    "scalar, 257 levels": lambda: scalar({"levels": 257, "symmetric": True}),
+    "scalar, 1,000 levels": lambda: scalar({"levels": 1_000, "group": 2}),
+    "scalar, 65,536 levels": lambda: scalar({"levels": 65_536}),
+    "scalar, q8_0": lambda: scalar({"format": "q8_0"}, (WIDE, UNEVEN)),
+    "scalar, q4_0": lambda: scalar({"format": "q4_0"}, (WIDE, UNEVEN)),
+    "scalar, rotated": lambda: scalar({"bits": 8, "hadamard": True, "keys": "channel"}, (WIDE, UNEVEN)),
+    "scalar, sinks": lambda: compressed(finite(), "scalar", {"bits": 3}, exact_sinks=2),
+    "scalar, batch": lambda: compressed(finite(batch=3), "scalar", {"group": 3}),
+    "scalar, large scales": lambda: compressed(scaled(finite(dtype="float32"), 1e37), "scalar", {}),
+    "scalar, huge scales": lambda: compressed(scaled(finite(dtype="float64"), 1e200), "scalar", {}),
+    "vq": lambda: compressed(finite(), "vq", CODEBOOK | {"threshold": 0.3}),
+    "vq without fallback": lambda: compressed(finite(), "vq", CODEBOOK | {"fallback": False}),
+    "vq, everything exact": lambda: compressed(finite(), "vq", CODEBOOK | {"threshold": 0.0}),
+    "vq, nothing exact": lambda: compressed(finite(), "vq", CODEBOOK | {"threshold": 99.0}),
+    "vq, blocks that do not fit": lambda: compressed(finite(), "vq", CODEBOOK | {"block": 5}),
+    "vq, one codebook": lambda: compressed(finite(), "vq", CODEBOOK | {"shared": True, "normalize": "channel"}),
+    "vq, exact in 32 bits": lambda: compressed(scaled(finite(dtype="float32"), 1e10), "vq", CODEBOOK),
+    "vq, exact in 64 bits": lambda: compressed(scaled(finite(dtype="float64"), 1e10), "vq", CODEBOOK),
+    "pq": lambda: compressed(finite(batch=2), "pq", CODEBOOK | {"block": 4, "m": 2, "threshold": 0.3}),
+    "pq, one codebook": lambda: compressed(finite(), "pq", CODEBOOK | {"block": 6, "m": 3, "shared": True}),
+    "delta": lambda: compressed(finite(), "delta"),
+    "delta, chains": lambda: compressed(finite(), "delta", {"prefer_append_for_growing": False, "kf": 3}),
+    "delta, keyframe in 6 bits": lambda: compressed(finite(), "delta", {"bits": 8, "keyframe_bits": 6, "group": 3}),
+    "delta, edited": lambda: compressed(edited(), "delta", {"bits": 5}),
+    "delta, edited, exact rows": lambda: compressed(edited("bfloat16"), "delta", {"bits": 2, "max_delta_error": 0.05}),
+    "lossless, edited": lambda: compressed(edited(), "lossless"),
+    "h2o": lambda: compressed(
+        attended(finite((FULL, FULL, UNEVEN, SLIDING))), "delta", evict="h2o", evict_settings={"keep": 0.5, "sinks": 1}
+    ),
+    "h2o, scalar": lambda: compressed(
+        attended(finite((FULL, FULL, UNEVEN), batch=2)), "scalar", evict="h2o", evict_settings={"keep": 0.3}
+    ),
+    "streaming": lambda: compressed(finite(), "scalar", evict="streaming", evict_settings={"sinks": 1, "window": 3}),
+    "attention": lambda: file_bytes(attended(growing_trace((SLIDING, FULL, FULL, UNEVEN)))),
+}
+
+
+@cache
+def sample(name: str) -> bytes:
+    return valid() if name == "valid" else COMPRESSED[name]()

@@ -29,7 +29,7 @@ def written(folder: Path, data: bytes) -> Path:
 
 @by_name
 def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None:
-    path = written(tmp_path, liar.build(samples.valid()))
+    path = written(tmp_path, liar.build())
     tracemalloc.start()
     with pytest.raises(TscError) as caught:
         integrity.check(path)
@@ -45,7 +45,7 @@ def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None
 @by_name
 def test_no_wrong_tensor_comes_out_of_it(liar: Liar, tmp_path: Path) -> None:
     """Opening reads no rows, so a lie in a row record may pass there; then it shows when the rows are read."""
-    path = written(tmp_path, liar.build(samples.valid()))
+    path = written(tmp_path, liar.build())
     for number in range(len(samples.trace())):
         try:
             found = load(path).snapshot(number)

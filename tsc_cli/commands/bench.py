@@ -55,18 +55,19 @@ def command(
 ) -> None:  # fmt: skip
     """Measure codecs on prompts, with standard errors.
 
-    Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality is scored on the text
-    that followed the prompt. Takes from a minute (block-size) to an hour (hierarchy). Draw the result with tsc plot.
+    Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality is scored on the
+    text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
     """
     from ..benching import SUITES, Bench, Protocol, Row, default_texts, document
     from ..files import check_output, encode, open_output, read_text
-    from ..models import load
+    from ..models import check_dtype, load
 
     if suite not in SUITES:
         raise UsageError(f"there is no suite {suite!r}", hint=f"suites: {', '.join(SUITES)}")
     if not output.endswith(".json") or output == "-":
         raise UsageError("name the JSON file to write", hint="-o OUT.json")
     check_output(output, force=force)
+    check_dtype(dtype)
     rows = [Row(name, "hand", recipe_from(name)) for name in codec] if codec else SUITES[suite]()
     names = texts or default_texts()
     read = [read_text(name) for name in names]

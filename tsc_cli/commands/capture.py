@@ -94,17 +94,26 @@ def command(
 
     A KV cache reveals its prompt: treat the file as you treat the text.
     """
-    from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
-    from ..files import check_output, open_output
-    from ..models import load
+    from ..files import check_output, encode, encode_messages, open_output, read_messages, read_text
+    from ..models import check_dtype, load
 
     if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
     check_output(output, force=force)
+    check_dtype(dtype)
+    # what is wrong with a prompt shows before the model is loaded
+    chat = read_messages(messages) if messages is not None else None
+    if prompt_file is not None or prompt == "-":
+        prompt = read_text(prompt_file or "-")
     out = Output(as_json, quiet)
+    from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
+
     with out.progress("loading the model"):
         loaded = load(model, dtype=dtype, device=device, say=out.note)
-    tokens = _tokens(prompt, prompt_file, messages, loaded.tokenizer)
+    if chat is not None and messages is not None:
+        tokens = encode_messages(chat, messages, loaded.tokenizer)
+    else:
+        tokens = encode(prompt or "", loaded.tokenizer)
     reference: list[int] = []
     if context is not None:
         if len(tokens) < context:
@@ -121,16 +130,6 @@ def command(
         return
     facts = {"path": output, **facts_of(captured), "reference_tokens": len(reference)}
     out.report("tsc.capture/1", facts, f"{printable(output)}\n{summary(captured, len(reference))}", output)
-
-
-def _tokens(prompt: str | None, prompt_file: str | None, messages: str | None, tokenizer: Any) -> list[int]:
-    from ..files import encode, encode_messages, read_text
-
-    if messages is not None:
-        return encode_messages(messages, tokenizer)
-    if prompt_file is not None or prompt == "-":
-        return encode(read_text(prompt_file or "-"), tokenizer)
-    return encode(prompt or "", tokenizer)
 
 
 def facts_of(captured: Captured) -> dict[str, Any]:

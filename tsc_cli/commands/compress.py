@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..compressing import Compressed, Compressor
     from ..fidelity import Fidelity
-    from ..judging import Judge
 
 
 def command(
@@ -81,8 +80,9 @@ def command(
 ) -> None:  # fmt: skip
     """Compress a captured file.
 
-    A tier is a promise: raw bytes of the captured trace over bytes of the file, everything counted, and the KL that goes
-    with it. The codec and its settings are chosen to be the best that keep it; if none does, nothing is written (exit 4).
+    A tier is a promise: raw bytes of the captured trace over bytes of the file, everything counted, and the KL that
+    goes with it. The codec and its settings are chosen to be the best that keep it; if none does, nothing is written
+    (exit 4).
     """
     from formats import load
     from formats.compression import recipe_of
@@ -175,7 +175,7 @@ def _write(
     if judge is not None:
         with out.progress("measuring"):
             fidelity = judge.of_recipe(recipe)
-    quality = [] if judge is None or fidelity is None else [record_of(judge, fidelity)]
+    quality = [] if judge is None else [judge.record(recipe)]
     kept = None if as_published else tier
     with (
         out.progress("writing", raw_row_bytes(compressor.source.trace)) as advance,
@@ -188,15 +188,6 @@ def _write(
         out.note(text)
         return
     out.report("tsc.compress/1", {"path": target, "source": file, **facts}, f"{printable(target)}\n{text}", target)
-
-
-def record_of(judge: Judge, fidelity: Fidelity) -> dict[str, Any]:
-    """A quality record, as `verify --record` writes it."""
-    from ..verification import Verified
-
-    tokens = len(judge.source.trace.token_ids(judge.snapshot))
-    exact = fidelity.kl_max == 0.0
-    return Verified(judge.snapshot, tokens, judge.reference, "capture", exact, fidelity, 0, None).to_dict()
 
 
 def facts_of(
@@ -289,7 +280,8 @@ def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file
         kl, top1 = facts.get("kl"), facts.get("top1")
         rows.append([
             tier.name, facts["codec"] or "-", "-" if facts["ratio_trace"] is None else ratio(facts["ratio_trace"]),
-            "-" if kl is None else f"{kl:.2g}", "-" if top1 is None else f"{top1:.3f}", facts.get("verdict") or "", note,
+            "-" if kl is None else f"{kl:.2g}", "-" if top1 is None else f"{top1:.3f}", facts.get("verdict") or "",
+            note,
         ])  # fmt: skip
         found.append(facts)
     head = ("tier", "codec", "ratio", "KL", "top-1", "verdict", "the report" if as_published else "")

@@ -44,6 +44,7 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
     values = file.header.raw_bytes_final // geometry.item_bytes
     return {
         "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}", "tier": file.header.tier,
+        "codec": codec_of(file), "parameters": file.header.parameters,
         "created_by": file.header.created_by, "dtype": geometry.dtype, "batch": geometry.batch,
         "layer_count": len(geometry.layers), "snapshots": len(file.views), "tokens_first": file.views[0].tokens_seen,
         "tokens_final": final.tokens_seen, "rows_stored": len(file.labels), "reference_tokens": len(file.reference),
@@ -58,15 +59,23 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def codec_of(file: TraceFile) -> str:
+    """As the header states it; files of format 1.0 were lossless and did not say so."""
+    return file.header.codec or "lossless"
+
+
 def bytes_by_kind(file: TraceFile) -> dict[str, int]:
     """Every byte of the file under one heading; they add up to its length."""
     from formats.records import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordType
 
-    kinds = dict.fromkeys(("keys", "values", "joint_rows", "labels", "views", "reference", "header", "other"), 0)
+    kinds = dict.fromkeys(
+        ("keys", "values", "joint_rows", "labels", "views", "reference", "attention", "kept", "header", "other"), 0
+    )
     rows = {Part.JOINT: "joint_rows", Part.KEYS: "keys", Part.VALUES: "values"}
     names: dict[int, str] = {
         RecordType.LABELS: "labels", RecordType.VIEWS: "views", RecordType.REFERENCE: "reference",
-        RecordType.MODEL: "header", RecordType.HEADER: "header",
+        RecordType.MODEL: "header", RecordType.HEADER: "header", RecordType.ATTENTION: "attention",
+        RecordType.KEPT: "kept",
     }  # fmt: skip
     for _, entry in file.entries:
         is_rows = entry.type == RecordType.ROWS
@@ -117,7 +126,8 @@ def _text(file: TraceFile, facts: dict[str, Any]) -> str:
     steps = "" if facts["snapshots"] == 1 else f", {facts['tokens_first']} to {facts['tokens_final']} tokens"
     parts = [columns([
         ["file", f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}"],
-        ["tier", facts["tier"]],
+        ["tier", facts["tier"] or "none: made by hand"],
+        ["codec", _codec(facts)],
         ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],
         ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
         ["geometry", _geometry(file)],
@@ -154,6 +164,11 @@ def _geometry(file: TraceFile) -> str:
     )
 
 
+def _codec(facts: dict[str, Any]) -> str:
+    settings = [f"{key}={value}" for key, value in facts["parameters"].items() if value != ""]
+    return f"{facts['codec']}, {', '.join(settings)}" if settings else str(facts["codec"])
+
+
 def _short(items: list[int]) -> str:
     shown = ", ".join(str(item) for item in items[:6])
     return shown + (f", ... ({len(items)})" if len(items) > 6 else "")
@@ -165,4 +180,6 @@ def _quality(record: dict[str, Any]) -> str:
         f"quality of snapshot {record.get('snapshot')}: KL {kl if kl is None else f'{kl:.3g}'}, "
         f"top-1 {top1 if top1 is None else f'{top1:.4f}'} "
         f"over {record.get('positions')} positions ({record.get('reference')})"
+        + ("" if record.get("sufficient", True) else ", insufficient")
+        + (f": {record['verdict']}" if isinstance(record.get("verdict"), str) else "")
     )

@@ -1,0 +1,322 @@
+"""From a trace to a small file: promises, recipes, mixed codecs, edits, and what the header says."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from formats import Geometry, LayerSpec, Snapshot, Trace, TraceBuilder, deduplicate, load, save
+from formats.compression import Header, Recipe, Source, recipe_of, write
+from formats.distortion import relative_error
+from formats.errors import PromiseError, UsageError
+from formats.header import rounded_down
+from formats.integrity import check
+from formats.predecessors import bases_of
+from formats.quality import record_quality
+from formats.rate_control import Sizer, at, choose, families, knob_settings, largest_within, smallest_at
+from formats.records import Part
+from formats.tiers import TIERS, VERDICTS, tier_of, verdict
+from formats.timeline import Recorder
+from formats.views import Labels, Span
+from tests import models
+from tests.traces import same_bits
+from tsc_cli import capture
+
+SPEC = LayerSpec("full", heads=2, key_size=16, value_size=16)
+
+
+def smooth_trace(lengths: tuple[int, ...] = (200, 201, 202, 203), layers: int = 3, dtype: str = "float32") -> Trace:
+    """A growing trace of finite rows whose channels have scales of their own."""
+    geometry = Geometry(dtype, (SPEC,) * layers)
+    builder = TraceBuilder(geometry, {"weights": "test"})
+    recorder = Recorder(builder, geometry)
+    generator = torch.Generator().manual_seed(1)
+    scales = torch.rand(layers, 1, SPEC.heads, 1, 16, generator=generator) * 3 + 0.1
+    keys, values = (
+        (torch.randn(layers, 1, SPEC.heads, lengths[-1], 16, generator=generator) * scales).to(getattr(torch, dtype))
+        for _ in range(2)
+    )
+    fed = 0
+    for length in lengths:
+        cache = [(keys[layer, :, :, :length], values[layer, :, :, :length]) for layer in range(layers)]
+        recorder.snapshot(list(range(fed, length)), cache, length)
+        fed = length
+    recorder.finish()
+    return builder.trace
+
+
+def edited_trace(edits: int = 5) -> Trace:
+    """Snapshots in each of which rows from 20 on change a little, as after an edit of an earlier token; one row more
+    is dropped each time."""
+    base = smooth_trace((60,), layers=2).snapshot(0)
+    generator = torch.Generator().manual_seed(2)
+    snapshots = [base]
+    for number in range(1, edits + 1):
+        last = snapshots[-1]
+        keep = [row for row in range(len(last.token_ids)) if row != 5]
+
+        def changed(tensor: torch.Tensor, keep: list[int] = keep) -> torch.Tensor:
+            result = tensor[:, :, keep].clone()
+            result[:, :, 20:] += 0.02 * torch.randn(result[:, :, 20:].shape, generator=generator)
+            return result
+
+        snapshots.append(Snapshot(
+            [changed(t) if layer else t[:, :, keep] for layer, t in enumerate(last.keys)],
+            [changed(t) for t in last.values],
+            [positions[keep] for positions in last.row_positions],
+            [last.token_ids[row] for row in keep], [last.positions[row] for row in keep], number,
+        ))  # fmt: skip
+    return deduplicate(snapshots, Geometry("float32", (SPEC,) * 2))
+
+
+def compressed(trace: Trace, recipe: Recipe, folder: Path, **header: Any) -> Trace:
+    path = folder / "small.tsc"
+    with path.open("wb") as sink:
+        write(Source(trace), recipe, sink, header=Header(**header))
+    check(path)
+    return load(path)
+
+
+def error(one: Snapshot, other: Snapshot) -> float:
+    pairs = list(zip([*one.keys, *one.values], [*other.keys, *other.values], strict=True))
+    return max(float((a - b).norm() / a.norm()) for a, b in pairs)
+
+
+RECIPES = [
+    Recipe("lossless"),
+    Recipe("scalar", {"bits": 8}),
+    Recipe("scalar", {"bits": 6, "group": 32}, exact_sinks=4),
+    Recipe("vq", {"block": 2, "threshold": 0.1, "samples": 512, "iterations": 4}),
+    Recipe("pq", {"block": 4, "m": 2, "threshold": 0.1, "samples": 512, "iterations": 4}, exact_sinks=2),
+    Recipe("delta", {"bits": 6}),
+    Recipe("delta", {"bits": 6, "keyframe_bits": 8}, exact_sinks=4),
+    Recipe("delta", {"bits": 8, "prefer_append_for_growing": False, "kf": 2}),
+    Recipe("scalar", {"bits": 8}, evict="streaming", evict_settings={"sinks": 3, "window": 100}),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[f"{r.name}-{i}" for i, r in enumerate(RECIPES)])
+@pytest.mark.parametrize("make", [smooth_trace, edited_trace], ids=["growing", "edited"])
+def test_every_snapshot_comes_back(recipe: Recipe, make: Any, tmp_path: Path) -> None:
+    trace = make()
+    small = compressed(trace, recipe, tmp_path)
+    assert len(small) == len(trace)
+    for number in range(len(trace)):
+        have, want = small.snapshot(number), trace.snapshot(number)
+        assert (have.token_ids, have.next_token) == (want.token_ids, want.next_token)
+        if recipe.evict:
+            rows = [want.positions.index(p) for p in have.row_positions[0].tolist()]
+            want = dataclasses.replace(
+                want, keys=[k[:, :, rows] for k in want.keys], values=[v[:, :, rows] for v in want.values]
+            )
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(have.row_positions, want.row_positions, strict=True))
+        assert error(want, have) <= (0.0 if recipe.codec == "lossless" else 0.11)
+
+
+def test_a_layer_can_be_read_alone(tmp_path: Path) -> None:
+    trace = edited_trace()
+    small = compressed(trace, Recipe("delta", {"bits": 8}), tmp_path)
+    whole, alone = small.snapshot(-1), small.snapshot(-1, layers=[1])
+    assert same_bits(alone.keys[0], whole.keys[1])
+
+
+def test_the_header_says_how_and_how_small(tmp_path: Path) -> None:
+    trace = smooth_trace()
+    small = compressed(trace, Recipe("scalar", {"bits": 3}, exact_sinks=4), tmp_path, tier="9x")
+    header = small.blocks[0].file.header  # type: ignore[attr-defined]
+    size = (tmp_path / "small.tsc").stat().st_size
+    assert (header.tier, header.codec) == ("9x", "scalar")
+    assert header.parameters["bits"] == 3
+    assert header.parameters["exact_sinks"] == 4
+    assert "levels" not in header.parameters
+    assert header.ratios == (rounded_down(trace.raw_bytes / size), rounded_down(trace.raw_bytes_final / size))
+    record_quality(tmp_path / "small.tsc", [{"snapshot": 0, "kl_mean": 0.5, "note": "x" * 300}])
+    again = load(tmp_path / "small.tsc").blocks[0].file.header  # type: ignore[attr-defined]
+    assert again.ratios[0] < header.ratios[0]
+    assert again.codec == "scalar"
+
+
+def test_rounding_a_ratio_never_flatters() -> None:
+    for ratio in (1.0, 9.9999, 125.0, 125.04999, 1033.99, 0.0123456):
+        assert rounded_down(ratio) <= ratio < rounded_down(ratio) * 1.00101
+
+
+def test_sinks_are_kept_better(tmp_path: Path) -> None:
+    trace = smooth_trace()
+    small = compressed(trace, Recipe("scalar", {"bits": 2}, exact_sinks=4), tmp_path).snapshot(0)
+    want = trace.snapshot(0)
+    relative = ((small.keys[0] - want.keys[0]).norm(dim=-1) / want.keys[0].norm(dim=-1))[0, 0]
+    assert relative[:4].max() < 0.01
+    assert relative[4:].mean() > 0.05
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("codec", ["scalar", "vq", "pq", "delta"])
+def test_a_value_that_is_not_finite_is_refused_by_layer(codec: str, value: float) -> None:
+    trace = smooth_trace((40, 41, 44))
+    (block,) = trace.blocks
+
+    block.rows[Part.KEYS][2, 0, 1, 41, 3] = value  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=rf"the keys of layer 2 hold a value that is not finite.*{codec}") as caught:
+        write(Source(trace), Recipe(codec), io.BytesIO())
+    assert caught.value.hint is not None
+    assert "lossless" in caught.value.hint
+    write(Source(trace), Recipe("lossless"), io.BytesIO())
+
+
+def test_what_was_lossy_is_not_compressed_again(tmp_path: Path) -> None:
+    small = compressed(smooth_trace(), Recipe("scalar"), tmp_path)
+    with pytest.raises(UsageError, match="compressed already"):
+        Source(small)
+
+
+# rate control
+
+
+def test_the_knob_fills_the_promise() -> None:
+    sizer = Sizer(Source(smooth_trace()))
+    family = next(one for one in families() if one.knob)
+    sizes = [sizer(at(family, levels)) for levels in (3, 5, 16, 200)]
+    assert sizes == sorted(sizes)
+    budget = sizes[2] + 100
+    found = largest_within(sizer, family, budget)
+    assert found is not None
+    assert found.file_bytes <= budget
+    known = knob_settings(family)
+    bigger = at(family, known[known.index(found.recipe.settings["levels"]) + 1])
+    assert sizer(bigger) > budget
+    assert largest_within(sizer, family, 500) is None
+
+
+def quality_by_error(source: Source) -> Any:
+    def measure(recipe: Recipe) -> float:
+        sink = io.BytesIO()
+        write(source, recipe, sink)
+        path = Path(str(source.trace.info["folder"])) / "candidate.tsc"
+        path.write_bytes(sink.getvalue())
+        return relative_error(source.trace, load(path))
+
+    return measure
+
+
+def test_the_best_recipe_within_the_promise_wins(tmp_path: Path) -> None:
+    trace = smooth_trace()
+    trace.info["folder"] = str(tmp_path)
+    source = Source(trace)
+    sizer, ticks = Sizer(source), []
+    choice = choose(sizer, tier_of("20x"), quality_by_error(source), ticks.append)
+    assert trace.raw_bytes / choice.winner.file_bytes >= 20
+    assert len(ticks) == len(families())
+    assert len(choice.candidates) > 4
+    assert choice.winner.quality == min(candidate.quality for candidate in choice.candidates)  # type: ignore[type-var]
+    assert all(trace.raw_bytes / candidate.file_bytes >= 20 for candidate in choice.candidates)
+
+
+def test_lossless_wins_where_it_fits() -> None:
+    source = Source(smooth_trace())
+    choice = choose(Sizer(source), tier_of("3x"), lambda recipe: pytest.fail("nothing to measure"), lambda _: None)
+    assert choice.winner.recipe == Recipe("lossless")
+
+
+def test_a_promise_that_nothing_keeps() -> None:
+    source = Source(smooth_trace((200,)))
+    with pytest.raises(PromiseError, match="no codec makes this trace 500 times smaller"):
+        choose(Sizer(source), tier_of("500x"), lambda recipe: 0.0, lambda _: None)
+
+
+def test_the_smallest_file_at_a_quality(tmp_path: Path) -> None:
+    trace = smooth_trace()
+    trace.info["folder"] = str(tmp_path)
+    source = Source(trace)
+    measure = quality_by_error(source)
+    found = smallest_at(Sizer(source), 0.01, measure)
+    assert found is not None
+    assert found.quality is not None
+    assert found.quality <= 0.01
+    levels = found.recipe.settings["levels"]
+    family = next(one for one in families() if one.label == found.label)
+    known = knob_settings(family)
+    assert measure(at(family, known[known.index(levels) - 1])) > 0.01
+    assert smallest_at(Sizer(source), -1.0, measure) is None
+
+
+# tiers
+
+
+def test_every_published_recipe_can_be_made() -> None:
+    for tier in TIERS.values():
+        assert tier.published is not None
+        assert tier.published.recipe.parameters() is not None
+
+
+def test_tier_names() -> None:
+    assert tier_of("125x").max_kl == 0.057
+    assert (tier_of("300x").ratio, tier_of("300x").max_kl) == (300, 0.154)
+    assert (tier_of("62.5x").ratio, tier_of("62.5x").max_kl) == (62.5, 0.01)
+    assert tier_of("5000x").max_kl == 0.5
+    for wrong in ("126", "x", "0x", "-5x", "1e3x", "losless", "0.5x"):
+        with pytest.raises(UsageError, match="there is no tier"):
+            tier_of(wrong)
+    with pytest.raises(UsageError) as caught:
+        tier_of("losless")
+    assert caught.value.hint == "did you mean lossless?"
+
+
+def test_verdicts() -> None:
+    words = [verdict(kl) for kl in (0.0, 9e-7, 1e-6, 0.0099, 0.01, 0.099, 0.1, 0.49, 0.5, 9.0, math.inf, math.nan)]
+    assert words == [
+        "exact", "exact", "proven", "proven", "defensible", "defensible", "borderline", "borderline", *["archival"] * 4
+    ]  # fmt: skip
+    assert [one.below for one in VERDICTS] == sorted(one.below for one in VERDICTS)
+
+
+def test_settings_by_hand_find_their_owner() -> None:
+    recipe = recipe_of("delta", "h2o", {"bits": "5", "keep": "0.5", "exact_sinks": "2"})
+    assert (recipe.settings, recipe.evict_settings, recipe.exact_sinks) == ({"bits": "5"}, {"keep": "0.5"}, 2)
+    assert recipe.parameters()["keep"] == 0.5
+    with pytest.raises(UsageError, match="codec delta has no setting 'keep'"):
+        recipe_of("delta", "", {"keep": "0.5"})
+    with pytest.raises(UsageError, match="there is no filter 'h20'"):
+        recipe_of("delta", "h20", {})
+    with pytest.raises(UsageError, match="exact_sinks=many"):
+        recipe_of("delta", "", {"exact_sinks": "many"})
+
+
+# prediction
+
+
+def test_a_replaced_row_is_predicted_from_what_it_replaces() -> None:
+    labels = Labels()
+    labels.extend([1] * 9, [0, 1, 2, 1, 2, 3, 2, 4, 5])
+    column = [(Span(0, 3),), (Span(0, 1), Span(3, 3)), (Span(0, 1), Span(3, 1), Span(5, 2)), (Span(7, 2),)]
+    assert bases_of(column, labels, longest_chain=64, append=True) == {3: 1, 4: 2, 6: 4}
+    assert bases_of(column, labels, longest_chain=1, append=True) == {3: 1, 4: 2}
+    assert bases_of(column, labels, longest_chain=64, append=False) == {3: 1, 4: 2, 5: 4, 6: 4, 8: 7}
+
+
+def test_edits_cost_little(tmp_path: Path) -> None:
+    trace = edited_trace(8)
+    sizer = Sizer(Source(trace))
+    assert sizer(Recipe("delta", {"bits": 4})) < 0.6 * sizer(Recipe("lossless"))
+    small = compressed(trace, Recipe("delta", {"bits": 4}), tmp_path)
+    errors = [error(trace.snapshot(n), small.snapshot(n)) for n in range(len(trace))]
+    assert errors[0] == 0.0
+    assert max(errors) < 0.01  # residuals are small, and so is what quantizing them costs
+
+
+def test_compressing_a_file_equals_compressing_its_trace(tmp_path: Path) -> None:
+    model = models.llama()
+    trace = capture(model, models.prompt(50), steps=5)
+    save(trace, tmp_path / "raw.tsc")
+    recipe = Recipe("scalar", {"bits": 4})
+    sinks = [io.BytesIO(), io.BytesIO()]
+    for sink, source in zip(sinks, (trace, load(tmp_path / "raw.tsc")), strict=True):
+        write(Source(source), recipe, sink, file_id=bytes(16))
+    assert sinks[0].getvalue() == sinks[1].getvalue()
