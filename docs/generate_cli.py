@@ -29,7 +29,7 @@ without `--force`; sources are kept.
 | 3 | a corrupt or unsupported file |
 | 4 | the asked tier or quality cannot be met |
 | 101 | a bug in tsc |
-| 130 | interrupted |
+| 130, 143 | interrupted (Ctrl-C), told to stop (SIGTERM) |
 
 | variable | meaning |
 | --- | --- |

@@ -18,6 +18,7 @@ from .header import TierHeader
 from .predecessors import Predecessors
 from .settings import require
 from .trace import MemoryBlock, Trace
+from .trace_file import FileBlock
 from .trace_writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Recipe:
     @property
     def name(self) -> str:
         return f"{self.evict}+{self.codec}" if self.evict else self.codec
+
+    def given(self) -> dict[str, Any]:
+        """What differs from the defaults, for a person."""
+        sinks = {"exact_sinks": self.exact_sinks} if self.exact_sinks else {}
+        return {**self.settings, **self.evict_settings, **sinks}
 
     def parameters(self) -> dict[str, Any]:
         """Everything that was set or left at its default, as the tier header holds it."""
@@ -83,11 +89,12 @@ class Source:
     """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
 
     def __init__(self, trace: Trace) -> None:
-        if not all(CODECS[block_codec].exact for block_codec in _codecs_of(trace)):
-            raise UsageError(
-                "was compressed already: what was lost cannot be told from what was captured",
-                hint="compress the capture",
-            )
+        for block in trace.blocks:
+            if isinstance(block, FileBlock) and not CODECS[block.header.codec].exact:
+                raise UsageError(
+                    "was compressed already: what was lost then cannot be told from what was captured",
+                    path=block.file.path, hint="compress the captured file",
+                )  # fmt: skip
         self.trace = trace
         self._filtered: dict[tuple[Any, ...], Filtered] = {}
 
@@ -107,12 +114,6 @@ class Source:
     @cached_property
     def captured_bytes(self) -> tuple[int, int]:
         return self.trace.raw_bytes, self.trace.raw_bytes_final
-
-
-def _codecs_of(trace: Trace) -> set[int]:
-    from .trace_file import FileBlock
-
-    return {block.header.codec for block in trace.blocks if isinstance(block, FileBlock)}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .codecs.scalar import MAX_LEVELS
 from .compression import Recipe, Source, write
 from .errors import PromiseError
 from .tiers import Family, Tier, families
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 Measure = Callable[[Recipe], float]
 QUALITY_BYTES = 768  # left for the measurement that the tier header takes when the file is written
-_GROUPS = (16, 20, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
+_GROUPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _COARSE = 16  # levels up to which one more changes much
-_REFINED = 2  # families whose best candidate is refined
+_TRIALS = 10  # pairs of levels that a climb measures at most
 _STEP = 1.06  # neighbouring knob settings differ by this factor, or by 1
 
 
@@ -74,6 +75,8 @@ class Sizer:
 
 def knob_settings(family: Family) -> list[int]:
     """The values that a family's knob is tried at, ascending."""
+    if family.values:
+        return list(family.values)
     found = [family.low]
     while found[-1] < family.high:
         found.append(min(family.high, max(found[-1] + 1, round(found[-1] * _STEP))))
@@ -88,9 +91,6 @@ def at(family: Family, value: int) -> Recipe:
 
 def largest_within(sizer: Sizer, family: Family, max_bytes: float) -> Candidate | None:
     """The family's largest file of at most `max_bytes`, or None if even its smallest is larger."""
-    if not family.knob:
-        size = sizer(family.recipe)
-        return Candidate(family.label, family.recipe, size) if size <= max_bytes else None
     settings, best = knob_settings(family), None
     low, high = 0, len(settings)
     while low < high:
@@ -104,11 +104,14 @@ def largest_within(sizer: Sizer, family: Family, max_bytes: float) -> Candidate 
     return best
 
 
-def choose(sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int], None]) -> Choice:
+def choose(
+    sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int], None], *, good_enough: float = 0.0
+) -> Choice:
     """The best recipe whose file keeps the tier's ratio.
 
     Args:
         measure: quality of a recipe, lower is better; called once for each family that fits.
+        good_enough: a quality that cannot be told from a better one; what follows it is not tried.
         progress: called with 1 for each family that was tried; there are `len(families())`.
     Raises:
         PromiseError: none does.
@@ -122,44 +125,66 @@ def choose(sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int],
     found: list[Candidate] = []
     for family in families():
         candidate = None
-        if not family.floor or bits / 2 <= family.floor <= bits:
+        if found and _quality(found[-1]) < good_enough:
+            progress(1)
+            continue
+        if family.rate is None or 0.75 * bits <= family.rate <= 1.2 * bits:
             candidate = largest_within(sizer, family, max_bytes)
         progress(1)
         if candidate is not None:
             found.append(replace(candidate, quality=measure(candidate.recipe)))
     if not found:
         raise PromiseError(f"no codec makes this trace {tier.ratio:g} times smaller")
-    for candidate in sorted(found, key=_quality)[:_REFINED]:
-        for other in _neighbours(sizer, candidate, max_bytes):
-            found.append(replace(other, quality=measure(other.recipe)))
+    best = min(found, key=_quality)
+    if best.recipe.codec == "scalar" and not _quality(best) < good_enough:
+        found += _climb(sizer, best, max_bytes, measure)
     return Choice(min(found, key=_quality), found)
 
 
-def _neighbours(sizer: Sizer, candidate: Candidate, max_bytes: float) -> list[Candidate]:
-    """The scalar recipe and the next finer ones, each with the smallest group that still fits.
+def _climb(sizer: Sizer, start: Candidate, max_bytes: float, measure: Measure) -> list[Candidate]:
+    """What a hill climb over the levels of keys and of values finds, each pair with the smallest group that fits.
 
-    A step of a few levels is coarse; the size of the groups fills the rest of the promise.
+    A step of a level is coarse where there are few of them, and keys and values are not worth the same; the size of the
+    groups fills what is left of the promise.
     """
-    recipe = candidate.recipe
-    if recipe.codec != "scalar":
-        return []
-    levels, values = recipe.settings["levels"], recipe.settings.get("values_levels", recipe.settings["levels"])
-    found = []
-    finer_by = 1 if levels < _COARSE else max(1, levels // 16)
-    for finer in [(levels + a * finer_by, values + b * finer_by) for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))]:
-        low, high, best = 0, len(_GROUPS), None
-        while low < high:
-            middle = (low + high) // 2
-            settings = {**recipe.settings, "levels": finer[0], "values_levels": finer[1], "group": _GROUPS[middle]}
-            changed = replace(recipe, settings=settings)
-            size = sizer(changed)
-            if size <= max_bytes:
-                best, high = Candidate(f"{candidate.label}, refined", changed, size), middle
+    recipe = start.recipe
+    levels = recipe.settings["levels"]
+    at = (levels, recipe.settings.get("values_levels", levels))
+    step = 1 if levels < _COARSE else levels // _COARSE
+    known: dict[tuple[int, int], Candidate] = {}
+
+    def tried(pair: tuple[int, int]) -> Candidate:
+        if pair not in known:
+            found = _smallest_group(sizer, recipe, pair, max_bytes)
+            if found is not None and len(known) < _TRIALS:
+                known[pair] = Candidate(start.label, found[0], found[1], measure(found[0]))
             else:
-                low = middle + 1
-        if best is not None:
-            found.append(best)
-    return found
+                known[pair] = Candidate(start.label, recipe, 0, None)
+        return known[pair]
+
+    while True:
+        around = [at, *((at[0] + a * step, at[1] + b * step) for a, b in ((1, 0), (0, -1), (0, 1), (-1, 0)))]
+        best = min(around, key=lambda pair: _quality(tried(pair)))
+        if best == at:
+            return [candidate for candidate in known.values() if candidate.quality is not None]
+        at = best
+
+
+def _smallest_group(sizer: Sizer, recipe: Recipe, pair: tuple[int, int], max_bytes: float) -> tuple[Recipe, int] | None:
+    """The recipe with these levels and the smallest group that fits, and its size."""
+    if not 3 <= min(pair) <= max(pair) <= MAX_LEVELS:
+        return None
+    low, high, best = 0, len(_GROUPS), None
+    while low < high:
+        middle = (low + high) // 2
+        settings = {**recipe.settings, "levels": pair[0], "values_levels": pair[1], "group": _GROUPS[middle]}
+        changed = replace(recipe, settings=settings)
+        size = sizer(changed)
+        if size <= max_bytes:
+            best, high = (changed, size), middle
+        else:
+            low = middle + 1
+    return best
 
 
 def _quality(candidate: Candidate) -> float:
@@ -171,7 +196,7 @@ def smallest_at(
 ) -> Candidate | None:
     """The smallest file whose quality is at most `max_quality`, by bisection of one family; None if there is none."""
     known = [candidate for candidate in tried if _quality(candidate) <= max_quality]
-    family = next(one for one in families() if one.knob and one.follow.get("values_levels") == 0.75)
+    family = next(one for one in families() if one.follow.get("values_levels") == 0.75)
     settings = [value for value in knob_settings(family) if value <= 1 << 8]
     low, high = 0, len(settings)
     while low < high:

@@ -141,19 +141,21 @@ class Family:
 
     Attributes:
         recipe: with the setting left out.
-        knob: the setting that is searched; "" for a recipe that stands by itself.
+        knob: the setting that is searched.
         low, high: bounds of the knob, an integer of at least 2.
+        values: the settings of the knob that are tried, ascending, instead of all between the bounds.
         follow: another setting that is this share of the knob.
-        floor: bits a value that the recipe takes at least, roughly; it is not tried where far more can be spent.
+        rate: bits a value that the largest setting takes, roughly; the family is tried where about that can be spent.
     """
 
     label: str
     recipe: Recipe
-    knob: str = ""
+    knob: str
     low: int = 2
     high: int = 1 << 16
+    values: tuple[int, ...] = ()
     follow: dict[str, float] = field(default_factory=dict)
-    floor: float = 0.0
+    rate: float | None = None
 
 
 SINKS = 4  # rows: their damage costs more than their bytes (arXiv 2309.17453; measured in docs/claims.md)
@@ -163,18 +165,17 @@ def families() -> list[Family]:
     """What rate control chooses from."""
     found = [
         Family(
-            f"scalar, group {group}, values {share:g}",
-            Recipe("scalar", {"group": group}, exact_sinks=SINKS), "levels", 3, follow={"values_levels": share},
+            f"scalar, values {share:g}", Recipe("scalar", {"group": 64}, exact_sinks=SINKS), "levels", 3,
+            follow={"values_levels": share},
         )
-        for group in (64, 128)
         for share in (1.0, 0.75, 0.5)
     ]  # fmt: skip
     rotated = {"keys": "token", "symmetric": True, "hadamard": True, "group": 64}
     found.append(Family("scalar, rotated", Recipe("scalar", rotated, exact_sinks=SINKS), "levels", 3))
-    for block, bits in ((2, 4.0), (4, 2.0), (8, 1.0)):
+    sizes = (160, 192, 224, 256)
+    for block in (4, 5, 6, 8):  # with smaller ones scalar is better at the same size
         recipe = Recipe("vq", {"block": block, "fallback": False}, exact_sinks=SINKS)
-        found.append(Family(f"vq, block {block}", recipe, floor=bits))
-    found.append(
-        Family("pq, block 8", Recipe("pq", {"block": 8, "m": 2, "fallback": False}, exact_sinks=SINKS), floor=2.0)
-    )
+        found.append(Family(f"vq, block {block}", recipe, "centroids", values=sizes, rate=8 / block))
+    recipe = Recipe("pq", {"block": 8, "m": 2, "fallback": False}, exact_sinks=SINKS)
+    found.append(Family("pq, block 8", recipe, "centroids", values=sizes, rate=2.0))
     return found

@@ -564,21 +564,19 @@ class Rows:
         return self.decoded[record.offset]
 
     def bases(self, record: Record, numbers: list[int], depth: int) -> Array:
-        """Rows of these numbers, each from a record that stores it for all layers of `record`."""
-        found = []
-        for number in numbers:
-            holders = [
-                other for other in self.stored
-                if other.part == record.part and 0 <= number - other.first < other.number
-                and other.first_layer <= record.first_layer and record.layers.stop <= other.layers.stop
-            ]  # fmt: skip
-            need(len(holders) == 1, "delta: a base is not stored")
-            holder = holders[0]
-            rows = self.of(holder, depth + 1)
-            self.links[record.offset] = max(self.links[record.offset], 1 + self.links[holder.offset])
-            layer = record.first_layer - holder.first_layer
-            found.append(rows[layer : layer + record.layer_count, :, :, number - holder.first])
-        return np.stack(found, 3)
+        """Rows of these numbers for the layers of `record`, from the records that store them."""
+        rows = [np.stack([self.base(record, layer, number, depth) for number in numbers], 2) for layer in record.layers]
+        return np.stack(rows)
+
+    def base(self, record: Record, layer: int, number: int, depth: int) -> Array:
+        holders = [
+            other for other in self.stored
+            if other.part == record.part and layer in other.layers and 0 <= number - other.first < other.number
+        ]  # fmt: skip
+        need(len(holders) == 1, "delta: a base is not stored")
+        rows = self.of(holders[0], depth + 1)
+        self.links[record.offset] = max(self.links[record.offset], 1 + self.links[holders[0].offset])
+        return rows[layer - holders[0].first_layer, :, :, number - holders[0].first]
 
 
 def union(spans: Iterable[Span], disjoint: bool = False) -> list[Span]:

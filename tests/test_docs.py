@@ -25,6 +25,17 @@ def test_the_command_reference_is_fresh() -> None:
     assert done.stdout == (ROOT / "docs" / "cli.md").read_text(), "run python docs/generate_cli.py"
 
 
+def test_the_tables_of_claims_are_the_measurements() -> None:
+    script = (
+        "import sys; sys.path.insert(0, 'docs'); import generate_claims as g; "
+        "sys.stdout.write(g.generate(g.PAGE.read_text('utf-8')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    page = (ROOT / "docs" / "claims.md").read_text("utf-8")
+    assert done.stdout == page, "run python docs/generate_claims.py"
+    assert page.count("<!-- table ") == 5
+
+
 def test_the_readme_gives_exactly_two_setup_lines() -> None:
     lines = [line for line in README.splitlines() if line.startswith(SETUP)]
     assert [line.removeprefix(SETUP) for line in lines] == [
@@ -68,6 +79,8 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
     ("at most 2^22 lines over all VIEWS", limits.MAX_SPANS == 1 << 22),
     ("at most 2^22 snapshots times layers", limits.MAX_COLUMNS == 1 << 22),
     ("| records | 2^20", limits.MAX_RECORDS == 1 << 20),
+    ("| a ROWS record's rows when decoded | 256 MiB |", limits.MAX_BLOCK_BYTES == 256 << 20),
+    ("at most 64 records from one to the next", limits.MAX_CHAIN == 64),
     ("256 MiB; and, if over 16 MiB, 1,024 times",
      (limits.MAX_RECORD_RAW, limits.FREE_RAW, limits.MAX_RATIO) == (256 << 20, 16 << 20, 1024)),
     ("window size at most 8 MiB", limits.MAX_WINDOW == 8 << 20),

@@ -41,7 +41,7 @@ def test_round_trip(
         )
         tensors = parse(pack(codec.encode({part: block})), "test")
         codec.check(tensors, part, shape, "test")
-        assert same_bits(codec.decode(tensors, part, shape, "cpu")[part], block)
+        assert same_bits(codec.decode(tensors, part, shape, "cpu", None)[part], block)
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BYTES))
@@ -55,7 +55,9 @@ def test_files_of_every_dtype(dtype: str, tmp_path: Path) -> None:
 
 
 def test_every_codec_is_registered_under_its_own_literal_id() -> None:
-    assert {number: codec.name for number, codec in CODECS.items()} == {1: "lossless"}
+    assert {number: codec.name for number, codec in CODECS.items()} == {
+        1: "lossless", 2: "scalar", 3: "vq", 4: "pq", 5: "delta",
+    }  # fmt: skip
     assert all(codec.id == number for number, codec in CODECS.items())
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from formats import Geometry, Recorder, Snapshot, Trace, TraceBuilder, deduplicate
 from formats.errors import UsageError
-from tests.traces import FULL, SLIDING, UNEVEN, growing_trace, random_rows, same_bits
+from tests.traces import FULL, SLIDING, UNEVEN, growing_trace, random_rows, same_bits, same_snapshots
 
 
 def stored_rows(trace: Trace) -> int:
@@ -30,7 +30,7 @@ def test_growing_trace_reads_back(lengths: tuple[int, ...], interval: int | None
         assert moment.token_ids == [3 * token + 1 for token in range(length)]
         for layer, spec in enumerate(layers):
             first = max(0, length - spec.window + 1) if spec.window else 0
-            assert moment.row_positions[layer] == list(range(first, length))
+            assert moment.row_positions[layer].tolist() == list(range(first, length))
             assert same_bits(moment.keys[layer], whole[layer][0][:, :, first:length])
             assert same_bits(moment.values[layer], whole[layer][1][:, :, first:length])
 
@@ -90,7 +90,7 @@ def edited_snapshots(script: list[tuple[str, int]], seed: int) -> tuple[Geometry
             Snapshot(
                 [torch.cat([key for _, key, _ in rows[layer]], 2) for layer in (0, 1)],
                 [torch.cat([value for _, _, value in rows[layer]], 2) for layer in (0, 1)],
-                [[position for position, _, _ in rows[layer]] for layer in (0, 1)],
+                [torch.tensor([position for position, _, _ in rows[layer]]) for layer in (0, 1)],
                 list(tokens.values()), list(tokens), None,
             )
         )  # fmt: skip
@@ -106,14 +106,7 @@ def test_any_history_reads_back_and_nothing_is_stored_twice(script: list[tuple[s
     geometry, snapshots = edited_snapshots(script, seed)
     trace = deduplicate(snapshots, geometry)
     for number, want in enumerate(snapshots):
-        have = trace.snapshot(number)
-        assert (have.token_ids, have.positions, have.row_positions) == (
-            want.token_ids,
-            want.positions,
-            want.row_positions,
-        )
-        for a, b in zip([*have.keys, *have.values], [*want.keys, *want.values], strict=True):
-            assert same_bits(a, b)
+        assert same_snapshots(trace.snapshot(number), want)
     # every row of the script is new exactly once
     distinct = {
         (layer, snapshot.keys[layer][:, :, at].numpy().tobytes(), snapshot.values[layer][:, :, at].numpy().tobytes())
@@ -137,6 +130,10 @@ def test_snapshots_that_do_not_fit_are_named() -> None:
     geometry, snapshots = edited_snapshots([], seed=2)
     snapshots[0].row_positions[0][1] = 99
     with pytest.raises(UsageError, match=r"snapshot 0, layer 0: a row stands at a position that no token has"):
+        deduplicate(snapshots, geometry)
+    geometry, snapshots = edited_snapshots([], seed=2)
+    snapshots[0].row_positions[1] = snapshots[0].row_positions[1].expand(UNEVEN.heads, -1)
+    with pytest.raises(UsageError, match=r"snapshot 0, layer 1: its heads hold different tokens"):
         deduplicate(snapshots, geometry)
 
 

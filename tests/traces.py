@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from formats import Geometry, LayerSpec, Recorder, Trace, TraceBuilder
+from formats import Geometry, LayerSpec, Recorder, Snapshot, Trace, TraceBuilder
 from formats.timeline import Rows
 
 FULL = LayerSpec("full", heads=2, key_size=4, value_size=4)
@@ -70,6 +70,16 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def same_snapshots(a: Snapshot, b: Snapshot) -> bool:
+    """Equal labels, positions of rows and bits of all rows."""
+    labels = [(s.token_ids, s.positions, s.next_token, len(s.keys), len(s.row_positions)) for s in (a, b)]
+    return (
+        labels[0] == labels[1]
+        and all(map(torch.equal, a.row_positions, b.row_positions))
+        and all(map(same_bits, a.keys + a.values, b.keys + b.values))
+    )
 
 
 def octets(tensor: torch.Tensor) -> bytes:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from formats import Trace
 from formats.compression import Recipe, Source
 from formats.errors import PromiseError, UsageError
-from formats.rate_control import Sizer, choose
+from formats.rate_control import Sizer
 from formats.tiers import TABLE_1, TABLE_2_THRESHOLDS, TIERS, Published, Tier, verdict
 from formats.version import VERSION
 
 from .capturing import CaptureOptions, capture
+from .compressing import Compressor
 from .fidelity import Fidelity
 from .judging import Judge, scratch_file
 
@@ -172,15 +173,13 @@ def _measure(prompt: Prompt, row: Row) -> Measured:
     recipe = row.recipe
     if recipe is None:
         assert row.tier is not None
-        recipe = choose(prompt.sizer, row.tier, prompt.judge.kl, lambda _: None).winner.recipe
+        recipe = Compressor(prompt.source, prompt.judge, prompt.sizer).choose(row.tier).winner.recipe
     started = time.perf_counter()
     with scratch_file(prompt.source, recipe, prompt.judge.device) as trace:
         seconds = time.perf_counter() - started
         size = trace.stored_bytes or 0
         fidelity = prompt.judge.of_trace(trace)
         share = coded_share(trace)
-    if row.tier is not None and not fidelity.kl_mean <= row.tier.max_kl:
-        raise PromiseError(f"{row.tier.name}: the best KL is {fidelity.kl_mean:.3g}")
     return Measured(recipe, size, seconds, fidelity, share)
 
 

@@ -14,7 +14,8 @@ from formats.compression import Header, Recipe, Source, write
 from formats.errors import PromiseError, UsageError
 from formats.header import TierHeader
 from formats.rate_control import QUALITY_BYTES, Candidate, Choice, Sizer, choose, smallest_at
-from formats.tiers import Tier, tier_of
+from formats.records import Part
+from formats.tiers import TIERS, Tier, tier_of
 from formats.trace_writer import content_id
 
 from .generation import Progress, nothing
@@ -38,14 +39,14 @@ class Compressor:
 
     Args:
         judge: measures the KL of candidates; without one the relative error of the rows decides.
+        sizer: knows sizes already.
     """
 
-    def __init__(self, source: Source, judge: Judge | None) -> None:
+    def __init__(self, source: Source, judge: Judge | None, sizer: Sizer | None = None) -> None:
         self.source = source
         self.judge = judge
-        device = "cpu" if judge is None else judge.device
-        self._sizer = Sizer(source, device)
-        self._device = device
+        self._device = "cpu" if judge is None else judge.device
+        self._sizer = sizer or Sizer(source, self._device)
 
     def choose(self, tier: Tier, progress: Progress = nothing) -> Choice:
         """The best recipe that keeps the tier.
@@ -55,13 +56,18 @@ class Compressor:
         """
         measure = self._error if self.judge is None else self.judge.kl
         try:
-            choice = choose(self._sizer, tier, measure, progress)
+            enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # rounding, no more
+            choice = choose(self._sizer, tier, measure, progress, good_enough=enough)
         except PromiseError as error:
             raise self._broken(tier, error.message, []) from None
         if self.judge is not None and not (choice.winner.quality or 0.0) <= tier.max_kl:
             best = f"the best file that is {tier.ratio:g}x smaller has a KL of {choice.winner.quality:.3g}"
             raise self._broken(tier, best, choice.candidates)
         return choice
+
+    def size(self, recipe: Recipe) -> int:
+        """Length in bytes of the recipe's file."""
+        return self._sizer(recipe)
 
     def _broken(self, tier: Tier, why: str, tried: Sequence[Candidate]) -> PromiseError:
         helps = (
@@ -113,11 +119,12 @@ def rounded(ratio: float) -> str:
 
 
 def raw_row_bytes(trace: Trace) -> int:
-    """Bytes of the rows that `write` will report to its `progress`, roughly: rows are counted once."""
-    return sum(
-        block.key.layer_count * block.key.row_count * trace.geometry.row_bytes[block.key.first_layer] // 2
-        for block in trace.blocks
-    )
+    """Bytes of the stored rows: what `write` will report to its `progress` if all of them are needed."""
+    total = 0
+    for key in (block.key for block in trace.blocks):
+        share = 1 if key.part is Part.JOINT else 2
+        total += key.layer_count * key.row_count * trace.geometry.row_bytes[key.first_layer] // share
+    return total
 
 
 def compress(

@@ -1,9 +1,10 @@
 """TSC's own codec: what a step changed, quantized against what the decoder has.
 
 The rows of a step are coded as residuals against earlier rows (their *bases*) where that leaves less to code, or by
-themselves where nothing predicts them (a cache that grows appends rows).  The loop is closed: a residual is taken to the decoded base, so that
-errors do not pile up along a chain.  Every row of every layer is checked: if its relative error |x - x'| / |x| (over
-its heads) exceeds `max_delta_error`, the row is stored exactly, and is a keyframe for what builds on it.
+themselves where nothing predicts them (a cache that grows appends rows).  The loop is closed: a residual is taken to
+the decoded base, so that errors do not pile up along a chain.  Every row of every layer is checked: if its relative
+error |x - x'| / |x| (over its heads) exceeds `max_delta_error`, the row is stored exactly, and is a keyframe for what
+builds on it.
 """
 
 from __future__ import annotations

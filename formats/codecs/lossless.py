@@ -2,8 +2,7 @@
 
 All first bytes of the values, then all second bytes, and so on: the high bytes (sign and exponent) of neighbouring
 values are alike while the low mantissa bytes are noise.  Keys go channel by channel, because a channel keeps its
-scale along the tokens; values go token by token.  On one 1,024-token cache of the default model docs/codecs.md has
-the measured sizes.
+scale along the tokens; values go token by token.  docs/measurements.md has the sizes.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ _HEADER_FIELDS = (
 )  # fmt: skip
 _DESCRIBED = ("codec", "part", "first_layer", "layer_count", "first", "count")
 _CODES = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
-_RATIO = re.compile(rb'"(ratio_trace|ratio_final)":([-+.0-9eE]+)')
+_RATIOS = ("ratio_trace", "ratio_final")
+_RATIO = re.compile(rb'"(ratio_trace|ratio_final)":[-+.0-9eE]+')
 
 Tensor = tuple[str, list[int], bytes]  # dtype, shape, octets
 
@@ -141,10 +142,13 @@ class Craft:
 
     def build(self) -> bytes:
         data = self._once()
-        for _ in range(_ROUNDS if self.ratios else 0):
-            changed = [_state_ratios(piece, len(data)) for piece in self.records if piece.type == HEADER]
-            if not any(changed):
+        # a ratio moves with the length of its own spelling, so that the ratio of a length may give another length
+        for nearby in _NEARBY if self.ratios else ():
+            headers = [piece for piece in self.records if piece.type == HEADER]
+            if all(_right(piece, len(data)) for piece in headers):
                 break
+            for piece in headers:
+                _state_ratios(piece, len(data) + nearby)
             data = self._once()
         return data
 
@@ -176,25 +180,32 @@ class Craft:
 
 
 _FOUR_DIGITS = decimal.Context(prec=4, rounding=decimal.ROUND_DOWN)
-_ROUNDS = 8  # a ratio that moves with the length of its own spelling may not settle; any round will do then
+_NEARBY = (0, 0, 0, *(sign * by for by in range(1, 9) for sign in (1, -1)))
 
 
-def _state_ratios(header: Piece, length: int) -> bool:
-    """Let HEADER state the ratios of a file of this length, if it states any; whether that changed it."""
+def _stated(header: Piece) -> dict[str, tuple[float, int]]:
+    """The ratios that HEADER states, by name, with the raw bytes of each; none where an edit left no sense in them."""
     try:
         value = json.loads(header.raw)
-        raw = {name: value[f"raw_bytes_{name.removeprefix('ratio_')}"] for name in ("ratio_trace", "ratio_final")}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return False  # an edit made something else of it
-    if any(type(number) is not int or number < 1 for number in raw.values()):
-        return False
+        found = {name: (float(value[name]), value["raw_bytes_" + name.removeprefix("ratio_")]) for name in _RATIOS}
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return {}
+    return found if all(type(raw) is int and raw > 0 for _, raw in found.values()) else {}
+
+
+def _right(header: Piece, length: int) -> bool:
+    return all(abs(ratio * length / raw - 1) < 0.0015 for ratio, raw in _stated(header).values())
+
+
+def _state_ratios(header: Piece, length: int) -> None:
+    """Let HEADER state the ratios of a file of this length; all else in it stays as it is spelled."""
+    raw = {name: raw for name, (_, raw) in _stated(header).items()}
 
     def spelled(found: re.Match[bytes]) -> bytes:
         right = float(_FOUR_DIGITS.divide(raw[found[1].decode()], length))
-        return found[0] if float(found[2]) == right else b'"%s":%s' % (found[1], repr(right).encode())
+        return b'"%s":%s' % (found[1], repr(right).encode())
 
-    before, header.raw = header.raw, _RATIO.sub(spelled, header.raw)
-    return header.raw != before
+    header.raw = _RATIO.sub(spelled, header.raw) if raw else header.raw
 
 
 def superblock(file_id: bytes, minor: int = 0, flags: int = 0, reserved: dict[int, int] | None = None) -> bytes:

@@ -39,6 +39,7 @@ class Liar:
     Attributes:
         sample: the valid one.
         opens: whether checking and opening let it pass, because it takes the values of rows to see the lie.
+        accepted: why the product takes it although the specification does not; "" where it refuses it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Liar:
     error: type[TscError] = CorruptError
     sample: str = "valid"
     opens: bool = False
+    accepted: str = ""
 
     def build(self) -> bytes:
         craft = Craft.of(samples.sample(self.sample))
@@ -59,9 +61,9 @@ LIARS: list[Liar] = []
 
 def liar(
     name: str, message: str, edit: Edit, error: type[TscError] = CorruptError, *, sample: str = "valid",
-    opens: bool = False,
+    opens: bool = False, accepted: str = "",
 ) -> None:  # fmt: skip
-    LIARS.append(Liar(name, message, edit, error, sample, opens))
+    LIARS.append(Liar(name, message, edit, error, sample, opens, accepted))
 
 
 # Frames.  LABELS stands for any record: it is read when a file is opened.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import torch
 
 from formats import LayerSpec, Snapshot, Trace, deduplicate, save
 from formats.compression import Recipe, Source, write
+from formats.timeline import Rows
 from formats.trace import MemoryReceived
+from tests.format.craft import HEADER, ROWS, VIEWS, Craft, Piece
 from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace
 
 WIDE = LayerSpec("full", heads=1, key_size=40, value_size=24)
@@ -53,6 +57,16 @@ def valid() -> bytes:
 
 
 finite = partial(growing_trace, rows=finite_rows)
+
+
+def drifting_rows(spec: LayerSpec, rows: int, dtype: str, batch: int = 1, seed: int = 0) -> Rows:
+    """Each row is near the one before it, so that it is worth predicting."""
+    keys, values = finite_rows(spec, rows, "float64", batch, seed)
+    keys, values = ((side[:, :, :1] * 4 + 0.1 * side.cumsum(2)).to(getattr(torch, dtype)) for side in (keys, values))
+    return keys, values
+
+
+drifting = partial(growing_trace, rows=drifting_rows)
 
 
 def scaled(trace: Trace, factor: float) -> Trace:
@@ -98,10 +112,39 @@ def edited(dtype: str = "float32") -> Trace:
 
 def every_dtype(kind: str, codec: str, settings: dict[str, Any]) -> dict[str, Callable[[], bytes]]:
     def make(dtype: str) -> bytes:
-        return compressed(finite((FULL, UNEVEN), dtype=dtype, lengths=(5, 6)), codec, settings)
+        rows = drifting_rows if codec == "delta" else finite_rows
+        return compressed(growing_trace((FULL, UNEVEN), dtype=dtype, lengths=(5, 6), rows=rows), codec, settings)
 
     dtypes = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
     return {f"{kind}, {dtype}": partial(make, dtype) for dtype in dtypes}
+
+
+def chained(rows: int) -> bytes:
+    """Keys and values 0, 1, 2, ...: row 0 as it is, each other one in a record of its own, one more than the last."""
+    craft = Craft.of(file_bytes(growing_trace((LayerSpec("full", 1, 1, 1),), dtype="float16", lengths=(rows,))))
+    one = struct.pack("<e", 1.0)
+    pieces = []
+    for row, part in product(range(rows), (1, 2)):
+        piece = Piece(ROWS, b"", 5 if row else 1, part, layer_count=1, first=row, count=1)
+        piece.set_tensors(
+            {
+                "layout": ("I32", [3], struct.pack("<3i", 3, 0, 2)),
+                "bases": ("I64", [1], struct.pack("<q", row - 1)),
+                "codes": ("U8", [1] * 5, b"\2"),
+                "scales": ("U8", [2] + [1] * 5, one),
+                "exact_rows": ("U8", [1], b"\0"),
+                "exact": ("U8", [2, 0, 1, 1, 1], b""),
+            }
+            if row
+            else {"planes": ("U8", [2, 1, 1, 1, 1, 1], bytes(2))}
+        )
+        pieces.append(piece)
+    craft.records = [piece for piece in craft.records if piece.type != ROWS]
+    craft.records[1:1] = pieces
+    spans = [0, -1, 1, 0, rows, 0, 0, 1, rows - 1, 1]  # a history of all tokens, the last one's row
+    craft[VIEWS].set_integers("spans", spans)
+    craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=4, raw_bytes_final=4))
+    return craft.build()
 
 
 def scalar(settings: dict[str, Any], layers: Sequence[LayerSpec] = (FULL, FULL, UNEVEN, SLIDING)) -> bytes:
@@ -139,19 +182,19 @@ COMPRESSED: dict[str, Callable[[], bytes]] = {
     "vq, nothing exact": lambda: compressed(finite(), "vq", CODEBOOK | {"threshold": 99.0}),
     "vq, blocks that do not fit": lambda: compressed(finite(), "vq", CODEBOOK | {"block": 5}),
     "vq, one codebook": lambda: compressed(finite(), "vq", CODEBOOK | {"shared": True, "normalize": "channel"}),
+    "one layer, vq": lambda: compressed(finite((FULL,)), "vq", CODEBOOK | {"fallback": False}),
     "vq, exact in 32 bits": lambda: compressed(scaled(finite(dtype="float32"), 1e10), "vq", CODEBOOK),
     "vq, exact in 64 bits": lambda: compressed(scaled(finite(dtype="float64"), 1e10), "vq", CODEBOOK),
     "pq": lambda: compressed(finite(batch=2), "pq", CODEBOOK | {"block": 4, "m": 2, "threshold": 0.3}),
     "pq, one codebook": lambda: compressed(finite(), "pq", CODEBOOK | {"block": 6, "m": 3, "shared": True}),
     "delta": lambda: compressed(finite(), "delta"),
-    "delta, chains": lambda: compressed(finite(), "delta", {"prefer_append_for_growing": False, "kf": 3}),
+    "delta, chains": lambda: compressed(drifting(), "delta", {"prefer_append_for_growing": False, "kf": 3}),
+    "delta, batch": lambda: compressed(drifting(batch=2), "delta", {"prefer_append_for_growing": False, "group": 3}),
     "delta, keyframe in 6 bits": lambda: compressed(finite(), "delta", {"bits": 8, "keyframe_bits": 6, "group": 3}),
     "delta, edited": lambda: compressed(edited(), "delta", {"bits": 5}),
     "delta, edited, exact rows": lambda: compressed(edited("bfloat16"), "delta", {"bits": 2, "max_delta_error": 0.05}),
     "lossless, edited": lambda: compressed(edited(), "lossless"),
-    "h2o": lambda: compressed(
-        attended(finite((FULL, FULL, UNEVEN, SLIDING))), "delta", evict="h2o", evict_settings={"keep": 0.5, "sinks": 1}
-    ),
+    "h2o": lambda: compressed(attended(drifting()), "delta", evict="h2o", evict_settings={"keep": 0.5, "sinks": 1}),
     "h2o, scalar": lambda: compressed(
         attended(finite((FULL, FULL, UNEVEN), batch=2)), "scalar", evict="h2o", evict_settings={"keep": 0.3}
     ),

@@ -19,6 +19,11 @@ from tests.format.craft import LABELS, Craft, Piece, frame
 # Computed by hand from docs/format.md; the checksums by a bitwise CRC-32C
 FILE_ID = bytes(range(16))
 SUPERBLOCK = bytes.fromhex("""
+    89545343 01 0d0a1a  0100 0000 00000000
+    000102030405060708090a0b0c0d0e0f
+    00000000 00000000 00000000 00000000 00000000 00000000 00000000  b577f4f4
+""")
+SUPERBLOCK_1_0 = bytes.fromhex("""
     89545343 01 0d0a1a  0000 0000 00000000
     000102030405060708090a0b0c0d0e0f
     00000000 00000000 00000000 00000000 00000000 00000000 00000000  1f839a50
@@ -27,6 +32,16 @@ ROWS_HEADER = bytes.fromhex("""
     02 00 0100 00000000  0300000000000000  2c01000000000000
     0200 0000 03000000 02000000 00000000  2211000000000000  3300000000000000
     b73f4b36 d346a09f
+""")
+KEPT_HEADER = bytes.fromhex("""
+    08 00 0000 03000000  0300000000000000  2c01000000000000
+    0000 0000 03000000 02000000 00000000  2211000000000000  3300000000000000
+    b73f4b36 db0ee1a2
+""")
+ATTENTION_HEADER = bytes.fromhex("""
+    82 00 0000 04000000  0300000000000000  2c01000000000000
+    0000 0000 03000000 02000000 00000000  0000000000000000  3300000000000000
+    b73f4b36 7733d7b4
 """)
 END_RECORD = bytes.fromhex("""
     07 00 0000 33120000  0800000000000000  0000000000000000
@@ -39,6 +54,12 @@ ROWS_FIELDS = RecordHeader(
     0x02, sequence=0, stored=3, raw=300, codec=1, part=2, first_layer=3, layer_count=2, first=0x1122, count=0x33,
     payload_crc=0x364B3FB7,
 )  # fmt: skip
+KEPT_FIELDS = RecordHeader(
+    0x08, sequence=3, stored=3, raw=300, first_layer=3, layer_count=2, first=0x1122, count=0x33, payload_crc=0x364B3FB7
+)
+ATTENTION_FIELDS = RecordHeader(
+    0x82, sequence=4, stored=3, raw=300, first_layer=3, layer_count=2, count=0x33, payload_crc=0x364B3FB7
+)
 END_FIELDS = RecordHeader(0x07, sequence=0x1233, stored=8, raw=0, first=0x0A0B0C, count=0x1234, payload_crc=0x6A92A153)
 
 
@@ -70,11 +91,18 @@ def test_checksum() -> None:
 
 def test_superblock() -> None:
     assert pack_superblock(FILE_ID) == SUPERBLOCK
+    assert pack_superblock(FILE_ID, minor=0) == SUPERBLOCK_1_0
     assert len(SUPERBLOCK) == 64
 
 
 @pytest.mark.parametrize(
-    ("fields", "want"), [(ROWS_FIELDS, ROWS_HEADER), (END_FIELDS, END_RECORD[:64])], ids=["rows", "end"]
+    ("fields", "want"),
+    [
+        pytest.param(ROWS_FIELDS, ROWS_HEADER, id="rows"),
+        pytest.param(KEPT_FIELDS, KEPT_HEADER, id="kept"),
+        pytest.param(ATTENTION_FIELDS, ATTENTION_HEADER, id="attention"),
+        pytest.param(END_FIELDS, END_RECORD[:64], id="end"),
+    ],
 )
 def test_record_header(fields: RecordHeader, want: bytes) -> None:
     assert pack_record_header(fields, FILE_ID) == want
@@ -83,13 +111,14 @@ def test_record_header(fields: RecordHeader, want: bytes) -> None:
 def test_type_numbers() -> None:
     assert {kind.name: kind.value for kind in RecordType} == {
         "MODEL": 0x01, "ROWS": 0x02, "LABELS": 0x03, "VIEWS": 0x04, "HEADER": 0x05, "INDEX": 0x06, "END": 0x07,
-        "REFERENCE": 0x81,
+        "KEPT": 0x08, "REFERENCE": 0x81, "ATTENTION": 0x82,
     }  # fmt: skip
 
 
-def test_literal_bytes_are_read(path: Path) -> None:
-    with reading(path, SUPERBLOCK + ROWS_HEADER + STORED) as reader:
-        assert (reader.minor, reader.file_id) == (0, FILE_ID)
+@pytest.mark.parametrize(("superblock", "minor"), [(SUPERBLOCK_1_0, 0), (SUPERBLOCK, 1)])
+def test_literal_bytes_are_read(path: Path, superblock: bytes, minor: int) -> None:
+    with reading(path, superblock + ROWS_HEADER + STORED) as reader:
+        assert (reader.minor, reader.file_id) == (minor, FILE_ID)
         assert reader.header_at(64, 0) == ROWS_FIELDS
         assert reader.stored(64, ROWS_FIELDS) == STORED
 
@@ -97,7 +126,7 @@ def test_literal_bytes_are_read(path: Path) -> None:
 def test_literal_bytes_are_written() -> None:
     sink = Pipe()
     writer = RecordWriter(sink, FILE_ID)
-    writer.copy(STORED, ROWS_FIELDS)
+    writer.copy_record(STORED, ROWS_FIELDS)
     assert sink.data == SUPERBLOCK + ROWS_HEADER + STORED
     assert (writer.offset, writer.entries) == (len(sink.data), [(64, ROWS_FIELDS)])
 
@@ -133,7 +162,21 @@ def test_a_pipe_will_do() -> None:
 
 def test_copies_are_made_in_order() -> None:
     with pytest.raises(ValueError, match="in order"):
-        RecordWriter(Pipe(), FILE_ID).copy(STORED, END_FIELDS)
+        RecordWriter(Pipe(), FILE_ID).copy_record(STORED, END_FIELDS)
+
+
+def test_a_trial_writes_nothing_and_measures_the_same() -> None:
+    sink = Pipe()
+    writer = RecordWriter(sink, FILE_ID)
+    writer.record(RecordType.MODEL, b"one")
+    before, trial = sink.data, writer.trial()
+    for tried in (trial, writer):
+        tried.record(RecordType.LABELS, b"two", span=(0, 1))
+        tried.end(tried.entries[-1][0])
+        if tried is trial:
+            assert (sink.data, writer.offset, len(writer.entries)) == (before, len(before), 1)
+    assert (trial.offset, trial.entries) == (writer.offset, writer.entries)
+    assert writer.offset == len(sink.data)
 
 
 @pytest.mark.parametrize(

@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from formats import TscError, integrity, load
 from formats.errors import CorruptError, UnsupportedFileError
-from tests.format import liars_json, liars_tables, samples
-from tests.format.craft import LABELS, MODEL, Craft, Piece, frame, join_table, raw_frame, spell, split_table
+from tests import second_reader
+from tests.format import liars_codecs, liars_json, liars_tables, samples
+from tests.format.craft import (
+    HEADER,
+    KEPT,
+    LABELS,
+    MODEL,
+    Craft,
+    Piece,
+    frame,
+    join_table,
+    raw_frame,
+    spell,
+    split_table,
+)
 from tests.format.liars import LIARS, MIB, Edit, Liar, with_checksum
-from tests.traces import growing_trace, same_bits
+from tests.format.liars_codecs import enormous_codes
+from tests.traces import growing_trace, octets, same_bits, same_snapshots
 
+assert liars_codecs
 assert liars_json
 assert liars_tables  # importing these adds their files to LIARS
 
 by_name = pytest.mark.parametrize("liar", LIARS, ids=lambda liar: liar.name)
 
 
-def written(folder: Path, data: bytes) -> Path:
-    path = folder / "crafted.tsc"
+def expected(liar: Liar) -> Any:
+    """The liar as a parameter of a test that asks the product to refuse it."""
+    accepted = [pytest.mark.xfail(strict=True, reason=liar.accepted)] if liar.accepted else []
+    return pytest.param(liar, marks=accepted, id=liar.name)
+
+
+def written(folder: Path, data: bytes, name: str = "crafted.tsc") -> Path:
+    path = folder / name
     path.write_bytes(data)
     return path
 
 
-@by_name
+@pytest.mark.parametrize("liar", [expected(liar) for liar in LIARS])
 def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None:
     path = written(tmp_path, liar.build())
     tracemalloc.start()
     with pytest.raises(TscError) as caught:
-        integrity.check(path)
+        file = integrity.check(path)
+        for block in file.blocks[::-1] if liar.opens else ():  # predicted ones before what predicts them
+            block.read()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert type(caught.value) is liar.error
@@ -46,13 +74,16 @@ def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None
 def test_no_wrong_tensor_comes_out_of_it(liar: Liar, tmp_path: Path) -> None:
     """Opening reads no rows, so a lie in a row record may pass there; then it shows when the rows are read."""
     path = written(tmp_path, liar.build())
-    for number in range(len(samples.trace())):
-        try:
-            found = load(path).snapshot(number)
-        except (CorruptError, UnsupportedFileError):
-            continue
-        want = samples.trace().snapshot(number)
-        assert all(map(same_bits, found.keys + found.values, want.keys + want.values))
+    try:
+        trace = load(path)
+    except (CorruptError, UnsupportedFileError):
+        return
+    honest = load(written(tmp_path, samples.sample(liar.sample), "honest.tsc"))
+    for number in range(len(trace)):
+        with suppress(CorruptError, UnsupportedFileError):
+            found, want = trace.snapshot(number), honest.snapshot(number)
+            assert all(map(same_bits, found.keys + found.values, want.keys + want.values))
+            assert all(map(torch.equal, found.row_positions, want.row_positions))
 
 
 def test_names_are_unique() -> None:
@@ -78,6 +109,46 @@ def divided_layers(model: dict[str, list[dict[str, int]]]) -> None:
     model["layers"][:1] = [run, run]
 
 
+def all_kept(craft: Craft) -> None:
+    """A map of two rows of layer 2 that every head kept."""
+    piece = craft.insert(Piece(KEPT, b"", first_layer=2, layer_count=1, first=10, count=2))
+    piece.set_tensors({"kept": ("U8", [1, 1, 1], b"\3")})
+
+
+def divided_bases(craft: Craft) -> None:
+    """The keys of rows 0 to 6 of layers 0 and 1, which predict rows of both, in a record for each."""
+    piece = craft.rows(0)
+    second = copy.deepcopy(piece)
+    dtype, (item, layers, *shape), octets = piece.tensors()["planes"]
+    assert (piece.part, layers) == (1, 2)
+    length = math.prod(shape)
+    halves = [octets[at : at + length] for at in range(0, len(octets), length)]  # byte 0: layers 0, 1; byte 1: ...
+    for layer, part in enumerate((piece, second)):
+        part.set_tensors({"planes": (dtype, [item, 1, *shape], b"".join(halves[layer::2]))})
+        part.first_layer, part.layer_count = layer, 1
+    craft.insert(second)
+
+
+def header(edit: Callable[[Any], object]) -> Edit:
+    return lambda craft: craft[HEADER].edit_json(edit)
+
+
+def rounded_up(craft: Craft) -> None:
+    craft.ratios = False
+    header(lambda value: value.update(ratio_trace=round(value["ratio_trace"] + 0.0005, 4)))(craft)
+
+
+def reverse(craft: Craft) -> None:
+    craft.records[1:-1] = craft.records[-2:0:-1]
+
+
+def raw_bytes_left(craft: Craft) -> None:
+    """HEADER counts the rows that were not evicted."""
+    document = second_reader.read(samples.sample("h2o"))
+    raw = [document.raw_bytes(number) for number in range(4)]
+    craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=sum(raw), raw_bytes_final=raw[-1]))
+
+
 # What the specification allows although the writer here does not do it
 HONEST: dict[str, Edit] = {
     "nothing changed": lambda _: None,
@@ -89,7 +160,7 @@ HONEST: dict[str, Edit] = {
     "frame with dictionary id 0": stored(lambda raw: raw_frame(raw, size=len(raw), dictionary=bytes(4))),
     "frame with a window of 8 MiB": stored(lambda raw: raw_frame(raw, size=len(raw), window=0x68)),
     "frame of uncompressed blocks": stored(lambda raw: raw_frame(raw, size=len(raw))),
-    "records in reverse": lambda craft: craft.records.__setitem__(slice(1, -1), craft.records[-2:0:-1]),
+    "records in reverse": reverse,
     "JSON with spaces": lambda craft: setattr(craft[MODEL], "raw", b" \n\t" + craft[MODEL].raw + b"\r\n"),
     "JSON of 1 MiB": lambda craft: setattr(craft[MODEL], "raw", craft[MODEL].raw.ljust(MIB)),
     "divided run of layers": lambda craft: craft[MODEL].edit_json(divided_layers),
@@ -98,19 +169,67 @@ HONEST: dict[str, Edit] = {
     "wide token ids": lambda craft: craft[LABELS].set_integers(
         "token_ids", craft[LABELS].integers("token_ids"), dtype="I32"
     ),
+    "no ratios": header(lambda value: [value.pop("ratio_trace"), value.pop("ratio_final")]),
+    "ratio rounded up": rounded_up,
+    "no codec": header(lambda value: [value.pop("codec"), value.pop("parameters")]),
+    "all kinds of parameters": header(lambda v: v.update(parameters={"a": None, "b": True, "c": 0.5, "d": "", "e": 1})),
 }  # fmt: skip
+HONEST_COMPRESSED: dict[str, tuple[str, Edit]] = {
+    **{f"{sample} in reverse": (sample, reverse) for sample in ("h2o", "attention", "delta, edited", "vq")},
+    "1.1 under the number of 1.0": ("h2o", lambda craft: setattr(craft, "minor", 0)),
+    "rows that all heads kept": ("h2o", all_kept),
+    "raw bytes of what was not evicted": ("h2o", raw_bytes_left),
+    "bases in two records": ("delta, chains", divided_bases),
+}
 
 
-@pytest.mark.parametrize("name", HONEST)
-def test_unusual_but_valid(name: str, tmp_path: Path) -> None:
-    craft = Craft.of(samples.valid())
-    HONEST[name](craft)
-    trace = integrity.check(written(tmp_path, craft.build())).trace()
-    want, found = samples.trace().snapshot(), trace.snapshot()
-    assert all(map(same_bits, found.keys + found.values, want.keys + want.values))
-    assert (found.token_ids, found.row_positions, found.next_token) == (
-        want.token_ids, want.row_positions, want.next_token,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("sample", "edit"),
+    [
+        *(pytest.param("valid", edit, id=name) for name, edit in HONEST.items()),
+        *(pytest.param(*case, id=name) for name, case in HONEST_COMPRESSED.items()),
+    ],
+)
+def test_unusual_but_valid(sample: str, edit: Edit, tmp_path: Path) -> None:
+    craft = Craft.of(samples.sample(sample))
+    edit(craft)
+    data = craft.build()
+    trace = integrity.check(written(tmp_path, data)).trace()
+    honest = load(written(tmp_path, samples.sample(sample), "honest.tsc"))
+    for number in range(len(trace)):
+        assert same_snapshots(trace.snapshot(number), honest.snapshot(number))
+    second_reader.read(data)
+
+
+def test_as_many_records_are_followed_as_may_be(tmp_path: Path) -> None:
+    data = samples.chained(65)
+    found = load(written(tmp_path, data)).snapshot()
+    assert found.keys[0].item() == found.values[0].item() == 64
+    keys, values = second_reader.read(data).snapshot(0)[0]
+    assert keys == values == octets(found.keys[0])
+
+
+def halves(craft: Craft) -> None:
+    """Keys of 192 MiB and values of 192 MiB, each in a record of its own."""
+    craft[MODEL].edit_json(lambda model: model["layers"][0].update(heads=8, key_size=2**20, value_size=2**20))
+    row = 2 * 8 * 2**21
+    craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=36 * row, raw_bytes_final=12 * row))
+    for part in (0, 1):
+        enormous_codes(craft.rows(part), heads=8, blocks=4_096)
+
+
+@pytest.mark.xfail(strict=True, reason="keys and values are counted together, whatever the record's part")
+def test_the_bound_is_on_what_one_record_decodes_to(tmp_path: Path) -> None:
+    craft = Craft.of(samples.sample("one layer, vq"))
+    halves(craft)
+    integrity.check(written(tmp_path, craft.build()))
+
+
+@pytest.mark.parametrize("liar", [pytest.param(liar, id=liar.name) for liar in LIARS if liar.opens])
+@pytest.mark.xfail(strict=True, reason="which rows predict which is looked at when rows are decoded")
+def test_checking_reads_everything(liar: Liar, tmp_path: Path) -> None:
+    with pytest.raises(CorruptError):
+        integrity.check(written(tmp_path, liar.build()))
 
 
 def keys_backwards(records: list[Piece]) -> list[Piece]:
@@ -123,10 +242,10 @@ def test_blocks_of_a_layer_in_any_order(reorder: Callable[[list[Piece]], list[Pi
     saved = growing_trace(lengths=(5, 300, 600, 601))
     craft = Craft.of(samples.file_bytes(saved))
     craft.records[1:-3] = reorder(craft.records[1:-3])
-    found, want = integrity.check(written(tmp_path, craft.build())).trace().snapshot(), saved.snapshot()
-    assert all(map(same_bits, found.keys + found.values, want.keys + want.values))
+    assert same_snapshots(integrity.check(written(tmp_path, craft.build())).trace().snapshot(), saved.snapshot())
 
 
-def test_crafting_without_edits_changes_nothing() -> None:
-    assert Craft.of(samples.valid()).build() == samples.valid()
+@pytest.mark.parametrize("name", ["valid", "vq", "delta, edited", "h2o", "attention"])
+def test_crafting_without_edits_changes_nothing(name: str) -> None:
+    assert Craft.of(samples.sample(name)).build() == samples.sample(name)
     assert len(frame(b"")) > 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -17,14 +19,16 @@ from formats.errors import CorruptError, TscError, UnsupportedFileError
 from formats.geometry import DTYPE_BYTES
 from tests import second_reader
 from tests.format import liars_codecs, liars_json, liars_tables, samples
+from tests.format.craft import Craft
 from tests.format.liars import LIARS, Liar
 from tests.format.mutate import mutant
-from tests.traces import FULL, SLIDING, UNEVEN, growing_trace, octets
+from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace, octets, same_bits
 
 assert liars_codecs
 assert liars_json
 assert liars_tables  # importing these adds their files to LIARS
 
+WORKING = ("float64", "float32")  # in which arithmetic is done
 WIDE = LayerSpec("sliding", heads=3, key_size=1, value_size=5, window=2)
 
 
@@ -76,8 +80,7 @@ def assert_same_content(trace: Trace, document: second_reader.Document, only: in
         assert snapshot.positions == document.history_positions(number)
         heads = [spec.heads for spec in trace.geometry.layers]
         assert [
-            positions.expand(count, -1).tolist()
-            for positions, count in zip(snapshot.row_positions, heads, strict=True)
+            positions.expand(count, -1).tolist() for positions, count in zip(snapshot.row_positions, heads, strict=True)
         ] == document.row_positions(number)
 
 
@@ -91,8 +94,12 @@ def assert_same_values(snapshot: Snapshot, document: second_reader.Document, num
             want = torch.frombuffer(bytearray(data), dtype=found.dtype).view(found.shape).double()
             have = found.double()
             assert torch.equal(have.isnan(), want.isnan())  # which of the NaNs a result is nothing says
-            largest = want.abs().amax(-1, keepdim=True) if rotated else torch.zeros(1)
-            assert ((have - want).abs().nan_to_num(0.0) <= 8 * torch.finfo(found.dtype).eps * largest).all()
+            have, want = (values.masked_fill(values.isnan(), 0.0) for values in (have, want))
+            if rotated:
+                near = 8 * torch.finfo(found.dtype).eps * want.abs().amax(-1, keepdim=True)
+                assert torch.where(have == want, 0.0, (have - want).abs() - near).amax() <= 0
+            else:
+                assert same_bits(have, want)
 
 
 def uses_rotation(document: second_reader.Document) -> bool:
@@ -152,6 +159,46 @@ def test_compressed_files(name: str, tmp_path: Path) -> None:
     assert isinstance(trace, Trace)
     assert isinstance(document, second_reader.Document)
     assert_same_content(trace, document)
+
+
+BEYOND = "a result is left infinite where the cache has the dtype of the arithmetic"
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=[pytest.mark.xfail(strict=True, reason=BEYOND)] if dtype in WORKING else [])
+        for dtype in DTYPE_BYTES
+    ],
+)
+def test_a_result_beyond_the_range_is_the_largest_number(dtype: str, tmp_path: Path) -> None:
+    craft = Craft.of(samples.sample(f"scalar, {dtype}"))
+    piece = craft.rows(0)
+    levels, group, symmetric, axis, rotated, _, offset = piece.integers("layout")
+    _, (_, *groups), _ = piece.tensors()["scales"]
+    scale = struct.pack("<d", 1.5e308 if dtype == "float64" else 3e38)
+    octets = b"".join(bytes([byte]) * math.prod(groups) for byte in scale)
+    piece.set_integers("layout", [levels, group, symmetric, axis, rotated, 8, offset])
+    piece.set_tensors(piece.tensors() | {"scales": ("U8", [8, *groups], octets)})
+    path = tmp_path / "beyond.tsc"
+    path.write_bytes(craft.build())
+    trace, document = first_reader(path), second_reader.read(path.read_bytes())
+    assert isinstance(trace, Trace)
+    for number in range(len(trace)):
+        keys = trace.snapshot(number).keys[0].double()
+        assert keys.isfinite().all()
+        assert keys.max() == torch.finfo(getattr(torch, dtype)).max
+    assert_same_content(trace, document)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn"])
+@pytest.mark.xfail(strict=True, reason="the last of the lengths that come in turn is taken, not the best")
+def test_a_ratio_that_does_not_settle_is_stated_well_enough(dtype: str, tmp_path: Path) -> None:
+    """A ratio's spelling changes the length of the file that it is the ratio of, here in a circle."""
+    trace = growing_trace((FULL, UNEVEN), dtype=dtype, lengths=(5, 7), rows=finite_rows)
+    path = tmp_path / "circle.tsc"
+    path.write_bytes(samples.compressed(trace, "scalar", {"bits": 8, "hadamard": True}))
+    integrity.check(path)
 
 
 def test_compressed_files_have_what_the_format_has() -> None:
@@ -233,8 +280,8 @@ def compare_mutants(numbers: Iterable[int], path: Path) -> Counter[str]:
 @pytest.mark.parametrize(
     "numbers",
     [
-        pytest.param(range(3_000), id="3000"),
-        pytest.param(range(3_000, 103_000), id="100000", marks=pytest.mark.full),
+        pytest.param(range(2_000), id="2000"),
+        pytest.param(range(2_000, 52_000), id="50000", marks=pytest.mark.full),
     ],
 )
 def test_mutants(numbers: range, tmp_path: Path) -> None:

@@ -224,13 +224,13 @@ def summary(
 
     header, geometry = done.header, compressor.source.trace.geometry
     fp32 = header.raw_bytes_final / geometry.item_bytes * 4 / done.file_bytes
-    parameters = ", ".join(f"{key}={value}" for key, value in recipe.parameters().items() if value != "")
+    given = ", ".join(f"{key}={value}" for key, value in recipe.given().items())
     rows = [
         ["  codec", recipe.name],
-        ["  settings", parameters or "none"],
+        ["  settings", given or "the defaults"],
         ["  file", f"{size(done.file_bytes)} of {size(header.raw_bytes_trace)}"],
-        ["  ratio", f"{ratio(header.raw_bytes_trace / done.file_bytes)} of the trace, {ratio(fp32)} of the final "
-                    f"cache alone in fp32, {ratio(fp32 / 2)} in fp16"],
+        ["  ratio", f"{ratio(header.raw_bytes_trace / done.file_bytes)} of the trace"],
+        ["", f"{ratio(fp32)} of the final cache alone in fp32, {ratio(fp32 / 2)} in fp16"],
     ]  # fmt: skip
     if fidelity is None:
         rows.append(["  quality", "not measured"])
@@ -259,17 +259,16 @@ def published_text(tier: Tier) -> str:
 
 def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file: str, out: Output) -> None:
     from formats.errors import TscError
-    from formats.rate_control import Sizer
     from formats.tiers import verdict
 
     raw, _ = compressor.source.captured_bytes
-    sizer, rows, found = Sizer(compressor.source), [], []
+    rows, found = [], []
     for tier in tiers:
         facts: dict[str, Any] = {"tier": tier.name, "met": False, "codec": None, "ratio_trace": None, "kl": None}
         try:
             recipe = _recipe(compressor, tier, as_published, out)
             fidelity = compressor.judge.of_recipe(recipe) if compressor.judge is not None else None
-            gained = raw / sizer(recipe)
+            gained = raw / compressor.size(recipe)
             facts |= {"met": tier.ratio is None or gained >= tier.ratio, "codec": recipe.name, "ratio_trace": gained}
             facts |= {"parameters": recipe.parameters()}
             if fidelity is not None:

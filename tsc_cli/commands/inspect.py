@@ -127,7 +127,7 @@ def _text(file: TraceFile, facts: dict[str, Any]) -> str:
     parts = [columns([
         ["file", f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}"],
         ["tier", facts["tier"] or "none: made by hand"],
-        ["codec", _codec(facts)],
+        *_codec(facts),
         ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],
         ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
         ["geometry", _geometry(file)],
@@ -164,9 +164,13 @@ def _geometry(file: TraceFile) -> str:
     )
 
 
-def _codec(facts: dict[str, Any]) -> str:
-    settings = [f"{key}={value}" for key, value in facts["parameters"].items() if value != ""]
-    return f"{facts['codec']}, {', '.join(settings)}" if settings else str(facts["codec"])
+def _codec(facts: dict[str, Any]) -> list[list[str]]:
+    """Lines for the codec and its settings, no wider than a terminal."""
+    import textwrap
+
+    settings = ", ".join(f"{key}={value}" for key, value in facts["parameters"].items() if value != "")
+    lines = [str(facts["codec"]), *textwrap.wrap(settings, 66)]
+    return [["codec" if not number else "", line] for number, line in enumerate(lines)]
 
 
 def _short(items: list[int]) -> str:
