@@ -41,7 +41,7 @@ def _cells(row: dict[str, Any], *, shares: bool, codecs: bool) -> list[str]:
         f"{row['perplexity_change']:+.2g} ± {row['perplexity_change_se_prompts']:.1g}",
     ]  # fmt: skip
     if shares:
-        cells.append("" if row["coded_share"] is None else f"{100 * row['coded_share']:.2g}%")
+        cells.append("" if row["coded_share"] is None else f"{100 * row['coded_share']:.3g}%")
     return cells
 
 
