@@ -176,13 +176,24 @@ _ROUNDS = 8  # of finding the ratio that a header states of the file that it is 
 
 def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
     """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length."""
-    stated = header.with_ratios(_close(writer.trial(), header.with_ratios(writer.offset)))
+    stated = header.with_ratios(writer.offset)
+    found: list[tuple[float, TierHeader]] = []
     for _ in range(_ROUNDS):
-        again = header.with_ratios(_close(writer.trial(), stated))
+        length = _close(writer.trial(), stated)
+        again = header.with_ratios(length)
+        found.append((_off_by(stated, length), stated))
         if again == stated:
             break
         stated = again
+    # where the length and the ratio chase one another, the header that is least wrong
+    _, stated = min(found, key=lambda one: one[0])
     return stated, _close(writer, stated)
+
+
+def _off_by(header: TierHeader, length: int) -> float:
+    """How far the stated ratio of the trace is from that of a file of this length."""
+    assert header.ratios is not None
+    return abs(header.ratios[0] * length / header.raw_bytes_trace - 1)
 
 
 def _close(writer: RecordWriter, header: TierHeader) -> int:

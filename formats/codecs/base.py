@@ -119,12 +119,8 @@ def to_cache_dtype(values: torch.Tensor, dtype: str) -> torch.Tensor:
     import torch
 
     wanted: torch.dtype = getattr(torch, dtype)
-    if values.dtype == wanted:
-        return values
-    limit = torch.finfo(wanted).max
-    if limit < torch.finfo(values.dtype).max:
-        values = values.clamp(-limit, limit)
-    return values.to(wanted)
+    limit = min(torch.finfo(wanted).max, torch.finfo(values.dtype).max)
+    return values.clamp(-limit, limit).to(wanted)
 
 
 def to_planes(values: torch.Tensor) -> torch.Tensor:

@@ -93,6 +93,7 @@ class BlockCodebook:
     name: ClassVar[str]
     parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
     exact: ClassVar[bool] = False
+    splits: ClassVar[bool]  # a block may have several sub-vectors
     settings: Any
 
     def _sub_vectors(self) -> int:
@@ -136,6 +137,7 @@ class BlockCodebook:
             not 1 <= block <= _MAX_BLOCK or not 1 <= subs <= block or block % subs
             or not 2 <= centroids <= _MAX_CENTROIDS or books not in (1, shape.layers) or normalize not in (0, 1)
             or kind not in _EXACT
+            or (subs != 1 and not self.splits)
         ):  # fmt: skip
             raise CorruptError(f"{what}: a {self.name} layout that no writer makes")
         layers, batch, heads, rows, size = shape.tensor(part)

@@ -30,6 +30,7 @@ class PQ(BlockCodebook):
 
     id: ClassVar[int] = 4
     name: ClassVar[str] = "pq"
+    splits: ClassVar[bool] = True
     Settings: ClassVar[type] = PQSettings
 
     def __init__(self, settings: PQSettings | None = None) -> None:

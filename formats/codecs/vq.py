@@ -18,6 +18,7 @@ class VQ(BlockCodebook):
 
     id: ClassVar[int] = 3
     name: ClassVar[str] = "vq"
+    splits: ClassVar[bool] = False
     Settings: ClassVar[type] = VQSettings
 
     def __init__(self, settings: VQSettings | None = None) -> None:

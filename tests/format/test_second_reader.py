@@ -28,7 +28,6 @@ assert liars_codecs
 assert liars_json
 assert liars_tables  # importing these adds their files to LIARS
 
-WORKING = ("float64", "float32")  # in which arithmetic is done
 WIDE = LayerSpec("sliding", heads=3, key_size=1, value_size=5, window=2)
 
 
@@ -161,16 +160,7 @@ def test_compressed_files(name: str, tmp_path: Path) -> None:
     assert_same_content(trace, document)
 
 
-BEYOND = "a result is left infinite where the cache has the dtype of the arithmetic"
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(dtype, marks=[pytest.mark.xfail(strict=True, reason=BEYOND)] if dtype in WORKING else [])
-        for dtype in DTYPE_BYTES
-    ],
-)
+@pytest.mark.parametrize("dtype", DTYPE_BYTES)
 def test_a_result_beyond_the_range_is_the_largest_number(dtype: str, tmp_path: Path) -> None:
     craft = Craft.of(samples.sample(f"scalar, {dtype}"))
     piece = craft.rows(0)
@@ -192,7 +182,6 @@ def test_a_result_beyond_the_range_is_the_largest_number(dtype: str, tmp_path: P
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn"])
-@pytest.mark.xfail(strict=True, reason="the last of the lengths that come in turn is taken, not the best")
 def test_a_ratio_that_does_not_settle_is_stated_well_enough(dtype: str, tmp_path: Path) -> None:
     """A ratio's spelling changes the length of the file that it is the ratio of, here in a circle."""
     trace = growing_trace((FULL, UNEVEN), dtype=dtype, lengths=(5, 7), rows=finite_rows)
