@@ -185,8 +185,8 @@ def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader
         if again == stated:
             break
         stated = again
-    # where the length and the ratio chase one another, the header that is least wrong
-    _, stated = min(found, key=lambda one: one[0])
+    else:  # the length and the ratio chase one another: take the header that is least wrong
+        _, stated = min(found, key=lambda one: one[0])
     return stated, _close(writer, stated)
 
 
