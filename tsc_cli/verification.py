@@ -20,6 +20,7 @@ from formats.tiers import verdict
 from . import bridge, fingerprint
 from .fidelity import Fidelity, compare, first_difference
 from .generation import Progress, Sampler, continuation, feed, feed_last_again, nothing, prefill, score
+from .recall import Recall, measure_recall, recall_passes
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -34,12 +35,14 @@ class VerifyOptions:
         positions: teacher-forced positions.
         greedy: tokens generated greedily from both caches to find where they part; 0 skips it.
         seed: of the sampled continuation.
+        recall: also repeat passages of the context, each with at most `positions` predictions; see `recall`.
     """
 
     snapshots: Sequence[int] = (-1,)
     positions: int = 256
     greedy: int = 64
     seed: int = 0
+    recall: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Verified:
         reference: "text" (what followed the prompt in the source) or "sampled" (from the exact model).
         identical: True if every tensor is bit-identical to the exact one.
         diverges_at: first greedy token that differs, or None if the `greedy` tokens tried are equal.
+        recall: None if it was not asked for.
     """
 
     snapshot: int
@@ -61,6 +65,7 @@ class Verified:
     fidelity: Fidelity
     greedy: int
     diverges_at: int | None
+    recall: Recall | None = None
 
     @property
     def verdict(self) -> str:
@@ -68,7 +73,7 @@ class Verified:
         return verdict(self.fidelity.kl_mean)
 
     def to_dict(self) -> dict[str, Any]:
-        """Scalars only, as a quality record in the tier header takes them; NaN becomes null."""
+        """The result without recall, scalars only; NaN becomes null."""
         facts = {
             "snapshot": self.snapshot, "tokens": self.tokens, "reference": self.reference, "exact": self.exact,
             "identical": self.identical, "verdict": self.verdict, **self.fidelity.to_dict(),
@@ -76,6 +81,10 @@ class Verified:
             "greedy_tokens": self.greedy, "greedy_diverges_at": self.diverges_at,
         }  # fmt: skip
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Everything that was measured, scalars only, as a quality record in the tier header takes it."""
+        return self.to_dict() | (self.recall.record() if self.recall else {})
 
 
 def verify(
@@ -93,7 +102,7 @@ def verify(
         one result a snapshot, in the order of the trace.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: no such snapshot, or `against` holds other tokens.
+        UsageError: no such snapshot, `against` holds other tokens, or one token is all there is to recall.
     """
     options = options or VerifyOptions(**settings)
     wanted = sorted({trace.index(number) for number in options.snapshots})
@@ -123,10 +132,12 @@ def verify(
                 for cache in (exact, restored)
             ]
             diverges = first_difference(*paths)
+        again = (model, exact, restored, trace.token_ids(number), options.positions, progress)
         results.append(
             Verified(
                 number, len(trace.token_ids(number)), name, "recomputed" if against is None else "file",
                 bridge.identical(exact, restored), fidelity, options.greedy, diverges,
+                measure_recall(*again) if options.recall else None,
             )
         )  # fmt: skip
     return results
@@ -163,7 +174,9 @@ def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
     """How many forward passes `verify` will report to its `progress`."""
     wanted = sorted({trace.index(number) for number in options.snapshots})
     plan = _Plan.of(trace, wanted, against=against)
-    return plan.feeds + (options.positions + 1) * plan.sample + len(wanted) * (2 + 2 * options.greedy)
+    recalled = wanted if options.recall else []
+    again = sum(recall_passes(len(trace.token_ids(number)), options.positions) for number in recalled)
+    return plan.feeds + (options.positions + 1) * plan.sample + len(wanted) * (2 + 2 * options.greedy) + again
 
 
 def _needs_sample(trace: Trace, number: int) -> bool:

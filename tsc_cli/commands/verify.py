@@ -13,6 +13,7 @@ from ..output import Output, columns, printable
 from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed
 
 if TYPE_CHECKING:
+    from ..recall import Recall
     from ..verification import Verified
 
 
@@ -35,6 +36,10 @@ def command(
     greedy: Annotated[
         int, typer.Option("--greedy", min=0, help="Tokens to generate greedily from both caches; 0 skips it.")
     ] = 64,
+    recall: Annotated[
+        bool,
+        typer.Option("--recall", help="Also repeat passages of the context, which only a cache that holds them finds."),
+    ] = False,
     seed: Seed = 0,
     max_kl: Annotated[
         float | None,
@@ -61,6 +66,9 @@ def command(
     The exact cache is recomputed from the tokens in the file. Both caches are fed the same continuation (the text that
     followed the prompt, or else tokens sampled from the exact model) and their predictions compared as
     llama-perplexity --kl-divergence does.
+
+    With --recall, up to three passages of the context, each of at most --positions predictions, are fed again word for
+    word, and the predictions of both caches compared in the same way; the thresholds do not apply to it.
     """
     from formats import load
     from formats.quality import record_quality
@@ -75,7 +83,7 @@ def command(
     raw = load(against) if against is not None else None
     wanted = numbers(snapshots, len(trace), "snapshot")
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
-    options = VerifyOptions(wanted, positions, greedy, seed)
+    options = VerifyOptions(wanted, positions, greedy, seed, recall)
     with out.progress("verifying", passes(trace, options, against=raw is not None)) as advance:
         results = verify(
             trace, loaded.model, tokenizer=loaded.tokenizer, against=raw, options=options,
@@ -85,10 +93,14 @@ def command(
     if record:
         if force_model_mismatch:
             raise UsageError("a measurement with another model is not recorded")
-        record_quality(file, [result.to_dict() for result in results])
+        record_quality(file, [result.record() for result in results])
     facts: dict[str, Any] = {
         "path": file, "against": against, "seed": seed, "max_kl": max_kl, "min_top1": min_top1,
-        "results": [result.to_dict() for result in results], "failures": failures, "recorded": record,
+        "results": [
+            result.to_dict() | {"recall": None if result.recall is None else result.recall.to_dict()}
+            for result in results
+        ],
+        "failures": failures, "recorded": record,
     }  # fmt: skip
     worst = max(result.fidelity.kl_mean for result in results)
     out.report("tsc.verify/1", facts, text(file, results, failures, record=record), f"{worst:.6g}")
@@ -136,6 +148,7 @@ def _one(file: str, result: Verified) -> str:
         ["perplexity", f"{f.perplexity_exact:.4f} exact, {f.perplexity_restored:.4f} restored, "
                        f"ratio {f.perplexity_ratio:.6f}"],
         ["greedy tokens", divergence(result)],
+        *([] if result.recall is None else [["recall", recalled(result.recall)]]),
     ])  # fmt: skip
 
 
@@ -143,6 +156,16 @@ def divergence(result: Verified) -> str:
     if not result.greedy:
         return "not compared"
     return f"all {result.greedy} equal" if result.diverges_at is None else f"differ from token {result.diverges_at} on"
+
+
+def recalled(recall: Recall) -> str:
+    f = recall.fidelity
+    starts = ", ".join(map(str, recall.starts))
+    return (
+        f"KL {f.kl_mean:.6g} +- {f.kl_mean_se:.2g}, same top-1 {f.top1:.4f}, "
+        f"perplexity {f.perplexity_exact:.4f} exact, {f.perplexity_restored:.4f} restored; "
+        f"{f.positions} positions, passages from tokens {starts} on"
+    )
 
 
 def _positions(result: Verified) -> str:
@@ -158,16 +181,12 @@ def _many(file: str, results: list[Verified]) -> str:
         ]
         for r in results
     ]  # fmt: skip
-    head = (
-        "snapshot",
-        "tokens",
-        "identical",
-        "positions",
-        "reference",
-        "mean KL",
-        "max KL",
-        "top-1",
-        "ppl ratio",
+    head = [
+        "snapshot", "tokens", "identical", "positions", "reference", "mean KL", "max KL", "top-1", "ppl ratio",
         "diverges at",
-    )
+    ]  # fmt: skip
+    recalls = [r.recall.fidelity for r in results if r.recall is not None]
+    if recalls:  # asked for, then it is there for every snapshot
+        head += ["recall KL", "recall top-1"]
+        rows = [[*row, f"{f.kl_mean:.3g}", f"{f.top1:.4f}"] for row, f in zip(rows, recalls, strict=True)]
     return f"{printable(file)}\n{columns(rows, head)}"
