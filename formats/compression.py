@@ -9,22 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from . import eviction
 from . import settings as setting
-from .codecs import CODECS, codec_by_name
+from .codecs import CODECS, Surroundings, codec_by_name
 from .codecs.delta import Delta
+from .codecs.klt import Klt
 from .container import Sink
 from .errors import UsageError
 from .eviction import FILTERS, Filtered
 from .header import TierHeader
+from .klt import store
+from .limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
 from .predecessors import Predecessors
+from .row_store import MAX_ROWS
 from .settings import require
 from .trace import MemoryBlock, Trace
 from .trace_file import FileBlock
 from .trace_writer import TraceWriter
+from .views import BlockKey
 
 if TYPE_CHECKING:
     import torch
 
+    from .klt.profile import Profile
+
 _SINK_BITS = 12
+_JOINT_ROWS = 512  # of a block whose layers are coded together: a range of tokens can be decoded by itself
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Recipe:
         evict: "h2o", "streaming" or "": what is done before the codec.
         evict_settings: of the filter.
         exact_sinks: rows of the first positions that are kept at 12 bits: attention sinks, whose damage costs most.
+        exact_last: rows of the last positions that are kept bit-exact.
+        embed_profile: hold the codec's profile in the file, instead of naming it.
     """
 
     codec: str
@@ -44,15 +54,25 @@ class Recipe:
     evict: str = ""
     evict_settings: Mapping[str, Any] = field(default_factory=dict)
     exact_sinks: int = 0
+    exact_last: int = 0
+    embed_profile: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.evict}+{self.codec}" if self.evict else self.codec
 
+    @property
+    def profile(self) -> Profile | None:
+        """The profile that the codec needs.  Raises UnsupportedFileError if it is not on this machine."""
+        return store.resolve(str(self.settings.get("profile", ""))) if self.codec == Klt.name else None
+
     def given(self) -> dict[str, Any]:
         """What differs from the defaults, for a person."""
-        sinks = {"exact_sinks": self.exact_sinks} if self.exact_sinks else {}
-        return {**self.settings, **self.evict_settings, **sinks}
+        return {**self.settings, **self.evict_settings, **self._rows()}
+
+    def _rows(self) -> dict[str, int]:
+        """Rows that the codec does not code."""
+        return {name: getattr(self, name) for name in ("exact_sinks", "exact_last") if getattr(self, name)}
 
     def parameters(self) -> dict[str, Any]:
         """Everything that was set or left at its default, as the tier header holds it."""
@@ -60,9 +80,7 @@ class Recipe:
         found: dict[str, Any] = settings.described() if hasattr(settings, "described") else asdict(settings)
         if self.evict:
             found |= asdict(setting.make(FILTERS[self.evict], self.evict_settings, f"filter {self.evict}"))
-        if self.exact_sinks:
-            found["exact_sinks"] = self.exact_sinks
-        return found
+        return found | self._rows()
 
 
 def recipe_of(codec: str, evict: str, values: Mapping[str, str]) -> Recipe:
@@ -76,11 +94,13 @@ def recipe_of(codec: str, evict: str, values: Mapping[str, str]) -> Recipe:
         raise UsageError(f"there is no filter {evict!r}", hint=f"filters: {', '.join(FILTERS)}")
     of_filter = {f.name for f in fields(FILTERS[evict])} if evict else set()
     rest = {key: value for key, value in values.items() if key not in of_filter}
-    sinks = rest.pop("exact_sinks", "0")
-    require(sinks.isascii() and sinks.isdigit() and len(sinks) < 8, f"exact_sinks={sinks} is not a number of rows")
-    recipe = Recipe(
-        kind.name, rest, evict, {key: value for key, value in values.items() if key in of_filter}, int(sinks)
-    )
+    exact = {}
+    for name in ("exact_sinks", "exact_last"):
+        count = rest.pop(name, "0")
+        require(count.isascii() and count.isdigit() and len(count) < 8, f"{name}={count} is not a number of rows")
+        exact[name] = int(count)
+    of_evict = {key: value for key, value in values.items() if key in of_filter}
+    recipe = Recipe(kind.name, rest, evict, of_evict, exact["exact_sinks"], exact["exact_last"])
     recipe.parameters()  # refuses what nothing knows
     return recipe
 
@@ -141,9 +161,12 @@ def write(
     writer = TraceWriter(sink, trace.geometry, trace.fingerprint, file_id=file_id)
     for kept in filtered.kept:
         writer.add_kept(kept)
+    if (profile := recipe.profile) is not None:
+        writer.add_profile(profile, embed=recipe.embed_profile)
     encoder = _Encoder(trace, filtered, recipe)
     for group in filtered.rows:
-        for block in group.blocks(encoder.cuts, trace.geometry.row_bytes[group.first_layer]):
+        row_bytes = trace.geometry.row_bytes[group.first_layer]
+        for block in group.blocks(encoder.cuts, row_bytes, *encoder.extents(group.layer_count * row_bytes)):
             encoder.encode(writer, _on(block, device))
             if progress is not None:
                 progress(sum(tensor.nbytes for tensor in block.rows.values()))
@@ -166,8 +189,14 @@ class _Encoder:
     def __init__(self, trace: Trace, filtered: Filtered, recipe: Recipe) -> None:
         self._codec = codec_by_name(recipe.codec, recipe.settings)
         self._sinks = recipe.exact_sinks
+        self._labels = trace.labels
         self._sink_codec = codec_by_name("scalar", {"bits": _SINK_BITS})
+        rows = max(span.stop for view in filtered.views for spans in view.layers for span in spans)
+        self._exact_from = rows - recipe.exact_last
+        self._exact_codec = codec_by_name("lossless")
         self.cuts: list[int] = [recipe.exact_sinks] if recipe.exact_sinks else []
+        if recipe.exact_last:
+            self.cuts.append(self._exact_from)
         self._predecessors: Predecessors | None = None
         if isinstance(self._codec, Delta):
             settings = self._codec.settings
@@ -177,10 +206,23 @@ class _Encoder:
             self.cuts.append(self._keyframe_stop)
             self._predecessors = Predecessors(filtered.views, trace.labels, trace.geometry, settings)
 
+    def extents(self, run_bytes: int) -> tuple[int, int]:
+        """Rows and bytes of a block; `run_bytes` is what a row takes in neighbouring layers that are alike."""
+        if isinstance(self._codec, Klt):  # layers are coded together, and no rows share anything
+            return max(1, min(_JOINT_ROWS, MAX_BLOCK_BYTES // run_bytes)), MAX_BLOCK_BYTES
+        return MAX_ROWS, TARGET_RECORD_RAW
+
+    def _around(self, key: BlockKey) -> Surroundings:
+        positions = self._labels.positions
+        return Surroundings(
+            first_layer=key.first_layer, positions=positions[key.first_row : key.span.stop], end=max(positions) + 1
+        )  # fmt: skip
+
     def encode(self, writer: TraceWriter, block: MemoryBlock) -> None:
         sink = block.key.span.stop <= self._sinks and not self._codec.exact
         if self._predecessors is None:
-            writer.add_block(block, self._sink_codec if sink else self._codec)
+            codec = self._exact_codec if block.key.first_row >= self._exact_from else self._codec
+            writer.add_block(block, self._sink_codec if sink else codec, self._around(block.key))
             return
         codec = self._codec
         if block.key.span.stop <= self._keyframe_stop:
@@ -188,5 +230,5 @@ class _Encoder:
         for piece in self._predecessors.split(block) if codec is self._codec else [block]:
             for part in codec.parts:
                 bases = self._predecessors.bases(piece, part)
-                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, bases)
+                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, Surroundings(bases=bases))
             self._predecessors.remember(piece, codec)

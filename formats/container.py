@@ -189,13 +189,10 @@ class RecordReader:
     def payload(self, offset: int, header: RecordHeader) -> bytes:
         """The checked, decompressed payload of a record whose header was read with `header_at`."""
         stored = self.stored(offset, header)
-        fault = _frame_fault(stored, header.raw)
-        if fault:
-            raise self.corrupt(fault, offset, header.sequence)
         try:
-            return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise self.corrupt("a zstd frame cannot be decoded", offset, header.sequence) from error
+            return unframed(stored, header.raw)
+        except CorruptError as error:
+            raise self.corrupt(error.message, offset, header.sequence) from error.__cause__
 
     def stored(self, offset: int, header: RecordHeader) -> bytes:
         """The checked payload as stored."""
@@ -236,13 +233,24 @@ class RecordReader:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _frame_fault(stored: bytes, raw: int) -> str | None:
+def unframed(stored: bytes | memoryview, raw: int) -> bytes:
+    """The content of one zstd frame, which must declare `raw` bytes.  Raises CorruptError."""
+    fault = _frame_fault(stored, raw)
+    if fault:
+        raise CorruptError(fault)
+    try:
+        return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CorruptError("a zstd frame cannot be decoded") from error
+
+
+def _frame_fault(stored: bytes | memoryview, raw: int) -> str | None:
     """Why `stored` may not be decompressed, or None.
 
     python-zstandard ignores `max_output_size` when the frame declares a size, and 16 bytes can declare 1 TiB: the
     declared size is compared with the (bounded) raw length first.
     """
-    if stored[:4] != ZSTD_MAGIC:
+    if bytes(stored[:4]) != ZSTD_MAGIC:
         return "a payload is not a zstd frame"
     try:
         frame = zstandard.get_frame_parameters(stored)

@@ -24,6 +24,7 @@ MAX_EXTENT = 1 << 20  # heads, head size, batch, window
 MAX_ROWS = 1 << 26
 MAX_BLOCK_BYTES = 256 * MIB  # of a block of rows when it is decoded
 MAX_CHAIN = 64  # blocks of rows each of which is predicted from the next
+MAX_PROFILE_BYTES = GIB
 MAX_LABELS_PER_RECORD = 1 << 20
 MAX_SNAPSHOTS = 1 << 20
 MAX_COLUMNS = 1 << 22  # snapshots times layers

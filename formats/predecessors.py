@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .codecs import Bases, BlockShape, Codec
+from .codecs import Bases, BlockShape, Codec, Surroundings
 from .codecs.delta import NO_BASE, DeltaSettings
 from .geometry import Geometry
 from .records import Part
@@ -69,8 +69,8 @@ class Predecessors:
         rows: dict[Part, torch.Tensor] = {}
         for part, tensor in block.rows.items():
             bases = self.bases(block, part)
-            payload = parse(pack(codec.encode({part: tensor}, bases)), codec.name)
-            rows |= codec.decode(payload, part, shape, tensor.device, bases.fetch)
+            payload = parse(pack(codec.encode({part: tensor}, Surroundings(bases=bases))), codec.name)
+            rows |= codec.decode(payload, part, shape, tensor.device, Surroundings(fetch=bases.fetch))
         return rows
 
     def _fetch(self, block: MemoryBlock, part: Part, numbers: Sequence[int]) -> torch.Tensor:

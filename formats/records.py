@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import google_crc32c
 
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 FILE_ID_BYTES = 16
 
 SUPERBLOCK = struct.Struct("<8sHHI16s28xI")
@@ -30,6 +30,7 @@ class RecordType(IntEnum):
     INDEX = 0x06
     END = 0x07
     KEPT = 0x08
+    PROFILE = 0x09
     REFERENCE = 0x81
     ATTENTION = 0x82
 
@@ -46,6 +47,7 @@ MUST_BE_ZERO: dict[int, tuple[str, ...]] = {
     RecordType.INDEX: (*_ROW_FIELDS, "first", "count"),
     RecordType.END: _ROW_FIELDS,
     RecordType.KEPT: ("codec", "part"),
+    RecordType.PROFILE: (*_ROW_FIELDS, "first", "count"),
     RecordType.REFERENCE: (*_ROW_FIELDS, "first"),
     RecordType.ATTENTION: ("codec", "part", "first"),
 }

@@ -34,12 +34,14 @@ class LayerRows:
     spans: tuple[Span, ...]
     rows: Mapping[Part, torch.Tensor]
 
-    def blocks(self, cuts: Sequence[int], row_bytes: int) -> Iterator[MemoryBlock]:
-        """Blocks of at most `MAX_ROWS` rows and about `TARGET_RECORD_RAW` bytes that do not straddle a cut."""
+    def blocks(
+        self, cuts: Sequence[int], row_bytes: int, most_rows: int = MAX_ROWS, target_bytes: int = TARGET_RECORD_RAW
+    ) -> Iterator[MemoryBlock]:
+        """Blocks of at most `most_rows` rows and about `target_bytes` bytes that do not straddle a cut."""
         at = 0
         for span in self.spans:
-            for piece in _pieces(span, cuts):
-                group = max(1, TARGET_RECORD_RAW // (piece.rows * row_bytes))
+            for piece in _pieces(span, cuts, most_rows):
+                group = max(1, target_bytes // (piece.rows * row_bytes))
                 first = at + piece.first - span.first
                 for layer in range(0, self.layer_count, group):
                     count = min(group, self.layer_count - layer)
@@ -51,11 +53,11 @@ class LayerRows:
             at += span.rows
 
 
-def _pieces(span: Span, cuts: Sequence[int]) -> Iterator[Span]:
+def _pieces(span: Span, cuts: Sequence[int], most_rows: int) -> Iterator[Span]:
     edges = sorted({span.first, span.stop, *(cut for cut in cuts if span.first < cut < span.stop)})
     for first, stop in pairwise(edges):
-        for row in range(first, stop, MAX_ROWS):
-            yield Span(row, min(MAX_ROWS, stop - row))
+        for row in range(first, stop, most_rows):
+            yield Span(row, min(most_rows, stop - row))
 
 
 def needed_spans(views: Iterable[View], layer: int) -> tuple[Span, ...]:

@@ -13,12 +13,13 @@ from . import geometry as geometry_json
 from . import header as header_json
 from . import kept as kept_rows
 from . import views as viewing
-from .codecs import BlockShape, Codec, codec_by_id
+from .codecs import BlockShape, Codec, Surroundings, codec_by_id
 from .codecs.base import from_planes
 from .container import RecordReader
 from .errors import CorruptError, LimitError, StorageError, TscError, UsageError
 from .geometry import LayerSpec
 from .kept import Kept
+from .klt.reference import ProfileReference, from_tensors
 from .limits import (
     MAX_BLOCK_BYTES,
     MAX_CHAIN,
@@ -125,6 +126,7 @@ class TraceFile:
         self.blocks = self._blocks()
         self.kept = self._kept()
         self.attention = self._attention()
+        self.profile = self._profile()
         self._decoded: dict[tuple[int, str], Mapping[Part, torch.Tensor]] = {}
         self._depth = 0
         with self.locating():
@@ -161,7 +163,7 @@ class TraceFile:
         try:
             codec, tensors, shape = block.tensors()
             with self.locating(block.offset, block.header):
-                rows = codec.decode(tensors, block.key.part, shape, device, partial(self._fetch, block.key, device))
+                rows = codec.decode(tensors, block.key.part, shape, device, self._surroundings(block.key, device))
             if self._depth > 1:
                 self._decoded[block.offset, str(device)] = rows
                 held = sum(t.nbytes for found in self._decoded.values() for t in found.values())
@@ -172,6 +174,12 @@ class TraceFile:
             self._depth -= 1
             if not self._depth:
                 self._decoded.clear()
+
+    def _surroundings(self, key: BlockKey, device: str | torch.device) -> Surroundings:
+        return Surroundings(
+            first_layer=key.first_layer, positions=self.labels.positions[key.first_row : key.span.stop],
+            fetch=partial(self._fetch, key, device), profile=None if self.profile is None else self.profile.load,
+        )  # fmt: skip
 
     def _fetch(self, wanted: BlockKey, device: str | torch.device, numbers: Sequence[int]) -> torch.Tensor:
         """Decoded rows of the layers and the part of `wanted`: (layers, batch, heads, len(numbers), head size)."""
@@ -350,6 +358,16 @@ class TraceFile:
                 raise self.reader.corrupt("attention to rows without labels", offset, entry.sequence)
             found.append(FileReceived(self, offset, entry, spec.heads))
         return found
+
+    def _profile(self) -> ProfileReference | None:
+        records = self._of_type(RecordType.PROFILE)
+        if len(records) > 1:
+            raise self.reader.corrupt("there is more than one profile record")
+        for offset, entry in records:
+            tensors = self.buffer(offset, entry)
+            with self.locating(offset, entry):
+                return from_tensors(tensors, "profile record")
+        return None
 
     def _check_sizes(self) -> None:
         stated = self.header.raw_bytes_trace, self.header.raw_bytes_final

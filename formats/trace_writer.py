@@ -13,13 +13,14 @@ from . import header as header_json
 from . import kept as kept_rows
 from . import views as viewing
 from .atomic import atomic_write
-from .codecs import Bases, Codec, codec_by_name
-from .codecs.base import to_planes
+from .codecs import Codec, Surroundings, codec_by_name
+from .codecs.base import ALONE, to_planes
 from .container import RecordWriter, Sink
 from .errors import UsageError
 from .geometry import Geometry
 from .header import TierHeader
 from .kept import Kept
+from .klt import reference
 from .limits import MAX_LABELS_PER_RECORD
 from .records import FILE_ID_BYTES, Part, RecordType
 from .tensor_buffer import pack
@@ -29,6 +30,8 @@ from .views import Labels, View
 
 if TYPE_CHECKING:
     import torch
+
+    from .klt.profile import Profile
 
 CREATED_BY = f"tsc {VERSION}"
 _VIEWS_PER_RECORD = 1 << 12
@@ -60,12 +63,14 @@ class TraceWriter:
     def snapshots(self) -> int:
         return len(self._views)
 
-    def add_block(self, block: MemoryBlock, codec: Codec | None = None, bases: Bases | None = None) -> None:
+    def add_block(
+        self, block: MemoryBlock, codec: Codec | None = None, around: Surroundings = ALONE
+    ) -> None:  # fmt: skip
         """Encode the rows and write them, a record for each part that the codec keeps apart.
 
         Args:
             codec: another one than the writer's own.
-            bases: earlier rows that predict these, for a codec that knows what to do with them.
+            around: what the codec may know beside the rows.
         Raises:
             UsageError: a value is NaN or infinite and the codec is not exact; the layer is named.
         """
@@ -80,7 +85,7 @@ class TraceWriter:
                 _require_finite(rows, block.key.first_layer, codec.name)
             key = block.key
             self._writer.record(
-                RecordType.ROWS, pack(codec.encode(rows, bases)), codec=codec.id, part=part,
+                RecordType.ROWS, pack(codec.encode(rows, around)), codec=codec.id, part=part,
                 layers=(key.first_layer, key.layer_count), span=key.span,
             )  # fmt: skip
 
@@ -90,6 +95,10 @@ class TraceWriter:
             RecordType.KEPT, pack(kept_rows.to_tensors(kept)), layers=(kept.first_layer, kept.layer_count),
             span=kept.span,
         )  # fmt: skip
+
+    def add_profile(self, profile: Profile, *, embed: bool) -> None:
+        """Name the profile that rows need, or hold it."""
+        self._writer.record(RecordType.PROFILE, pack(reference.to_tensors(profile, embed=embed)))
 
     def add_attention(self, attention: Received) -> None:
         received = attention.read().float().contiguous()

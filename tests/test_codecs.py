@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.codecs import CODECS, Bases, BlockShape, Codec, codec_by_name
+from formats.codecs import CODECS, Bases, BlockShape, Codec, Surroundings, codec_by_name
 from formats.codecs.packing import codes_per_byte, pack, packed_shape, unpack
 from formats.codecs.rotation import hadamard
 from formats.codecs.uniform import Grid, dequantize, quantize
@@ -64,7 +64,7 @@ def there_and_back(codec: Codec, part: Part, rows: torch.Tensor, first_row: int 
     dtype = str(rows.dtype).removeprefix("torch.")
     layers, batch, heads, count, size = rows.shape
     shape = BlockShape(dtype, DTYPE_BYTES[dtype], layers, batch, count, LayerSpec("full", heads, size, size), first_row)
-    tensors = parse(pack_tensors(codec.encode({part: rows}, bases)), "test")
+    tensors = parse(pack_tensors(codec.encode({part: rows}, Surroundings(bases=bases))), "test")
     CODECS[codec.id]().check(tensors, part, shape, "test")
 
     def fetch(numbers: Sequence[int]) -> torch.Tensor:
@@ -73,7 +73,7 @@ def there_and_back(codec: Codec, part: Part, rows: torch.Tensor, first_row: int 
         return found
 
     decoder: Codec = CODECS[codec.id]()  # knows nothing of the encoder's settings
-    ((found_part, decoded),) = decoder.decode(tensors, part, shape, "cpu", fetch).items()
+    ((found_part, decoded),) = decoder.decode(tensors, part, shape, "cpu", Surroundings(fetch=fetch)).items()
     assert found_part is part
     assert decoded.shape == rows.shape
     assert decoded.dtype == rows.dtype
@@ -308,7 +308,7 @@ def test_a_prediction_that_does_not_help_is_not_used() -> None:
     old = rows_for(Part.KEYS, (1, 1, 1, 1, 32), "float32", seed=5) * 50
     new = rows_for(Part.KEYS, (1, 1, 1, 1, 32), "float32", seed=6)
     codec = codec_by_name("delta", {"bits": 4})
-    payload = codec.encode({Part.KEYS: new}, bases_for([2], 3, {2: old}))
+    payload = codec.encode({Part.KEYS: new}, Surroundings(bases=bases_for([2], 3, {2: old})))
     assert payload["bases"].tolist() == [-1]
 
 

@@ -132,6 +132,14 @@ def fork(cache: DynamicCache) -> DynamicCache:
     return twin
 
 
+def with_leaves(cache: DynamicCache) -> tuple[DynamicCache, list[Rows]]:
+    """A second cache whose rows are leaves of an autograd graph, and these leaves, (keys, values) of each layer."""
+    twin = fork(cache)
+    for layer in _layers(twin):
+        layer.keys, layer.values = (rows.detach().clone().requires_grad_() for rows in (layer.keys, layer.values))
+    return twin, [(layer.keys, layer.values) for layer in _layers(twin)]
+
+
 def restore(snapshot: Snapshot, model: PreTrainedModel) -> DynamicCache:
     """The cache that the model had at that moment.
 

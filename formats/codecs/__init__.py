@@ -8,16 +8,17 @@ from typing import Any
 
 from .. import settings as setting
 from ..errors import CorruptError, UnsupportedFileError, UsageError
-from .base import Bases, BlockShape, Codec, Fetch
+from .base import Bases, BlockShape, Codec, Fetch, Surroundings
 from .delta import Delta
+from .klt import Klt
 from .lossless import Lossless
 from .pq import PQ
 from .scalar import Scalar
 from .vq import VQ
 
-__all__ = ["CODECS", "Bases", "BlockShape", "Codec", "Fetch", "codec_by_id", "codec_by_name"]
+__all__ = ["CODECS", "Bases", "BlockShape", "Codec", "Fetch", "Surroundings", "codec_by_id", "codec_by_name"]
 
-CODECS: dict[int, Any] = {1: Lossless, 2: Scalar, 3: VQ, 4: PQ, 5: Delta}
+CODECS: dict[int, Any] = {1: Lossless, 2: Scalar, 3: VQ, 4: PQ, 5: Delta, 6: Klt}
 
 
 def codec_by_id(number: int, path: str) -> Codec:

@@ -16,6 +16,8 @@ from ..views import BlockKey
 if TYPE_CHECKING:
     import torch
 
+    from ..klt.profile import Profile
+
 # given row numbers, the decoded rows of the block's layers and part, (layers, batch, heads, rows, head size)
 Fetch = Callable[[Sequence[int]], "torch.Tensor"]
 
@@ -59,6 +61,30 @@ class Bases:
     fetch: Fetch
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a codec may know of a block beside its rows; most need nothing of it.
+
+    Attributes:
+        first_layer: the number of the block's first layer.
+        positions: position ids of the rows.
+        end: one more than the last position of the trace, for an encoder.
+        bases: rows that predict these, for an encoder.
+        fetch: decoded rows outside the block, for a decoder.
+        profile: the profile that the file names, for a decoder.
+    """
+
+    first_layer: int = 0
+    positions: Sequence[int] = ()
+    end: int = 0
+    bases: Bases | None = None
+    fetch: Fetch | None = None
+    profile: Callable[[], Profile] | None = None
+
+
+ALONE = Surroundings()
+
+
 class Codec(Protocol):
     """Rows to tensors and back.  An id names a byte format for ever; another format gets another id.
 
@@ -80,7 +106,7 @@ class Codec(Protocol):
     @property
     def settings(self) -> Any: ...
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], bases: Bases | None = None) -> dict[str, torch.Tensor]:
+    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         """The payload tensors (on the CPU) of rows shaped (layers, batch, heads, rows, head size)."""
         ...
 
@@ -90,7 +116,7 @@ class Codec(Protocol):
 
     def decode(
         self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
-        fetch: Fetch,
+        around: Surroundings = ALONE,
     ) -> dict[Part, torch.Tensor]:  # fmt: skip
         """The rows of checked tensors."""
         ...

@@ -21,10 +21,10 @@ from ..settings import require
 from ..tensor_buffer import TensorView, expect, to_torch
 from . import kmeans
 from .base import (
+    ALONE,
     LAYOUT,
-    Bases,
     BlockShape,
-    Fetch,
+    Surroundings,
     from_bits,
     from_planes,
     layout_of,
@@ -99,10 +99,10 @@ class BlockCodebook:
     def _sub_vectors(self) -> int:
         raise NotImplementedError
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], bases: Bases | None = None) -> dict[str, torch.Tensor]:
+    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         import torch
 
-        del bases
+        del around
         ((_, tensor),) = rows.items()
         settings, sub_vectors = self.settings, self._sub_vectors()
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -158,11 +158,11 @@ class BlockCodebook:
 
     def decode(
         self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
-        fetch: Fetch,
+        around: Surroundings = ALONE,
     ) -> dict[Part, torch.Tensor]:  # fmt: skip
         import torch
 
-        del fetch
+        del around
         block, _, _, _, _, kind = tensors[LAYOUT].integers()
         codes = to_torch(tensors["codes"], device).view(tensors["codes"].shape).long()
         books = from_planes(tensors["codebooks"], torch.float16, device).float()

@@ -19,10 +19,12 @@ from ..records import Part
 from ..settings import require
 from ..tensor_buffer import TensorView, expect, to_torch
 from .base import (
+    ALONE,
     LAYOUT,
     Bases,
     BlockShape,
     Fetch,
+    Surroundings,
     from_bits,
     from_planes,
     layout_of,
@@ -95,7 +97,7 @@ class Delta:
     def __init__(self, settings: DeltaSettings | None = None) -> None:
         self.settings = settings or DeltaSettings()
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], bases: Bases | None = None) -> dict[str, torch.Tensor]:
+    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         import torch
 
         ((_, tensor),) = rows.items()
@@ -104,7 +106,7 @@ class Delta:
         grid = self.settings.grid
         scale_dtype = _scale_dtype(values)
         count = tensor.shape[3]
-        bases = bases or Bases(0, [NO_BASE] * count, _no_rows)
+        bases = around.bases or Bases(0, [NO_BASE] * count, _no_rows)
         limit = self.settings.max_delta_error or _calibrated(values, grid, scale_dtype)
         numbers = list(bases.numbers)
         decoded = torch.empty_like(values)
@@ -156,10 +158,11 @@ class Delta:
 
     def decode(
         self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
-        fetch: Fetch,
+        around: Surroundings = ALONE,
     ) -> dict[Part, torch.Tensor]:  # fmt: skip
         import torch
 
+        fetch = around.fetch or _no_rows
         levels, group, scale_bytes = tensors[LAYOUT].integers()
         numbers = list(tensors["bases"].integers())
         packed = to_torch(tensors["codes"], device).view(tensors["codes"].shape)

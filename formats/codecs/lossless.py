@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..records import Part
 from ..tensor_buffer import TensorView, expect
-from .base import Bases, BlockShape, Fetch, from_planes, to_planes
+from .base import ALONE, BlockShape, Surroundings, from_planes, to_planes
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +43,8 @@ class Lossless:
     def __init__(self, settings: LosslessSettings | None = None) -> None:
         self.settings = settings or LosslessSettings()
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], bases: Bases | None = None) -> dict[str, torch.Tensor]:
-        del bases
+    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
+        del around
         ((part, tensor),) = rows.items()
         return {"planes": to_planes(tensor.permute(_STORED_ORDER[part])).cpu()}
 
@@ -53,11 +53,11 @@ class Lossless:
 
     def decode(
         self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
-        fetch: Fetch,
+        around: Surroundings = ALONE,
     ) -> dict[Part, torch.Tensor]:  # fmt: skip
         import torch
 
-        del fetch
+        del around
         # bytes are put together before values are put in order: moving whole values takes half the time
         stored = from_planes(tensors["planes"], getattr(torch, shape.dtype), device)
         order = _STORED_ORDER[part]

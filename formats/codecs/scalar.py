@@ -16,10 +16,10 @@ from ..records import Part
 from ..settings import require
 from ..tensor_buffer import TensorView, expect, to_torch
 from .base import (
+    ALONE,
     LAYOUT,
-    Bases,
     BlockShape,
-    Fetch,
+    Surroundings,
     from_planes,
     layout_of,
     to_cache_dtype,
@@ -118,10 +118,10 @@ class Scalar:
     def __init__(self, settings: ScalarSettings | None = None) -> None:
         self.settings = settings or ScalarSettings()
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], bases: Bases | None = None) -> dict[str, torch.Tensor]:
+    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         import torch
 
-        del bases
+        del around
         ((part, tensor),) = rows.items()
         values = tensor.to(working_dtype(str(tensor.dtype).removeprefix("torch.")))
         settings, grid, axis = self.settings, self.settings.grid(part), self.settings.axis(part)
@@ -162,11 +162,11 @@ class Scalar:
 
     def decode(
         self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
-        fetch: Fetch,
+        around: Surroundings = ALONE,
     ) -> dict[Part, torch.Tensor]:  # fmt: skip
         import torch
 
-        del fetch
+        del around
         levels, group, symmetric, axis, rotated, scale_bytes, offset_bytes = tensors[LAYOUT].integers()
         stored = _stored_shape(part, shape, axis)
         packed = to_torch(tensors["codes"], device).view(tensors["codes"].shape)

@@ -39,6 +39,7 @@ def command(
     On a 1,024-token passage and 64 decode steps of the default model, with the figures as they are measured here.
     """
     from formats import load as open_file
+    from formats.paths import cache_folder
 
     from ..bridge import to_cache
     from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_file
@@ -46,7 +47,6 @@ def command(
     from ..fingerprint import of as fingerprint_of
     from ..generation import Sampler
     from ..models import load
-    from ..paths import cache_folder
     from ..resuming import resume
     from ..verification import VerifyOptions, passes, verify
 

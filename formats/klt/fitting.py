@@ -1,0 +1,151 @@
+"""From statistics to a group of a profile: the metric, the basis in as few bits as it needs, the scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..records import Part
+from .profile import MAX_BANDS, SCALE_UNITS, Group, Shape
+from .statistics import Statistics
+
+_BANDS = (8, 24, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_NOISE = 0.25  # of what the basis leaves: what its own rounding may add
+_ITERATIONS, _MORE = 3, 128  # of the subspace, and columns beyond those that are wanted
+_SMALL = 2048  # widths up to which all eigenvectors are computed
+_SMALLEST = 2.0**-40  # of the largest scale: smaller ones are rounding
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How many coefficients a basis keeps: at most `most`, and no more than hold this share of the energy."""
+
+    most: int
+    energy: float = 1.0
+
+
+def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tensor, before: _Fitted | None) -> _Fitted:
+    """The group of these statistics.
+
+    Args:
+        shape: with any rank, step and bands.
+        importance: weights of the regression.
+        before: the group before of the same run, from which coefficients are predicted.
+    """
+    count = max(1, statistics.tokens)
+    metric = {part: statistics.metric(part).half().float() for part in (Part.KEYS, Part.VALUES)}
+    offset = statistics.sums / count
+    covariance = statistics.covariance / count - torch.outer(offset, offset)
+    covariance = _weighted(_weighted(covariance, metric, shape).T, metric, shape)
+    covariance = (covariance + covariance.T) / 2
+    energy = float(covariance.diagonal().sum())
+    values, vectors = leading(covariance, min(rank.most, statistics.width))
+    kept = _kept(values, energy, rank.energy)
+    values, vectors = values[:kept], vectors[:, :kept]
+    predict, left = None, values
+    if before is not None and statistics.cross is not None:
+        cross = statistics.cross / count - torch.outer(offset, before.offset)
+        predict, left = _prediction(_weighted(cross, metric, shape), vectors, values, before)
+    exponents = _exponents(left)
+    scales = torch.exp2(exponents.double() / SCALE_UNITS).float()
+    rest = (covariance.diagonal() - (vectors**2) @ values).clamp_min(0)
+    step = _step(float(rest.mean()), float(values[-1]), kept)
+    scaled = (vectors * scales).T  # (rank, P)
+    basis = (scaled / step).round().clamp(-32767, 32767).to(torch.int16)
+    if predict is not None:
+        predict = predict / scales[:, None]
+    noise = kept * step**2 / 12
+    bands = tuple(stop for stop in _BANDS if stop < kept)[: MAX_BANDS - 1]
+    group = Group(
+        replace(shape, rank=kept, basis_step=step, bands=(*bands, kept)), statistics.origin + offset,
+        _first_mean(statistics), metric[Part.KEYS], metric[Part.VALUES], basis, exponents.to(torch.int16),
+        _exponents(rest + noise).to(torch.int16), importance, predict,
+    )  # fmt: skip
+    return _Fitted(group, offset, metric, vectors, values)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A group, and what the next one needs of it."""
+
+    group: Group
+    offset: torch.Tensor
+    metric: Mapping[Part, torch.Tensor]
+    vectors: torch.Tensor
+    values: torch.Tensor
+
+
+def _first_mean(statistics: Statistics) -> torch.Tensor:
+    if not statistics.firsts:
+        return statistics.origin + statistics.sums / max(1, statistics.tokens)
+    return statistics.first_sums / statistics.firsts
+
+
+def _weighted(rows: torch.Tensor, metric: Mapping[Part, torch.Tensor], shape: Shape) -> torch.Tensor:
+    """The metric applied to the first axis of (P, any)."""
+    keys, others = rows[: shape.keys], rows[shape.keys :]
+    found = []
+    for part, block in ((Part.KEYS, keys), (Part.VALUES, others)):
+        blocks = metric[part].flatten(0, 1)
+        found.append(torch.bmm(blocks, block.reshape(len(blocks), blocks.shape[-1], -1)).reshape(block.shape))
+    return torch.cat(found)
+
+
+def leading(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest eigenvalues, descending, and eigenvectors (P, count) of a symmetric matrix.
+
+    Wide matrices go by subspace iteration with a Rayleigh-Ritz step (Halko et al., arXiv 0909.4061): a few products
+    with the matrix instead of a full decomposition, which would take four times as long.
+    """
+    width = len(matrix)
+    columns = min(width, count + _MORE)
+    if width <= _SMALL or 2 * columns > width:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count].contiguous()
+    generator = torch.Generator(device=matrix.device).manual_seed(0)
+    basis = torch.randn(width, columns, generator=generator, device=matrix.device)
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ basis)[0]
+    projected = basis.T @ (matrix @ basis)
+    values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
+    return values.flip(0)[:count].clamp_min(0), (basis @ vectors.flip(1)[:, :count]).contiguous()
+
+
+def _kept(values: torch.Tensor, energy: float, share: float) -> int:
+    """How many of the values hold the share of the energy; those that are rounding are not counted."""
+    sums = values.double().cumsum(0)
+    enough = int((sums < share * energy).sum()) + 1
+    sound = int((values > values[0] * _SMALLEST**2).sum())
+    return max(1, min(enough, sound, len(values)))
+
+
+def _prediction(
+    cross: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor, before: _Fitted
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(coefficients from those of the group before over their scales, (rank, rank before); variances that are left).
+
+    Args:
+        cross: covariance of this group's weighted vectors with the unweighted ones of the group before.
+    """
+    other = _weighted(cross.T, before.metric, before.group.shape).T @ before.vectors  # with its coefficients
+    joint = vectors.T @ other
+    ridge = before.values + before.values[-1]  # decoded coefficients are those of the encoder only down to the last one
+    weights = joint / ridge
+    left = values - (joint * weights).sum(1)
+    scales = torch.exp2(before.group.scale.double() / SCALE_UNITS).float()
+    return weights * scales, left.clamp_min(float(values[-1]) * 1e-2)
+
+
+def _exponents(variances: torch.Tensor) -> torch.Tensor:
+    """The scale of values with these variances, in 32nds of an octave."""
+    floor = float(variances.max()) * _SMALLEST**2 + 2.0**-120
+    return (variances.double().clamp_min(floor).log2() * (SCALE_UNITS / 2)).round().clamp(-32000, 32000).int()
+
+
+def _step(rest: float, last: float, rank: int) -> float:
+    """The rounding of a basis whose noise in each direction is a share of what the basis leaves."""
+    left = rest if rest > last * 1e-3 else last * 1e-1  # a basis of full rank leaves nothing
+    return math.sqrt(12 * _NOISE * left / rank)

@@ -1,0 +1,161 @@
+"""A group's transform on one device: rows to weighted vectors, to coefficients, and back, a layer at a time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from ..geometry import LayerSpec
+from ..records import Part
+from .importance import features
+from .profile import SCALE_UNITS, Group, Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+
+class Transform:
+    """Tokens' vectors are (tokens, P): keys of all layers, then values, each weighted (see `profile.Shape`).
+
+    The weighted error of a token's row is its share of the KL: unit error costs the same in every direction.
+
+    Args:
+        group: its statistics.
+        device: where the arithmetic is done, in float32.
+    """
+
+    def __init__(self, group: Group, device: str | torch.device) -> None:
+        import torch
+
+        self.shape = shape = group.shape
+        self.device = device
+        # rows of the basis are as long as their coefficients are large, which are taken relative to their scale
+        self.basis = group.basis.to(device).float() * shape.basis_step  # (rank, P)
+        self.scales, self.residual_scales = (
+            torch.exp2(exponents.double() / SCALE_UNITS).float().to(device)
+            for exponents in (group.scale, group.residual_scale)
+        )
+        self.exponents = group.scale.to(torch.int32).numpy()
+        self.residual_exponents = group.residual_scale.to(torch.int32).numpy()
+        layers = torch.arange(shape.layer_count)
+        sizes = (shape.heads * shape.key_size, shape.heads * shape.value_size)
+        self.layer_of = torch.cat([layers.repeat_interleave(size) for size in sizes]).numpy()  # (P,)
+        self._metric = {Part.KEYS: group.metric_keys.to(device), Part.VALUES: group.metric_values.to(device)}
+        self._inverse = {part: torch.linalg.inv(metric) for part, metric in self._metric.items()}
+        self._mean = self._by_part(group.mean.to(device))
+        self._first_mean = self._by_part(group.first_mean.to(device))
+        self.importance = group.importance.to(device)
+        self.predict = None if group.predict is None else group.predict.to(device)
+
+    def _by_part(self, vector: torch.Tensor) -> dict[Part, torch.Tensor]:
+        """(P,) as (layers, heads, 1, head size) of keys and of values."""
+        s = self.shape
+        keys = vector[: s.keys].view(s.layer_count, s.heads, 1, s.key_size)
+        return {Part.KEYS: keys, Part.VALUES: vector[s.keys :].view(s.layer_count, s.heads, 1, s.value_size)}
+
+    def unturned(self, rows: Mapping[Part, torch.Tensor], positions: torch.Tensor) -> dict[Part, torch.Tensor]:
+        """Rows (layers, batch, heads, rows, head size) as (layers, heads, tokens, head size), keys without RoPE.
+
+        Tokens are batch x rows, the rows of one sequence after those of another.
+        """
+        import torch
+
+        batch = rows[Part.KEYS].shape[1]
+        found = {}
+        for part, tensor in rows.items():
+            layers = tensor.to(self.device).float().movedim(1, 2).flatten(2, 3)
+            if part is Part.KEYS:
+                places = positions.repeat(batch)
+                turned = [
+                    rotary.turn(layer, places, back=True)
+                    for rotary, layer in zip(self.shape.rotary, layers, strict=True)
+                ]
+                layers = torch.stack(turned)
+            found[part] = layers
+        return found
+
+    def features(self, unturned: Mapping[Part, torch.Tensor], positions: torch.Tensor, end: int) -> torch.Tensor:
+        """The features of `importance` for tokens at these positions (tokens,)."""
+        return features(unturned[Part.KEYS], unturned[Part.VALUES], positions.to(self.device), end)
+
+    def weigh(self, unturned: Mapping[Part, torch.Tensor], first: torch.Tensor) -> torch.Tensor:
+        """Weighted vectors (tokens, P) less their mean; `first` (tokens,) says which tokens are first ones."""
+        import torch
+
+        weighted = []
+        for part in (Part.KEYS, Part.VALUES):
+            mean = torch.where(first[:, None], self._first_mean[part], self._mean[part])
+            less = (unturned[part] - mean).flatten(0, 1)
+            weighted.append(torch.bmm(less, self._metric[part].flatten(0, 1)).transpose(0, 1).flatten(1))
+        return torch.cat(weighted, 1)
+
+    def fits(self, spec: LayerSpec) -> bool:
+        """Whether layers of this kind can be restored."""
+        s = self.shape
+        return (spec.heads, spec.key_size, spec.value_size) == (s.heads, s.key_size, s.value_size)
+
+    def by_layer(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over each layer of values (tokens, P), (tokens, layers)."""
+        s = self.shape
+        keys, others = values[:, : s.keys], values[:, s.keys :]
+        sums = keys.reshape(len(keys), s.layer_count, -1).sum(-1) + others.reshape(len(keys), s.layer_count, -1).sum(-1)
+        return sums / (s.width // s.layer_count)
+
+    def analyse(self, weighted: torch.Tensor, rank: int) -> torch.Tensor:
+        """The first `rank` coefficients of weighted vectors over their scales, (tokens, rank)."""
+        return (weighted @ self.basis[:rank].T) / self.scales[:rank].square()
+
+    def synthesise(self, relative: torch.Tensor) -> torch.Tensor:
+        """Weighted vectors (tokens, P) of coefficients over their scales, (tokens, up to rank)."""
+        return relative @ self.basis[: relative.shape[1]]
+
+    def restore(
+        self, relative: torch.Tensor, rest: torch.Tensor | None, first: torch.Tensor, positions: torch.Tensor,
+        batch: int, layer: int,
+    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+        """Keys and values of one layer of the group, (batch, heads, rows, head size), float32.
+
+        Args:
+            relative: coefficients over their scales, (tokens, up to rank).
+            rest: what is added to the weighted vectors, (tokens, P), or None.
+            positions: of the rows, (rows,).
+        """
+        import torch
+
+        s, found = self.shape, {}
+        for part, size, start in ((Part.KEYS, s.key_size, 0), (Part.VALUES, s.value_size, s.keys)):
+            columns = slice(start + layer * s.heads * size, start + (layer + 1) * s.heads * size)
+            weighted = relative @ self.basis[: relative.shape[1], columns]
+            if rest is not None:
+                weighted = weighted + rest[:, columns]
+            heads = weighted.view(-1, s.heads, size).transpose(0, 1)
+            mean = torch.where(first[:, None], self._first_mean[part][layer], self._mean[part][layer])
+            rows = torch.bmm(heads, self._inverse[part][layer]) + mean
+            rows = rows.view(s.heads, batch, -1, size).transpose(0, 1)
+            found[part] = s.rotary[layer].turn(rows, positions) if part is Part.KEYS else rows
+        return found
+
+
+@lru_cache(maxsize=8)
+def _of(profile: _ByDigest, number: int, device: str) -> Transform:
+    return Transform(profile.profile.groups[number], device)
+
+
+class _ByDigest:
+    """A profile that is equal to another one if its bytes are."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByDigest) and self.profile.digest == other.profile.digest
+
+    def __hash__(self) -> int:
+        return hash(self.profile.digest)
+
+
+def transforms(profile: Profile, first_layer: int, layer_count: int, device: str | torch.device) -> list[Transform]:
+    """The transforms of the groups that make up these layers; unpacked once a process and device."""
+    return [_of(_ByDigest(profile), number, str(device)) for number in profile.run(first_layer, layer_count)]

@@ -1,0 +1,224 @@
+"""Calibration: what a model's caches look like and what their errors cost, gathered into a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from formats.codecs import Surroundings
+from formats.codecs.klt import Klt, KltSettings
+from formats.geometry import Geometry
+from formats.klt import fitting, importance
+from formats.klt.fitting import Rank
+from formats.klt.profile import Group, Profile, Shape, dumps
+from formats.klt.statistics import Statistics, features_of, flat
+from formats.klt.tables import Counter, assumed
+from formats.records import Part
+
+from . import bridge, fingerprint, rotary
+from .calibration_texts import CONTEXT
+from .generation import Progress, nothing, prefill
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
+    from formats.rotary import Rotary
+
+WIDEST = 12_000  # values of a token in one joint basis: its covariance takes 4 * WIDEST ** 2 bytes, 0.6 GB
+_COUNTED = (250, 300, 340, 370, 400, 440)  # the finenesses at which symbols are counted
+_SCALE = {torch.float16: 1024.0}  # gradients of a log-probability are small for float16
+_EARLY = 2  # Fisher windows before the metric is known well enough to weigh gradients
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How much is gathered.
+
+    Attributes:
+        rank: of the joint basis of a group of layers.
+        context: tokens of a window whose rows are taken; gradients come from the tokens behind them.
+        fisher_every: one window of so many is run backwards, too, which takes three times as long.
+        sample: windows whose symbols are counted; curve: windows on which the curve is measured.
+    """
+
+    rank: Rank = Rank(3072)  # noqa: RUF009 - frozen
+    context: int = CONTEXT
+    fisher_every: int = 2
+    sample: int = 6
+    seed: int = 0
+
+
+def plan(geometry: Geometry, turns: Sequence[Rotary]) -> list[Shape]:
+    """Groups of layers, each no wider than `WIDEST`; neighbouring layers that are alike share one where they can."""
+    shapes = []
+    for first, count, spec in geometry.runs():
+        width = spec.heads * (spec.key_size + spec.value_size)
+        groups = -(-count * width // max(WIDEST, width))
+        each = -(-count // groups)
+        for layer in range(first, first + count, each):
+            layers = min(each, first + count - layer)
+            shapes.append(Shape(
+                layer, layers, spec.heads, spec.key_size, spec.value_size, 1, 1.0, (1,),
+                tuple(turns[layer : layer + layers]),
+            ))  # fmt: skip
+    return shapes
+
+
+def _continues(shapes: Sequence[Shape], number: int, geometry: Geometry) -> bool:
+    """Whether a group continues the run of the group before."""
+    shape = shapes[number]
+    return number > 0 and all(first != shape.first_layer for first, _, _ in geometry.runs())
+
+
+class Gatherer:
+    """Sums over windows, one at a time; can be put aside and taken up again between any two of them."""
+
+    def __init__(self, model: PreTrainedModel, options: CalibrationOptions) -> None:
+        self.model, self.options = model, options
+        model.requires_grad_(False)
+        cache, _ = prefill(model, list(range(1, 9)), chunk=8)
+        self.geometry = bridge.geometry_of(cache, type(model).__name__)
+        self.shapes = plan(self.geometry, rotary.layers_of(model))
+        self.statistics: list[Statistics] = []
+        for number, s in enumerate(self.shapes):
+            before = self.shapes[number - 1].width if _continues(self.shapes, number, self.geometry) else 0
+            self.statistics.append(Statistics(s.layer_count, s.heads, s.key_size, s.value_size, before))
+        self.done = 0
+        self._inputs: list[list[torch.Tensor]] = [[] for _ in self.shapes]
+        self._targets: list[list[torch.Tensor]] = [[] for _ in self.shapes]
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Take up a window: rows of its context, gradients of what follows it."""
+        size = self.options.context
+        context, following = list(tokens[:size]), list(tokens[size:])
+        cache, _ = prefill(self.model, context, chunk=CONTEXT)
+        before: torch.Tensor | None = None
+        backwards = self.done % self.options.fisher_every == 0 and len(following) > 0
+        gradients = self._gradients(cache, following) if backwards else None
+        for number, (unturned, positions) in enumerate(self._unturned(bridge.rows_of(cache))):
+            before = self.statistics[number].add_rows(flat(unturned), positions == 0, before)
+            if gradients is not None:
+                self._add_gradients(number, unturned, gradients[number], positions, len(following))
+        self.done += 1
+
+    def _unturned(
+        self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> Iterator[tuple[dict[Part, torch.Tensor], torch.Tensor]]:
+        """For each group: its rows (layers, heads, tokens, size) in float32, keys turned back; their positions."""
+        for shape in self.shapes:
+            layers = range(shape.first_layer, shape.first_layer + shape.layer_count)
+            count = rows[shape.first_layer][0].shape[2]
+            positions = torch.arange(self.options.context - count, self.options.context)
+            keys = [rows[layer][0][0].float().cpu() for layer in layers]
+            back = [turn.turn(one, positions, back=True) for turn, one in zip(shape.rotary, keys, strict=True)]
+            values = torch.stack([rows[layer][1][0].float().cpu() for layer in layers])
+            yield {Part.KEYS: torch.stack(back), Part.VALUES: values}, positions
+
+    def _gradients(self, cache: DynamicCache, following: Sequence[int]) -> list[dict[Part, torch.Tensor]]:
+        """Of the log-probabilities of tokens that the model itself draws, with respect to the rows of each group.
+
+        Random signs make one backward pass an unbiased sample of the sum over positions of g g^T.
+        """
+        device = next(self.model.parameters()).device
+        twin, leaves = bridge.with_leaves(cache)
+        ids = torch.tensor([following], device=device)
+        logits = self.model(input_ids=ids, past_key_values=twin, use_cache=True).logits[0].float()
+        logp = torch.log_softmax(logits, -1)
+        generator = torch.Generator().manual_seed(self.options.seed + self.done)
+        drawn = torch.multinomial(logp.detach().exp().cpu(), 1, generator=generator)
+        signs = torch.randint(2, drawn.shape, generator=generator) * 2.0 - 1
+        scale = _SCALE.get(next(self.model.parameters()).dtype, 1.0)
+        total = (logp.gather(1, drawn.to(device)) * signs.to(device)).sum() * scale
+        found = torch.autograd.grad(total, [tensor for pair in leaves for tensor in pair])
+        pairs = [(found[2 * at] / scale, found[2 * at + 1] / scale) for at in range(len(leaves))]
+        return [gradients for gradients, _ in self._unturned(pairs)]  # turning is orthogonal: gradients turn alike
+
+    def _add_gradients(
+        self, number: int, unturned: Mapping[Part, torch.Tensor], gradients: Mapping[Part, torch.Tensor],
+        positions: torch.Tensor, predictions: int,
+    ) -> None:  # fmt: skip
+        first = positions == 0
+        self.statistics[number].add_gradients(gradients, first, predictions)
+        if self.done // self.options.fisher_every >= _EARLY:
+            information = self.statistics[number].information(gradients)
+            self._inputs[number].append(features_of(unturned, positions, self.options.context)[~first])
+            self._targets[number].append(information[~first])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that was gathered, for a checkpoint."""
+        found = {"done": torch.tensor(self.done)}
+        for number, statistics in enumerate(self.statistics):
+            found |= {f"{number}.{name}": tensor for name, tensor in statistics.state().items()}
+            for at, (inputs, targets) in enumerate(zip(self._inputs[number], self._targets[number], strict=True)):
+                found |= {f"{number}.inputs.{at}": inputs.contiguous(), f"{number}.targets.{at}": targets.contiguous()}
+        return found
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up a checkpoint of the same model and options."""
+        self.done = int(state["done"])
+        for number, statistics in enumerate(self.statistics):
+            prefix = f"{number}."
+            statistics.load({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)})
+            count = sum(name.startswith(f"{number}.inputs.") for name in state)
+            self._inputs[number] = [state[f"{number}.inputs.{at}"] for at in range(count)]
+            self._targets[number] = [state[f"{number}.targets.{at}"] for at in range(count)]
+
+    def groups(self, progress: Progress = nothing) -> list[Group]:
+        """The groups of a profile of what was gathered."""
+        found: list[Group] = []
+        before = None
+        for number, (shape, statistics) in enumerate(zip(self.shapes, self.statistics, strict=True)):
+            weights = torch.zeros(importance.POSITION_FEATURES + 2 * shape.layer_count * shape.heads)
+            if self._inputs[number]:
+                weights = importance.fit(self._inputs[number], self._targets[number])
+            continued = before if _continues(self.shapes, number, self.geometry) else None
+            before = fitting.fit(statistics, shape, self.options.rank, weights, continued)
+            found.append(before.group)
+            progress(1)
+        return found
+
+
+def profile_of(
+    gatherer: Gatherer, groups: Sequence[Group], sample: Sequence[Sequence[int]], name: str, info: Mapping[str, Any],
+    progress: Progress = nothing,
+) -> Profile:  # fmt: skip
+    """The profile of these groups: symbols of sample windows are counted for its tables.
+
+    Args:
+        sample: windows of tokens.
+        progress: called with 1 for each of them.
+    """
+    identity = fingerprint.of(gatherer.model)
+    tables = assumed()
+    draft = dumps(name, identity, groups, tables, {}, [])
+    counter = Counter(draft.tables)
+    for tokens in sample:
+        cache, _ = prefill(gatherer.model, list(tokens[: gatherer.options.context]), chunk=CONTEXT)
+        for rows, around in joint_blocks(cache, gatherer.geometry):
+            for fineness in _COUNTED:
+                settings = KltSettings(fineness=fineness)
+                Klt(settings).put(rows, around, draft, counter)
+        progress(1)
+    return dumps(name, identity, groups, counter.fitted(), info, [])
+
+
+def joint_blocks(cache: DynamicCache, geometry: Geometry) -> Iterator[tuple[dict[Part, torch.Tensor], Surroundings]]:
+    """The rows of each run of layers as codec klt takes them, (layers, 1, heads, rows, head size)."""
+    rows = bridge.rows_of(cache)
+    for first, count, _ in geometry.runs():
+        layers = rows[first : first + count]
+        held = layers[0][0].shape[2]
+        seen = cache.get_seq_length()
+        around = Surroundings(first_layer=first, positions=range(seen - held, seen), end=seen)
+        yield {
+            Part.KEYS: torch.stack([keys for keys, _ in layers]),
+            Part.VALUES: torch.stack([values for _, values in layers]),
+        }, around  # fmt: skip
+
+
+def with_curve(profile: Profile, curve: Sequence[Mapping[str, float]]) -> Profile:
+    """The same profile with what was measured of it."""
+    return dumps(profile.name, profile.fingerprint, profile.groups, profile.tables, profile.info, curve)
