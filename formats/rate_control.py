@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .codecs.scalar import MAX_LEVELS
 from .compression import Recipe, Source, write
 from .errors import PromiseError
-from .tiers import Family, Tier, families
+from .tiers import Family, Tier, families, klt_family
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,9 @@ Measure = Callable[[Recipe], float]
 QUALITY_BYTES = 768  # left for the measurement that the tier header takes when the file is written
 _GROUPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _COARSE = 16  # levels up to which one more changes much
+MAX_FINE = 1 << 12  # levels of scalar beyond which lossless is smaller
 _TRIALS = 10  # pairs of levels that a climb measures at most
+_KLT_BEST = 5.0  # bits a value below which no other codec comes near klt (docs/klt.md)
 _STEP = 1.06  # neighbouring knob settings differ by this factor, or by 1
 
 
@@ -105,14 +107,16 @@ def largest_within(sizer: Sizer, family: Family, max_bytes: float) -> Candidate 
 
 
 def choose(
-    sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int], None], *, good_enough: float = 0.0
-) -> Choice:
+    sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int], None], *, good_enough: float = 0.0,
+    profile: str = "",
+) -> Choice:  # fmt: skip
     """The best recipe whose file keeps the tier's ratio.
 
     Args:
         measure: quality of a recipe, lower is better; called once for each family that fits.
         good_enough: a quality that cannot be told from a better one; what follows it is not tried.
-        progress: called with 1 for each family that was tried; there are `len(families())`.
+        progress: called with 1 for each family that was tried; there are `len(families(profile))`.
+        profile: digest of the profile for codec klt; "" if there is none.
     Raises:
         PromiseError: none does.
     """
@@ -123,9 +127,9 @@ def choose(
     max_bytes = raw / tier.ratio - QUALITY_BYTES
     bits = 8 * max_bytes / sizer.source.stored_values
     found: list[Candidate] = []
-    for family in families():
+    for family in families(profile):
         candidate = None
-        if found and _quality(found[-1]) < good_enough:
+        if found and (_quality(found[-1]) < good_enough or (found[0].label == "klt" and bits < _KLT_BEST)):
             progress(1)
             continue
         if family.rate is None or 0.75 * bits <= family.rate <= 1.2 * bits:
@@ -191,21 +195,51 @@ def _quality(candidate: Candidate) -> float:
     return float("inf") if candidate.quality is None else candidate.quality
 
 
-def smallest_at(
-    sizer: Sizer, max_quality: float, measure: Measure, tried: Sequence[Candidate] = ()
-) -> Candidate | None:
-    """The smallest file whose quality is at most `max_quality`, by bisection of one family; None if there is none."""
-    known = [candidate for candidate in tried if _quality(candidate) <= max_quality]
-    family = next(one for one in families() if one.follow.get("values_levels") == 0.75)
-    settings = [value for value in knob_settings(family) if value <= 1 << 8]
-    low, high = 0, len(settings)
-    while low < high:
-        middle = (low + high) // 2
-        recipe = at(family, settings[middle])
-        quality = measure(recipe)
-        if quality <= max_quality:
-            known.append(Candidate(family.label, recipe, sizer(recipe), quality))
-            high = middle
+Good = Callable[[Recipe], bool]
+
+
+def smallest(sizer: Sizer, family: Family, good: Good, start: int | None = None) -> Candidate | None:
+    """The family's smallest file that is good, or None if not even its largest is.
+
+    Quality rises with the knob but for noise; what is returned was tried and found good.
+
+    Args:
+        good: tells whether a recipe's file is good enough; it is called a few times.
+        start: a guess of the knob.
+    """
+    settings = list(range(family.low, family.high + 1)) if family.values else knob_settings(family)
+    low, high = -1, len(settings)  # one that is not good, one that is
+    guess = min(max(settings.index(start), 0), len(settings) - 1) if start in settings else len(settings) // 2
+    reach = max(1, len(settings) // 64) if start in settings else len(settings)
+    while high - low > 1:
+        if good(at(family, settings[guess])):
+            high, step = guess, -reach
         else:
-            low = middle + 1
+            low, step = guess, reach
+        outside = guess + step
+        guess = outside if low < outside < high else (low + high) // 2
+        reach *= 2
+    if high == len(settings):
+        return None
+    recipe = at(family, settings[high])
+    return Candidate(family.label, recipe, sizer(recipe))
+
+
+def smallest_for(
+    sizer: Sizer, good: Good, profile: str = "", start: int | None = None, tried: Sequence[Candidate] = ()
+) -> Candidate | None:
+    """The smallest file that is good, of codec klt if there is a profile, else of scalar; None if there is none.
+
+    Args:
+        tried: candidates that are known to be good.
+    """
+    known = list(tried)
+    wanted = [klt_family(profile)] if profile else []
+    wanted += [one for one in families() if one.follow.get("values_levels") == 0.75]
+    for family in wanted:
+        found = smallest(sizer, replace(family, high=min(family.high, MAX_FINE)), good, start)
+        if found is not None:
+            known.append(found)
+            if family.label == "klt" and 8 * found.file_bytes / sizer.source.stored_values < _KLT_BEST:
+                break
     return min(known, key=lambda candidate: candidate.file_bytes, default=None)

@@ -112,6 +112,38 @@ def tier_of(name: str) -> Tier:
     return Tier(name, ratio, limits[0] if limits else TIERS["1034x"].max_kl)
 
 
+QUALITIES = {"near-exact": 0.001, "high": 0.01, "balanced": 0.05, "small": 0.15}  # mean KL in nats, at most
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A quality to be kept in as few bytes as possible.
+
+    Attributes:
+        name: as the tier header states it.
+        max_kl: mean KL, at most; min_top1: share of equal top-1 tokens, at least.
+    """
+
+    name: str
+    max_kl: float = float("inf")
+    min_top1: float = 0.0
+
+    @property
+    def promise(self) -> str:
+        wanted = [f"a KL of at most {self.max_kl:g}"] if self.max_kl < float("inf") else []
+        wanted += [f"a top-1 share of at least {self.min_top1:g}"] if self.min_top1 else []
+        return " and ".join(wanted)
+
+
+def goal_of(quality: str) -> Goal:
+    """The goal of this name.  Raises UsageError if there is none."""
+    if quality not in QUALITIES:
+        near = difflib.get_close_matches(quality, QUALITIES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(QUALITIES)}"
+        raise UsageError(f"there is no quality {quality!r}", hint=hint)
+    return Goal(quality, QUALITIES[quality])
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A word for a measured KL, as the reports use them."""
@@ -161,9 +193,19 @@ class Family:
 SINKS = 4  # rows: their damage costs more than their bytes (arXiv 2309.17453; measured in docs/claims.md)
 
 
-def families() -> list[Family]:
-    """What rate control chooses from."""
-    found = [
+FINENESS = (160, 720)  # of codec klt: from a caricature to the rounding of float32
+_COARSE_FINENESS = tuple(range(*FINENESS, 4))
+
+
+def klt_family(profile: str) -> Family:
+    """Codec klt with the profile of this digest."""
+    return Family("klt", Recipe("klt", {"profile": profile}), "fineness", *FINENESS, values=_COARSE_FINENESS)
+
+
+def families(profile: str = "") -> list[Family]:
+    """What rate control chooses from: codec klt first if there is a profile for it."""
+    found = [klt_family(profile)] if profile else []
+    found += [
         Family(
             f"scalar, values {share:g}", Recipe("scalar", {"group": 64}, exact_sinks=SINKS), "levels", 3,
             follow={"values_levels": share},

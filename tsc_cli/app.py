@@ -8,7 +8,22 @@ import typer
 
 from formats.version import VERSION
 
-from .commands import bench, capture, compress, decode, demo, inspect, integrity, models, plot, resume, tiers, verify
+from .commands import (
+    bench,
+    calibrate,
+    capture,
+    compress,
+    decode,
+    demo,
+    inspect,
+    integrity,
+    models,
+    plot,
+    profiles,
+    resume,
+    tiers,
+    verify,
+)
 from .output import message
 
 # plain help: rich's costs a third of the start-up time that --help is allowed
@@ -43,7 +58,7 @@ def tsc(
 
 for _name, _module in (
     ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
-    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("bench", bench), ("plot", plot),
-    ("models", models),
+    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("calibrate", calibrate),
+    ("profiles", profiles), ("bench", bench), ("plot", plot), ("models", models),
 ):  # fmt: skip
     app.command(_name)(_module.command)

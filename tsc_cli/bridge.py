@@ -7,6 +7,7 @@ A cache that cannot be restored faithfully is refused by name before anything is
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,6 +139,14 @@ def with_leaves(cache: DynamicCache) -> tuple[DynamicCache, list[Rows]]:
     for layer in _layers(twin):
         layer.keys, layer.values = (rows.detach().clone().requires_grad_() for rows in (layer.keys, layer.values))
     return twin, [(layer.keys, layer.values) for layer in _layers(twin)]
+
+
+def with_rows(cache: DynamicCache, rows: Sequence[Rows]) -> DynamicCache:
+    """A second cache that has seen the same tokens and holds these rows, (keys, values) of each layer."""
+    twin = fork(cache)
+    for layer, (keys, values) in zip(_layers(twin), rows, strict=True):
+        layer.keys, layer.values = keys, values
+    return twin
 
 
 def restore(snapshot: Snapshot, model: PreTrainedModel) -> DynamicCache:

@@ -13,15 +13,18 @@ from formats.atomic import atomic_write
 from formats.compression import Header, Recipe, Source, write
 from formats.errors import PromiseError, UsageError
 from formats.header import TierHeader
-from formats.rate_control import QUALITY_BYTES, Candidate, Choice, Sizer, choose, smallest_at
+from formats.klt import store
+from formats.rate_control import QUALITY_BYTES, Candidate, Choice, Sizer, choose, smallest_for
 from formats.records import Part
-from formats.tiers import TIERS, Tier, tier_of
+from formats.tiers import TIERS, Goal, Tier, goal_of, tier_of
 from formats.trace_writer import content_id
 
 from .generation import Progress, nothing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from formats.klt.profile import Profile
 
     from .judging import Judge
 
@@ -40,10 +43,14 @@ class Compressor:
     Args:
         judge: measures the KL of candidates; without one the relative error of the rows decides.
         sizer: knows sizes already.
+        profile: of the model, for codec klt; None if there is none.
     """
 
-    def __init__(self, source: Source, judge: Judge | None, sizer: Sizer | None = None) -> None:
+    def __init__(
+        self, source: Source, judge: Judge | None, sizer: Sizer | None = None, profile: Profile | None = None
+    ) -> None:
         self.source = source
+        self.profile = profile
         self.judge = judge
         self._device = "cpu" if judge is None else judge.device
         self._sizer = sizer or Sizer(source, self._device)
@@ -57,13 +64,57 @@ class Compressor:
         measure = self._error if self.judge is None else self.judge.kl
         try:
             enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # rounding, no more
-            choice = choose(self._sizer, tier, measure, progress, good_enough=enough)
+            choice = choose(self._sizer, tier, measure, progress, good_enough=enough, profile=self._digest)
         except PromiseError as error:
             raise self._broken(tier, error.message, []) from None
         if self.judge is not None and not (choice.winner.quality or 0.0) <= tier.max_kl:
             best = f"the best file that is {tier.ratio:g}x smaller has a KL of {choice.winner.quality:.3g}"
             raise self._broken(tier, best, choice.candidates)
         return choice
+
+    def smallest(self, goal: Goal, progress: Progress = nothing) -> Recipe:
+        """The recipe of the smallest file that keeps a quality, measured on this very cache; at worst it is lossless.
+
+        Raises:
+            UsageError: there is no model that could measure.
+        """
+        judge = self.judge
+        if judge is None:
+            raise UsageError(
+                "a quality can be kept only where it can be measured: the model is needed",
+                hint="-m MODEL gives it; --tier or --bits ask for a size instead",
+            )
+
+        def good(recipe: Recipe) -> bool:
+            fidelity = judge.of_recipe(recipe)
+            progress(1)
+            return fidelity.kl_mean <= goal.max_kl and fidelity.top1 >= goal.min_top1
+
+        exact = Candidate("lossless", Recipe("lossless"), self._sizer(Recipe("lossless")))
+        found = smallest_for(self._sizer, good, self._digest, self._guess(goal.max_kl), [exact])
+        assert found is not None  # at worst it is the lossless file
+        return found.recipe
+
+    def at_bits(self, bits: float) -> Recipe:
+        """The best recipe of at most so many bits a stored value, everything counted.
+
+        Raises:
+            PromiseError: even the smallest file is larger.
+        """
+        raw, _ = self.source.captured_bytes
+        ratio = 8 * raw / (bits * self.source.stored_values)
+        return self.choose(Tier(f"{bits:g} bits a value", ratio, math.inf)).winner.recipe
+
+    @property
+    def _digest(self) -> str:
+        return "" if self.profile is None else self.profile.digest
+
+    def _guess(self, kl: float) -> int | None:
+        """The fineness at which calibration measured about this KL."""
+        curve = [] if self.profile is None else [p for p in self.profile.curve if p.get("kl", 0) > 0]
+        if not curve or not 0 < kl < math.inf:
+            return None
+        return round(min(curve, key=lambda point: abs(math.log(point["kl"] / kl)))["fineness"])
 
     def size(self, recipe: Recipe) -> int:
         """Length in bytes of the recipe's file."""
@@ -73,10 +124,14 @@ class Compressor:
         helps = (
             "what helps: a longer trace (more --steps at capture), since rows are stored once however many snapshots"
         )
-        helps += " share them; or a calibrated profile"
+        helps += " share them" if self.profile else " share them; or a profile of the model: tsc calibrate makes one"
         if self.judge is None:
             return PromiseError(f"{tier.name} cannot be met: {why}", hint=helps)
-        known = smallest_at(self._sizer, tier.max_kl, self.judge.kl, tried)
+        judge = self.judge
+        good = [one for one in tried if one.quality is not None and one.quality <= tier.max_kl]
+        known = smallest_for(
+            self._sizer, lambda recipe: judge.kl(recipe) <= tier.max_kl, self._digest, self._guess(tier.max_kl), good
+        )
         raw, _ = self.source.captured_bytes
         can = f"no file has a KL of at most {tier.max_kl:g}"
         if known is not None:
@@ -128,24 +183,28 @@ def raw_row_bytes(trace: Trace) -> int:
 
 
 def compress(
-    trace: Trace, path: str | os.PathLike[str], *, tier: str | None = None, recipe: Recipe | None = None,
-    model: PreTrainedModel | None = None, positions: int = 256, seed: int = 0, force: bool = False,
+    trace: Trace, path: str | os.PathLike[str], *, tier: str | None = None, quality: str | None = None,
+    max_kl: float | None = None, recipe: Recipe | None = None, model: PreTrainedModel | None = None,
+    profile: Profile | None = None, positions: int = 256, seed: int = 0, force: bool = False,
 ) -> Compressed:  # fmt: skip
-    """Write a captured trace as a small file.
+    """Write a captured trace as a small file.  Without a target, the smallest of quality "high".
 
     Args:
-        tier: a promise, such as "219x"; the codec is chosen.
+        tier: a promise of size, such as "219x"; the codec is chosen.
+        quality: a promise of quality, such as "balanced"; max_kl: one in nats.
         recipe: the codec by hand instead, such as `Recipe("scalar", {"bits": 4})`.
         model: measures the KL of candidates and of the result; without it their relative error decides.
+        profile: for codec klt; by default the one on this machine that fits the model, if there is one.
         positions, seed: of the measurement; see `verify`.
         force: replace an existing file.
     Raises:
-        PromiseError: the tier cannot be kept; nothing was written.
-        UsageError: neither or both of `tier` and `recipe`; a value is not finite; the model is another one.
+        PromiseError: the promise cannot be kept; nothing was written.
+        UsageError: two targets; a quality without a model; a value is not finite; the model is another one.
     """
-    if (tier is None) == (recipe is None):
-        raise UsageError("give either a tier or a recipe")
+    if sum(target is not None for target in (tier, quality, max_kl, recipe)) > 1:
+        raise UsageError("give one of a tier, a quality, a KL and a recipe")
     promise = None if tier is None else tier_of(tier)
+    goal = Goal(f"KL {max_kl:g}", max_kl) if max_kl is not None else goal_of(quality or "high")
     source, judge = Source(trace), None
     if model is not None:
         from . import fingerprint
@@ -153,9 +212,10 @@ def compress(
 
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model))
         judge = Judge(source, model, positions=positions, seed=seed)
-    compressor = Compressor(source, judge)
-    chosen = recipe if promise is None else compressor.choose(promise).winner.recipe
-    assert chosen is not None
-    quality = [] if judge is None else [judge.record(chosen)]
+    compressor = Compressor(source, judge, profile=profile or store.for_model(trace.fingerprint))
+    if recipe is None:
+        recipe = compressor.smallest(goal) if promise is None else compressor.choose(promise).winner.recipe
+        promise = promise or Tier(goal.name, None, goal.max_kl)
+    measured = [] if judge is None else [judge.record(recipe)]
     with atomic_write(path, force=force) as sink:
-        return compressor.write(chosen, sink, tier=promise, quality=quality)
+        return compressor.write(recipe, sink, tier=promise, quality=measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,16 +10,17 @@ import typer
 
 from formats.errors import UsageError
 
-from ..output import Output, columns, printable, ratio, size
+from ..compress_report import facts_of, published_text, summary
+from ..output import Output, columns, printable, ratio
 from .options import Device, File, FileModel, Force, Json, Quiet, Seed
 
 if TYPE_CHECKING:
     from formats import Trace
     from formats.compression import Recipe
-    from formats.tiers import Tier
+    from formats.klt.profile import Profile
+    from formats.tiers import Goal, Tier
 
-    from ..compressing import Compressed, Compressor
-    from ..fidelity import Fidelity
+    from ..compressing import Compressor
 
 
 def command(
@@ -37,6 +39,45 @@ def command(
             show_default=False,
         ),
     ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            "--quality", metavar="NAME", show_default=False,
+            help="The smallest file of this quality: near-exact, high, balanced or small (mean KL 0.001, 0.01, 0.05, "
+            "0.15). [default: high]",
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            "--max-kl", metavar="KL", min=0.0, show_default=False,
+            help="The smallest file whose mean KL in nats, measured on this very cache, is at most this.",
+        ),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1", metavar="SHARE", min=0.0, max=1.0, show_default=False,
+            help="The smallest file with at least this share of equal top-1 tokens.",
+        ),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            "--bits", metavar="BITS", min=0.001, show_default=False,
+            help="The best file of at most so many bits a stored value, everything counted.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", metavar="PROFILE", show_default=False,
+            help="Digest or file of the profile for codec klt. [default: the one that fits the model]",
+        ),
+    ] = None,
+    embed_profile: Annotated[
+        bool, typer.Option("--embed-profile", help="Hold the profile in the file, so that it can be read anywhere.")
+    ] = False,
     as_published: Annotated[
         bool,
         typer.Option("--as-published", help="Use the TSC reports' own recipe for the tier, whatever ratio comes out."),
@@ -44,7 +85,7 @@ def command(
     codec: Annotated[
         str | None,
         typer.Option(
-            "--codec", metavar="NAME", help="By hand: lossless, scalar, vq, pq or delta.", show_default=False
+            "--codec", metavar="NAME", help="By hand: lossless, scalar, vq, pq, delta or klt.", show_default=False
         ),
     ] = None,
     evict: Annotated[
@@ -80,40 +121,104 @@ def command(
 ) -> None:  # fmt: skip
     """Compress a captured file.
 
-    A tier is a promise: raw bytes of the captured trace over bytes of the file, everything counted, and the KL that
-    goes with it. The codec and its settings are chosen to be the best that keep it; if none does, nothing is written
-    (exit 4).
+    Ask for a quality, and the smallest file that keeps it is written; or for a size. A tier is a promise of size: raw
+    bytes of the captured trace over bytes of the file, everything counted, and the KL that goes with it. If nothing
+    keeps the promise, nothing is written (exit 4). A profile of the model (tsc calibrate) makes files several times
+    smaller.
     """
     from formats import load
     from formats.compression import recipe_of
-    from formats.tiers import TIERS, tier_of
+    from formats.tiers import TIERS
 
     from ..files import check_output
 
-    if (tier is None) == (codec is None) and not (dry_run and codec is None):
-        raise UsageError("give either --tier NAME or --codec NAME", hint="tsc tiers lists the tiers")
+    target = _Target.of(tier, quality, max_kl, min_top1, bits, codec)
     if codec is None and (settings or evict):
         raise UsageError("--set and --evict go with --codec")
-    if as_published and codec is not None:
+    if as_published and tier is None and not (dry_run and target.default):
         raise UsageError("--as-published goes with --tier")
-    promise = tier_of(tier) if tier is not None else None
-    if as_published and promise is not None and promise.published is None:
+    if as_published and target.tier is not None and target.tier.published is None:
         raise UsageError(f"the reports have no tier {tier}", hint=f"they have {', '.join(TIERS)}")
+    if dry_run and not target.default and target.tier is None and codec is None:
+        raise UsageError("--dry-run shows tiers", hint="without --quality, --max-kl, --min-top1 and --bits")
+    path = output or f"{PurePath(file).with_suffix('')}.{codec or target.name}.tsc"
     by_hand = recipe_of(codec, evict, pairs(settings or [])) if codec is not None else None
-    target = output or f"{PurePath(file).with_suffix('')}.{tier or (by_hand.name if by_hand else '')}.tsc"
     if not dry_run:
-        check_output(target, force=force)
+        check_output(path, force=force)
     trace = load(file)
     out = Output(as_json, quiet)
-    compressor = compressor_for(trace, model, device, verify, positions, seed, out)
+    chosen = _profile(profile, trace)
+    if by_hand is not None and by_hand.codec == "klt":
+        if chosen is None:
+            raise UsageError("codec klt needs a profile of the model", hint="tsc calibrate makes one")
+        by_hand = replace(by_hand, settings={"profile": chosen.digest, **by_hand.settings})
+    compressor = compressor_for(trace, model, device, verify, positions, seed, out, chosen)
     if dry_run:
-        wanted = [promise] if promise is not None else list(TIERS.values())
+        wanted = [target.tier] if target.tier is not None else list(TIERS.values())
         _dry_run(compressor, wanted, as_published, file, out)
         return
-    if by_hand is None and promise is not None:
-        by_hand = _recipe(compressor, promise, as_published, out)
-    assert by_hand is not None
-    _write(compressor, by_hand, promise, as_published, file, target, deterministic, force, out)
+    if chosen is None and codec is None and not as_published:
+        out.note("there is no profile of this model; with one (tsc calibrate) files are several times smaller")
+    recipe = by_hand or _recipe(compressor, target, as_published, out)
+    if recipe.codec == "klt":
+        recipe = replace(recipe, embed_profile=embed_profile)
+    _write(compressor, recipe, target, as_published, file, path, deterministic, force, out)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is asked for: a tier, a goal, a size in bits, or (with --codec) none of them."""
+
+    name: str
+    tier: Tier | None = None
+    goal: Goal | None = None
+    bits: float | None = None
+    default: bool = False
+
+    @classmethod
+    def of(
+        cls, tier: str | None, quality: str | None, max_kl: float | None, min_top1: float | None, bits: float | None,
+        codec: str | None,
+    ) -> _Target:  # fmt: skip
+        from formats.tiers import Goal, goal_of, tier_of
+
+        goals = quality is not None, max_kl is not None or min_top1 is not None
+        given = {"--tier": tier is not None, "--quality": goals[0], "--max-kl or --min-top1": goals[1]}
+        given |= {"--bits": bits is not None, "--codec": codec is not None}
+        if sum(given.values()) > 1:
+            named = " and ".join(name for name, is_given in given.items() if is_given)
+            raise UsageError(f"{named} ask for different things: give one of them")
+        if codec is not None:
+            return cls(codec)
+        if tier is not None:
+            return cls(tier, tier_of(tier))
+        if bits is not None:
+            return cls(f"{bits:g}bits", bits=bits)
+        if goals[1]:
+            found = Goal("", float("inf") if max_kl is None else max_kl, min_top1 or 0.0)
+            name = "-".join([f"kl{max_kl:g}"] * (max_kl is not None) + [f"top1-{min_top1:g}"] * (min_top1 is not None))
+            return cls(name, goal=replace(found, name=name))
+        return cls(quality or "high", goal=goal_of(quality or "high"), default=quality is None)
+
+    @property
+    def promise(self) -> Tier | None:
+        """What the file's header states."""
+        from formats.tiers import Tier as Promise
+
+        if self.tier is not None or (self.goal is None and self.bits is None):
+            return self.tier
+        return Promise(self.name, None, float("inf") if self.goal is None else self.goal.max_kl)
+
+
+def _profile(asked: str | None, trace: Trace) -> Profile | None:
+    """The profile that is asked for, or the one that fits the model of a file."""
+    from formats.klt import store
+
+    if asked is None:
+        return store.for_model(trace.fingerprint)
+    if PurePath(asked).suffix or "/" in asked:
+        return store.read(asked)
+    return store.resolve(asked)
 
 
 def pairs(settings: list[str]) -> dict[str, str]:
@@ -128,8 +233,9 @@ def pairs(settings: list[str]) -> dict[str, str]:
 
 
 def compressor_for(
-    trace: Trace, model: str | None, device: str, verify: bool | None, positions: int, seed: int, out: Output
-) -> Compressor:
+    trace: Trace, model: str | None, device: str, verify: bool | None, positions: int, seed: int, out: Output,
+    profile: Profile | None,
+) -> Compressor:  # fmt: skip
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
     from formats.compression import Source
 
@@ -143,7 +249,7 @@ def compressor_for(
     if not wanted:
         if verify is None:
             out.note("the model is not on this machine: nothing is measured (-m gives one)")
-        return Compressor(source, None)
+        return Compressor(source, None, profile=profile)
     from .. import fingerprint
     from ..judging import Judge
 
@@ -151,20 +257,27 @@ def compressor_for(
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.model, loaded.tokenizer))
     with out.progress("running the exact cache", positions + 1) as advance:
         judge = Judge(source, loaded.model, positions=positions, seed=seed, progress=advance)
-    return Compressor(source, judge)
+    return Compressor(source, judge, profile=profile)
 
 
-def _recipe(compressor: Compressor, tier: Tier, as_published: bool, out: Output) -> Recipe:
+def _recipe(compressor: Compressor, target: _Target, as_published: bool, out: Output) -> Recipe:
     from formats.tiers import families
 
-    if as_published and tier.published is not None:
+    tier = target.tier
+    if as_published and tier is not None and tier.published is not None:
         return tier.published.recipe
-    with out.progress(f"choosing a codec for {tier.name}", len(families())) as advance:
+    if target.goal is not None:
+        with out.progress(f"finding the smallest file with {target.goal.promise}") as advance:
+            return compressor.smallest(target.goal, advance)
+    with out.progress(f"choosing a codec for {target.name}", len(families())) as advance:
+        if tier is None:
+            assert target.bits is not None
+            return compressor.at_bits(target.bits)
         return compressor.choose(tier, advance).winner.recipe
 
 
 def _write(
-    compressor: Compressor, recipe: Recipe, tier: Tier | None, as_published: bool, file: str, target: str,
+    compressor: Compressor, recipe: Recipe, target: _Target, as_published: bool, file: str, path: str,
     deterministic: bool, force: bool, out: Output,
 ) -> None:  # fmt: skip
     from ..compressing import raw_row_bytes
@@ -176,85 +289,19 @@ def _write(
         with out.progress("measuring"):
             fidelity = judge.of_recipe(recipe)
     quality = [] if judge is None else [judge.record(recipe)]
-    kept = None if as_published else tier
+    tier = target.tier
+    kept = None if as_published else target.promise
     with (
         out.progress("writing", raw_row_bytes(compressor.source.trace)) as advance,
-        open_output(target, force=force) as sink,
+        open_output(path, force=force) as sink,
     ):
         done = compressor.write(recipe, sink, tier=kept, quality=quality, deterministic=deterministic, progress=advance)
     facts = facts_of(done, recipe, tier, fidelity, as_published)
     text = summary(done, compressor, recipe, tier, fidelity, as_published)
-    if target == "-":
+    if path == "-":
         out.note(text)
         return
-    out.report("tsc.compress/1", {"path": target, "source": file, **facts}, f"{printable(target)}\n{text}", target)
-
-
-def facts_of(
-    done: Compressed, recipe: Recipe, tier: Tier | None, fidelity: Fidelity | None, as_published: bool
-) -> dict[str, Any]:
-    from formats.tiers import verdict
-
-    header = done.header
-    published = tier.published if tier is not None else None
-    return {
-        "tier": header.tier, "as_published": as_published, "codec": recipe.name, "parameters": recipe.parameters(),
-        "raw_bytes_trace": header.raw_bytes_trace, "raw_bytes_final": header.raw_bytes_final,
-        "file_bytes": done.file_bytes, "ratio_trace": header.raw_bytes_trace / done.file_bytes,
-        "ratio_final": header.raw_bytes_final / done.file_bytes,
-        "quality": None if fidelity is None else finite(fidelity.to_dict()),
-        "verdict": None if fidelity is None else verdict(fidelity.kl_mean),
-        "report": None if published is None or not as_published else {
-            "where": published.where, "ratio": published.ratio, "kl": published.kl, "top1": published.top1,
-            "perplexity_change": published.perplexity_change,
-        },
-    }  # fmt: skip
-
-
-def finite(values: dict[str, float | int]) -> dict[str, float | int | None]:
-    """JSON has no NaN: a standard error of one position becomes null."""
-    return {key: None if isinstance(v, float) and not abs(v) < float("inf") else v for key, v in values.items()}
-
-
-def summary(
-    done: Compressed, compressor: Compressor, recipe: Recipe, tier: Tier | None, fidelity: Fidelity | None,
-    as_published: bool,
-) -> str:  # fmt: skip
-    from formats.tiers import verdict
-
-    header, geometry = done.header, compressor.source.trace.geometry
-    fp32 = header.raw_bytes_final / geometry.item_bytes * 4 / done.file_bytes
-    given = ", ".join(f"{key}={value}" for key, value in recipe.given().items())
-    rows = [
-        ["  codec", recipe.name],
-        ["  settings", given or "the defaults"],
-        ["  file", f"{size(done.file_bytes)} of {size(header.raw_bytes_trace)}"],
-        ["  ratio", f"{ratio(header.raw_bytes_trace / done.file_bytes)} of the trace"],
-        ["", f"{ratio(fp32)} of the final cache alone in fp32, {ratio(fp32 / 2)} in fp16"],
-    ]  # fmt: skip
-    if fidelity is None:
-        rows.append(["  quality", "not measured"])
-    else:
-        f = fidelity
-        rows.append(["  mean KL", f"{f.kl_mean:.3g} +- {f.kl_mean_se:.1g}: {verdict(f.kl_mean)}"])
-        rows.append(["  same top-1", f"{f.top1:.4f} +- {f.top1_se:.1g}, perplexity ratio {f.perplexity_ratio:.4f}"])
-    if as_published and tier is not None and tier.published is not None:
-        rows.append(["  the report", published_text(tier)])
-    return columns(rows)
-
-
-def published_text(tier: Tier) -> str:
-    """What the reports state of a tier."""
-    one = tier.published
-    assert one is not None
-    stated = [f"{one.ratio:g}x"]
-    if one.kl is not None:
-        stated.append(one.remark or f"KL {one.kl:g}")
-    if one.top1 is not None:
-        stated.append(f"top-1 {one.top1:g}")
-    if one.perplexity_change is not None:
-        stated.append(f"perplexity change {one.perplexity_change:g}")
-    return f"{', '.join(stated)} ({one.where})"
+    out.report("tsc.compress/1", {"path": path, "source": file, **facts}, f"{printable(path)}\n{text}", path)
 
 
 def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file: str, out: Output) -> None:
@@ -266,7 +313,7 @@ def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file
     for tier in tiers:
         facts: dict[str, Any] = {"tier": tier.name, "met": False, "codec": None, "ratio_trace": None, "kl": None}
         try:
-            recipe = _recipe(compressor, tier, as_published, out)
+            recipe = _recipe(compressor, _Target(tier.name, tier), as_published, out)
             fidelity = compressor.judge.of_recipe(recipe) if compressor.judge is not None else None
             gained = raw / compressor.size(recipe)
             facts |= {"met": tier.ratio is None or gained >= tier.ratio, "codec": recipe.name, "ratio_trace": gained}

@@ -1,0 +1,238 @@
+"""The whole of a calibration: texts, statistics, profile, and a measurement of what the profile is worth."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from formats.codecs import BlockShape, Surroundings
+from formats.codecs.klt import Klt, KltSettings
+from formats.klt import store
+from formats.klt.fitting import Rank
+from formats.klt.profile import Profile
+from formats.records import Part
+from formats.tensor_buffer import pack, parse
+
+from . import bridge, fingerprint
+from .calibration import CalibrationOptions, Gatherer, joint_blocks, profile_of, with_curve
+from .calibration_texts import CONTEXT, CONTINUATION, library_texts, windows, written
+from .fidelity import compare
+from .files import encode
+from .generation import nothing, prefill, score
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
+Advance = Callable[[int], None]
+Bar = Callable[[str, int | None], AbstractContextManager[Advance]]  # a progress bar for a stage of so many units
+_CHECKPOINT_SECONDS = 60.0
+_CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a calibration takes in.
+
+    Attributes:
+        tokens: of the windows' contexts.
+        rank, energy: see `fitting.Rank`.
+        held_out: windows that are kept from the statistics, for tables and for the curve.
+        curve: of these, those on which the curve is measured.
+    """
+
+    tokens: int = 96 * CONTEXT
+    rank: int = 3072
+    energy: float = 1.0
+    held_out: int = 6
+    curve: int = 3
+    fisher_every: int = 2
+    seed: int = 0
+
+
+QUICK = Effort(tokens=14 * CONTEXT, rank=1536, held_out=3, curve=1)
+
+
+def calibrate(
+    model: PreTrainedModel, tokenizer: Any, *, name: str = "model", texts: Sequence[Sequence[int]] | None = None,
+    effort: Effort | None = None, stage: Bar | None = None, say: Callable[[str], None] | None = None,
+) -> Profile:  # fmt: skip
+    """Make the profile of a model.  What was gathered is put aside every minute and taken up again by the next call.
+
+    Args:
+        name: of the model, for people.
+        texts: token ids; None takes this Python's documentation and library, and text that the model writes.
+        stage: opens a progress bar.
+    Raises:
+        UsageError: the texts are too short.
+        UnsupportedCacheError: the model's cache cannot be stored.
+    """
+    effort, stage, say = effort or Effort(), stage or _no_bar, say or _silent
+    context, following = window_size(model)
+    count = -(-effort.tokens // context) + effort.held_out
+    started = time.time()
+    with _partial(model, effort, texts) as partial:
+        chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage)
+        kept = max(1, len(chosen) - effort.held_out)
+        options = CalibrationOptions(Rank(effort.rank, effort.energy), context, effort.fisher_every, effort.seed)
+        gatherer = Gatherer(model, options)
+        if (state := partial.load("gathered")) is not None:
+            gatherer.load(state)
+            say(f"going on after {gatherer.done} of {kept} windows that were gathered before")
+        with stage("gathering", kept) as advance:
+            advance(gatherer.done)
+            for window in chosen[gatherer.done : kept]:
+                gatherer.add(window)
+                partial.save_now_and_then("gathered", gatherer.state)
+                advance(1)
+        with stage("fitting", len(gatherer.shapes)) as advance:
+            groups = gatherer.groups(advance)
+        held_out = chosen[kept:] or chosen[-1:]
+        info = {
+            "texts": "given" if texts is not None else "library and own", "tokens": kept * context,
+            "windows": kept, "context": context, "created": time.strftime("%Y-%m-%d"), "rank": effort.rank,
+            "dtype": gatherer.geometry.dtype, "seed": effort.seed,
+        }  # fmt: skip
+        with stage("counting symbols", len(held_out)) as advance:
+            profile = profile_of(gatherer, groups, held_out, name, info, advance)
+        with stage("measuring", len(_CURVE) * min(effort.curve, len(held_out))) as advance:
+            points = curve(model, profile, [w[: context + following] for w in held_out[: effort.curve]], advance)
+        profile = replace(with_curve(profile, points))
+        partial.forget()
+    say(f"calibrated in {time.time() - started:.0f} s")
+    return profile
+
+
+def window_size(model: PreTrainedModel) -> tuple[int, int]:
+    """(context, tokens that follow it) of a calibration window: the usual, or what the model's positions allow."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT + CONTINUATION
+    if most >= CONTEXT + CONTINUATION:
+        return CONTEXT, CONTINUATION
+    return most * 4 // 5, most - most * 4 // 5
+
+
+def _windows(
+    model: PreTrainedModel, tokenizer: Any, texts: Sequence[Sequence[int]] | None, count: int, size: int,
+    effort: Effort, partial: _Partial, stage: Bar,
+) -> list[list[int]]:  # fmt: skip
+    if texts is not None:
+        return windows(texts, count, size)
+    own = max(1, count // 3)
+    state = partial.load("written")
+    if state is None:
+        with stage("letting the model write", own * size) as advance:
+            texts_of_its_own = list(written(model, tokenizer, own, size, effort.seed, advance))
+        state = {"tokens": torch.tensor(texts_of_its_own)}
+        partial.save("written", state)
+    prose, code = library_texts()
+    rest = count - own
+    found = [
+        windows([encode(text, tokenizer) for text in kind], share, size)
+        for kind, share in ((prose, rest - rest // 2), (code, rest // 2))
+    ]
+    mixed = [*zip(state["tokens"].tolist(), *found, strict=False)]
+    return [window for triple in mixed for window in triple]
+
+
+def curve(
+    model: PreTrainedModel, profile: Profile, held_out: Sequence[Sequence[int]], progress: Advance
+) -> list[dict[str, float]]:
+    """What the profile is worth at some finenesses: {"fineness", "bits" a value, "kl" in nats, "top1"}."""
+    context, _ = window_size(model)
+    sums = {fineness: [0.0, 0.0, 0.0] for fineness in _CURVE}
+    for tokens in held_out:
+        cache, _ = prefill(model, list(tokens[:context]), chunk=CONTEXT)
+        fed, targets = list(tokens[context:-1]), list(tokens[context + 1 :])
+        exact = score(model, cache, fed)
+        for fineness, total in sums.items():
+            bits, twin = coded(cache, model, profile, fineness)
+            fidelity = compare(exact, score(model, twin, fed), targets)
+            for at, value in enumerate((bits, fidelity.kl_mean, fidelity.top1)):
+                total[at] += value / len(held_out)
+            progress(1)
+    names = ("bits", "kl", "top1")
+    return [{"fineness": float(f)} | dict(zip(names, total, strict=True)) for f, total in sums.items()]
+
+
+def coded(cache: DynamicCache, model: PreTrainedModel, profile: Profile, fineness: int) -> tuple[float, DynamicCache]:
+    """(bits a value, the cache that comes back) of a cache through codec klt, without a file."""
+    geometry = bridge.geometry_of(cache, type(model).__name__)
+    restored: list[tuple[torch.Tensor, torch.Tensor]] = []
+    size = values = 0
+    for rows, around in joint_blocks(cache, geometry):
+        keys = rows[Part.KEYS]
+        codec = Klt(KltSettings(profile.digest, fineness))
+        payload = pack(codec.encode(rows, replace(around, profile=lambda: profile)))
+        shape = BlockShape(
+            geometry.dtype, geometry.item_bytes, len(keys), 1, keys.shape[3], geometry.layers[around.first_layer]
+        )
+        known = Surroundings(around.first_layer, around.positions, profile=lambda: profile)
+        back = codec.decode(parse(payload, "klt"), Part.JOINT, shape, keys.device, known)
+        restored += zip(back[Part.KEYS], back[Part.VALUES], strict=True)
+        size += len(payload)
+        values += sum(tensor.numel() for tensor in rows.values())
+    return 8 * size / values, bridge.with_rows(cache, restored)
+
+
+class _Partial:
+    """What a calibration has done so far, in hidden files beside the profiles."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._folder, self._key, self._saved = folder, key, time.monotonic()
+
+    def _path(self, what: str) -> Path:
+        return self._folder / f".{self._key}.{what}.safetensors"
+
+    def load(self, what: str) -> dict[str, torch.Tensor] | None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._path(what))
+        except (OSError, SafetensorError):  # not there, or a disk that was full: done again
+            return None
+
+    def save(self, what: str, state: Mapping[str, torch.Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(what)
+        save_file(dict(state), f"{path}.new")
+        os.replace(f"{path}.new", path)
+
+    def save_now_and_then(self, what: str, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+            self.save(what, state())
+            self._saved = time.monotonic()
+
+    def forget(self) -> None:
+        for path in self._folder.glob(f".{self._key}.*"):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _partial(model: PreTrainedModel, effort: Effort, texts: Sequence[Sequence[int]] | None) -> Iterator[_Partial]:
+    """What an interrupted calibration of the same model with the same texts has left."""
+    digest = hashlib.sha256(fingerprint.weights_of(model).encode())
+    digest.update(repr((sorted(asdict(effort).items()), texts is None)).encode())
+    for text in texts or ():
+        digest.update(torch.tensor(list(text), dtype=torch.int64).numpy().tobytes())
+    yield _Partial(store.folder(), f"calibration-{digest.hexdigest()[:16]}")
+
+
+@contextlib.contextmanager
+def _no_bar(what: str, total: int | None) -> Iterator[Advance]:
+    del what, total
+    yield nothing
+
+
+def _silent(text: str) -> None:
+    del text
