@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from formats import Trace
 from formats.compression import Recipe, Source
 from formats.errors import PromiseError, UsageError
+from formats.klt import store
 from formats.rate_control import Sizer
 from formats.tiers import TABLE_1, TABLE_2_THRESHOLDS, TIERS, Published, Tier, verdict
 from formats.version import VERSION
@@ -30,7 +31,10 @@ from .fidelity import Fidelity
 from .judging import Judge, scratch_file
 
 if TYPE_CHECKING:
+    from formats.klt.profile import Profile
+
     from .models import Loaded
+    from .peers import Peer
 
 SCHEMA = "tsc.bench/1"
 PACKAGES = ("torch", "transformers", "zstandard", "safetensors", "numpy")
@@ -54,11 +58,19 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a row must keep, on the mean over prompts."""
+
+    max_kl: float
+    min_top1: float
+
+
+@dataclass(frozen=True)
 class Row:
-    """One line of a table: a recipe, or a tier whose recipe is to be found for each prompt.
+    """One line of a table: a recipe, a tier whose recipe is to be found for each prompt, or another project's codec.
 
     Attributes:
-        kind: "published" (the reports' recipe), "promised" (rate control) or "hand".
+        kind: "published" (the reports' recipe), "promised" (rate control), "hand", "klt", "baseline" or "peer".
     """
 
     label: str
@@ -66,6 +78,8 @@ class Row:
     recipe: Recipe | None = None
     tier: Tier | None = None
     published: Published | None = None
+    limits: Limits | None = None
+    peer: Peer | None = None
 
 
 def _published(label: str, one: Published) -> Row:
@@ -86,10 +100,17 @@ def _hierarchy_rows() -> list[Row]:
     return rows + [Row(tier.name, "promised", tier=tier) for tier in TIERS.values()]
 
 
+def _ladder_rows() -> list[Row]:
+    from . import ladder
+
+    return ladder.rows()
+
+
 SUITES: dict[str, Callable[[], list[Row]]] = {
     "block-size": lambda: [_published(label, one) for label, one in TABLE_1.items()],
     "threshold": _threshold_rows,
     "hierarchy": _hierarchy_rows,
+    "ladder": _ladder_rows,
 }
 
 
@@ -100,13 +121,14 @@ class Prompt:
     source: Source
     judge: Judge
     sizer: Sizer
+    profile: Profile | None = None
 
 
 @dataclass
 class Measured:
     """One row on one prompt."""
 
-    recipe: Recipe
+    recipe: Recipe | None
     file_bytes: int
     encode_seconds: float
     fidelity: Fidelity
@@ -125,17 +147,20 @@ class Bench:
     protocol: Protocol
     prompts: list[Prompt] = field(default_factory=list)
 
-    def capture(self, texts: Sequence[Sequence[int]], progress: Callable[[int], None]) -> None:
+    def capture(
+        self, texts: Sequence[Sequence[int]], progress: Callable[[int], None], *, attention: bool = True
+    ) -> None:
         """Capture the windows.  Raises UsageError if the texts are too short for them."""
         p = self.protocol
         for tokens in windows(texts, p.prompts, p.context + p.positions + 1):
             trace = capture(
                 self.loaded.model, tokens[: p.context], tokenizer=self.loaded.tokenizer,
-                reference=tokens[p.context :], options=CaptureOptions(steps=p.steps, seed=p.seed, attention=True),
+                reference=tokens[p.context :], options=CaptureOptions(steps=p.steps, seed=p.seed, attention=attention),
             )  # fmt: skip
             source = Source(trace)
             judge = Judge(source, self.loaded.model, snapshot=0, positions=p.positions, seed=p.seed)
-            self.prompts.append(Prompt(source, judge, Sizer(source, judge.device)))
+            profile = store.for_model(trace.fingerprint)
+            self.prompts.append(Prompt(source, judge, Sizer(source, judge.device), profile))
             progress(1)
 
     def run(self, rows: Iterable[Row], progress: Callable[[int], None]) -> list[dict[str, Any]]:
@@ -170,10 +195,12 @@ def windows(texts: Sequence[Sequence[int]], count: int, size: int) -> list[list[
 
 
 def _measure(prompt: Prompt, row: Row) -> Measured:
+    if row.peer is not None:
+        return _measure_peer(prompt, row.peer)
     recipe = row.recipe
     if recipe is None:
         assert row.tier is not None
-        recipe = Compressor(prompt.source, prompt.judge, prompt.sizer).choose(row.tier).winner.recipe
+        recipe = Compressor(prompt.source, prompt.judge, prompt.sizer, prompt.profile).choose(row.tier).winner.recipe
     started = time.perf_counter()
     with scratch_file(prompt.source, recipe, prompt.judge.device) as trace:
         seconds = time.perf_counter() - started
@@ -181,6 +208,14 @@ def _measure(prompt: Prompt, row: Row) -> Measured:
         fidelity = prompt.judge.of_trace(trace)
         share = coded_share(trace)
     return Measured(recipe, size, seconds, fidelity, share)
+
+
+def _measure_peer(prompt: Prompt, peer: Peer) -> Measured:
+    judge = prompt.judge
+    started = time.perf_counter()
+    found = peer.run([(keys, values) for keys, values in judge.exact_rows()], judge.config)
+    seconds = time.perf_counter() - started
+    return Measured(None, found.stored_bytes, seconds, judge.of_rows(found.rows), None)
 
 
 def coded_share(trace: Trace) -> float | None:
@@ -216,7 +251,8 @@ def _summary(
     each: list[dict[str, Any]] = []
     for one, (raw_trace, raw_final), count in zip(measured, raws, values, strict=True):
         each.append({
-            "codec": one.recipe.name, "parameters": one.recipe.parameters(), "file_bytes": one.file_bytes,
+            "codec": row.label if one.recipe is None else one.recipe.name,
+            "parameters": {} if one.recipe is None else one.recipe.parameters(), "file_bytes": one.file_bytes,
             "encode_seconds": one.encode_seconds, "ratio_trace": raw_trace / one.file_bytes,
             "ratio_final": raw_final / one.file_bytes, "ratio_final_fp32": 4 * count / one.file_bytes,
             "ratio_final_fp16": 2 * count / one.file_bytes, "coded_share": one.coded_share,
@@ -224,7 +260,11 @@ def _summary(
         })  # fmt: skip
     kls = [one.fidelity.kl_mean for one in measured]
     changes = [one.fidelity.perplexity_restored - one.fidelity.perplexity_exact for one in measured]
+    kept = row.limits is None or (
+        _mean(kls) <= row.limits.max_kl and _mean([e["top1"] for e in each]) >= row.limits.min_top1
+    )
     return facts | {
+        "limits": None if row.limits is None else vars(row.limits), "kept": kept,
         "met": row.tier is None or row.tier.ratio is None or all(e["ratio_trace"] >= row.tier.ratio for e in each),
         "codec": each[0]["codec"],
         "positions": sum(one.fidelity.positions for one in measured),
@@ -265,14 +305,8 @@ def document(
 ) -> dict[str, Any]:
     """Everything that is needed to read the figures, and to measure them again."""
     trace = bench.prompts[0].source.trace
-    return {
-        "schema": SCHEMA, "suite": suite, "argv": list(argv), "created": time.strftime("%Y-%m-%d"),
+    return described(suite, texts, argv, bench.loaded.name) | {
         "model": {"name": bench.loaded.name, "dtype": trace.geometry.dtype, "fingerprint": trace.fingerprint},
-        "texts": [
-            {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in texts
-        ],
-        "versions": {"tsc": VERSION, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {
             "machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(),
             "device": str(bench.prompts[0].judge.device),
@@ -281,8 +315,27 @@ def document(
             **vars(bench.protocol), "snapshots": len(trace), "scored": "first snapshot, on the text that followed",
             "kl": "mean KL(exact || restored) in nats over positions",
         },
-        "rows": rows,
+        "profile": _profile_facts(bench.prompts[0].profile), "rows": rows,
     }  # fmt: skip
+
+
+def described(suite: str, texts: Sequence[tuple[str, bytes]], argv: Sequence[str], model: str) -> dict[str, Any]:
+    """What every document says."""
+    return {
+        "schema": SCHEMA, "suite": suite, "argv": list(argv), "created": time.strftime("%Y-%m-%d"),
+        "model": {"name": model},
+        "texts": [
+            {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in texts
+        ],
+        "versions": {"tsc": VERSION, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }  # fmt: skip
+
+
+def _profile_facts(profile: Profile | None) -> dict[str, Any] | None:
+    if profile is None:
+        return None
+    return {"digest": profile.digest, "bytes": profile.size, "info": profile.info}
 
 
 def default_texts() -> list[str]:

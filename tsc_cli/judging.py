@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class Judge:
         self.reference, tokens = reference_of(trace, self.snapshot, sampled)
         self._tokens = tokens[: positions + 1]
         self._exact = score(model, exact, self._tokens[:-1])
+        self._cache = exact
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +54,20 @@ class Judge:
     def of_trace(self, trace: Trace) -> Fidelity:
         """The fidelity of a restored trace at the judge's snapshot."""
         restored = bridge.to_cache(trace, self._model, self.snapshot, force=True)
+        return compare(self._exact, score(self._model, restored, self._tokens[:-1]), self._tokens[1:])
+
+    def exact_rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of every layer of the exact cache, (batch, heads, rows, head size)."""
+        return bridge.rows_of(self._cache)
+
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self._model.config
+
+    def of_rows(self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Fidelity:
+        """The fidelity of a cache that holds these rows instead of the exact ones."""
+        restored = bridge.with_rows(self._cache, rows)
         return compare(self._exact, score(self._model, restored, self._tokens[:-1]), self._tokens[1:])
 
     def of_recipe(self, recipe: Recipe) -> Fidelity:

@@ -8,8 +8,11 @@ from typing import Any
 
 from formats.errors import UsageError
 
-_MARKERS = {"published": "o", "promised": "D", "hand": "s"}
-_NAMES = {"published": "as published", "promised": "as promised", "hand": "by hand"}
+_MARKERS = {"published": "o", "promised": "D", "hand": "s", "klt": "D", "baseline": "s", "peer": "o"}
+_NAMES = {
+    "published": "as published", "promised": "as promised", "hand": "by hand", "klt": "codec klt",
+    "baseline": "known formats", "peer": "other projects",
+}  # fmt: skip
 _FLOOR = 1e-7  # where an exact cache is drawn: a logarithm has no zero
 
 

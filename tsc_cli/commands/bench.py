@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio
 from .options import Device, Force, Json, Model, Quiet, Seed
+
+if TYPE_CHECKING:
+    from ..models import Loaded
 
 
 def command(
@@ -31,7 +34,9 @@ def command(
         str,
         typer.Option(
             "--suite", metavar="NAME",
-            help="block-size (the reports' Table 1), threshold (Table 2, Figure 1) or hierarchy (every tier).",
+            help="block-size (the reports' Table 1), threshold (Table 2, Figure 1), hierarchy (every tier), "
+            "ladder (codec klt on one cache beside other projects) or needle (codes stated early, asked for at the "
+            "end).",
         ),
     ] = "hierarchy",
     codec: Annotated[
@@ -43,7 +48,10 @@ def command(
     ] = None,
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Windows of the texts.")] = 4,
     context: Annotated[int, typer.Option("--context", min=1, help="Tokens of a prompt.")] = 1024,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Decode steps of each trace.")] = 64,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=0, show_default=False, help="Decode steps of each trace. [default: 64, ladder 0]"),
+    ] = None,
     positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
     model: Model = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -62,29 +70,59 @@ def command(
     from ..files import check_output, encode, open_output, read_text
     from ..models import check_dtype, load
 
-    if suite not in SUITES:
-        raise UsageError(f"there is no suite {suite!r}", hint=f"suites: {', '.join(SUITES)}")
+    if suite not in SUITES and suite != "needle":
+        raise UsageError(f"there is no suite {suite!r}", hint=f"suites: {', '.join(SUITES)}, needle")
     if not output.endswith(".json") or output == "-":
         raise UsageError("name the JSON file to write", hint="-o OUT.json")
     check_output(output, force=force)
     check_dtype(dtype)
-    rows = [Row(name, "hand", recipe_from(name)) for name in codec] if codec else SUITES[suite]()
+    needle = suite == "needle" and not codec
+    rows = [Row(name, "hand", recipe_from(name)) for name in codec] if codec else []
     names = texts or default_texts()
     read = [read_text(name) for name in names]
     out = Output(as_json, quiet)
     with out.progress("loading the model"):
         loaded = load(model, dtype=dtype, device=device, say=out.note)
+    hashed = [(os.path.basename(name), text.encode()) for name, text in zip(names, read, strict=True)]
+    if needle:
+        _needles(loaded, read, hashed, prompts, seed, output, force, texts, out)
+        return
+    rows = rows or SUITES[suite]()
+    ladder = suite == "ladder" and not codec
+    steps = (0 if ladder else 64) if steps is None else steps
     bench = Bench(loaded, Protocol(prompts, context, steps, positions, seed))
     with out.progress("capturing prompts", prompts) as advance:
-        bench.capture([encode(text, loaded.tokenizer) for text in read], advance)
+        bench.capture([encode(text, loaded.tokenizer) for text in read], advance, attention=not ladder)
     with out.progress("measuring", len(rows) * prompts) as advance:
         measured = bench.run(rows, advance)
-    hashed = [(os.path.basename(name), text.encode()) for name, text in zip(names, read, strict=True)]
     facts = document("codecs" if codec else suite, bench, measured, hashed, ["tsc", *_arguments(output, texts)])
     with open_output(output, force=force) as sink:
         sink.write((json.dumps(finite(facts), indent=1) + "\n").encode())
     shown = {key: value for key, value in finite(facts).items() if key != "schema"}
     out.report(facts["schema"], {"path": output, **shown}, f"{table(facts)}\n\n{printable(output)}", output)
+
+
+def _needles(
+    loaded: Loaded, read: list[str], hashed: list[tuple[str, bytes]], prompts: int, seed: int, output: str,
+    force: bool, texts: list[str] | None, out: Output,
+) -> None:  # fmt: skip
+    from ..benching import described
+    from ..files import encode, open_output
+    from ..needle_bench import run
+
+    with out.progress("asking", prompts) as advance:
+        tokens = [encode(text, loaded.tokenizer, special=False) for text in read]
+        rows = run(loaded, tokens, prompts, seed, advance)
+    facts = described("needle", hashed, ["tsc", *_arguments(output, texts)], loaded.name) | {"rows": rows}
+    with open_output(output, force=force) as sink:
+        sink.write((json.dumps(finite(facts), indent=1) + "\n").encode())
+    lines = [
+        [r["label"], "" if r["share"] is None else ratio(r["ratio_final_fp32"]), f"{r['kept']} of {r['answerable']}"]
+        for r in rows
+    ]
+    text = columns(lines, ("row", "of fp32", f"kept ({prompts} asked)"))
+    shown = {key: value for key, value in finite(facts).items() if key != "schema"}
+    out.report(facts["schema"], {"path": output, **shown}, f"{text}\n\n{printable(output)}", output)
 
 
 def recipe_from(text: str) -> Any:
@@ -130,4 +168,14 @@ def table(facts: dict[str, Any]) -> str:
             row["label"], row["kind"], ratio(row["ratio_trace"]), ratio(row["ratio_final_fp32"]),
             f"{row['kl_mean']:.2g} +- {error:.1g}", f"{row['top1']:.3f}", share, stated,
         ])  # fmt: skip
-    return columns(lines, ("row", "kind", "ratio", "of fp32", "mean KL", "top-1", "coded", "report"))
+    shown = columns(lines, ("row", "kind", "ratio", "of fp32", "mean KL", "top-1", "coded", "report"))
+    if facts["suite"] != "ladder":
+        return shown
+    from ..ladder import comparison
+
+    fewer = [
+        [f"{one['kl']:g}", f"{one['bits']:.3f}", f"{one['best_other_bits']:.2f}", one["best_other"],
+         f"{one['times']:.1f}x"]
+        for one in comparison(facts["rows"])
+    ]  # fmt: skip
+    return f"{shown}\n\n{columns(fewer, ('at KL', 'klt bits', 'best other', 'which', 'fewer'))}" if fewer else shown

@@ -1,0 +1,70 @@
+"""The needle suite: of the codes that the exact cache knows, how many does a restored one know?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from formats import Trace
+from formats.compression import Recipe, Source
+from formats.klt import store
+from formats.tiers import Tier
+
+from . import bridge
+from .capturing import CaptureOptions, capture
+from .compressing import Compressor
+from .judging import scratch_file
+from .ladder import BASELINES
+from .needle import Needle, answers, needles
+
+if TYPE_CHECKING:
+    from .models import Loaded
+
+RATIOS = (63, 125, 219, 429)
+
+
+def run(
+    loaded: Loaded, texts: Sequence[Sequence[int]], count: int, seed: int, progress: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """One row a codec: {"label", "answerable", "kept", "share", "ratio_final_fp32" (mean)}.
+
+    Args:
+        texts: token ids without special tokens.
+        count: needles.
+        progress: called with 1 for each needle.
+    """
+    labels = [f"klt {ratio}x" for ratio in RATIOS] + ["KIVI-4", "KIVI-2"]
+    kept, sizes = dict.fromkeys(labels, 0), {label: list[float]() for label in labels}
+    answerable = 0
+    for needle in needles(texts, loaded.tokenizer, count, seed):
+        trace = capture(loaded.model, needle.context, tokenizer=loaded.tokenizer, options=CaptureOptions(steps=0))
+        if _answers(loaded, trace, needle):
+            answerable += 1
+            compressor = Compressor(Source(trace), None, profile=store.for_model(trace.fingerprint))
+            for label in labels:
+                with scratch_file(compressor.source, _recipe(compressor, label)) as restored:
+                    kept[label] += _answers(loaded, restored, needle)
+                    raw = compressor.source.captured_bytes[1] * 4 / trace.geometry.item_bytes
+                    sizes[label].append(raw / (restored.stored_bytes or 1))
+        progress(1)
+    return [
+        {
+            "label": label, "needles": count, "answerable": answerable, "kept": kept[label],
+            "share": kept[label] / answerable if answerable else None,
+            "ratio_final_fp32": sum(sizes[label]) / len(sizes[label]) if sizes[label] else None,
+        }
+        for label in labels
+    ]  # fmt: skip
+
+
+def _recipe(compressor: Compressor, label: str) -> Recipe:
+    if label in BASELINES:
+        return BASELINES[label]
+    ratio = float(label.removeprefix("klt ").removesuffix("x"))
+    return compressor.choose(Tier(label, ratio, math.inf)).winner.recipe
+
+
+def _answers(loaded: Loaded, trace: Trace, needle: Needle) -> bool:
+    cache = bridge.to_cache(trace, loaded.model, -1, force=True)
+    return answers(loaded.model, loaded.tokenizer, cache, needle)
