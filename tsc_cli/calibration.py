@@ -61,7 +61,7 @@ def plan(geometry: Geometry, turns: Sequence[Rotary]) -> list[Shape]:
         for layer in range(first, first + count, each):
             layers = min(each, first + count - layer)
             shapes.append(Shape(
-                layer, layers, spec.heads, spec.key_size, spec.value_size, 1, 1.0, (1,),
+                layer, layers, spec.heads, spec.key_size, spec.value_size, 1, 0, 1.0, (1,),
                 tuple(turns[layer : layer + layers]),
             ))  # fmt: skip
     return shapes

@@ -36,7 +36,10 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
         before: the group before of the same run, from which coefficients are predicted.
     """
     count = max(1, statistics.tokens)
-    metric = {part: statistics.metric(part).half().float() for part in (Part.KEYS, Part.VALUES)}
+    metric = {part: statistics.metric(part) for part in (Part.KEYS, Part.VALUES)}
+    exponent = math.ceil(math.log2(max(float(one.abs().max()) for one in metric.values())))
+    unit = 2.0**exponent  # of the metric as it is stored: everything that follows uses what a reader will have
+    metric = {part: (one / unit).half().float() * unit for part, one in metric.items()}
     offset = statistics.sums / count
     covariance = statistics.covariance / count - torch.outer(offset, offset)
     covariance = _weighted(_weighted(covariance, metric, shape).T, metric, shape)
@@ -60,7 +63,8 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
     noise = kept * step**2 / 12
     bands = tuple(stop for stop in _BANDS if stop < kept)[: MAX_BANDS - 1]
     group = Group(
-        replace(shape, rank=kept, basis_step=step, bands=(*bands, kept)), statistics.origin + offset,
+        replace(shape, rank=kept, metric_exponent=exponent, basis_step=step, bands=(*bands, kept)),
+        statistics.origin + offset,
         _first_mean(statistics), metric[Part.KEYS], metric[Part.VALUES], basis, exponents.to(torch.int16),
         _exponents(rest + noise).to(torch.int16), importance, predict,
     )  # fmt: skip

@@ -31,16 +31,9 @@ DESCRIPTION = "profile"  # the tensor that holds the JSON
 MAX_GROUPS, MAX_RANK, MAX_BANDS = 256, 1 << 14, 64
 SCALE_UNITS = 32  # scales and steps are 2 ** (n / 32)
 _GROUP_FIELDS = (
-    "first_layer",
-    "layer_count",
-    "heads",
-    "key_size",
-    "value_size",
-    "rank",
-    "basis_step",
-    "bands",
+    "first_layer", "layer_count", "heads", "key_size", "value_size", "rank", "metric_exponent", "basis_step", "bands",
     "rotary",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,7 @@ class Shape:
 
     Attributes:
         rank: coefficients of the joint transform.
+        metric_exponent: the metric is stored in units of 2 ** this, since float16 has no small numbers.
         basis_step: what an integer of the basis stands for, before it is divided by the coefficient's scale.
         bands: where the bands of coefficients stop that share an activity, ascending, the last one at `rank`.
         rotary: the rotary embedding of each layer.
@@ -63,6 +57,7 @@ class Shape:
     key_size: int
     value_size: int
     rank: int
+    metric_exponent: int
     basis_step: float
     bands: tuple[int, ...]
     rotary: tuple[Rotary, ...]
@@ -198,7 +193,8 @@ def dumps(
         for field_name in ("mean", "first_mean", "importance"):
             tensors[f"{number}.{field_name}"] = getattr(group, field_name).float().cpu()
         for field_name in ("metric_keys", "metric_values"):
-            tensors[f"{number}.{field_name}"] = getattr(group, field_name).half().cpu()
+            unit = 2.0**group.shape.metric_exponent
+            tensors[f"{number}.{field_name}"] = (getattr(group, field_name) / unit).half().cpu()
         for field_name in ("scale", "residual_scale"):
             tensors[f"{number}.{field_name}"] = getattr(group, field_name).to(torch.int16).cpu()
         if group.predict is not None:
@@ -264,11 +260,12 @@ def _shape(entry: Any, where: str) -> Shape:
     ]
     if bands != sorted(set(bands)) or bands[-1:] != [rank]:
         raise CorruptError(f"{where}: bands do not ascend to the rank")
+    unit = schema.integer(found["metric_exponent"], f"{where} metric_exponent", -100, 100)
     step = schema.number(found["basis_step"], f"{where} basis_step")
     if not 0 < step < math.inf:
         raise CorruptError(f"{where}: a basis step that is not a positive number")
     rotary = _rotary(found["rotary"], layer_count, key_size, where)
-    return Shape(first_layer, layer_count, heads, key_size, value_size, rank, step, tuple(bands), rotary)
+    return Shape(first_layer, layer_count, heads, key_size, value_size, rank, unit, step, tuple(bands), rotary)
 
 
 def _rotary(entry: Any, layers: int, key_size: int, where: str) -> tuple[Rotary, ...]:
@@ -327,7 +324,8 @@ def _group(views: Mapping[str, TensorView], number: int, shape: Shape) -> Group:
     frame = views[f"{number}.basis"].data
     planes = unframed(frame, 2 * shape.rank * shape.width)
     return Group(
-        shape, tensor("mean"), tensor("first_mean"), tensor("metric_keys"), tensor("metric_values"),
+        shape, tensor("mean"), tensor("first_mean"),
+        tensor("metric_keys") * 2.0**shape.metric_exponent, tensor("metric_values") * 2.0**shape.metric_exponent,
         _from_planes(planes, shape), tensor("scale"), tensor("residual_scale"), tensor("importance"),
         tensor("predict") if f"{number}.predict" in views else None,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..geometry import LayerSpec
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+
+_SWEEPS = (64, 256, 1024)  # where coefficients are grouped by size for the analysis
 
 
 class Transform:
@@ -104,8 +107,22 @@ class Transform:
         return sums / (s.width // s.layer_count)
 
     def analyse(self, weighted: torch.Tensor, rank: int) -> torch.Tensor:
-        """The first `rank` coefficients of weighted vectors over their scales, (tokens, rank)."""
-        return (weighted @ self.basis[:rank].T) / self.scales[:rank].square()
+        """The first `rank` coefficients of weighted vectors over their scales, (tokens, rank).
+
+        The stored basis is rounded, the more so the smaller a coefficient's scale, and so not quite orthogonal: what
+        the large coefficients account for is taken out before the small ones are computed, or it would leak into them.
+        """
+        import torch
+
+        found, left = [], weighted
+        stops = [stop for stop in _SWEEPS if stop < rank] + [rank]
+        for start, stop in pairwise([0, *stops]):
+            rows = self.basis[start:stop]
+            part = (left @ rows.T) / self.scales[start:stop].square()
+            found.append(part)
+            if stop < rank:
+                left = left - part @ rows
+        return torch.cat(found, 1)
 
     def synthesise(self, relative: torch.Tensor) -> torch.Tensor:
         """Weighted vectors (tokens, P) of coefficients over their scales, (tokens, up to rank)."""
