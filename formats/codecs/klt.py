@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..klt.transform import Transform
 
 FINENESS = (-1024, 2048)
+_WORTH_TRYING = 0.09  # of what a basis leaves of a usual token, in steps: from here on rests are looked at
 _WORTH_CODING = 0.35  # root mean square, in steps, from which on a layer's rest is coded
 _FINER_ZERO = 128  # symbol of a row with the file's own step
 
@@ -132,7 +133,7 @@ class Klt:
         if self.settings.rest != "auto":
             return self.settings.rest == "yes"
         usual = max(float(group.residual_scales.square().mean().sqrt()) for group in groups)
-        return usual * 2 ** (self.settings.fineness / SCALE_UNITS) > _WORTH_CODING / 2
+        return usual * 2 ** (self.settings.fineness / SCALE_UNITS) > _WORTH_TRYING
 
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
         del part, shape
@@ -179,8 +180,9 @@ class Klt:
         for group, rank in zip(groups, ranks, strict=True):
             reader = _GroupReader(group, tokens, profile.tables, rank, bool(rest))
             before, added = reader.read(before, decoder, apart)
+            prepared = group.prepared(before)
             for layer in range(group.shape.layer_count):
-                rows = group.restore(before, added, tokens.first, positions, shape.batch, layer)
+                rows = group.restore(prepared, added, tokens.first, positions, shape.batch, layer)
                 for one, tensor in rows.items():
                     result[one][at] = to_cache_dtype(tensor, shape.dtype)
                 at += 1
