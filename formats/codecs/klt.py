@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FINENESS = (-1024, 2048)
 _WORTH_TRYING = 0.09  # of what a basis leaves of a usual token, in steps: from here on rests are looked at
 _WORTH_CODING = 0.35  # root mean square, in steps, from which on a layer's rest is coded
+_SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
 _FINER_ZERO = 128  # symbol of a row with the file's own step
 
 
@@ -256,11 +257,12 @@ class _GroupWriter(_Group):
     def __init__(
         self, group: Transform, tokens: _Tokens, tables: CodeTables, settings: KltSettings, rest: bool
     ) -> None:
+        import numpy as np
+
         super().__init__(group, tokens, tables, rest)
         self._price = settings.price
-        # coefficients that are hardly ever as large as half a step are not even computed
-        finest = settings.fineness + int(tokens.exponents.max() - settings.fineness) // 2
-        self.rank = int((group.exponents + finest > symbols.LOWEST * symbols.PER_CLASS).sum())
+        worth = group.exponents + settings.fineness > _SMALLEST_SPREAD
+        self.rank = int(np.flatnonzero(worth)[-1]) + 1 if worth.any() else 0
 
     def write(
         self, weighted: torch.Tensor, before: torch.Tensor | None, encoder: Encoder, apart: list[int]
