@@ -207,7 +207,7 @@ def smallest(sizer: Sizer, family: Family, good: Good, start: int | None = None)
         good: tells whether a recipe's file is good enough; it is called a few times.
         start: a guess of the knob.
     """
-    settings = list(range(family.low, family.high + 1)) if family.values else knob_settings(family)
+    settings = [value for value in knob_settings(family) if value <= family.high]
     low, high = -1, len(settings)  # one that is not good, one that is
     guess = min(max(settings.index(start), 0), len(settings) - 1) if start in settings else len(settings) // 2
     reach = max(1, len(settings) // 64) if start in settings else len(settings)

@@ -194,12 +194,17 @@ SINKS = 4  # rows: their damage costs more than their bytes (arXiv 2309.17453; m
 
 
 FINENESS = (160, 720)  # of codec klt: from a caricature to the rounding of float32
-_COARSE_FINENESS = tuple(range(*FINENESS, 4))
 
 
 def klt_family(profile: str) -> Family:
     """Codec klt with the profile of this digest."""
-    return Family("klt", Recipe("klt", {"profile": profile}), "fineness", *FINENESS, values=_COARSE_FINENESS)
+    return Family(
+        "klt",
+        Recipe("klt", {"profile": profile}),
+        "fineness",
+        *FINENESS,
+        values=tuple(range(FINENESS[0], FINENESS[1] + 1)),
+    )
 
 
 def families(profile: str = "") -> list[Family]:

@@ -223,7 +223,8 @@ class _Group:
         """Coefficients (tokens, rank) from the decoded ones of the group before, over their scales."""
         if self.group.predict is None or before is None:
             return None
-        found = before @ self.group.predict[:, : before.shape[1]].T
+        count = min(before.shape[1], self.group.predict.shape[1])
+        found = before[:, :count] @ self.group.predict[:, :count].T
         return found.masked_fill(self.tokens.first[:, None], 0)
 
     def decoded(self, integers: npt.NDArray[np.int32], predicted: torch.Tensor | None) -> torch.Tensor:

@@ -15,6 +15,7 @@ from .statistics import Statistics
 _BANDS = (8, 24, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _NOISE = 0.25  # of what the basis leaves: what its own rounding may add
 _ITERATIONS, _MORE = 3, 128  # of the subspace, and columns beyond those that are wanted
+_PREDICTORS = 1024  # coefficients of the group before that are worth their bytes in the profile
 _SMALL = 2048  # widths up to which all eigenvectors are computed
 _SMALLEST = 2.0**-40  # of the largest scale: smaller ones are rounding
 
@@ -135,12 +136,14 @@ def _prediction(
         cross: covariance of this group's weighted vectors with the unweighted ones of the group before.
     """
     other = _weighted(cross.T, before.metric, before.group.shape).T @ before.vectors  # with its coefficients
-    joint = vectors.T @ other
-    ridge = before.values + before.values[-1]  # decoded coefficients are those of the encoder only down to the last one
+    joint = (vectors.T @ other)[:, :_PREDICTORS]
+    ridge = (
+        before.values[:_PREDICTORS] + before.values[-1]
+    )  # decoded coefficients are those of the encoder only down to the last one
     weights = joint / ridge
     left = values - (joint * weights).sum(1)
     scales = torch.exp2(before.group.scale.double() / SCALE_UNITS).float()
-    return weights * scales, left.clamp_min(float(values[-1]) * 1e-2)
+    return weights * scales[:_PREDICTORS], left.clamp_min(float(values[-1]) * 1e-2)
 
 
 def _exponents(variances: torch.Tensor) -> torch.Tensor:

@@ -83,8 +83,8 @@ class Group:
         scale: int16 (rank,): 2 ** (scale / 32) is the root mean square of a coefficient.
         residual_scale: int16 (P,): the same for what the basis leaves of a weighted vector.
         importance: (6 + 2 x layers x heads,): see `importance.py`.
-        predict: (rank, rank of the group before), or None: a coefficient from the decoded ones of the group before,
-            both divided by their scales.
+        predict: (rank, n), or None: a coefficient from the first n decoded ones of the group before, both divided by
+            their scales.
     """
 
     shape: Shape
@@ -302,7 +302,9 @@ def _expect(views: Mapping[str, TensorView], shapes: Sequence[Shape], what: str)
             f"{number}.scale": ("I16", (rank,)), f"{number}.residual_scale": ("I16", (width,)),
         }  # fmt: skip
         if f"{number}.predict" in views and number:
-            wanted[f"{number}.predict"] = ("F16", (rank, shapes[number - 1].rank))
+            wanted[f"{number}.predict"] = ("F16", (rank, None))
+            if len(found := views[f"{number}.predict"].shape) == 2 and found[1] > shapes[number - 1].rank:
+                raise CorruptError(f"{what}: a prediction from more coefficients than there are")
     expect(views, wanted, what)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +12,14 @@ from formats.errors import UsageError
 
 from ..compress_report import facts_of, published_text, summary
 from ..output import Output, columns, printable, ratio
+from ..targets import Target
 from .options import Device, File, FileModel, Force, Json, Quiet, Seed
 
 if TYPE_CHECKING:
     from formats import Trace
     from formats.compression import Recipe
     from formats.klt.profile import Profile
-    from formats.tiers import Goal, Tier
+    from formats.tiers import Tier
 
     from ..compressing import Compressor
 
@@ -132,7 +133,7 @@ def command(
 
     from ..files import check_output
 
-    target = _Target.of(tier, quality, max_kl, min_top1, bits, codec)
+    target = Target.of(tier, quality, max_kl, min_top1, bits, codec)
     if codec is None and (settings or evict):
         raise UsageError("--set and --evict go with --codec")
     if as_published and tier is None and not (dry_run and target.default):
@@ -163,51 +164,6 @@ def command(
     if recipe.codec == "klt":
         recipe = replace(recipe, embed_profile=embed_profile)
     _write(compressor, recipe, target, as_published, file, path, deterministic, force, out)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What is asked for: a tier, a goal, a size in bits, or (with --codec) none of them."""
-
-    name: str
-    tier: Tier | None = None
-    goal: Goal | None = None
-    bits: float | None = None
-    default: bool = False
-
-    @classmethod
-    def of(
-        cls, tier: str | None, quality: str | None, max_kl: float | None, min_top1: float | None, bits: float | None,
-        codec: str | None,
-    ) -> _Target:  # fmt: skip
-        from formats.tiers import Goal, goal_of, tier_of
-
-        goals = quality is not None, max_kl is not None or min_top1 is not None
-        given = {"--tier": tier is not None, "--quality": goals[0], "--max-kl or --min-top1": goals[1]}
-        given |= {"--bits": bits is not None, "--codec": codec is not None}
-        if sum(given.values()) > 1:
-            named = " and ".join(name for name, is_given in given.items() if is_given)
-            raise UsageError(f"{named} ask for different things: give one of them")
-        if codec is not None:
-            return cls(codec)
-        if tier is not None:
-            return cls(tier, tier_of(tier))
-        if bits is not None:
-            return cls(f"{bits:g}bits", bits=bits)
-        if goals[1]:
-            found = Goal("", float("inf") if max_kl is None else max_kl, min_top1 or 0.0)
-            name = "-".join([f"kl{max_kl:g}"] * (max_kl is not None) + [f"top1-{min_top1:g}"] * (min_top1 is not None))
-            return cls(name, goal=replace(found, name=name))
-        return cls(quality or "high", goal=goal_of(quality or "high"), default=quality is None)
-
-    @property
-    def promise(self) -> Tier | None:
-        """What the file's header states."""
-        from formats.tiers import Tier as Promise
-
-        if self.tier is not None or (self.goal is None and self.bits is None):
-            return self.tier
-        return Promise(self.name, None, float("inf") if self.goal is None else self.goal.max_kl)
 
 
 def _profile(asked: str | None, trace: Trace) -> Profile | None:
@@ -260,7 +216,7 @@ def compressor_for(
     return Compressor(source, judge, profile=profile)
 
 
-def _recipe(compressor: Compressor, target: _Target, as_published: bool, out: Output) -> Recipe:
+def _recipe(compressor: Compressor, target: Target, as_published: bool, out: Output) -> Recipe:
     from formats.tiers import families
 
     tier = target.tier
@@ -277,7 +233,7 @@ def _recipe(compressor: Compressor, target: _Target, as_published: bool, out: Ou
 
 
 def _write(
-    compressor: Compressor, recipe: Recipe, target: _Target, as_published: bool, file: str, path: str,
+    compressor: Compressor, recipe: Recipe, target: Target, as_published: bool, file: str, path: str,
     deterministic: bool, force: bool, out: Output,
 ) -> None:  # fmt: skip
     from ..compressing import raw_row_bytes
@@ -313,7 +269,7 @@ def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file
     for tier in tiers:
         facts: dict[str, Any] = {"tier": tier.name, "met": False, "codec": None, "ratio_trace": None, "kl": None}
         try:
-            recipe = _recipe(compressor, _Target(tier.name, tier), as_published, out)
+            recipe = _recipe(compressor, Target(tier.name, tier), as_published, out)
             fidelity = compressor.judge.of_recipe(recipe) if compressor.judge is not None else None
             gained = raw / compressor.size(recipe)
             facts |= {"met": tier.ratio is None or gained >= tier.ratio, "codec": recipe.name, "ratio_trace": gained}

@@ -45,6 +45,9 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
     return {
         "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}", "tier": file.header.tier,
         "codec": codec_of(file), "parameters": file.header.parameters,
+        "profile": None if file.profile is None else {
+            "digest": file.profile.digest, "embedded": file.profile.data is not None,
+        },
         "created_by": file.header.created_by, "dtype": geometry.dtype, "batch": geometry.batch,
         "layer_count": len(geometry.layers), "snapshots": len(file.views), "tokens_first": file.views[0].tokens_seen,
         "tokens_final": final.tokens_seen, "rows_stored": len(file.labels), "reference_tokens": len(file.reference),
@@ -69,13 +72,26 @@ def bytes_by_kind(file: TraceFile) -> dict[str, int]:
     from formats.records import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordType
 
     kinds = dict.fromkeys(
-        ("keys", "values", "joint_rows", "labels", "views", "reference", "attention", "kept", "header", "other"), 0
+        (
+            "keys",
+            "values",
+            "joint_rows",
+            "labels",
+            "views",
+            "reference",
+            "attention",
+            "kept",
+            "profile",
+            "header",
+            "other",
+        ),
+        0,
     )
     rows = {Part.JOINT: "joint_rows", Part.KEYS: "keys", Part.VALUES: "values"}
     names: dict[int, str] = {
         RecordType.LABELS: "labels", RecordType.VIEWS: "views", RecordType.REFERENCE: "reference",
         RecordType.MODEL: "header", RecordType.HEADER: "header", RecordType.ATTENTION: "attention",
-        RecordType.KEPT: "kept",
+        RecordType.KEPT: "kept", RecordType.PROFILE: "profile",
     }  # fmt: skip
     for _, entry in file.entries:
         is_rows = entry.type == RecordType.ROWS
@@ -127,7 +143,7 @@ def _text(file: TraceFile, facts: dict[str, Any]) -> str:
     parts = [columns([
         ["file", f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}"],
         ["tier", facts["tier"] or "none: made by hand"],
-        *_codec(facts),
+        *_codec(facts), *_profile(facts),
         ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],
         ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
         ["geometry", _geometry(file)],
@@ -168,9 +184,17 @@ def _codec(facts: dict[str, Any]) -> list[list[str]]:
     """Lines for the codec and its settings, no wider than a terminal."""
     import textwrap
 
-    settings = ", ".join(f"{key}={value}" for key, value in facts["parameters"].items() if value != "")
+    shown = {key: value for key, value in facts["parameters"].items() if value != "" and key != "profile"}
+    settings = ", ".join(f"{key}={value}" for key, value in shown.items())
     lines = [str(facts["codec"]), *textwrap.wrap(settings, 66)]
     return [["codec" if not number else "", line] for number, line in enumerate(lines)]
+
+
+def _profile(facts: dict[str, Any]) -> list[list[str]]:
+    if facts["profile"] is None:
+        return []
+    where = "in the file" if facts["profile"]["embedded"] else "needed to read the rows (tsc profiles)"
+    return [["profile", f"{facts['profile']['digest'][:12]}, {where}"]]
 
 
 def _short(items: list[int]) -> str:

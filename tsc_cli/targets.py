@@ -1,0 +1,56 @@
+"""What `tsc compress` is asked for: one of a tier, a quality, a KL or top-1 share, a size in bits, a codec by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from formats.errors import UsageError
+
+if TYPE_CHECKING:
+    from formats.tiers import Goal, Tier
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked for: a tier, a goal, a size in bits, or (with --codec) none of them."""
+
+    name: str
+    tier: Tier | None = None
+    goal: Goal | None = None
+    bits: float | None = None
+    default: bool = False
+
+    @classmethod
+    def of(
+        cls, tier: str | None, quality: str | None, max_kl: float | None, min_top1: float | None, bits: float | None,
+        codec: str | None,
+    ) -> Target:  # fmt: skip
+        from formats.tiers import Goal, goal_of, tier_of
+
+        goals = quality is not None, max_kl is not None or min_top1 is not None
+        given = {"--tier": tier is not None, "--quality": goals[0], "--max-kl or --min-top1": goals[1]}
+        given |= {"--bits": bits is not None, "--codec": codec is not None}
+        if sum(given.values()) > 1:
+            named = " and ".join(name for name, is_given in given.items() if is_given)
+            raise UsageError(f"{named} ask for different things: give one of them")
+        if codec is not None:
+            return cls(codec)
+        if tier is not None:
+            return cls(tier, tier_of(tier))
+        if bits is not None:
+            return cls(f"{bits:g}bits", bits=bits)
+        if goals[1]:
+            found = Goal("", float("inf") if max_kl is None else max_kl, min_top1 or 0.0)
+            name = "-".join([f"kl{max_kl:g}"] * (max_kl is not None) + [f"top1-{min_top1:g}"] * (min_top1 is not None))
+            return cls(name, goal=replace(found, name=name))
+        return cls(quality or "high", goal=goal_of(quality or "high"), default=quality is None)
+
+    @property
+    def promise(self) -> Tier | None:
+        """What the file's header states."""
+        from formats.tiers import Tier as Promise
+
+        if self.tier is not None or (self.goal is None and self.bits is None):
+            return self.tier
+        return Promise(self.name, None, float("inf") if self.goal is None else self.goal.max_kl)
