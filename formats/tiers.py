@@ -198,13 +198,9 @@ FINENESS = (160, 720)  # of codec klt: from a caricature to the rounding of floa
 
 def klt_family(profile: str) -> Family:
     """Codec klt with the profile of this digest."""
-    return Family(
-        "klt",
-        Recipe("klt", {"profile": profile}),
-        "fineness",
-        *FINENESS,
-        values=tuple(range(FINENESS[0], FINENESS[1] + 1)),
-    )
+    low, high = FINENESS
+    settings = tuple(range(low, high + 1))
+    return Family("klt", Recipe("klt", {"profile": profile}), "fineness", low, high, values=settings)
 
 
 def families(profile: str = "") -> list[Family]:

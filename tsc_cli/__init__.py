@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from formats import load, save
 
     from .bridge import to_cache
+    from .calibrating import calibrate
     from .capturing import capture
     from .compressing import compress
     from .verification import verify
 
-__all__ = ["__version__", "capture", "compress", "load", "save", "to_cache", "verify"]
+__all__ = ["__version__", "calibrate", "capture", "compress", "load", "save", "to_cache", "verify"]
 
 _HOMES = {
-    "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing", "load": "formats", "save": "formats",
+    "calibrate": "tsc_cli.calibrating", "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing", "load": "formats", "save": "formats",
     "to_cache": "tsc_cli.bridge",
     "verify": "tsc_cli.verification",
 }  # fmt: skip

@@ -137,9 +137,8 @@ def _prediction(
     """
     other = _weighted(cross.T, before.metric, before.group.shape).T @ before.vectors  # with its coefficients
     joint = (vectors.T @ other)[:, :_PREDICTORS]
-    ridge = (
-        before.values[:_PREDICTORS] + before.values[-1]
-    )  # decoded coefficients are those of the encoder only down to the last one
+    # decoded coefficients are those of the encoder only down to the last one
+    ridge = before.values[:_PREDICTORS] + before.values[-1]
     weights = joint / ridge
     left = values - (joint * weights).sum(1)
     scales = torch.exp2(before.group.scale.double() / SCALE_UNITS).float()
