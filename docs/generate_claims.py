@@ -1,4 +1,4 @@
-"""Fills the tables of docs/claims.md from docs/benchmarks/*.json: `python docs/generate_claims.py`.
+"""Fills the tables of docs/claims.md and docs/klt.md from docs/benchmarks/*.json: `python docs/generate_claims.py`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test fails when it differs from the measurements.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
-PAGE = DOCS / "claims.md"
+PAGES = [DOCS / "claims.md", DOCS / "klt.md"]
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -19,6 +19,10 @@ def table(name: str) -> str:
     """The Markdown table of `SUITE` or `SUITE:KIND`."""
     suite, _, kind = name.partition(":")
     facts = json.loads((DOCS / "benchmarks" / f"{suite}.json").read_text("utf-8"))
+    if suite.startswith("ladder"):
+        return _compared(facts) if kind == "comparison" else _ladder(facts, kind)
+    if suite == "needle":
+        return _needle(facts)
     rows = [row for row in facts["rows"] if not kind or row["kind"] == kind]
     shares = any(row.get("coded_share") is not None for row in rows)
     codecs = kind == "promised"
@@ -28,6 +32,51 @@ def table(name: str) -> str:
     for row in rows:
         lines.append([row["label"], *_cells(row, shares=shares, codecs=codecs), _stated(row["report"])])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _lines(lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def _ladder(facts: dict[str, Any], kind: str) -> str:
+    limits = kind == "klt"
+    lines = [["row", "of fp32", "bits a value", "mean KL", *(["at most"] if limits else []), "same top-1",
+              *(["at least"] if limits else [])]]  # fmt: skip
+    for row in facts["rows"]:
+        if row["kind"] != kind:
+            continue
+        if "kl_mean" not in row:
+            lines.append([row["label"], "not met", *[""] * (len(lines[0]) - 2)])
+            continue
+        asked = row["limits"] or {}
+        lines.append([
+            row["label"], f"{row['ratio_final_fp32']:.4g}x", f"{32 / row['ratio_final_fp32']:.3f}",
+            f"{row['kl_mean']:.2g} ± {row['kl_mean_se_prompts']:.1g}", *([f"{asked['max_kl']:g}"] if limits else []),
+            f"{row['top1']:.4f} ± {row['top1_se_prompts']:.1g}", *([f"{asked['min_top1']:g}"] if limits else []),
+        ])  # fmt: skip
+    return _lines(lines)
+
+
+def _compared(facts: dict[str, Any]) -> str:
+    from tsc_cli.ladder import comparison
+
+    lines = [["at a KL of", "klt, bits a value", "best other, bits a value", "which", "times fewer"]]
+    for one in comparison(facts["rows"]):
+        lines.append([
+            f"{one['kl']:g}", f"{one['bits']:.3f}", f"{one['best_other_bits']:.2f}", one["best_other"],
+            f"{one['times']:.1f}",
+        ])  # fmt: skip
+    return _lines(lines)
+
+
+def _needle(facts: dict[str, Any]) -> str:
+    lines = [["row", "of fp32", "codes kept", "share"]]
+    for row in facts["rows"]:
+        lines.append([
+            row["label"], f"{row['ratio_final_fp32']:.4g}x", f"{row['kept']} of {row['answerable']}",
+            f"{100 * row['share']:.0f}%",
+        ])  # fmt: skip
+    return _lines(lines)
 
 
 def _cells(row: dict[str, Any], *, shares: bool, codecs: bool) -> list[str]:
@@ -60,4 +109,5 @@ def generate(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(generate(PAGE.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(generate(page.read_text("utf-8")), "utf-8")

@@ -25,15 +25,16 @@ def test_the_command_reference_is_fresh() -> None:
     assert done.stdout == (ROOT / "docs" / "cli.md").read_text(), "run python docs/generate_cli.py"
 
 
-def test_the_tables_of_claims_are_the_measurements() -> None:
+@pytest.mark.parametrize(("page", "tables"), [("claims.md", 5), ("klt.md", 4)])
+def test_the_tables_are_the_measurements(page: str, tables: int) -> None:
     script = (
         "import sys; sys.path.insert(0, 'docs'); import generate_claims as g; "
-        "sys.stdout.write(g.generate(g.PAGE.read_text('utf-8')))"
+        f"sys.stdout.write(g.generate((g.DOCS / {page!r}).read_text('utf-8')))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    page = (ROOT / "docs" / "claims.md").read_text("utf-8")
-    assert done.stdout == page, "run python docs/generate_claims.py"
-    assert page.count("<!-- table ") == 5
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    assert done.stdout == text, "run python docs/generate_claims.py"
+    assert text.count("<!-- table ") == tables
 
 
 def test_the_readme_gives_exactly_two_setup_lines() -> None:

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "calibrate", "capture", "compress", "load", "save", "to_cache", "verify"]
 
 _HOMES = {
-    "calibrate": "tsc_cli.calibrating", "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing", "load": "formats", "save": "formats",
-    "to_cache": "tsc_cli.bridge",
-    "verify": "tsc_cli.verification",
+    "calibrate": "tsc_cli.calibrating", "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing",
+    "load": "formats", "save": "formats", "to_cache": "tsc_cli.bridge", "verify": "tsc_cli.verification",
 }  # fmt: skip
 
 

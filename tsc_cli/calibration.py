@@ -56,7 +56,7 @@ def plan(geometry: Geometry, turns: Sequence[Rotary]) -> list[Shape]:
     shapes = []
     for first, count, spec in geometry.runs():
         width = spec.heads * (spec.key_size + spec.value_size)
-        groups = -(-count * width // max(WIDEST, width))
+        groups = -(-count // max(1, WIDEST // width))
         each = -(-count // groups)
         for layer in range(first, first + count, each):
             layers = min(each, first + count - layer)
