@@ -1,7 +1,7 @@
 """A profile: what calibration learned about one model, as codec klt uses it.
 
 It is a safetensors buffer with a JSON description as one of its tensors, read as strictly as a .tsc file.  A file that
-was made with a profile names it by the SHA-256 of these bytes.  docs/profile.md describes every tensor.
+was made with a profile names it by the SHA-256 of these bytes.  docs/format.md describes every tensor.
 """
 
 from __future__ import annotations
