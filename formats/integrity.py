@@ -17,6 +17,9 @@ def check(path: str | os.PathLike[str]) -> TraceFile:
     file = TraceFile(path)
     blocks = {block.offset: block for block in file.blocks}
     attention = {one.offset: one for one in file.attention}
+    if file.profile is not None and file.profile.data is not None:
+        with file.locating():
+            file.profile.load()
     for offset, entry in file.entries:
         if offset in blocks:
             blocks[offset].tensors()

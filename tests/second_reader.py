@@ -7,39 +7,45 @@ every rule of the specification, and either returns a `Document` or raises `Refu
 
 from __future__ import annotations
 
-import json
-import math
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from typing import NamedTuple, NoReturn
+from functools import cached_property
+from itertools import accumulate, pairwise, product
+from typing import NamedTuple
 
 import numpy as np
-import zstandard
 
 from tests.second_reader_codecs import (
     CHAIN,
     ITEM_SIZES,
-    TENSOR_TYPES,
     Array,
     Block,
     Part,
     Refused,
-    Tables,
     Tensor,
     corrupt,
     decode,
-    exactly,
     expect,
     need,
 )
+from tests.second_reader_klt import decode_klt
+from tests.second_reader_payload import (
+    I64_MAX,
+    MIB,
+    as_integer,
+    as_list,
+    as_object,
+    as_text,
+    parse_json,
+    read_tables,
+    unframe,
+)
+from tests.second_reader_profile import Profile, read_reference
 
-MIB = 1 << 20
-I64_MAX = 2**63 - 1
-MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, REFERENCE, ATTENTION = 1, 2, 3, 4, 5, 6, 7, 8, 0x81, 0x82
-KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, REFERENCE, ATTENTION}
+MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, REFERENCE, ATTENTION = *range(1, 10), 0x81, 0x82
+KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, REFERENCE, ATTENTION}
 LAYERED = {ROWS, KEPT, ATTENTION}  # types whose records are of some layers
 TABLE_BUDGET = 192 * MIB  # this reader's own: decompressed bytes of all tables but ROWS
 SNAPSHOT_BUDGET = 2048 * MIB  # this reader's own: bytes of one snapshot, eight times its token ids
@@ -121,7 +127,7 @@ def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -
         need(kind == ROWS or codec == part == 0, f"{where}: codec and part must be 0")
         need(kind in LAYERED or first_layer == layer_count == 0, f"{where}: layers must be 0")
         need(kind in (ROWS, LABELS, KEPT, VIEWS, END) or first == 0, f"{where}: first must be 0")
-        need(kind not in (MODEL, HEADER, INDEX) or count == 0, f"{where}: count must be 0")
+        need(kind not in (MODEL, HEADER, INDEX, PROFILE) or count == 0, f"{where}: count must be 0")
     need(stored <= len(data) - offset - 64, f"{where}: payload is cut off")
     need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * stored), f"{where}: raw length {raw}")
     need(raw >= 1 or kind == END, f"{where}: empty payload")
@@ -147,7 +153,8 @@ def read_records(data: memoryview, identity: bytes) -> list[Record]:
             need(record.type not in (MODEL, HEADER, INDEX), f"record {number}: type {record.type} is out of place")
         else:
             need(record.type == expected, f"record {number}: type {record.type} in place of {expected}")
-    need(sum(record.type == REFERENCE for record in records) <= 1, "more than one REFERENCE")
+    for kind, name in ((REFERENCE, "REFERENCE"), (PROFILE, "PROFILE")):
+        need(sum(record.type == kind for record in records) <= 1, f"more than one {name}")
     end = records[-1]
     need(end.stored == 8 and end.raw == 0, "length of END")
     need(data[end.offset + 64 :] == data[:8], "payload of END")
@@ -159,128 +166,7 @@ def read_records(data: memoryview, identity: bytes) -> list[Record]:
 def payload(data: memoryview, record: Record) -> bytes:
     """The decompressed payload of one record; its checksum was right."""
     frame = bytes(data[record.offset + 64 : record.offset + 64 + record.stored])
-    where = f"payload at {record.offset}"
-    need(frame[:4] == b"\x28\xb5\x2f\xfd", f"{where}: not a zstd frame")
-    try:
-        parameters = zstandard.get_frame_parameters(frame)
-    except zstandard.ZstdError:
-        corrupt(f"{where}: zstd frame header")
-    need(parameters.content_size == record.raw, f"{where}: content size")
-    need(parameters.window_size <= 8 * MIB, f"{where}: window size")
-    need(parameters.dict_id == 0, f"{where}: dictionary")
-    try:
-        raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=record.raw, allow_extra_data=False)
-    except zstandard.ZstdError:
-        corrupt(f"{where}: zstd frame")
-    need(len(raw) == record.raw, f"{where}: raw length")
-    return raw
-
-
-# JSON
-
-
-def json_depth(text: str) -> int:
-    depth = deepest = 0
-    in_string = escaped = False
-    for character in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                in_string = False
-        elif character == '"':
-            in_string = True
-        elif character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
-    return deepest
-
-
-def json_integer(text: str) -> int:
-    need(len(text) <= 20, "JSON: integer out of range")
-    value = int(text)
-    need(-I64_MAX <= value <= I64_MAX, "JSON: integer out of range")
-    return value
-
-
-def json_float(text: str) -> float:
-    value = float(text)
-    need(math.isfinite(value), "JSON: number overflows")
-    return value
-
-
-def json_constant(text: str) -> NoReturn:
-    corrupt(f"JSON: {text}")
-
-
-def json_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    need(len(result) == len(pairs), "JSON: duplicate key")
-    return result
-
-
-def check_strings(value: object) -> None:
-    if isinstance(value, str):
-        need(len(value) <= 65_536, "JSON: string too long")
-        need(not any("\ud800" <= character <= "\udfff" for character in value), "JSON: lone surrogate")
-    elif isinstance(value, list):
-        for item in value:
-            check_strings(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            check_strings(key)
-            check_strings(item)
-
-
-def parse_json(raw: bytes) -> dict[str, object]:
-    need(len(raw) <= MIB, "JSON: more than 1 MiB")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        corrupt("JSON: not UTF-8")
-    need(not text.startswith("\ufeff"), "JSON: byte order mark")
-    need(json_depth(text) <= 16, "JSON: nested too deep")
-    try:
-        value: object = json.loads(text, object_pairs_hook=json_pairs, parse_constant=json_constant,
-                                   parse_int=json_integer, parse_float=json_float)  # fmt: skip
-    except json.JSONDecodeError:
-        corrupt("JSON: syntax")
-    check_strings(value)
-    return as_object(value, "JSON payload")
-
-
-def as_object(
-    value: object, what: str, keys: set[str] | None = None, optional: frozenset[str] = frozenset()
-) -> dict[str, object]:
-    """`value`, an object with exactly these keys and maybe the optional ones (with any, without a set)."""
-    if not isinstance(value, dict):
-        corrupt(f"{what}: not an object")
-    need(keys is None or keys <= value.keys() <= keys | optional, f"{what}: missing or unknown fields")
-    return value
-
-
-def as_list(value: object, what: str, limit: int) -> list[object]:
-    if not isinstance(value, list):
-        corrupt(f"{what}: not a list")
-    need(len(value) <= limit, f"{what}: too long")
-    return value
-
-
-def as_text(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        corrupt(f"{what}: not a string")
-    return value
-
-
-def as_integer(value: object, what: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        corrupt(f"{what}: not an integer")
-    need(low <= value <= high, f"{what}: out of range")
-    return value
+    return unframe(frame, record.raw, f"payload at {record.offset}")
 
 
 # MODEL and HEADER
@@ -354,39 +240,6 @@ def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: 
 
 
 # Tables
-
-
-def read_tables(raw: bytes, names: set[str] | None = None) -> Tables:
-    """The tensors of one safetensors buffer, which are exactly those named (any, without a set)."""
-    need(len(raw) >= 8, "table: shorter than its header length")
-    length = int.from_bytes(raw[:8], "little")
-    need(length <= min(MIB, len(raw) - 8), "table: header length")
-    head = raw[8 : 8 + length].rstrip(b" ")
-    need(head[:1] == b"{" and head[-1:] == b"}", "table: header is not an object padded with spaces")
-    entries = parse_json(head)
-    need(len(entries) <= 4096, "table: too many tensors")
-    data = memoryview(raw)[8 + length :]
-    tensors: Tables = {}
-    extents: list[tuple[int, int]] = []
-    for name, value in entries.items():
-        entry = as_object(value, "table: entry", {"dtype", "shape", "data_offsets"})
-        dtype = as_text(entry["dtype"], "table: dtype")
-        need(dtype in TENSOR_TYPES, "table: dtype")
-        shape = [as_integer(item, "table: shape", 0, I64_MAX) for item in as_list(entry["shape"], "table: shape", 8)]
-        offsets = as_list(entry["data_offsets"], "table: data_offsets", 2)
-        need(len(offsets) == 2, "table: data_offsets")
-        begin, stop = (as_integer(item, "table: data_offsets", 0, len(data)) for item in offsets)
-        need(stop - begin == math.prod(shape) * TENSOR_TYPES[dtype][1], "table: length of a tensor")
-        tensors[name] = Tensor(dtype, shape, data[begin:stop])
-        extents.append((begin, stop))
-    position = 0
-    for begin, stop in sorted(extents):
-        need(begin == position, "table: tensors overlap or leave a hole")
-        position = stop
-    need(position == len(data), "table: bytes behind the last tensor")
-    if names is not None:
-        exactly(tensors, names)
-    return tensors
 
 
 def read_token_ids(tensor: Tensor, count: int) -> list[int]:
@@ -511,8 +364,11 @@ def read_attention(data: memoryview, record: Record, geometry: Geometry, total_r
 # Rows
 
 
-def block_of(record: Record, geometry: Geometry) -> Block:
-    part: Part = "keys" if record.part == 1 else "values"
+def parts_of(record: Record) -> tuple[Part, ...]:
+    return (("keys", "values"), ("keys",), ("values",))[record.part]
+
+
+def block_of(record: Record, geometry: Geometry, part: Part) -> Block:
     layer = geometry.layers[record.first_layer]
     return Block(
         geometry.dtype, part, record.layer_count, geometry.batch, layer.heads, layer.size(part), record.first,
@@ -530,12 +386,12 @@ def check_layers(record: Record, geometry: Geometry) -> Layer:
 
 def check_rows_record(record: Record, geometry: Geometry, total_rows: int) -> None:
     need(record.codec != 0, "ROWS: codec 0")
-    if record.codec > 5:
+    if record.codec > 6:
         raise Refused(f"unsupported: codec {record.codec}")
-    need(record.part in (1, 2), "ROWS: part")  # no codec has part 0
+    need(record.part == 0 if record.codec == 6 else record.part in (1, 2), "ROWS: part")
     check_layers(record, geometry)
     need(record.number >= 1 and record.first + record.number <= total_rows, "ROWS: rows")
-    size = block_of(record, geometry).bytes
+    size = sum(block_of(record, geometry, part).bytes for part in parts_of(record))
     need(size <= 256 * MIB, f"ROWS: {size} bytes when decoded")
     if size > BLOCK_BUDGET:
         raise Refused(f"budget: {size} bytes of rows")
@@ -544,12 +400,22 @@ def check_rows_record(record: Record, geometry: Geometry, total_rows: int) -> No
 class Rows:
     """The rows of all ROWS records, decoded when they are asked for, and kept."""
 
-    def __init__(self, data: memoryview, geometry: Geometry, stored: list[Record]) -> None:
-        self.data, self.geometry, self.stored = data, geometry, stored
-        self.decoded: dict[int, Array] = {}  # by offset
+    def __init__(
+        self, data: memoryview, geometry: Geometry, stored: list[Record], positions: list[int],
+        load: Callable[[], Profile] | None,
+    ) -> None:  # fmt: skip
+        self.data, self.geometry, self.stored, self.positions, self.load = data, geometry, stored, positions, load
+        self.decoded: dict[int, dict[Part, Array]] = {}  # by offset
+        self.integers: dict[int, list[int]] = {}  # by offset: those of codec 6, in the order in which they are decoded
         self.links: dict[int, int] = {}  # by offset: the most records that are followed from it, one from the other
 
-    def of(self, record: Record, depth: int = 0) -> Array:
+    @cached_property
+    def profile(self) -> Profile:
+        if self.load is None:
+            corrupt("rows that need a profile in a file without a PROFILE record")
+        return self.load()
+
+    def of(self, record: Record, depth: int = 0) -> dict[Part, Array]:
         """The values of a record as bits, [layers, batch, heads, rows, size]; `depth` records were followed to it."""
         if record.offset not in self.decoded:
             need(depth <= CHAIN, "delta: too many records from one base to the next")
@@ -559,7 +425,13 @@ class Rows:
                 return self.bases(record, numbers, depth)
 
             tables = read_tables(payload(self.data, record))
-            self.decoded[record.offset] = decode(record.codec, tables, block_of(record, self.geometry), fetch)
+            blocks = [block_of(record, self.geometry, part) for part in parts_of(record)]
+            if record.codec == 6:
+                positions = self.positions[record.first : record.first + record.number]
+                found = decode_klt(tables, self.profile, record.first_layer, (blocks[0], blocks[1]), positions)
+                self.decoded[record.offset], self.integers[record.offset] = found.rows, found.integers
+            else:
+                self.decoded[record.offset] = {blocks[0].part: decode(record.codec, tables, blocks[0], fetch)}
             need(self.links[record.offset] <= CHAIN, "delta: too many records from one base to the next")
         return self.decoded[record.offset]
 
@@ -571,10 +443,10 @@ class Rows:
     def base(self, record: Record, layer: int, number: int, depth: int) -> Array:
         holders = [
             other for other in self.stored
-            if other.part == record.part and layer in other.layers and 0 <= number - other.first < other.number
+            if other.part in (0, record.part) and layer in other.layers and 0 <= number - other.first < other.number
         ]  # fmt: skip
         need(len(holders) == 1, "delta: a base is not stored")
-        rows = self.of(holders[0], depth + 1)
+        rows = self.of(holders[0], depth + 1)[parts_of(record)[0]]
         self.links[record.offset] = max(self.links[record.offset], 1 + self.links[holders[0].offset])
         return rows[layer - holders[0].first_layer, :, :, number - holders[0].first]
 
@@ -721,21 +593,20 @@ class Document:
                 shape = (self.geometry.batch, layer.heads, length, layer.size(part))
                 buffers.append(np.zeros(shape, f"<u{self.geometry.item}"))
         for record in self.rows.stored:
-            buffers = found["keys" if record.part == 1 else "values"]
-            for layer in record.layers:
+            for part, at in product(parts_of(record), record.layers):
                 target = 0
-                for begin, stop in rows[layer]:
+                for begin, stop in rows[at]:
                     low, high = max(begin, record.first), min(stop, record.first + record.number)
                     if low < high:
-                        source = self.rows.of(record)[layer - record.first_layer]
-                        there = buffers[layer][:, :, target + low - begin : target + high - begin]
+                        source = self.rows.of(record)[part][at - record.first_layer]
+                        there = found[part][at][:, :, target + low - begin : target + high - begin]
                         there[:] = source[:, :, low - record.first : high - record.first]
                     target += stop - begin
         return [(k.tobytes(), v.tobytes()) for k, v in zip(found["keys"], found["values"], strict=True)]
 
 
-def read(data: bytes) -> Document:
-    """Check a whole file by every rule of the specification."""
+def read(data: bytes, profile: bytes | None = None) -> Document:
+    """Check a whole file by every rule of the specification; `profile` is one that the file may name."""
     view = memoryview(data)
     records = read_records(view, read_superblock(view))
     of_type = {kind: [record for record in records if record.type == kind] for kind in KNOWN}
@@ -794,7 +665,10 @@ def read(data: bytes) -> Document:
     attention = [read_attention(view, record, geometry, len(token_ids)) for record in of_type[ATTENTION]]
 
     header = parse_json(payload(view, of_type[HEADER][0]))
-    rows = Rows(view, geometry, stored)
+    load = None
+    for record in of_type[PROFILE]:
+        load = read_reference(read_tables(payload(view, record)), profile)
+    rows = Rows(view, geometry, stored, positions, load)
     document = Document(model, header, token_ids, positions, reference, snapshots, geometry, kept, attention, rows)
     named, whole = (
         [raw_bytes(number) for number in range(len(snapshots))]

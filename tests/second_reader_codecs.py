@@ -18,7 +18,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
-TENSOR_TYPES = {"U8": ("B", 1), "U16": ("H", 2), "I32": ("i", 4), "I64": ("q", 8)}  # all that payloads use
+TENSOR_TYPES = {  # all that payloads and profiles use
+    "U8": ("B", 1), "U16": ("H", 2), "I16": ("h", 2), "F16": ("e", 2), "I32": ("i", 4), "U32": ("I", 4),
+    "F32": ("f", 4), "I64": ("q", 8),
+}  # fmt: skip
 FLOATS = {2: "float16", 4: "float32", 8: "float64"}  # by bytes of an item
 EXACT_KINDS = {0: None, 1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
 CHAIN = 64  # records that are followed from one to the next
@@ -58,6 +61,10 @@ class Tensor:
 
     def octets(self) -> Array:
         return np.frombuffer(self.data, dtype=np.uint8).reshape(self.shape)
+
+    def values(self) -> Array:
+        """Numbers of any dtype."""
+        return np.frombuffer(self.data, dtype=f"<{TENSOR_TYPES[self.dtype][0]}").reshape(self.shape)
 
 
 Tables = dict[str, Tensor]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from formats import limits
-from formats.codecs import CODECS
+from formats import limits, records
+from formats.codecs import CODECS, klt
+from formats.klt import profile, symbols
 from formats.records import RecordType
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +86,18 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
     ("256 MiB; and, if over 16 MiB, 1,024 times",
      (limits.MAX_RECORD_RAW, limits.FREE_RAW, limits.MAX_RATIO) == (256 << 20, 16 << 20, 1024)),
     ("window size at most 8 MiB", limits.MAX_WINDOW == 8 << 20),
+    ("This version writes 2 and", records.MINOR == 2),
+    ("| a profile | 1 GiB;", limits.MAX_PROFILE_BYTES == 1 << 30),
+    ("fineness (−1,024 to 2,048)", klt.FINENESS == (-1024, 2048)),
+    ("groups (1 to\n  256)", profile.MAX_GROUPS == 256),
+    ("R from 1 to 2^14", profile.MAX_RANK == 1 << 14),
+    ("at most 64 ascending integers", profile.MAX_BANDS == 64),
+    ("−3,200 to 3,200: of coefficients", profile.MAX_SCALE == 3200),
+    ("a number from 2^−100 to 2^100", profile.MAX_STEP == 2.0**100),
+    ("numbers from −1,024 to 1,024", profile.MAX_FREQUENCY == 1024),
+    ("U32 `[41, 256]`", symbols.CLASSES == 41),
+    ("not less than −24 and not more than 16, plus 24", (symbols.LOWEST, symbols.HIGHEST) == (-24, 16)),
+    ("(symbol − 127) × 2^low", (symbols.REACH, symbols.ESCAPE) == (127, 255)),
 ])  # fmt: skip
 def test_the_specification_states_the_limits_of_the_code(text: str, value: bool) -> None:
     assert text in FORMAT

@@ -8,12 +8,15 @@ every token has a step of its own.  docs/klt.md has the derivation, the measurem
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from array import array
+from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..entropy import Decoder, Encoder
-from ..errors import CorruptError
+from ..errors import CorruptError, UsageError
+from ..geometry import LayerSpec
 from ..klt import importance, symbols
 from ..klt.profile import MAX_GROUPS, MAX_RANK, SCALE_UNITS
 from ..records import Part
@@ -33,6 +36,8 @@ FINENESS = (-1024, 2048)
 _WORTH_TRYING = 0.09  # of what a basis leaves of a usual token, in steps: from here on rests are looked at
 _WORTH_CODING = 0.35  # root mean square, in steps, from which on a layer's rest is coded
 _SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
+_FITTING = "one of the same model is needed: tsc calibrate makes it"
+_INTEGER_BITS = 28  # of a coefficient in steps, at most; a float32 has 24
 _FINER_ZERO = 128  # symbol of a row with the file's own step
 
 
@@ -98,14 +103,24 @@ class Klt:
     def put(
         self, rows: Mapping[Part, torch.Tensor], around: Surroundings, profile: Profile, encoder: Encoder
     ) -> tuple[list[int], list[int]]:
-        """Put the symbols of a block into a stream; returns its layout and the integers that are written apart."""
+        """Put the symbols of a block into a stream; returns its layout and the integers that are written apart.
+
+        Raises:
+            UsageError: the profile is of other layers than these; the step is far too fine.
+        """
         import torch
 
         from ..klt.transform import transforms
 
         keys = rows[Part.KEYS]
-        layers, batch = keys.shape[:2]
-        groups = transforms(profile, around.first_layer, layers, keys.device)
+        layers, batch, heads = keys.shape[:3]
+        spec = LayerSpec("full", heads, keys.shape[4], rows[Part.VALUES].shape[4])
+        try:
+            groups = transforms(profile, around.first_layer, layers, keys.device)
+        except CorruptError as error:
+            raise UsageError(f"the profile does not fit the rows: {error.message}", hint=_FITTING) from error
+        if not all(group.fits(spec) for group in groups):
+            raise UsageError("the profile does not fit the rows: its heads are others", hint=_FITTING)
         positions = torch.tensor(list(around.positions), dtype=torch.int64)
         tokens = _Tokens(positions.repeat(batch), keys.device)
         unturned, at = [], 0
@@ -118,16 +133,33 @@ class Klt:
             for group, found in zip(groups, unturned, strict=True)
         ]
         finer = importance.finer(torch.stack(predicted).mean(0), self.settings.importance, tokens.first)
+        weighted = [group.weigh(unturned.pop(0), tokens.first) for group in groups]
+        finer = torch.minimum(finer, self._finest(weighted))
         tokens.set_steps(self.settings.fineness, finer)
         steps = (finer.cpu().numpy() + _FINER_ZERO).astype("int32")
         encoder.put(profile.tables.importance, steps, _zeros(len(steps)))
         layout, apart = [self.settings.fineness, self._rest(groups), len(groups)], list[int]()
         before: torch.Tensor | None = None
-        for group, found in zip(groups, unturned, strict=True):
+        for group, vectors in zip(groups, weighted, strict=True):
             writer = _GroupWriter(group, tokens, profile.tables, self.settings, bool(layout[1]))
-            before = writer.write(group.weigh(found, tokens.first), before, encoder, apart)
+            before = writer.write(vectors, before, encoder, apart)
             layout.append(writer.rank)
         return layout, apart
+
+    def _finest(self, weighted: Sequence[torch.Tensor]) -> torch.Tensor:
+        """How much finer than the file's each token's step may be, so that integers hold its coefficients, (tokens,).
+
+        Raises:
+            UsageError: the file's own step is far too fine.
+        """
+        import torch
+
+        sizes = torch.stack([one.norm(dim=1) for one in weighted]).amax(0).clamp_min(2.0**-100)
+        exponents = (_INTEGER_BITS - sizes.log2()) * SCALE_UNITS - self.settings.fineness
+        found = (exponents * (importance.STEPS_PER_OCTAVE / SCALE_UNITS)).floor().long()
+        if int(found.min()) < -_FINER_ZERO:
+            raise UsageError(f"fineness={self.settings.fineness} is finer than 32 bits hold", hint="--codec lossless")
+        return found
 
     def _rest(self, groups: Sequence[Transform]) -> bool:
         """Whether the step is fine enough for what the bases leave of a usual token."""
@@ -139,8 +171,8 @@ class Klt:
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
         del part, shape
         expect(tensors, {LAYOUT: ("I32", (None,)), "words": ("U32", (None,)), "apart": ("I32", (None,))}, what)
-        if tensors[LAYOUT].shape[0] < 4:
-            raise CorruptError(f"{what}: a klt layout that is too short")
+        if not 4 <= tensors[LAYOUT].shape[0] <= 3 + MAX_GROUPS:
+            raise CorruptError(f"{what}: a klt layout of {tensors[LAYOUT].shape[0]} numbers")
         fineness, rest, groups, *ranks = tensors[LAYOUT].integers()
         if (
             not FINENESS[0] <= fineness <= FINENESS[1] or rest not in (0, 1) or not 1 <= groups <= MAX_GROUPS
@@ -169,7 +201,7 @@ class Klt:
         positions = torch.tensor(list(around.positions), dtype=torch.int64)
         tokens = _Tokens(positions.repeat(shape.batch), device)
         decoder = Decoder(_words(tensors["words"]))
-        apart = list(tensors["apart"].integers())
+        apart = array("i", tensors["apart"].integers())
         finer = decoder.take(profile.tables.importance, _zeros(len(tokens.first))) - _FINER_ZERO
         tokens.set_steps(fineness, torch.from_numpy(finer).long())
         result = {
@@ -185,6 +217,8 @@ class Klt:
             for layer in range(group.shape.layer_count):
                 rows = group.restore(prepared, added, tokens.first, positions, shape.batch, layer)
                 for one, tensor in rows.items():
+                    if not all(map(math.isfinite, map(float, tensor.aminmax()))):
+                        raise CorruptError("rows that are not finite")
                     result[one][at] = to_cache_dtype(tensor, shape.dtype)
                 at += 1
         decoder.finish()
@@ -323,7 +357,7 @@ class _GroupReader(_Group):
         self._rank = rank
 
     def read(
-        self, before: torch.Tensor | None, decoder: Decoder, apart: list[int]
+        self, before: torch.Tensor | None, decoder: Decoder, apart: MutableSequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(decoded coefficients over their scales, (tokens, rank); the rest, (tokens, P), or None)."""
 
@@ -335,7 +369,7 @@ class _GroupReader(_Group):
         integers = symbols.take(decoder, self.tables.coefficients, flat, apart).reshape(others, self._rank)
         return self.decoded(integers, self.predicted(before)), self._read_rest(decoder, apart)
 
-    def _read_rest(self, decoder: Decoder, apart: list[int]) -> torch.Tensor | None:
+    def _read_rest(self, decoder: Decoder, apart: MutableSequence[int]) -> torch.Tensor | None:
         import numpy as np
         import torch
 

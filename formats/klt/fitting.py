@@ -17,6 +17,7 @@ _NOISE = 0.25  # of what the basis leaves: what its own rounding may add
 _ITERATIONS, _MORE = 3, 128  # of the subspace, and columns beyond those that are wanted
 _PREDICTORS = 1024  # coefficients of the group before that are worth their bytes in the profile
 _SMALL = 2048  # widths up to which all eigenvectors are computed
+_LARGEST = 32767  # integer of a basis
 _SMALLEST = 2.0**-40  # of the largest scale: smaller ones are rounding
 
 
@@ -47,7 +48,7 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
     covariance = (covariance + covariance.T) / 2
     energy = float(covariance.diagonal().sum())
     values, vectors = leading(covariance, min(rank.most, statistics.width))
-    kept = _kept(values, energy, rank.energy)
+    kept = _held(values, vectors, covariance.diagonal(), _kept(values, energy, rank.energy))
     values, vectors = values[:kept], vectors[:, :kept]
     predict, left = None, values
     if before is not None and statistics.cross is not None:
@@ -55,10 +56,10 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
         predict, left = _prediction(_weighted(cross, metric, shape), vectors, values, before)
     exponents = _exponents(left)
     scales = torch.exp2(exponents.double() / SCALE_UNITS).float()
-    rest = (covariance.diagonal() - (vectors**2) @ values).clamp_min(0)
-    step = _step(float(rest.mean()), float(values[-1]), kept)
+    rest = _left(covariance.diagonal(), values, vectors)
     scaled = (vectors * scales).T  # (rank, P)
-    basis = (scaled / step).round().clamp(-32767, 32767).to(torch.int16)
+    step = max(_step(float(rest.mean()), float(values[-1]), kept), float(scaled.abs().max()) / _LARGEST)
+    basis = (scaled / step).round().clamp(-_LARGEST, _LARGEST).to(torch.int16)
     if predict is not None:
         predict = predict / scales[:, None]
     noise = kept * step**2 / 12
@@ -125,6 +126,25 @@ def _kept(values: torch.Tensor, energy: float, share: float) -> int:
     enough = int((sums < share * energy).sum()) + 1
     sound = int((values > values[0] * _SMALLEST**2).sum())
     return max(1, min(enough, sound, len(values)))
+
+
+def _held(values: torch.Tensor, vectors: torch.Tensor, variances: torch.Tensor, kept: int) -> int:
+    """How many of `kept` rows the integers of a basis can hold.
+
+    Where the largest component asks for a coarser step than `_step`, rows that its rounding would drown are left to the
+    rest: as good as random, they would add what they are to take away.
+    """
+    coarsest = float((vectors[:, :kept] * values[:kept].sqrt()).abs().max()) / _LARGEST
+    rest = _left(variances, values[:kept], vectors[:, :kept])
+    if _step(float(rest.mean()), float(values[kept - 1]), kept) >= coarsest:
+        return kept
+    sound = int((values[:kept] > len(variances) * coarsest**2 / 3).sum())  # rounding is a quarter of it, or less
+    return max(1, sound)
+
+
+def _left(variances: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Of these variances (P,), what a basis does not account for."""
+    return (variances - (vectors**2) @ values).clamp_min(0)
 
 
 def _prediction(

@@ -7,29 +7,36 @@ was made with a profile names it by the SHA-256 of these bytes.  docs/format.md 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .. import schema, strict_json
 from ..container import unframed
 from ..entropy import Tables
-from ..errors import CorruptError
-from ..limits import MAX_EXTENT, MAX_LAYERS, MAX_PROFILE_BYTES
+from ..errors import CorruptError, LimitError
+from ..limits import FREE_RAW, MAX_EXTENT, MAX_LAYERS, MAX_PROFILE_BYTES, MAX_RATIO, memory_budget
 from ..rotary import Rotary
 from ..tensor_buffer import TensorView, expect, parse, to_torch
+from .symbols import CLASSES
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
 
+    from .transform import Transform
+
 SCHEMA = "tsc.profile/1"
 DESCRIPTION = "profile"  # the tensor that holds the JSON
 MAX_GROUPS, MAX_RANK, MAX_BANDS = 256, 1 << 14, 64
 SCALE_UNITS = 32  # scales and steps are 2 ** (n / 32)
+MAX_SCALE = 100 * SCALE_UNITS  # either way; a float32 holds it and its inverse
+MAX_STEP = 2.0**100  # of a basis, and its inverse the least
+MAX_FREQUENCY = 1024  # radians a position
+_UNPACKED = 12  # bytes of a value of a basis while it is unpacked
 _GROUP_FIELDS = (
     "first_layer", "layer_count", "heads", "key_size", "value_size", "rank", "metric_exponent", "basis_step", "bands",
     "rotary",
@@ -129,6 +136,7 @@ class Profile:
         info: how it was made (scalars): texts, tokens, date.
         curve: measured by calibration: [{"fineness", "bits", "kl", "top1"}].
         data: the bytes that it is stored as.
+        unpacked: transforms that are ready for use, by group and device.
     """
 
     name: str
@@ -138,6 +146,7 @@ class Profile:
     curve: list[dict[str, float]]
     data: bytes = field(repr=False)
     _views: Mapping[str, TensorView] = field(repr=False, default_factory=dict)
+    unpacked: dict[tuple[int, str], Transform] = field(repr=False, compare=False, default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -150,7 +159,9 @@ class Profile:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The statistics, unpacked.  Raises CorruptError."""
+        """The statistics, unpacked.  Raises CorruptError, or LimitError if they take more than the memory budget."""
+        if _UNPACKED * sum(shape.rank * shape.width for shape in self.shapes) > memory_budget():
+            raise LimitError(f"the profile takes more than the budget of {memory_budget()} bytes")
         return tuple(_group(self._views, number, shape) for number, shape in enumerate(self.shapes))
 
     @cached_property
@@ -221,6 +232,8 @@ def loads(data: bytes, what: str = "profile") -> Profile:
     shapes = tuple(_shape(entry, f"{what} groups") for entry in entries)
     if not shapes:
         raise CorruptError(f"{what}: no groups")
+    if any(b.first_layer < a.first_layer + a.layer_count for a, b in pairwise(shapes)):
+        raise CorruptError(f"{what}: groups are not in the order of layers")
     _expect(views, shapes, what)
     fingerprint = schema.fields(found["fingerprint"], f"{what} fingerprint", (), found["fingerprint"] or ())
     return Profile(
@@ -262,8 +275,8 @@ def _shape(entry: Any, where: str) -> Shape:
         raise CorruptError(f"{where}: bands do not ascend to the rank")
     unit = schema.integer(found["metric_exponent"], f"{where} metric_exponent", -100, 100)
     step = schema.number(found["basis_step"], f"{where} basis_step")
-    if not 0 < step < math.inf:
-        raise CorruptError(f"{where}: a basis step that is not a positive number")
+    if not 1 / MAX_STEP <= step <= MAX_STEP:
+        raise CorruptError(f"{where}: a basis step out of range")
     rotary = _rotary(found["rotary"], layer_count, key_size, where)
     return Shape(first_layer, layer_count, heads, key_size, value_size, rank, unit, step, tuple(bands), rotary)
 
@@ -277,7 +290,9 @@ def _rotary(entry: Any, layers: int, key_size: int, where: str) -> tuple[Rotary,
             schema.number(rate, f"{where} frequencies")
             for rate in schema.items(one["frequencies"], f"{where} frequencies", key_size // 2)
         ]
-        kinds.append(Rotary(tuple(rates), one["interleaved"] is True))
+        if not isinstance(one["interleaved"], bool) or any(abs(rate) > MAX_FREQUENCY for rate in rates):
+            raise CorruptError(f"{where}: a rotary embedding that no model has")
+        kinds.append(Rotary(tuple(rates), one["interleaved"]))
     numbers = schema.items(found["layers"], f"{where} rotary", layers)
     if len(numbers) != layers:
         raise CorruptError(f"{where}: not one rotary embedding a layer")
@@ -287,12 +302,15 @@ def _rotary(entry: Any, layers: int, key_size: int, where: str) -> tuple[Rotary,
 def _expect(views: Mapping[str, TensorView], shapes: Sequence[Shape], what: str) -> None:
     wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {DESCRIPTION: ("U8", (None,))}
     for name, classes, symbols in (
-        ("coefficients", None, 256), ("importance", 1, 256), ("activity", MAX_BANDS, 32), ("residual_activity", 1, 32),
+        ("coefficients", CLASSES, 256), ("importance", 1, 256), ("activity", MAX_BANDS, 32),
+        ("residual_activity", 1, 32),
     ):  # fmt: skip
         wanted[f"tables.{name}"] = ("U32", (classes, symbols))
+    total = 0
     for number, shape in enumerate(shapes):
         layers, heads, rank, width = shape.layer_count, shape.heads, shape.rank, shape.width
-        if rank > width or rank * width > MAX_PROFILE_BYTES:
+        total += rank * width
+        if rank > width or total > MAX_PROFILE_BYTES:
             raise CorruptError(f"{what}: a basis of {rank} x {width} values")
         wanted |= {
             f"{number}.basis": ("U8", (None,)), f"{number}.mean": ("F32", (width,)),
@@ -318,13 +336,17 @@ def _group(views: Mapping[str, TensorView], number: int, shape: Shape) -> Group:
         view = views[f"{number}.{name}"]
         found = to_torch(view).view(getattr(torch, _DTYPES[view.dtype])).view(view.shape)
         if view.dtype == "I16":
+            if bool((found < -MAX_SCALE).any() or (found > MAX_SCALE).any()):
+                raise CorruptError(f"profile: {name} holds a scale out of range")
             return found
         if not bool(torch.isfinite(found).all()):
             raise CorruptError(f"profile: {name} holds a value that is not finite")
         return found.float()
 
-    frame = views[f"{number}.basis"].data
-    planes = unframed(frame, 2 * shape.rank * shape.width)
+    frame, raw = views[f"{number}.basis"].data, 2 * shape.rank * shape.width
+    if raw > FREE_RAW and raw > MAX_RATIO * len(frame):
+        raise CorruptError(f"profile: a basis of {raw} bytes in {len(frame)}")
+    planes = unframed(frame, raw)
     return Group(
         shape, tensor("mean"), tensor("first_mean"),
         tensor("metric_keys") * 2.0**shape.metric_exponent, tensor("metric_values") * 2.0**shape.metric_exponent,

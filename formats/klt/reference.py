@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import CorruptError
@@ -25,12 +26,16 @@ class ProfileReference:
     data: memoryview | None = None
 
     def load(self) -> Profile:
-        """The profile.
+        """The profile, read once.
 
         Raises:
             UnsupportedFileError: the file only names it and it is not on this machine.
             CorruptError: the file holds another one than it names, or a damaged one.
         """
+        return self._loaded
+
+    @cached_property
+    def _loaded(self) -> Profile:
         if self.data is None:
             return store.resolve(self.digest)
         profile = loads(bytes(self.data), "the embedded profile")

@@ -8,7 +8,7 @@ are, the rest has a spread that the tables cover.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,7 +102,7 @@ def put(encoder: Encoder, tables: Tables, integers: npt.NDArray[np.int32], class
     return [int(value) for value in integers[escaped]]
 
 
-def take(decoder: Decoder, tables: Tables, classes: Classes, apart: list[int]) -> npt.NDArray[np.int32]:
+def take(decoder: Decoder, tables: Tables, classes: Classes, apart: MutableSequence[int]) -> npt.NDArray[np.int32]:
     """The inverse of `put`; integers that were written apart are taken off the front of `apart`.
 
     Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ..errors import CorruptError
 from ..geometry import LayerSpec
 from ..records import Part
 from .importance import features
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LARGE = 64  # coefficients that hold most of the energy: always float32
 _SWEEPS = (_LARGE, 256, 1024)  # where coefficients are grouped by size for the analysis
+_RANGE = 6 * SCALE_UNITS  # of the scales of one such group, at most
 
 
 def _fast_dtype(device: str | torch.device) -> torch.dtype:
@@ -62,7 +63,7 @@ class Transform:
         sizes = (shape.heads * shape.key_size, shape.heads * shape.value_size)
         self.layer_of = torch.cat([layers.repeat_interleave(size) for size in sizes]).numpy()  # (P,)
         self._metric = {Part.KEYS: group.metric_keys.to(device), Part.VALUES: group.metric_values.to(device)}
-        self._inverse = {part: torch.linalg.inv(metric) for part, metric in self._metric.items()}
+        self._inverse = {part: _inverse(metric) for part, metric in self._metric.items()}
         self._mean = self._by_part(group.mean.to(device))
         self._first_mean = self._by_part(group.first_mean.to(device))
         self.importance = group.importance.to(device)
@@ -131,14 +132,21 @@ class Transform:
         import torch
 
         found, left = [], weighted
-        stops = [stop for stop in _SWEEPS if stop < rank] + [rank]
-        for start, stop in pairwise([0, *stops]):
+        for start, stop in pairwise(self._stops(rank)):
             rows = self._large[start:stop] if stop <= _LARGE else self._small[start - _LARGE : stop - _LARGE]
             part = (left.to(rows.dtype) @ rows.T).float() / self.scales[start:stop].square()
             found.append(part)
             if stop < rank:
                 left = left - (part.to(rows.dtype) @ rows).float()
         return torch.cat(found, 1)
+
+    def _stops(self, rank: int) -> list[int]:
+        """0, and where each group of coefficients that are computed together ends."""
+        found = [0]
+        for number in range(1, rank):
+            if number in _SWEEPS or self.exponents[found[-1]] - self.exponents[number] > _RANGE:
+                found.append(number)
+        return [*found, rank]
 
     def synthesise(self, relative: torch.Tensor) -> torch.Tensor:
         """Weighted vectors (tokens, P) of coefficients over their scales, (tokens, up to rank)."""
@@ -183,24 +191,23 @@ class Transform:
         return found
 
 
-@lru_cache(maxsize=8)
-def _of(profile: _ByDigest, number: int, device: str) -> Transform:
-    return Transform(profile.profile.groups[number], device)
+def _inverse(metric: torch.Tensor) -> torch.Tensor:
+    """Raises CorruptError if there is none."""
+    import torch
 
-
-class _ByDigest:
-    """A profile that is equal to another one if its bytes are."""
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByDigest) and self.profile.digest == other.profile.digest
-
-    def __hash__(self) -> int:
-        return hash(self.profile.digest)
+    found: torch.Tensor
+    found, info = torch.linalg.inv_ex(metric)
+    if bool(info.any()) or not bool(torch.isfinite(found).all()):
+        raise CorruptError("profile: a metric that has no inverse")
+    return found
 
 
 def transforms(profile: Profile, first_layer: int, layer_count: int, device: str | torch.device) -> list[Transform]:
-    """The transforms of the groups that make up these layers; unpacked once a process and device."""
-    return [_of(_ByDigest(profile), number, str(device)) for number in profile.run(first_layer, layer_count)]
+    """The transforms of the groups that make up these layers; unpacked once a profile and device."""
+    found = []
+    for number in profile.run(first_layer, layer_count):
+        key = number, str(device)
+        if key not in profile.unpacked:
+            profile.unpacked[key] = Transform(profile.groups[number], device)
+        found.append(profile.unpacked[key])
+    return found

@@ -19,7 +19,7 @@ from typing import Any
 import google_crc32c
 import zstandard
 
-MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, REFERENCE, ATTENTION = 1, 2, 3, 4, 5, 6, 7, 8, 0x81, 0x82
+MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, REFERENCE, ATTENTION = *range(1, 10), 0x81, 0x82
 SIGNATURE = bytes.fromhex("89 54 53 43 01 0d 0a 1a")
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 _HEADER_FORMAT = "<BBHIQQHHIIIQQI"  # without the header CRC, which follows
@@ -28,7 +28,7 @@ _HEADER_FIELDS = (
     "reserved_c", "first", "count", "payload_crc",
 )  # fmt: skip
 _DESCRIBED = ("codec", "part", "first_layer", "layer_count", "first", "count")
-_CODES = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
+_CODES = {"U8": "B", "U16": "H", "I16": "h", "I32": "i", "U32": "I", "I64": "q"}
 _RATIOS = ("ratio_trace", "ratio_final")
 _RATIO = re.compile(rb'"(ratio_trace|ratio_final)":[-+.0-9eE]+')
 

@@ -228,7 +228,7 @@ ROWS_MESSAGES = (
 )  # fmt: skip
 for column, text in enumerate(ROWS_MESSAGES):
     listed(f"{INDEX_COLUMNS[column]} of ROWS", text, one_more(5, column))
-listed("unknown codec of ROWS", "codec 6 is not known", lambda lines: lines[5].__setitem__(2, 6), UnsupportedFileError)
+listed("unknown codec of ROWS", "codec 7 is not known", lambda lines: lines[5].__setitem__(2, 7), UnsupportedFileError)
 
 
 def negative_layer(lines: Lines) -> None:

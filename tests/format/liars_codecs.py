@@ -315,7 +315,8 @@ for codec, names in NAMES.items():
     coded(codec, "layout twice as wide", "tensor 'layout' is I64", with_tensors(
         lambda found: found.update(layout=("I64", found["layout"][1], found["layout"][2] * 2))))  # fmt: skip
     coded(codec, "not a table", "too short", lambda piece: setattr(piece, "raw", b"{}"))
-    coded(codec, "codec 6", "codec 6 is not known", lambda piece: setattr(piece, "codec", 6), UnsupportedFileError)
+    coded(codec, "codec 7", "codec 7 is not known", lambda piece: setattr(piece, "codec", 7), UnsupportedFileError)
+    coded(codec, "as klt", "does not write records of part", lambda piece: setattr(piece, "codec", 6))
     coded(codec, "codec 65,535", "codec 65535 is not known", lambda piece: setattr(piece, "codec", 65_535),
           UnsupportedFileError)  # fmt: skip
 

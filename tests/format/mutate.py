@@ -19,6 +19,7 @@ from tests.format.craft import (
     KEPT,
     LABELS,
     MODEL,
+    PROFILE,
     REFERENCE,
     ROWS,
     VIEWS,
@@ -45,7 +46,7 @@ WIDTHS = {
     "stored": 64, "raw": 64, "reserved_a": 8, "reserved_b": 16, "reserved_c": 32,
 }  # fmt: skip
 DESCRIBED = list(WIDTHS)[:6]
-TABLES = (ROWS, LABELS, VIEWS, REFERENCE, KEPT, ATTENTION)
+TABLES = (ROWS, LABELS, VIEWS, REFERENCE, KEPT, ATTENTION, PROFILE)
 
 
 def near(random: Random, value: int, low: int, high: int) -> int:
@@ -120,10 +121,11 @@ def layout_number(craft: Craft, random: Random) -> None:
     """What decoding of lossy rows goes by."""
     coded = [piece for piece in craft.records if piece.type == ROWS and piece.codec > 1]
     piece = random.choice(coded)
-    name = random.choice(("layout", "layout", "bases"))
+    name = random.choice(("layout", "layout", "bases", "words", "apart"))
     values = piece.integers(name)
     at = random.randrange(len(values))
-    values[at] = near(random, values[at], -(2**31), 2**31 - 1)
+    low, high = (0, 2**32 - 1) if name == "words" else (-(2**31), 2**31 - 1)
+    values[at] = near(random, values[at], low, high)
     piece.set_integers(name, values)
 
 
@@ -275,7 +277,7 @@ def other_ratios(craft: Craft, random: Random) -> None:
 
 
 def superblock(craft: Craft, random: Random) -> None:
-    craft.minor = random.choice((0, 1, 65_535))
+    craft.minor = random.choice((0, 1, 2, 65_535))
     craft.flags = random.choice((0, 1 << random.randrange(16)))
     craft.reserved = random.choice(({}, {random.choice((12, 15, 32, 59)): 1}))
 

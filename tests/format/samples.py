@@ -15,8 +15,11 @@ import torch
 
 from formats import LayerSpec, Snapshot, Trace, deduplicate, save
 from formats.compression import Recipe, Source, write
+from formats.klt import store
+from formats.klt.profile import Profile
 from formats.timeline import Rows
 from formats.trace import MemoryReceived
+from tests.format import profiles
 from tests.format.craft import HEADER, ROWS, VIEWS, Craft, Piece
 from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace
 
@@ -151,8 +154,26 @@ def scalar(settings: dict[str, Any], layers: Sequence[LayerSpec] = (FULL, FULL, 
     return compressed(finite(layers), "scalar", settings)
 
 
+def klt(make: Callable[[], Profile], trace: Trace, embed: bool = True, **settings: Any) -> bytes:
+    """Rows of codec klt, and the profile with them."""
+    profile = store.remember(make())
+    return compressed(trace, "klt", {"profile": profile.digest, **settings}, embed_profile=embed)
+
+
+def klt_in(dtype: str) -> bytes:
+    return klt(profiles.two_groups, finite((FULL,) * 3, dtype=dtype), fineness=80, rest="yes")
+
+
+def klt_kept() -> bytes:
+    """Rows that heads kept: what a slot is turned by is its own label."""
+    profile, trace = store.remember(profiles.two_groups()), attended(finite((FULL,) * 3))
+    settings = {"profile": profile.digest, "fineness": 100}
+    evict = {"keep": 0.5, "sinks": 1}
+    return compressed(trace, "klt", settings, evict="h2o", evict_settings=evict, embed_profile=True)
+
+
 CODEBOOK = {"block": 2, "centroids": 8, "iterations": 3}
-# Files of format 1.1: what `make` returns is read by both readers
+# Files of format 1.1 and 1.2: what `make` returns is read by both readers
 COMPRESSED: dict[str, Callable[[], bytes]] = {
     **every_dtype("scalar", "scalar", {"bits": 4, "group": 4}),
     **every_dtype("rotated", "scalar", {"bits": 8, "hadamard": True}),
@@ -199,6 +220,17 @@ COMPRESSED: dict[str, Callable[[], bytes]] = {
         attended(finite((FULL, FULL, UNEVEN), batch=2)), "scalar", evict="h2o", evict_settings={"keep": 0.3}
     ),
     "streaming": lambda: compressed(finite(), "scalar", evict="streaming", evict_settings={"sinks": 1, "window": 3}),
+    **{f"klt, {dtype}": partial(klt_in, dtype) for dtype in ("float64", "float16", "bfloat16", "float8_e4m3fn")},
+    "klt": lambda: klt(profiles.one_group, finite((FULL, FULL), dtype="float32"), fineness=100, rest="yes"),
+    "klt, two groups": lambda: klt(profiles.two_groups, finite((FULL,) * 3, dtype="float32"), fineness=60, rest="yes"),
+    "klt, coarse": lambda: klt(profiles.one_group, finite((FULL, FULL)), fineness=-150, rest="no"),
+    "klt, nothing coded": lambda: klt(profiles.one_group, finite((FULL, FULL)), fineness=-1_000, rest="no"),
+    "klt, fine": lambda: klt(profiles.one_group, finite((FULL, FULL), dtype="float32"), fineness=400),
+    "klt, finest": lambda: klt(profiles.one_group, finite((FULL, FULL), dtype="float32"), fineness=750, importance=2.0),
+    "klt, batch": lambda: klt(profiles.two_groups, finite((FULL,) * 3, batch=3), fineness=60, rest="no"),
+    "klt, every layer": lambda: klt(profiles.every_layer, finite(), fineness=100),
+    "klt, four groups": lambda: klt(profiles.chained, finite((FULL,) * 4, dtype="float32"), fineness=90, rest="no"),
+    "klt, h2o": lambda: klt_kept(),
     "attention": lambda: file_bytes(attended(growing_trace((SLIDING, FULL, FULL, UNEVEN)))),
 }
 

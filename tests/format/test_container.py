@@ -19,6 +19,11 @@ from tests.format.craft import LABELS, Craft, Piece, frame
 # Computed by hand from docs/format.md; the checksums by a bitwise CRC-32C
 FILE_ID = bytes(range(16))
 SUPERBLOCK = bytes.fromhex("""
+    89545343 01 0d0a1a  0200 0000 00000000
+    000102030405060708090a0b0c0d0e0f
+    00000000 00000000 00000000 00000000 00000000 00000000 00000000  ba1cab1d
+""")
+SUPERBLOCK_1_1 = bytes.fromhex("""
     89545343 01 0d0a1a  0100 0000 00000000
     000102030405060708090a0b0c0d0e0f
     00000000 00000000 00000000 00000000 00000000 00000000 00000000  b577f4f4
@@ -37,6 +42,11 @@ KEPT_HEADER = bytes.fromhex("""
     08 00 0000 03000000  0300000000000000  2c01000000000000
     0000 0000 03000000 02000000 00000000  2211000000000000  3300000000000000
     b73f4b36 db0ee1a2
+""")
+PROFILE_HEADER = bytes.fromhex("""
+    09 00 0000 05000000  0300000000000000  2c01000000000000
+    0000 0000 00000000 00000000 00000000  0000000000000000  0000000000000000
+    b73f4b36 d2785c72
 """)
 ATTENTION_HEADER = bytes.fromhex("""
     82 00 0000 04000000  0300000000000000  2c01000000000000
@@ -57,6 +67,7 @@ ROWS_FIELDS = RecordHeader(
 KEPT_FIELDS = RecordHeader(
     0x08, sequence=3, stored=3, raw=300, first_layer=3, layer_count=2, first=0x1122, count=0x33, payload_crc=0x364B3FB7
 )
+PROFILE_FIELDS = RecordHeader(0x09, sequence=5, stored=3, raw=300, payload_crc=0x364B3FB7)
 ATTENTION_FIELDS = RecordHeader(
     0x82, sequence=4, stored=3, raw=300, first_layer=3, layer_count=2, count=0x33, payload_crc=0x364B3FB7
 )
@@ -91,6 +102,7 @@ def test_checksum() -> None:
 
 def test_superblock() -> None:
     assert pack_superblock(FILE_ID) == SUPERBLOCK
+    assert pack_superblock(FILE_ID, minor=1) == SUPERBLOCK_1_1
     assert pack_superblock(FILE_ID, minor=0) == SUPERBLOCK_1_0
     assert len(SUPERBLOCK) == 64
 
@@ -100,6 +112,7 @@ def test_superblock() -> None:
     [
         pytest.param(ROWS_FIELDS, ROWS_HEADER, id="rows"),
         pytest.param(KEPT_FIELDS, KEPT_HEADER, id="kept"),
+        pytest.param(PROFILE_FIELDS, PROFILE_HEADER, id="profile"),
         pytest.param(ATTENTION_FIELDS, ATTENTION_HEADER, id="attention"),
         pytest.param(END_FIELDS, END_RECORD[:64], id="end"),
     ],
@@ -111,11 +124,11 @@ def test_record_header(fields: RecordHeader, want: bytes) -> None:
 def test_type_numbers() -> None:
     assert {kind.name: kind.value for kind in RecordType} == {
         "MODEL": 0x01, "ROWS": 0x02, "LABELS": 0x03, "VIEWS": 0x04, "HEADER": 0x05, "INDEX": 0x06, "END": 0x07,
-        "KEPT": 0x08, "REFERENCE": 0x81, "ATTENTION": 0x82,
+        "KEPT": 0x08, "PROFILE": 0x09, "REFERENCE": 0x81, "ATTENTION": 0x82,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("superblock", "minor"), [(SUPERBLOCK_1_0, 0), (SUPERBLOCK, 1)])
+@pytest.mark.parametrize(("superblock", "minor"), [(SUPERBLOCK_1_0, 0), (SUPERBLOCK_1_1, 1), (SUPERBLOCK, 2)])
 def test_literal_bytes_are_read(path: Path, superblock: bytes, minor: int) -> None:
     with reading(path, superblock + ROWS_HEADER + STORED) as reader:
         assert (reader.minor, reader.file_id) == (minor, FILE_ID)

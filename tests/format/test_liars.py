@@ -16,7 +16,7 @@ import torch
 from formats import TscError, integrity, load
 from formats.errors import CorruptError, UnsupportedFileError
 from tests import second_reader
-from tests.format import liars_codecs, liars_json, liars_tables, samples
+from tests.format import liars_codecs, liars_json, liars_klt, liars_profile, liars_tables, samples
 from tests.format.craft import (
     HEADER,
     KEPT,
@@ -36,6 +36,8 @@ from tests.traces import growing_trace, octets, same_bits, same_snapshots
 
 assert liars_codecs
 assert liars_json
+assert liars_klt
+assert liars_profile
 assert liars_tables  # importing these adds their files to LIARS
 
 by_name = pytest.mark.parametrize("liar", LIARS, ids=lambda liar: liar.name)
@@ -175,8 +177,9 @@ HONEST: dict[str, Edit] = {
     "all kinds of parameters": header(lambda v: v.update(parameters={"a": None, "b": True, "c": 0.5, "d": "", "e": 1})),
 }  # fmt: skip
 HONEST_COMPRESSED: dict[str, tuple[str, Edit]] = {
-    **{f"{sample} in reverse": (sample, reverse) for sample in ("h2o", "attention", "delta, edited", "vq")},
+    **{f"{sample} in reverse": (sample, reverse) for sample in ("h2o", "attention", "delta, edited", "vq", "klt")},
     "1.1 under the number of 1.0": ("h2o", lambda craft: setattr(craft, "minor", 0)),
+    "1.2 under the number of 1.1": ("klt, two groups", lambda craft: setattr(craft, "minor", 1)),
     "rows that all heads kept": ("h2o", all_kept),
     "raw bytes of what was not evicted": ("h2o", raw_bytes_left),
     "bases in two records": ("delta, chains", divided_bases),
@@ -226,7 +229,7 @@ def test_the_bound_is_on_what_one_record_decodes_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("liar", [pytest.param(liar, id=liar.name) for liar in LIARS if liar.opens])
-@pytest.mark.xfail(strict=True, reason="which rows predict which is looked at when rows are decoded")
+@pytest.mark.xfail(strict=True, reason="predictions, statistics and symbols are looked at when rows are decoded")
 def test_checking_reads_everything(liar: Liar, tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
         integrity.check(written(tmp_path, liar.build()))
@@ -245,7 +248,7 @@ def test_blocks_of_a_layer_in_any_order(reorder: Callable[[list[Piece]], list[Pi
     assert same_snapshots(integrity.check(written(tmp_path, craft.build())).trace().snapshot(), saved.snapshot())
 
 
-@pytest.mark.parametrize("name", ["valid", "vq", "delta, edited", "h2o", "attention"])
+@pytest.mark.parametrize("name", ["valid", "vq", "delta, edited", "h2o", "attention", "klt, h2o"])
 def test_crafting_without_edits_changes_nothing(name: str) -> None:
     assert Craft.of(samples.sample(name)).build() == samples.sample(name)
     assert len(frame(b"")) > 4

@@ -18,7 +18,7 @@ from formats import LayerSpec, Snapshot, Trace, deduplicate, integrity, load
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from formats.geometry import DTYPE_BYTES
 from tests import second_reader
-from tests.format import liars_codecs, liars_json, liars_tables, samples
+from tests.format import liars_codecs, liars_json, liars_klt, liars_profile, liars_tables, samples
 from tests.format.craft import Craft
 from tests.format.liars import LIARS, Liar
 from tests.format.mutate import mutant
@@ -26,6 +26,8 @@ from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace, octe
 
 assert liars_codecs
 assert liars_json
+assert liars_klt
+assert liars_profile
 assert liars_tables  # importing these adds their files to LIARS
 
 WIDE = LayerSpec("sliding", heads=3, key_size=1, value_size=5, window=2)
@@ -86,6 +88,7 @@ def assert_same_content(trace: Trace, document: second_reader.Document, only: in
 def assert_same_values(snapshot: Snapshot, document: second_reader.Document, number: int) -> None:
     """Equal to the last bit; near where a matrix was multiplied with, whose sums have no order of their own."""
     rotated = uses_rotation(document)
+    transformed = any(record.codec == 6 for record in document.rows.stored)
     for keys, values, stored in zip(snapshot.keys, snapshot.values, document.snapshot(number), strict=True):
         for found, data in zip((keys, values), stored, strict=True):
             if octets(found) == data:
@@ -94,8 +97,8 @@ def assert_same_values(snapshot: Snapshot, document: second_reader.Document, num
             have = found.double()
             assert torch.equal(have.isnan(), want.isnan())  # which of the NaNs a result is nothing says
             have, want = (values.masked_fill(values.isnan(), 0.0) for values in (have, want))
-            if rotated:
-                near = 8 * torch.finfo(found.dtype).eps * want.abs().amax(-1, keepdim=True)
+            if rotated or transformed:
+                near = (8 * torch.finfo(found.dtype).eps + 1e-4 * transformed) * want.abs().amax(-1, keepdim=True)
                 assert torch.where(have == want, 0.0, (have - want).abs() - near).amax() <= 0
             else:
                 assert same_bits(have, want)
@@ -231,13 +234,26 @@ def test_compressed_files_have_what_the_format_has() -> None:
                 for base in tables["bases"].integers():
                     found.add(("base", "none" if base < 0 else "inside" if base >= record.first else "outside"))
                 found.add(("exact rows", any(tables["exact_rows"].data)))
+            elif record.codec == 6:
+                _, rest, groups, *ranks = layout
+                apart, integers = len(tables["apart"].integers()), document.rows.integers[record.offset]
+                beyond = sum(abs(number) > 127 for number in integers)
+                found |= {("rest", rest), ("groups", groups), ("apart", apart > 0), ("low bits", beyond > apart)}
+                described = document.rows.profile.groups_of(record.first_layer, record.layer_count)
+                found |= {("coded", "nothing" if not rank else "all" if rank == group.rank else "some")
+                          for rank, group in zip(ranks, described, strict=True)}  # fmt: skip
+                found |= {("predicted", at > 0) for at, group in enumerate(described) if group.predict is not None}
+                found |= {("turned", "no pairs" if not rates else "interleaved" if interleaved else "halves")
+                          for group in described for rates, interleaved in group.rotary}  # fmt: skip
     everything: dict[str, set[object]] = {
-        "kept": {True, False}, "attention": {True, False}, "codec": {1, 2, 3, 4, 5}, "group": {0, 2, 3, 4, 32, 64},
+        "kept": {True, False}, "attention": {True, False}, "codec": {1, 2, 3, 4, 5, 6}, "group": {0, 2, 3, 4, 32, 64},
         "symmetric": {(0, 0), (0, 1), (1, 0), (1, 1)}, "axis": {(0, 1), (0, 2), (1, 1), (1, 2)}, "rotated": {0, 1},
         "scale": {2, 4, 8}, "offset": {0, 2, 4, 8}, "codes": {"a byte", "two bytes", "shared bytes"},
         "subs": {1, 2, 3}, "books": {1, 2}, "normalization": {0, 1}, "kind": {0, 1, 2, 3, 4},
         "one book of several layers": {True, False}, "base": {"none", "inside", "outside"},
-        "exact rows": {True, False},
+        "exact rows": {True, False}, "rest": {0, 1}, "groups": {1, 2, 4}, "apart": {True, False},
+        "low bits": {True, False}, "coded": {"nothing", "some", "all"}, "predicted": {True, False},
+        "turned": {"no pairs", "interleaved", "halves"},
     }  # fmt: skip
     assert found == {(what, value) for what, values in everything.items() for value in values}
 
@@ -254,7 +270,7 @@ def bases() -> list[bytes]:
     small.reference = [40, 41]
     compressed = (
         "scalar, 5 levels", "scalar, 1,000 levels", "scalar, rotated", "vq", "pq", "delta, chains", "delta, edited",
-        "h2o", "attention",
+        "h2o", "attention", "klt", "klt, two groups",
     )  # fmt: skip
     return [
         samples.file_bytes(small), samples.file_bytes(edited_trace()), samples.valid(),
