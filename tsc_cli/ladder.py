@@ -42,15 +42,14 @@ def rows() -> list[Row]:
 def comparison(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How many times fewer bits klt takes than the best other row, at the same KL.
 
-    Bits at a KL lie on a line between two measured points of klt, in logarithms of both; another row counts with the
-    bits that it has if its KL is at most the one compared at, and otherwise on the line to the next better row of its
-    family of settings.
+    Bits at a KL lie on a line between two measured points of one family of settings, in logarithms of both; beyond the
+    coarsest point that was measured they are that point's, which is more than would be needed.
     """
     points = [row for row in measured if row.get("kl_mean")]
     ours = sorted((row["kl_mean"], _bits(row)) for row in points if row["kind"] == "klt")
     found = []
     for kl in COMPARED_AT:
-        mine = at_kl(ours, kl)
+        mine = _bits_at(ours, kl)
         others = [(bits, family) for family, bits in _families(points, kl)]
         if mine is None or not others:
             continue
@@ -71,13 +70,18 @@ def _families(points: Sequence[Mapping[str, Any]], kl: float) -> list[tuple[str,
             by_family.setdefault(_family(row["label"]), []).append((row["kl_mean"], _bits(row)))
     found = []
     for family, pairs in by_family.items():
-        bits = at_kl(sorted(pairs), kl)
-        within = [b for k, b in pairs if k <= kl]
-        if bits is None and within:
-            bits = min(within)
+        bits = _bits_at(sorted(pairs), kl)
         if bits is not None:
             found.append((family, bits))
     return found
+
+
+def _bits_at(points: Sequence[tuple[float, float]], kl: float) -> float | None:
+    """Bits at a KL on the line through the points, or those of the coarsest point that keeps it."""
+    between = at_kl(points, kl)
+    if between is not None:
+        return between
+    return min((bits for reached, bits in points if reached <= kl), default=None)
 
 
 def _family(label: str) -> str:

@@ -72,7 +72,7 @@ def _bar(row: Mapping[str, Any]) -> float:
     return min(float(error), 0.9 * float(row["kl_mean"]))
 
 
-_OFFSETS = [(7, -3), (7, 6), (7, -12), (-7, -3), (-7, 6), (-7, -12), *((9, -12 - 10 * n) for n in range(1, 12))]
+_OFFSETS = [(7, -3), (7, 6), (7, -12), (-7, -3), (-7, 6), (-7, -12), *((9, -12 - 10 * n) for n in range(1, 3))]
 
 
 def _name(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
@@ -100,7 +100,7 @@ def _finish(left: Any, right: Any, ratios: Sequence[float]) -> None:
         axes.set_xlabel("ratio: captured trace / file")
         low, high = min(ratios) * 0.8, max(ratios) * 1.5
         ticks = [
-            n for n in (5, 10, 20, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000, 5000, 10000) if low <= n <= high
+            n for n in (5, 10, 20, 50, 70, 100, 200, 300, 500, 700, 1000, 2000, 5000, 10000) if low <= n <= high
         ]
         axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
         axes.set_xticks([], minor=True)
