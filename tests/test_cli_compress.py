@@ -127,8 +127,12 @@ def test_a_dry_run_writes_nothing(tsc: Any, captured: Path, folder: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give either --tier NAME or --codec NAME"),
-        (["--tier", "63x", "--codec", "vq"], "give either --tier NAME or --codec NAME"),
+        (["--tier", "63x", "--codec", "vq"], "--tier and --codec ask for different things: give one of them"),
+        (["--quality", "high", "--bits", "2", "-t", "9x"], "--tier and --quality and --bits ask for different things"),
+        (["--quality", "blanced"], "there is no quality 'blanced'"),
+        (["--quality", "high", "--as-published"], "--as-published goes with --tier"),
+        (["--bits", "2", "--dry-run"], "--dry-run shows tiers"),
+        ([], "missing.tsc: cannot be opened"),
         (["--tier", "219"], "there is no tier '219'"),
         (["--tier", "70x", "--as-published"], "the reports have no tier 70x"),
         (["--codec", "vq", "--as-published"], "--as-published goes with --tier"),

@@ -19,9 +19,19 @@ from formats.header import rounded_down
 from formats.integrity import check
 from formats.predecessors import bases_of
 from formats.quality import record_quality
-from formats.rate_control import Sizer, at, choose, families, knob_settings, largest_within, smallest_at
+from formats.rate_control import (
+    Candidate,
+    Sizer,
+    at,
+    choose,
+    families,
+    knob_settings,
+    largest_within,
+    smallest,
+    smallest_for,
+)
 from formats.records import Part
-from formats.tiers import TIERS, VERDICTS, tier_of, verdict
+from formats.tiers import QUALITIES, TIERS, VERDICTS, Goal, goal_of, klt_family, tier_of, verdict
 from formats.timeline import Recorder
 from formats.views import Labels, Span
 from tests import models
@@ -235,16 +245,51 @@ def test_the_smallest_file_at_a_quality(tmp_path: Path) -> None:
     trace = smooth_trace()
     trace.info["folder"] = str(tmp_path)
     source = Source(trace)
-    measure = quality_by_error(source)
-    found = smallest_at(Sizer(source), 0.01, measure)
+    sizer, measure = Sizer(source), quality_by_error(source)
+    found = smallest_for(sizer, lambda recipe: measure(recipe) <= 0.01)
     assert found is not None
-    assert found.quality is not None
-    assert found.quality <= 0.01
+    assert found.file_bytes == sizer(found.recipe)
+    assert measure(found.recipe) <= 0.01
     levels = found.recipe.settings["levels"]
     family = next(one for one in families() if one.label == found.label)
     known = knob_settings(family)
     assert measure(at(family, known[known.index(levels) - 1])) > 0.01
-    assert smallest_at(Sizer(source), -1.0, measure) is None
+    assert smallest_for(sizer, lambda recipe: False) is None
+    exact = Candidate("lossless", Recipe("lossless"), sizer(Recipe("lossless")))
+    assert smallest_for(sizer, lambda recipe: False, tried=[exact]) is exact
+    tiny = Candidate("tiny", Recipe("lossless"), 1)
+    assert smallest_for(sizer, lambda recipe: measure(recipe) <= 0.01, tried=[exact, tiny]) is tiny
+
+
+@pytest.mark.parametrize("start", [None, 3, 160, 500, 720, 9999])
+@pytest.mark.parametrize("threshold", [160, 161, 333, 500, 719, 720, 721])
+def test_the_knob_is_found_from_any_guess(threshold: int, start: int | None) -> None:
+    """Every integer between the bounds is tried, not only the coarse ones, and only a few of them."""
+    tried: list[int] = []
+
+    def good(recipe: Recipe) -> bool:
+        tried.append(recipe.settings["fineness"])
+        return tried[-1] >= threshold
+
+    found = smallest(lambda recipe: 10 * recipe.settings["fineness"], klt_family("f" * 64), good, start)  # type: ignore[arg-type]
+    if threshold > 720:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.recipe == Recipe("klt", {"profile": "f" * 64, "fineness": threshold})
+        assert found.file_bytes == 10 * threshold
+    assert len(tried) == len(set(tried)) <= 16
+
+
+def test_a_good_guess_is_cheap() -> None:
+    tried: list[int] = []
+
+    def good(recipe: Recipe) -> bool:
+        tried.append(recipe.settings["fineness"])
+        return tried[-1] >= 402
+
+    smallest(lambda recipe: 1, klt_family(""), good, 400)  # type: ignore[arg-type]
+    assert len(tried) <= 6
 
 
 # tiers
@@ -267,6 +312,21 @@ def test_tier_names() -> None:
     with pytest.raises(UsageError) as caught:
         tier_of("losless")
     assert caught.value.hint == "did you mean lossless?"
+
+
+def test_qualities() -> None:
+    assert list(QUALITIES.values()) == sorted(QUALITIES.values())
+    assert goal_of("balanced") == Goal("balanced", 0.05)
+    assert goal_of("balanced").promise == "a KL of at most 0.05"
+    assert Goal("", min_top1=0.9).promise == "a top-1 share of at least 0.9"
+    assert Goal("", 0.1, 0.9).promise == "a KL of at most 0.1 and a top-1 share of at least 0.9"
+    for wrong, hint in (
+        ("near_exact", "did you mean near-exact?"),
+        ("best", "one of near-exact, high, balanced, small"),
+    ):
+        with pytest.raises(UsageError, match=f"there is no quality '{wrong}'") as caught:
+            goal_of(wrong)
+        assert caught.value.hint == hint
 
 
 def test_verdicts() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from formats import Trace
 from formats.atomic import atomic_write
+from formats.codecs.klt import Klt
 from formats.compression import Header, Recipe, Source, write
-from formats.errors import PromiseError, UsageError
+from formats.errors import CorruptError, PromiseError, UsageError
 from formats.header import TierHeader
 from formats.klt import store
 from formats.rate_control import QUALITY_BYTES, Candidate, Choice, Sizer, choose, smallest_for
@@ -50,7 +52,7 @@ class Compressor:
         self, source: Source, judge: Judge | None, sizer: Sizer | None = None, profile: Profile | None = None
     ) -> None:
         self.source = source
-        self.profile = profile
+        self.profile = None if profile is None else store.remember(profile)
         self.judge = judge
         self._device = "cpu" if judge is None else judge.device
         self._sizer = sizer or Sizer(source, self._device)
@@ -105,9 +107,17 @@ class Compressor:
         ratio = 8 * raw / (bits * self.source.stored_values)
         return self.choose(Tier(f"{bits:g} bits a value", ratio, math.inf)).winner.recipe
 
-    @property
+    @cached_property
     def _digest(self) -> str:
-        return "" if self.profile is None else self.profile.digest
+        """Of the profile, or "" if there is none for these rows: neighbouring layers may hold different ones."""
+        if self.profile is None:
+            return ""
+        try:
+            for group in self.source.filtered(Recipe("lossless")).rows:
+                self.profile.run(group.first_layer, group.layer_count)
+        except CorruptError:
+            return ""
+        return self.profile.digest
 
     def _guess(self, kl: float) -> int | None:
         """The fineness at which calibration measured about this KL."""
@@ -213,6 +223,8 @@ def compress(
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model))
         judge = Judge(source, model, positions=positions, seed=seed)
     compressor = Compressor(source, judge, profile=profile or store.for_model(trace.fingerprint))
+    if recipe is not None and recipe.codec == Klt.name and compressor.profile is not None:
+        recipe = replace(recipe, settings={"profile": compressor.profile.digest, **recipe.settings})
     if recipe is None:
         recipe = compressor.smallest(goal) if promise is None else compressor.choose(promise).winner.recipe
         promise = promise or Tier(goal.name, None, goal.max_kl)

@@ -99,9 +99,7 @@ def _finish(left: Any, right: Any, ratios: Sequence[float]) -> None:
         axes.set_xscale("log")
         axes.set_xlabel("ratio: captured trace / file")
         low, high = min(ratios) * 0.8, max(ratios) * 1.5
-        ticks = [
-            n for n in (5, 10, 20, 50, 70, 100, 200, 300, 500, 700, 1000, 2000, 5000, 10000) if low <= n <= high
-        ]
+        ticks = [n for n in (5, 10, 20, 50, 70, 100, 200, 300, 500, 700, 1000, 2000, 5000, 10000) if low <= n <= high]
         axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.set_xlim(low, high)

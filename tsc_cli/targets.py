@@ -42,7 +42,8 @@ class Target:
             return cls(f"{bits:g}bits", bits=bits)
         if goals[1]:
             found = Goal("", float("inf") if max_kl is None else max_kl, min_top1 or 0.0)
-            name = "-".join([f"kl{max_kl:g}"] * (max_kl is not None) + [f"top1-{min_top1:g}"] * (min_top1 is not None))
+            asked = (("kl", max_kl), ("top1-", min_top1))
+            name = "-".join(f"{word}{value:g}" for word, value in asked if value is not None)
             return cls(name, goal=replace(found, name=name))
         return cls(quality or "high", goal=goal_of(quality or "high"), default=quality is None)
 

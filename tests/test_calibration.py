@@ -1,0 +1,353 @@
+"""Calibration: what is gathered, how groups predict each other, and going on after an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from formats import load
+from formats.compression import Recipe
+from formats.errors import UsageError
+from formats.geometry import Geometry, LayerSpec
+from formats.klt import store
+from formats.klt.profile import Profile
+from formats.klt.statistics import Statistics, flat
+from formats.records import Part
+from tests import models
+from tests.test_klt import (
+    CONTEXT,
+    FOLLOWING,
+    decoded,
+    encoded,
+    error,
+    largest_error,
+    profile_for,
+    recipe_with,
+    rows_of,
+    tiny_model,
+    tiny_profile,
+    written,
+)
+from tsc_cli import calibrating, calibration, capture, compress
+from tsc_cli.calibrating import Effort, calibrate, coded, curve, window_size
+from tsc_cli.calibration import CalibrationOptions, Gatherer
+from tsc_cli.calibration_texts import library_texts, windows
+from tsc_cli.calibration_texts import written as written_texts
+from tsc_cli.generation import prefill
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "_known", {})
+
+
+# groups
+
+
+@pytest.mark.parametrize(("widest", "layers"), [(60, [1, 1, 1]), (100, [2, 1])])
+def test_a_wide_model_is_split_and_layers_predict_the_next(
+    widest: int, layers: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(calibration, "WIDEST", widest)
+    profile = profile_for(tiny_model())
+    assert [shape.layer_count for shape in profile.shapes] == layers
+    assert [group.predict is not None for group in profile.groups] == [False, *[True] * (len(layers) - 1)]
+    monkeypatch.setattr(calibration, "_continues", lambda *_: False)
+    alone = profile_for(tiny_model())
+    assert all(group.predict is None for group in alone.groups)
+    rows = rows_of(256)
+    for fineness in (360, 440):
+        sizes, errors = [], []
+        for one in (profile, alone):
+            payload = encoded(rows, one, fineness=fineness, importance=0.0)
+            sizes.append(len(payload))
+            errors.append(error(rows, decoded(payload, rows, one)))
+        assert sizes[0] < sizes[1]
+        assert errors[0] < 1.1 * errors[1]
+    store.remember(profile)
+    trace = capture(tiny_model(), models.prompt(60, seed=4), steps=2)
+    assert largest_error(trace, written(trace, recipe_with(profile, 640), tmp_path / "t.tsc")) < 0.001
+
+
+def test_layers_of_two_kinds_do_not_predict_each_other() -> None:
+    profile = profile_for(models.gemma3_mixed(), windows=3)
+    assert [shape.first_layer for shape in profile.shapes] == [0, 1, 2]
+    assert all(group.predict is None for group in profile.groups)
+    sliding, full, _ = profile.shapes
+    assert sliding.rotary != full.rotary  # local and global layers turn at different speeds
+
+
+# statistics
+
+
+def test_statistics_are_those_of_all_rows_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = Statistics(1, 2, 3, 2, width_before=4)
+    before = Statistics(1, 1, 2, 2)
+    batches = [
+        (torch.randn(20, 10, generator=generator) + 5, torch.randn(20, 4, generator=generator)) for _ in range(3)
+    ]
+    first = torch.arange(20) == 0
+    for rows, others in batches:
+        found.add_rows(rows, first, before.add_rows(others, first))
+    rows, others = (torch.cat([batch[at][1:] for batch in batches]) for at in range(2))
+    assert (found.tokens, found.firsts) == (57, 3)
+    offset = found.sums / 57
+    assert torch.allclose(found.origin + offset, rows.mean(0), atol=1e-4)
+    covariance = found.covariance / 57 - torch.outer(offset, offset)
+    assert torch.allclose(covariance, torch.cov(rows.T, correction=0), atol=1e-4)
+    assert found.cross is not None
+    cross = found.cross / 57 - torch.outer(offset, before.sums / 57)
+    assert torch.allclose(cross, (rows - rows.mean(0)).T @ (others - others.mean(0)) / 57, atol=1e-4)
+    assert torch.allclose(found.first_sums / 3, torch.stack([batch[0][0] for batch in batches]).mean(0), atol=1e-5)
+    again = Statistics(1, 2, 3, 2, width_before=4)
+    again.load(found.state())
+    assert (again.tokens, again.firsts, again.positions) == (57, 3, 0)
+    assert torch.equal(again.covariance, found.covariance)
+
+
+def test_the_metric_is_the_root_of_the_fisher_information() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, first = Statistics(1, 1, 3, 3), torch.zeros(500, dtype=torch.bool)
+    mixing = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.1]])
+    gradients = torch.randn(500, 3, generator=generator) @ mixing.T
+    found.add_gradients({part: gradients.view(1, 1, 500, 3) for part in (Part.KEYS, Part.VALUES)}, first, 10)
+    fisher = gradients.T @ gradients / 5000
+    floored = (fisher + fisher.trace() / 3 * torch.eye(3)) / 2
+    metric = found.metric(Part.KEYS)[0, 0]
+    assert torch.allclose(metric @ metric, floored, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(metric, metric.T, atol=1e-6)
+    large = found.information({Part.KEYS: 2 * gradients.view(1, 1, 500, 3)})
+    assert torch.allclose(large, 4 * found.information({Part.KEYS: gradients.view(1, 1, 500, 3)}), rtol=1e-3)
+
+
+def test_vectors_are_keys_then_values() -> None:
+    keys, values = torch.arange(24.0).view(2, 2, 2, 3), 100 + torch.arange(16.0).view(2, 2, 2, 2)
+    vectors = flat({Part.KEYS: keys, Part.VALUES: values})
+    assert vectors.shape == (2, 20)
+    assert vectors[1].tolist() == [
+        *[3, 4, 5, 9, 10, 11, 15, 16, 17, 21, 22, 23], *[102, 103, 106, 107, 110, 111, 114, 115]
+    ]  # fmt: skip
+
+
+def test_what_costs_much_is_weighted_much() -> None:
+    """Values that the output projection blinds the model to cost nothing, and the metric finds that."""
+    model = models.llama(initializer_range=0.1)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight[:, :24].zero_()  # query heads 0 and 1, of KV head 0
+    profile = profile_for(model, windows=4)
+    cost = profile.groups[0].metric_values.diagonal(dim1=-2, dim2=-1).mean(-1)
+    assert cost[1, 0] < 0.01 * cost[1, 1]
+    assert cost[2, 0] > 0.2 * cost[2, 1]
+
+
+def test_a_gatherer_is_put_aside_between_windows() -> None:
+    options = CalibrationOptions(context=CONTEXT)
+    texts = [models.prompt(CONTEXT + FOLLOWING, seed=seed) for seed in range(6)]
+    whole, parts = Gatherer(tiny_model(), options), Gatherer(tiny_model(), options)
+    for text in texts:
+        whole.add(text)
+    for text in texts[:5]:
+        parts.add(text)
+    state = {name: tensor.clone() for name, tensor in parts.state().items()}
+    resumed = Gatherer(tiny_model(), options)
+    resumed.load(state)
+    assert resumed.done == 5
+    resumed.add(texts[5])
+    one, other = whole.state(), resumed.state()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(name.startswith("0.inputs.") for name in one)
+
+
+# the whole
+
+
+EFFORT = Effort(tokens=600, rank=64, held_out=2, curve=1)
+
+
+def short_model() -> Any:
+    """With 96 positions, so that windows are short."""
+    return models.llama(initializer_range=0.1, max_position_embeddings=96)
+
+
+def texts() -> list[list[int]]:
+    return [models.prompt(900, seed=1), models.prompt(700, seed=2)]
+
+
+@contextlib.contextmanager
+def interrupting(what: str, total: int | None, *, after: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar that gives up in the middle of the gathering."""
+    done = 0
+
+    def advance(units: int) -> None:
+        nonlocal done
+        done += units
+        if what == "gathering" and done >= after:
+            raise KeyboardInterrupt
+
+    yield advance
+
+
+def test_an_interrupted_calibration_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrating, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(calibrating.time, "strftime", lambda _: "2026-01-01")
+    model, said = short_model(), list[str]()
+    want = calibrate(model, None, texts=texts(), effort=EFFORT)
+    assert not store.folder().exists() or not list(store.folder().iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(
+            model, None, texts=texts(), effort=EFFORT, stage=lambda what, total: interrupting(what, total, after=4)
+        )
+    (left,) = store.folder().iterdir()
+    assert left.name.startswith(".calibration-")
+    other = calibrate(model, None, texts=[models.prompt(1600, seed=3)], effort=EFFORT, say=said.append)
+    assert not any("going on" in one for one in said)  # other texts
+    assert left.exists()
+    have = calibrate(model, None, texts=texts(), effort=EFFORT, say=said.append)
+    assert "going on after 4 of 8 windows that were gathered before" in said
+    assert have.digest == want.digest != other.digest
+    assert have.data == want.data
+    assert not list(store.folder().iterdir())
+
+
+def test_a_damaged_checkpoint_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrating, "_CHECKPOINT_SECONDS", 0.0)
+    model, said = short_model(), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(
+            model, None, texts=texts(), effort=EFFORT, stage=lambda what, total: interrupting(what, total, after=4)
+        )
+    (left,) = store.folder().iterdir()
+    left.write_bytes(left.read_bytes()[:1000])
+    profile = calibrate(model, None, texts=texts(), effort=EFFORT, say=said.append)
+    assert not any("going on" in one for one in said)
+    assert profile.info["windows"] == 8
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> tuple[Any, Profile, list[tuple[str, int | None, int]]]:
+    model = short_model()
+    stages: list[tuple[str, int | None, int]] = []
+
+    @contextlib.contextmanager
+    def stage(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        done: list[int] = []
+        yield done.append
+        stages.append((what, total, sum(done)))
+
+    return model, calibrate(model, None, name="small", texts=texts(), effort=EFFORT, stage=stage), stages
+
+
+def test_a_calibration_says_what_it_did(calibrated: Any) -> None:
+    _, profile, stages = calibrated
+    assert profile.name == "small"
+    assert profile.info | {"created": ""} == {
+        "texts": "given", "tokens": 8 * 76, "windows": 8, "context": 76, "created": "", "rank": 64, "dtype": "float32",
+        "seed": 0,
+    }  # fmt: skip
+    assert [what for what, _, _ in stages] == ["gathering", "fitting", "counting symbols", "measuring"]
+    assert all(done == total for _, total, done in stages)
+
+
+def test_the_curve_is_what_files_give(calibrated: Any) -> None:
+    model, profile, _ = calibrated
+    points = profile.curve
+    assert [p["fineness"] for p in points] == list(calibrating._CURVE)
+    assert [p["bits"] for p in points] == sorted(p["bits"] for p in points)
+    assert points[-1]["kl"] < 0.2 * points[0]["kl"]
+    assert points[-1]["top1"] >= points[0]["top1"]
+    assert all(p["kl"] > 0 for p in points)
+    window = models.prompt(96, seed=8)
+    (first, *_) = curve(model, profile, [window], lambda _: None)
+    cache, _ = prefill(model, window[:76], chunk=76)
+    bits, twin = coded(cache, model, profile, 260)
+    assert bits == first["bits"]
+    assert twin.get_seq_length() == 76
+
+
+def test_the_library_compresses_with_a_profile(calibrated: Any, tmp_path: Path) -> None:
+    model, profile, _ = calibrated
+    trace = capture(model, models.prompt(60, seed=6), steps=4)
+    done = compress(trace, tmp_path / "a.tsc", max_kl=0.01, model=model, profile=profile, positions=20)
+    assert done.header.codec == "klt"
+    assert load(tmp_path / "a.tsc").quality[0]["kl_mean"] <= 0.01
+    compress(trace, tmp_path / "b.tsc", recipe=Recipe("klt", {"fineness": 300}), profile=profile)
+    assert load(tmp_path / "b.tsc").parameters["profile"] == profile.digest
+    store.install(profile)
+    found = compress(trace, tmp_path / "c.tsc", recipe=Recipe("klt", {"fineness": 300}))
+    assert found.header.parameters["profile"] == profile.digest  # the one that fits the model
+    with pytest.raises(UsageError, match="give one of a tier, a quality, a KL and a recipe"):
+        compress(trace, tmp_path / "d.tsc", max_kl=0.01, tier="63x")
+    with pytest.raises(UsageError, match="the model is needed"):
+        compress(trace, tmp_path / "d.tsc")
+
+
+def test_counted_tables_save_bits() -> None:
+    from formats.klt.profile import dumps
+    from formats.klt.tables import assumed
+
+    tiny, rows = tiny_profile(), rows_of(256)
+    guessed = dumps("x", {}, tiny.groups, assumed(), {}, [])
+    for fineness in (300, 400):
+        assert len(encoded(rows, tiny, fineness=fineness)) < len(encoded(rows, guessed, fineness=fineness))
+
+
+def test_windows_follow_the_models_positions() -> None:
+    assert window_size(tiny_model()) == (1024, 256)
+    assert window_size(short_model()) == (76, 20)
+    assert window_size(models.gpt2()) == (204, 52)
+
+
+def test_without_texts_the_library_and_the_model_itself_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    prose, code = "prose about nothing. " * 60, "def f(x):\n    return x\n" * 60
+    monkeypatch.setattr(calibrating, "library_texts", lambda: ([prose], [code]))
+    profile = calibrate(short_model(), models.byte_tokenizer(), effort=EFFORT)
+    assert profile.info["texts"] == "library and own"
+    assert 4 <= profile.info["windows"] <= 8
+    assert not list(store.folder().iterdir())
+
+
+def test_every_python_has_texts() -> None:
+    (prose,), code = library_texts()
+    assert len(prose) > 200_000
+    assert len(code) > 15
+    assert all("import" in module for module in code)
+
+
+def test_a_model_writes_texts_of_its_own() -> None:
+    model, tokenizer = short_model(), models.byte_tokenizer()
+    ticks: list[int] = []
+    found = list(written_texts(model, tokenizer, 18, 12, 5, ticks.append))
+    assert [len(text) for text in found] == [12] * 18
+    assert sum(ticks) == 18 * 12
+    assert found == list(written_texts(model, tokenizer, 18, 12, 5))
+    assert found != list(written_texts(model, tokenizer, 18, 12, 6))
+    assert len({tuple(text) for text in found}) == 18
+
+
+def test_windows_take_turns_and_are_spread() -> None:
+    long, longer = list(range(100)), list(range(1000, 1300))
+    found = windows([long, longer], 6, 20)
+    assert [window[0] for window in found] == [0, 1000, 40, 1140, 80, 1280]
+    assert all(len(window) == 20 for window in found)
+    assert windows([[1] * 8, [2] * 8, [3] * 8], 1, 20) == [[1] * 8 + [2] * 8 + [3] * 4]
+    with pytest.raises(UsageError, match="the texts have 16 tokens together, fewer than a window of 20"):
+        windows([[1] * 8, [2] * 8], 1, 20)
+    assert len(windows([list(range(25))], 50, 20)) <= 4  # a short text is not repeated for ever
+
+
+def test_texts_that_are_too_short_are_refused() -> None:
+    with pytest.raises(UsageError, match="fewer than a window of 96"):
+        calibrate(short_model(), None, texts=[models.prompt(50)], effort=EFFORT)
+
+
+def test_geometry_of_the_tiny_model_is_what_these_tests_assume() -> None:
+    gatherer = Gatherer(tiny_model(), CalibrationOptions(context=CONTEXT))
+    assert gatherer.geometry == Geometry("float32", (LayerSpec("full", 2, 12, 12),) * 3)
