@@ -56,7 +56,7 @@ def test_files_of_every_dtype(dtype: str, tmp_path: Path) -> None:
 
 def test_every_codec_is_registered_under_its_own_literal_id() -> None:
     assert {number: codec.name for number, codec in CODECS.items()} == {
-        1: "lossless", 2: "scalar", 3: "vq", 4: "pq", 5: "delta",
+        1: "lossless", 2: "scalar", 3: "vq", 4: "pq", 5: "delta", 6: "klt",
     }  # fmt: skip
     assert all(codec.id == number for number, codec in CODECS.items())
 

@@ -405,7 +405,7 @@ def test_a_channel_far_larger_than_all_others(small: float, ranks: range) -> Non
     assert group.basis.abs().max() <= 32767
     assert (group.basis.abs() == 32767).sum() <= 1
     assert 0.99 < lengths(group)[0] < 1.01
-    assert 0.8 < lengths(group).min() < lengths(group).max() < 1.25
+    assert 0.8 < lengths(group).min() <= lengths(group).max() < 1.25
     assert group.shape.rank in ranks
 
 

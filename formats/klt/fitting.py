@@ -58,7 +58,9 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
     scales = torch.exp2(exponents.double() / SCALE_UNITS).float()
     rest = _left(covariance.diagonal(), values, vectors)
     scaled = (vectors * scales).T  # (rank, P)
-    step = max(_step(float(rest.mean()), float(values[-1]), kept), float(scaled.abs().max()) / _LARGEST)
+    step = max(
+        _step(float(rest.mean()), float(values[-1]), kept, statistics.width), float(scaled.abs().max()) / _LARGEST
+    )
     basis = (scaled / step).round().clamp(-_LARGEST, _LARGEST).to(torch.int16)
     if predict is not None:
         predict = predict / scales[:, None]
@@ -136,7 +138,7 @@ def _held(values: torch.Tensor, vectors: torch.Tensor, variances: torch.Tensor, 
     """
     coarsest = float((vectors[:, :kept] * values[:kept].sqrt()).abs().max()) / _LARGEST
     rest = _left(variances, values[:kept], vectors[:, :kept])
-    if _step(float(rest.mean()), float(values[kept - 1]), kept) >= coarsest:
+    if _step(float(rest.mean()), float(values[kept - 1]), kept, len(variances)) >= coarsest:
         return kept
     sound = int((values[:kept] > len(variances) * coarsest**2 / 3).sum())  # rounding is a quarter of it, or less
     return max(1, sound)
@@ -171,7 +173,10 @@ def _exponents(variances: torch.Tensor) -> torch.Tensor:
     return (variances.double().clamp_min(floor).log2() * (SCALE_UNITS / 2)).round().clamp(-32000, 32000).int()
 
 
-def _step(rest: float, last: float, rank: int) -> float:
-    """The rounding of a basis whose noise in each direction is a share of what the basis leaves."""
-    left = rest if rest > last * 1e-3 else last * 1e-1  # a basis of full rank leaves nothing
-    return math.sqrt(12 * _NOISE * left / rank)
+def _step(rest: float, last: float, rank: int, width: int) -> float:
+    """The rounding of a basis whose noise in each direction is a share of what the basis leaves.
+
+    Where it leaves next to nothing, rounding may change its last row by a twentieth.
+    """
+    noise = rest / rank if rest > last * 1e-3 else last * 1e-2 / width
+    return math.sqrt(12 * _NOISE * noise)
