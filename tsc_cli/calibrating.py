@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from formats.codecs import BlockShape, Surroundings
+from formats.codecs import BlockShape
 from formats.codecs.klt import Klt, KltSettings
 from formats.klt import store
 from formats.klt.fitting import Rank
@@ -27,13 +27,12 @@ from .calibration import CalibrationOptions, Gatherer, joint_blocks, profile_of,
 from .calibration_texts import CONTEXT, CONTINUATION, library_texts, windows, written
 from .fidelity import compare
 from .files import encode
-from .generation import nothing, prefill, score
+from .generation import Progress, nothing, prefill, score
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
-Advance = Callable[[int], None]
-Bar = Callable[[str, int | None], AbstractContextManager[Advance]]  # a progress bar for a stage of so many units
+Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # a progress bar for a stage of so many units
 _CHECKPOINT_SECONDS = 60.0
 _CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
 
@@ -104,8 +103,8 @@ def calibrate(
         with stage("counting symbols", len(held_out)) as advance:
             profile = profile_of(gatherer, groups, held_out, name, info, advance)
         with stage("measuring", len(_CURVE) * min(effort.curve, len(held_out))) as advance:
-            points = curve(model, profile, [w[: context + following] for w in held_out[: effort.curve]], advance)
-        profile = replace(with_curve(profile, points))
+            points = curve(model, profile, held_out[: effort.curve], advance)
+        profile = with_curve(profile, points)
         partial.forget()
     say(f"calibrated in {time.time() - started:.0f} s")
     return profile
@@ -143,7 +142,7 @@ def _windows(
 
 
 def curve(
-    model: PreTrainedModel, profile: Profile, held_out: Sequence[Sequence[int]], progress: Advance
+    model: PreTrainedModel, profile: Profile, held_out: Sequence[Sequence[int]], progress: Progress
 ) -> list[dict[str, float]]:
     """What the profile is worth at some finenesses: {"fineness", "bits" a value, "kl" in nats, "top1"}."""
     context, _ = window_size(model)
@@ -170,11 +169,11 @@ def coded(cache: DynamicCache, model: PreTrainedModel, profile: Profile, finenes
     for rows, around in joint_blocks(cache, geometry):
         keys = rows[Part.KEYS]
         codec = Klt(KltSettings(profile.digest, fineness))
-        payload = pack(codec.encode(rows, replace(around, profile=lambda: profile)))
+        known = replace(around, profile=lambda: profile)
+        payload = pack(codec.encode(rows, known))
         shape = BlockShape(
             geometry.dtype, geometry.item_bytes, len(keys), 1, keys.shape[3], geometry.layers[around.first_layer]
         )
-        known = Surroundings(around.first_layer, around.positions, profile=lambda: profile)
         back = codec.decode(parse(payload, "klt"), Part.JOINT, shape, keys.device, known)
         restored += zip(back[Part.KEYS], back[Part.VALUES], strict=True)
         size += len(payload)
@@ -229,7 +228,7 @@ def _partial(model: PreTrainedModel, effort: Effort, texts: Sequence[Sequence[in
 
 
 @contextlib.contextmanager
-def _no_bar(what: str, total: int | None) -> Iterator[Advance]:
+def _no_bar(what: str, total: int | None) -> Iterator[Progress]:
     del what, total
     yield nothing
 

@@ -14,7 +14,7 @@ from formats.geometry import Geometry
 from formats.klt import fitting, importance
 from formats.klt.fitting import Rank
 from formats.klt.profile import Group, Profile, Shape, dumps
-from formats.klt.statistics import Statistics, features_of, flat
+from formats.klt.statistics import Statistics, flat
 from formats.klt.tables import Counter, assumed
 from formats.records import Part
 
@@ -41,13 +41,11 @@ class CalibrationOptions:
         rank: of the joint basis of a group of layers.
         context: tokens of a window whose rows are taken; gradients come from the tokens behind them.
         fisher_every: one window of so many is run backwards, too, which takes three times as long.
-        sample: windows whose symbols are counted; curve: windows on which the curve is measured.
     """
 
     rank: Rank = Rank(3072)  # noqa: RUF009 - frozen
     context: int = CONTEXT
     fisher_every: int = 2
-    sample: int = 6
     seed: int = 0
 
 
@@ -144,7 +142,8 @@ class Gatherer:
         self.statistics[number].add_gradients(gradients, first, predictions)
         if self.done // self.options.fisher_every >= _EARLY:
             information = self.statistics[number].information(gradients)
-            self._inputs[number].append(features_of(unturned, positions, self.options.context)[~first])
+            seen = importance.features(unturned[Part.KEYS], unturned[Part.VALUES], positions, self.options.context)
+            self._inputs[number].append(seen[~first])
             self._targets[number].append(information[~first])
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from formats.errors import UsageError
@@ -41,10 +41,9 @@ class Target:
         if bits is not None:
             return cls(f"{bits:g}bits", bits=bits)
         if goals[1]:
-            found = Goal("", float("inf") if max_kl is None else max_kl, min_top1 or 0.0)
             asked = (("kl", max_kl), ("top1-", min_top1))
             name = "-".join(f"{word}{value:g}" for word, value in asked if value is not None)
-            return cls(name, goal=replace(found, name=name))
+            return cls(name, goal=Goal(name, float("inf") if max_kl is None else max_kl, min_top1 or 0.0))
         return cls(quality or "high", goal=goal_of(quality or "high"), default=quality is None)
 
     @property

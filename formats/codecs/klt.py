@@ -38,7 +38,6 @@ _WORTH_CODING = 0.35  # root mean square, in steps, from which on a layer's rest
 _SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
 _FITTING = "one of the same model is needed: tsc calibrate makes it"
 _INTEGER_BITS = 28  # of a coefficient in steps, at most; a float32 has 24
-_FINER_ZERO = 128  # symbol of a row with the file's own step
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Klt:
         weighted = [group.weigh(unturned.pop(0), tokens.first) for group in groups]
         finer = torch.minimum(finer, self._finest(weighted))
         tokens.set_steps(self.settings.fineness, finer)
-        steps = (finer.cpu().numpy() + _FINER_ZERO).astype("int32")
+        steps = (finer.cpu().numpy() + importance.SYMBOL_ZERO).astype("int32")
         encoder.put(profile.tables.importance, steps, _zeros(len(steps)))
         layout, apart = [self.settings.fineness, self._rest(groups), len(groups)], list[int]()
         before: torch.Tensor | None = None
@@ -157,7 +156,7 @@ class Klt:
         sizes = torch.stack([one.norm(dim=1) for one in weighted]).amax(0).clamp_min(2.0**-100)
         exponents = (_INTEGER_BITS - sizes.log2()) * SCALE_UNITS - self.settings.fineness
         found = (exponents * (importance.STEPS_PER_OCTAVE / SCALE_UNITS)).floor().long()
-        if int(found.min()) < -_FINER_ZERO:
+        if int(found.min()) < -importance.SYMBOL_ZERO:
             raise UsageError(f"fineness={self.settings.fineness} is finer than 32 bits hold", hint="--codec lossless")
         return found
 
@@ -202,7 +201,7 @@ class Klt:
         tokens = _Tokens(positions.repeat(shape.batch), device)
         decoder = Decoder(_words(tensors["words"]))
         apart = array("i", tensors["apart"].integers())
-        finer = decoder.take(profile.tables.importance, _zeros(len(tokens.first))) - _FINER_ZERO
+        finer = decoder.take(profile.tables.importance, _zeros(len(tokens.first))) - importance.SYMBOL_ZERO
         tokens.set_steps(fineness, torch.from_numpy(finer).long())
         result = {
             part: torch.empty(shape.tensor(part), dtype=getattr(torch, shape.dtype), device=device)

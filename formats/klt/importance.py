@@ -18,6 +18,7 @@ POSITION_FEATURES = 6
 HORIZON = 1024  # tokens; beyond it, being further away makes no difference to the regression
 STEPS_PER_OCTAVE = 4  # a row's step is finer than the file's by 2 ** (finer / 4)
 FINEST, COARSEST = 40, -16  # quarter octaves
+SYMBOL_ZERO = 128  # the symbol of a row with the file's own step
 FIRST = 24  # of the first token, an attention sink: few bits, as it is close to its mean
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 
 from ..records import Part
-from .importance import features
 
 _FISHER_FLOOR = 1.0  # times the mean of the diagonal: without one, directions that few gradients showed are lost
 
@@ -108,8 +107,3 @@ def flat(unturned: Mapping[Part, torch.Tensor]) -> torch.Tensor:
     """Rows (layers, heads, tokens, size) by part as vectors (tokens, P)."""
     parts = [unturned[part].permute(2, 0, 1, 3).flatten(1) for part in (Part.KEYS, Part.VALUES)]
     return torch.cat(parts, 1)
-
-
-def features_of(unturned: Mapping[Part, torch.Tensor], positions: torch.Tensor, end: int) -> torch.Tensor:
-    """The features from which the importance of tokens is predicted; see `importance.features`."""
-    return features(unturned[Part.KEYS], unturned[Part.VALUES], positions, end)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..entropy import Encoder, RawBits, Tables, quantized
-from . import symbols
+from . import importance, symbols
 from .profile import MAX_BANDS, TABLES, CodeTables
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Weights = npt.NDArray[np.float64]
 
 _PRIOR = 30.0  # symbols that the shape which is assumed at first counts for
-_STEPS_ZERO, _STEPS_SPREAD = 128, 8.0
+_STEPS_SPREAD = 8.0
 _ACTIVITY_SPREAD = 1.5
 
 
@@ -26,7 +26,7 @@ def assumed() -> CodeTables:
     spreads = 2.0 ** ((np.arange(symbols.CLASSES) + symbols.LOWEST) / 4)
     coefficients = np.stack([_laplacian(2 * symbols.REACH + 2, symbols.REACH, spread) for spread in spreads])
     coefficients[:, symbols.ESCAPE] = 1e-6
-    steps = _laplacian(256, _STEPS_ZERO, _STEPS_SPREAD)[None]
+    steps = _laplacian(256, importance.SYMBOL_ZERO, _STEPS_SPREAD)[None]
     activity = _laplacian(symbols.ACTIVITIES, symbols.ACTIVITY_ZERO, _ACTIVITY_SPREAD)[None]
     left_out = activity.copy()
     left_out[0, 0] = 1.0
