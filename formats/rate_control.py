@@ -6,7 +6,8 @@ best one wins.  What "best" means is the caller's: the KL where a model is at ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ _COARSE = 16  # levels up to which one more changes much
 MAX_FINE = 1 << 12  # levels of scalar beyond which lossless is smaller
 _TRIALS = 10  # pairs of levels that a climb measures at most
 _KLT_BEST = 5.0  # bits a value below which no other codec comes near klt (docs/klt.md)
+_INTERPOLATIONS = 8  # after which a search halves what is left
+_FIRST_STEP = 4  # settings from the first guess to the second
 _STEP = 1.06  # neighbouring knob settings differ by this factor, or by 1
 
 
@@ -91,24 +94,47 @@ def at(family: Family, value: int) -> Recipe:
     return replace(family.recipe, settings={**family.recipe.settings, family.knob: value, **followers})
 
 
-def largest_within(sizer: Sizer, family: Family, max_bytes: float) -> Candidate | None:
-    """The family's largest file of at most `max_bytes`, or None if even its smallest is larger."""
-    settings, best = knob_settings(family), None
-    low, high = 0, len(settings)
-    while low < high:
-        middle = (low + high) // 2
-        recipe = at(family, settings[middle])
-        size = sizer(recipe)
-        if size <= max_bytes:
-            best, low = Candidate(family.label, recipe, size), middle + 1
+def largest_within(sizer: Sizer, family: Family, max_bytes: float, start: int | None = None) -> Candidate | None:
+    """The family's largest file of at most `max_bytes`, or None if even its smallest is larger.
+
+    Sizes rise with the knob, nearly exponentially: the next setting is where a line through the logarithms of the two
+    nearest sizes meets the limit.
+
+    Args:
+        start: a guess of the knob.
+    """
+    settings = knob_settings(family)
+    low, high = -1, len(settings)  # one that fits, one that does not
+    guess = settings.index(start) if start in settings else len(settings) // 2
+    known: dict[int, float] = {}  # log of size over limit, by index
+    while high - low > 1:
+        known[guess] = math.log(max(1, sizer(at(family, settings[guess]))) / max(max_bytes, 1e-9))
+        if known[guess] <= 0:
+            low = guess
         else:
-            high = middle
-    return best
+            high = guess
+        guess = _next_guess(known, low, high, halve=len(known) > _INTERPOLATIONS)
+    if low < 0:
+        return None
+    recipe = at(family, settings[low])
+    return Candidate(family.label, recipe, sizer(recipe))
+
+
+def _next_guess(known: Mapping[int, float], low: int, high: int, *, halve: bool) -> int:
+    """An index between `low` and `high` (exclusive): halfway, or where the limit is reached as far as is known."""
+    near = sorted(known, key=lambda index: abs(known[index]))[:2]
+    guess = (low + high) // 2
+    if not halve and len(near) == 1:
+        guess = near[0] + (-_FIRST_STEP if known[near[0]] > 0 else _FIRST_STEP)
+    elif not halve and known[near[0]] != known[near[1]]:
+        slope = (known[near[0]] - known[near[1]]) / (near[0] - near[1])
+        guess = math.floor(near[0] - known[near[0]] / slope) if slope > 0 else guess
+    return min(max(guess, low + 1), high - 1)
 
 
 def choose(
     sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int], None], *, good_enough: float = 0.0,
-    profile: str = "",
+    profile: str = "", start: int | None = None,
 ) -> Choice:  # fmt: skip
     """The best recipe whose file keeps the tier's ratio.
 
@@ -117,6 +143,7 @@ def choose(
         good_enough: a quality that cannot be told from a better one; what follows it is not tried.
         progress: called with 1 for each family that was tried; there are `len(families(profile))`.
         profile: digest of the profile for codec klt; "" if there is none.
+        start: a guess of codec klt's fineness.
     Raises:
         PromiseError: none does.
     """
@@ -133,7 +160,7 @@ def choose(
             progress(1)
             continue
         if family.rate is None or 0.75 * bits <= family.rate <= 1.2 * bits:
-            candidate = largest_within(sizer, family, max_bytes)
+            candidate = largest_within(sizer, family, max_bytes, start if family.label == "klt" else None)
         progress(1)
         if candidate is not None:
             found.append(replace(candidate, quality=measure(candidate.recipe)))

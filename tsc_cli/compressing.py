@@ -66,7 +66,11 @@ class Compressor:
         measure = self._error if self.judge is None else self.judge.kl
         try:
             enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # rounding, no more
-            choice = choose(self._sizer, tier, measure, progress, good_enough=enough, profile=self._digest)
+            bits = math.inf if tier.ratio is None else self._raw_bits / tier.ratio
+            choice = choose(
+                self._sizer, tier, measure, progress, good_enough=enough, profile=self._digest,
+                start=self._guess("bits", bits),
+            )  # fmt: skip
         except PromiseError as error:
             raise self._broken(tier, error.message, []) from None
         if self.judge is not None and not (choice.winner.quality or 0.0) <= tier.max_kl:
@@ -93,7 +97,7 @@ class Compressor:
             return fidelity.kl_mean <= goal.max_kl and fidelity.top1 >= goal.min_top1
 
         exact = Candidate("lossless", Recipe("lossless"), self._sizer(Recipe("lossless")))
-        found = smallest_for(self._sizer, good, self._digest, self._guess(goal.max_kl), [exact])
+        found = smallest_for(self._sizer, good, self._digest, self._guess("kl", goal.max_kl), [exact])
         assert found is not None  # at worst it is the lossless file
         return found.recipe
 
@@ -103,9 +107,13 @@ class Compressor:
         Raises:
             PromiseError: even the smallest file is larger.
         """
+        return self.choose(Tier(f"{bits:g} bits a value", self._raw_bits / bits, math.inf)).winner.recipe
+
+    @property
+    def _raw_bits(self) -> float:
+        """Bits of the captured trace over the values that are stored of it."""
         raw, _ = self.source.captured_bytes
-        ratio = 8 * raw / (bits * self.source.stored_values)
-        return self.choose(Tier(f"{bits:g} bits a value", ratio, math.inf)).winner.recipe
+        return 8 * raw / self.source.stored_values
 
     @cached_property
     def _digest(self) -> str:
@@ -119,12 +127,16 @@ class Compressor:
             return ""
         return self.profile.digest
 
-    def _guess(self, kl: float) -> int | None:
-        """The fineness at which calibration measured about this KL."""
-        curve = [] if self.profile is None else [p for p in self.profile.curve if p.get("kl", 0) > 0]
-        if not curve or not 0 < kl < math.inf:
+    def _guess(self, what: str, value: float) -> int | None:
+        """The fineness at which calibration measured about this "kl" or these "bits" a value."""
+        points = [] if self.profile is None else [p for p in self.profile.curve if p.get(what, 0) > 0]
+        if not points or not 0 < value < math.inf:
             return None
-        return round(min(curve, key=lambda point: abs(math.log(point["kl"] / kl)))["fineness"])
+        points.sort(key=lambda point: abs(math.log(point[what] / value)))
+        near, other = points[0], points[min(1, len(points) - 1)]
+        between = math.log(other[what] / near[what])
+        share = math.log(value / near[what]) / between if between else 0.0
+        return round(near["fineness"] + min(max(share, -1), 1) * (other["fineness"] - near["fineness"]))
 
     def size(self, recipe: Recipe) -> int:
         """Length in bytes of the recipe's file."""
@@ -140,7 +152,7 @@ class Compressor:
         judge = self.judge
         good = [one for one in tried if one.quality is not None and one.quality <= tier.max_kl]
         known = smallest_for(
-            self._sizer, lambda recipe: judge.kl(recipe) <= tier.max_kl, self._digest, self._guess(tier.max_kl), good
+            self._sizer, lambda recipe: judge.kl(recipe) <= tier.max_kl, self._digest, self._guess("kl", tier.max_kl), good
         )
         raw, _ = self.source.captured_bytes
         can = f"no file has a KL of at most {tier.max_kl:g}"
