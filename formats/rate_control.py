@@ -77,6 +77,10 @@ class Sizer:
             self._known[key] = sink.count
         return self._known[key]
 
+    def known(self, recipe: Recipe) -> int | None:
+        """The length, if the recipe was encoded before."""
+        return self._known.get(repr(recipe))
+
 
 def knob_settings(family: Family) -> list[int]:
     """The values that a family's knob is tried at, ascending."""
@@ -104,20 +108,29 @@ def largest_within(sizer: Sizer, family: Family, max_bytes: float, start: int | 
         start: a guess of the knob.
     """
     settings = knob_settings(family)
-    low, high = -1, len(settings)  # one that fits, one that does not
-    guess = settings.index(start) if start in settings else len(settings) // 2
-    known: dict[int, float] = {}  # log of size over limit, by index
+    recipes = [at(family, value) for value in settings]
+
+    def over(size: int) -> float:
+        return math.log(max(1, size) / max(max_bytes, 1e-9))
+
+    sizes = [(index, sizer.known(recipe)) for index, recipe in enumerate(recipes)]
+    known = {index: over(size) for index, size in sizes if size is not None}
+    before = len(known)
+    low = max((index for index in known if known[index] <= 0), default=-1)
+    high = min((index for index in known if known[index] > 0 and index > low), default=len(settings))
     while high - low > 1:
-        known[guess] = math.log(max(1, sizer(at(family, settings[guess]))) / max(max_bytes, 1e-9))
+        if known:
+            guess = _next_guess(known, low, high, halve=len(known) > before + _INTERPOLATIONS)
+        else:
+            guess = settings.index(start) if start in settings else len(settings) // 2
+        known[guess] = over(sizer(recipes[guess]))
         if known[guess] <= 0:
             low = guess
         else:
             high = guess
-        guess = _next_guess(known, low, high, halve=len(known) > _INTERPOLATIONS)
     if low < 0:
         return None
-    recipe = at(family, settings[low])
-    return Candidate(family.label, recipe, sizer(recipe))
+    return Candidate(family.label, recipes[low], sizer(recipes[low]))
 
 
 def _next_guess(known: Mapping[int, float], low: int, high: int, *, halve: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -205,21 +206,36 @@ def test_the_knob_fills_the_promise() -> None:
     assert largest_within(sizer, family, 500) is None
 
 
+class FakeSizer(Sizer):
+    """Sizes that follow from codec klt's fineness."""
+
+    def __init__(self, size: Callable[[int], int]) -> None:
+        self._size = size
+        self.tried: list[int] = []
+
+    def __call__(self, recipe: Recipe) -> int:
+        fineness = recipe.settings["fineness"]
+        if fineness not in self.tried:
+            self.tried.append(fineness)
+        return self._size(fineness)
+
+    def known(self, recipe: Recipe) -> int | None:
+        fineness = recipe.settings["fineness"]
+        return self._size(fineness) if fineness in self.tried else None
+
+
 @pytest.mark.parametrize("start", [None, 3, 160, 500, 720, 9999])
 @pytest.mark.parametrize("limit", [1, 9_000, 20_000.5, 123_456, 10**9])
 @pytest.mark.parametrize("jump", [1.0, 3.0])
 def test_the_largest_file_is_found_from_any_guess(limit: float, start: int | None, jump: float) -> None:
     """The same as by trying every setting, of sizes that bend and that jump somewhere, in a few trials."""
-    tried: list[int] = []
 
     def size(fineness: int) -> int:
         return round((5_000 + fineness) * 2 ** (fineness / 60) * (jump if fineness >= 399 else 1))
 
-    def sizer(recipe: Recipe) -> int:
-        tried.append(recipe.settings["fineness"])
-        return size(tried[-1])
-
-    found = largest_within(sizer, klt_family(""), limit, start)  # type: ignore[arg-type]
+    sizer = FakeSizer(size)
+    tried = sizer.tried
+    found = largest_within(sizer, klt_family(""), limit, start)
     fitting = [fineness for fineness in range(160, 721) if size(fineness) <= limit]
     assert (found is None) == (not fitting)
     if found is not None:
@@ -229,14 +245,11 @@ def test_the_largest_file_is_found_from_any_guess(limit: float, start: int | Non
 
 
 def test_a_good_guess_of_a_size_is_cheap() -> None:
-    tried: set[int] = set()
-
-    def sizer(recipe: Recipe) -> int:
-        tried.add(recipe.settings["fineness"])
-        return round(1_000 * 2 ** (recipe.settings["fineness"] / 50))
-
-    largest_within(sizer, klt_family(""), 260_000, 410)  # type: ignore[arg-type]
-    assert len(tried) <= 4
+    sizer = FakeSizer(lambda fineness: round(1_000 * 2 ** (fineness / 50)))
+    largest_within(sizer, klt_family(""), 260_000, 410)
+    assert len(sizer.tried) <= 4
+    largest_within(sizer, klt_family(""), 130_000, 500)  # known sizes are a better guess than any other
+    assert len(sizer.tried) <= 7
 
 
 def quality_by_error(source: Source) -> Any:

@@ -315,7 +315,7 @@ def document(
             **vars(bench.protocol), "snapshots": len(trace), "scored": "first snapshot, on the text that followed",
             "kl": "mean KL(exact || restored) in nats over positions",
         },
-        "profile": _profile_facts(bench.prompts[0].profile), "rows": rows,
+        "profile": profile_facts(bench.prompts[0].profile), "rows": rows,
     }  # fmt: skip
 
 
@@ -332,7 +332,8 @@ def described(suite: str, texts: Sequence[tuple[str, bytes]], argv: Sequence[str
     }  # fmt: skip
 
 
-def _profile_facts(profile: Profile | None) -> dict[str, Any] | None:
+def profile_facts(profile: Profile | None) -> dict[str, Any] | None:
+    """What a document says of the profile that it was measured with."""
     if profile is None:
         return None
     return {"digest": profile.digest, "bytes": profile.size, "info": profile.info}

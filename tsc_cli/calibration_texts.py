@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 CONTEXT, CONTINUATION = 1024, 256  # tokens: rows are those of the context, gradients come from what follows it
 WINDOW = CONTEXT + CONTINUATION
-_BATCH = 16  # texts that the model writes at once
+OWN = 256  # tokens of a text that the model writes: longer ones take longer a token, and get no better
+_BATCH = 64  # of these at once
 # modules of Python's library that are neither small nor tables; every installation has most of them
 _MODULES = (
     "typing", "subprocess", "tarfile", "inspect", "datetime", "logging/__init__", "unittest/mock", "socket", "ast",

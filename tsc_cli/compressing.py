@@ -152,7 +152,11 @@ class Compressor:
         judge = self.judge
         good = [one for one in tried if one.quality is not None and one.quality <= tier.max_kl]
         known = smallest_for(
-            self._sizer, lambda recipe: judge.kl(recipe) <= tier.max_kl, self._digest, self._guess("kl", tier.max_kl), good
+            self._sizer,
+            lambda recipe: judge.kl(recipe) <= tier.max_kl,
+            self._digest,
+            self._guess("kl", tier.max_kl),
+            good,
         )
         raw, _ = self.source.captured_bytes
         can = f"no file has a KL of at most {tier.max_kl:g}"

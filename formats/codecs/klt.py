@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..entropy import Decoder, Encoder
 from ..errors import CorruptError, UsageError
 from ..geometry import LayerSpec
-from ..klt import importance, symbols
+from ..klt import importance
+from ..klt.coding import GroupReader, GroupWriter, Rests, Tokens, zeros
 from ..klt.profile import MAX_GROUPS, MAX_RANK, SCALE_UNITS
 from ..records import Part
 from ..settings import require
@@ -29,13 +30,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from ..klt.profile import CodeTables, Profile
-    from ..klt.transform import Transform
+    from ..klt.profile import Profile
 
 FINENESS = (-1024, 2048)
-_WORTH_TRYING = 0.09  # of what a basis leaves of a usual token, in steps: from here on rests are looked at
-_WORTH_CODING = 0.35  # root mean square, in steps, from which on a layer's rest is coded
-_SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
 _FITTING = "one of the same model is needed: tsc calibrate makes it"
 _INTEGER_BITS = 28  # of a coefficient in steps, at most; a float32 has 24
 
@@ -49,7 +46,7 @@ class KltSettings:
         fineness: the step is 2 ** (-fineness / 32) nats ** 0.5 of weighted error; 32 more halve it.
         importance: how far the steps of rows follow their predicted importance, 0 to 1.
         price: squared steps of error that a bit is worth.
-        rest: what the basis leaves is coded where it is worth it: "auto" decides by the fineness, "yes", "no".
+        rest: what the basis leaves is coded, "yes", not, "no", or "auto", where it is worth its bits.
     """
 
     profile: str = ""
@@ -121,7 +118,7 @@ class Klt:
         if not all(group.fits(spec) for group in groups):
             raise UsageError("the profile does not fit the rows: its heads are others", hint=_FITTING)
         positions = torch.tensor(list(around.positions), dtype=torch.int64)
-        tokens = _Tokens(positions.repeat(batch), keys.device)
+        tokens = Tokens(positions.repeat(batch), keys.device)
         unturned, at = [], 0
         for group in groups:
             part_of = {part: tensor[at : at + group.shape.layer_count] for part, tensor in rows.items()}
@@ -136,13 +133,17 @@ class Klt:
         finer = torch.minimum(finer, self._finest(weighted))
         tokens.set_steps(self.settings.fineness, finer)
         steps = (finer.cpu().numpy() + importance.SYMBOL_ZERO).astype("int32")
-        encoder.put(profile.tables.importance, steps, _zeros(len(steps)))
-        layout, apart = [self.settings.fineness, self._rest(groups), len(groups)], list[int]()
+        encoder.put(profile.tables.importance, steps, zeros(len(steps)))
+        layout, apart = [self.settings.fineness, 0, len(groups)], list[int]()
+        rests = Rests.of(self.settings.rest)
         before: torch.Tensor | None = None
         for group, vectors in zip(groups, weighted, strict=True):
-            writer = _GroupWriter(group, tokens, profile.tables, self.settings, bool(layout[1]))
+            writer = GroupWriter(
+                group, tokens, profile.tables, self.settings.fineness, self.settings.price, rests
+            )  # fmt: skip
             before = writer.write(vectors, before, encoder, apart)
             layout.append(writer.rank)
+        layout[1] = int(bool(rests.coded))
         return layout, apart
 
     def _finest(self, weighted: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -159,13 +160,6 @@ class Klt:
         if int(found.min()) < -importance.SYMBOL_ZERO:
             raise UsageError(f"fineness={self.settings.fineness} is finer than 32 bits hold", hint="--codec lossless")
         return found
-
-    def _rest(self, groups: Sequence[Transform]) -> bool:
-        """Whether the step is fine enough for what the bases leave of a usual token."""
-        if self.settings.rest != "auto":
-            return self.settings.rest == "yes"
-        usual = max(float(group.residual_scales.square().mean().sqrt()) for group in groups)
-        return usual * 2 ** (self.settings.fineness / SCALE_UNITS) > _WORTH_TRYING
 
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
         del part, shape
@@ -198,10 +192,10 @@ class Klt:
         ):
             raise CorruptError("rows that do not fit the profile")
         positions = torch.tensor(list(around.positions), dtype=torch.int64)
-        tokens = _Tokens(positions.repeat(shape.batch), device)
+        tokens = Tokens(positions.repeat(shape.batch), device)
         decoder = Decoder(_words(tensors["words"]))
         apart = array("i", tensors["apart"].integers())
-        finer = decoder.take(profile.tables.importance, _zeros(len(tokens.first))) - importance.SYMBOL_ZERO
+        finer = decoder.take(profile.tables.importance, zeros(len(tokens.first))) - importance.SYMBOL_ZERO
         tokens.set_steps(fineness, torch.from_numpy(finer).long())
         result = {
             part: torch.empty(shape.tensor(part), dtype=getattr(torch, shape.dtype), device=device)
@@ -210,7 +204,7 @@ class Klt:
         before: torch.Tensor | None = None
         at = 0
         for group, rank in zip(groups, ranks, strict=True):
-            reader = _GroupReader(group, tokens, profile.tables, rank, bool(rest))
+            reader = GroupReader(group, tokens, profile.tables, rank, bool(rest))
             before, added = reader.read(before, decoder, apart)
             prepared = group.prepared(before)
             for layer in range(group.shape.layer_count):
@@ -224,184 +218,6 @@ class Klt:
         if apart:
             raise CorruptError("integers that are written apart are left over")
         return result
-
-
-class _Tokens:
-    """The tokens of a block: which are first ones, and their steps."""
-
-    def __init__(self, positions: torch.Tensor, device: str | torch.device) -> None:
-        self.positions = positions.to(device)
-        self.first = self.positions == 0
-        self.others = ~self.first.cpu().numpy()
-
-    def set_steps(self, fineness: int, finer: torch.Tensor) -> None:
-        """Args: finer: quarter octaves, int64 (tokens,)."""
-        import torch
-
-        exponents = fineness + finer.cpu() * (SCALE_UNITS // importance.STEPS_PER_OCTAVE)
-        self.exponents = exponents.to(torch.int32).numpy()
-        self.steps = torch.exp2(-exponents.double() / SCALE_UNITS).float().to(self.first.device)[:, None]
-
-
-class _Group:
-    """What writing and reading a group of layers have in common."""
-
-    def __init__(self, group: Transform, tokens: _Tokens, tables: CodeTables, rest: bool) -> None:
-        import numpy as np
-
-        self.group, self.tokens, self.tables = group, tokens, tables
-        self.with_rest = np.ones_like(tokens.others) if rest else ~tokens.others
-
-    def predicted(self, before: torch.Tensor | None) -> torch.Tensor | None:
-        """Coefficients (tokens, rank) from the decoded ones of the group before, over their scales."""
-        if self.group.predict is None or before is None:
-            return None
-        count = min(before.shape[1], self.group.predict.shape[1])
-        found = before[:, :count] @ self.group.predict[:, :count].T
-        return found.masked_fill(self.tokens.first[:, None], 0)
-
-    def decoded(self, integers: npt.NDArray[np.int32], predicted: torch.Tensor | None) -> torch.Tensor:
-        """Coefficients over their scales, (tokens, rank), from the integers of all but first tokens."""
-        import torch
-
-        tokens, rank = self.tokens, integers.shape[1]
-        steps = tokens.steps[~tokens.first] / self.group.scales[:rank]
-        found = torch.zeros(len(tokens.first), rank, device=steps.device)
-        found[~tokens.first] = torch.from_numpy(integers).to(steps.device).float() * steps
-        if predicted is None:
-            return found
-        result = predicted.clone()
-        result[:, :rank] += found
-        return result
-
-    def coefficient_classes(self, activity: npt.NDArray[np.int32], rank: int) -> symbols.Classes:
-        """Classes of the coefficients of all but first tokens, (others, rank)."""
-        exponents = self.tokens.exponents[self.tokens.others][:, None] + self.group.exponents[:rank]
-        spread = symbols.by_band(activity - symbols.ACTIVITY_ZERO, self.group.shape.bands, rank)
-        return symbols.classes_of(exponents + spread)
-
-    def rest_classes(self, activity: npt.NDArray[np.int32], coded: npt.NDArray[np.bool_]) -> symbols.Classes:
-        """Classes of what is coded of a rest, (values,): `coded` is (tokens with a rest, P)."""
-        spread = (activity - symbols.ACTIVITY_ZERO)[:, self.group.layer_of] * symbols.PER_ACTIVITY
-        exponents = self.tokens.exponents[self.with_rest][:, None] + self.group.residual_exponents
-        return symbols.classes_of((exponents + spread)[coded])
-
-
-class _GroupWriter(_Group):
-    def __init__(
-        self, group: Transform, tokens: _Tokens, tables: CodeTables, settings: KltSettings, rest: bool
-    ) -> None:
-        import numpy as np
-
-        super().__init__(group, tokens, tables, rest)
-        self._price = settings.price
-        worth = group.exponents + settings.fineness > _SMALLEST_SPREAD
-        self.rank = int(np.flatnonzero(worth)[-1]) + 1 if worth.any() else 0
-
-    def write(
-        self, weighted: torch.Tensor, before: torch.Tensor | None, encoder: Encoder, apart: list[int]
-    ) -> torch.Tensor:
-        """Put the group's symbols; returns its decoded coefficients over their scales, (tokens, rank)."""
-        import numpy as np
-        import torch
-
-        tokens, group = self.tokens, self.group
-        relative = group.analyse(weighted, self.rank)
-        predicted = self.predicted(before)
-        if predicted is not None:
-            relative -= predicted[:, : self.rank]
-        lively = relative.abs()
-        stops = [min(stop, self.rank) for stop in group.shape.bands]
-        spans = zip([0, *stops[:-1]], stops, strict=True)
-        means = [lively[:, a:b].mean(1) if b > a else lively.new_ones(len(lively)) for a, b in spans]
-        activity = symbols.activity(torch.stack(means, 1).cpu().numpy())[tokens.others]
-        classes = self.coefficient_classes(activity, self.rank)
-        scaled = (relative * group.scales[: self.rank] / tokens.steps).cpu().numpy()[tokens.others]
-        integers = symbols.quantize(scaled, classes, self.tables.coefficients.bits, self._price)
-        used = np.flatnonzero(integers.any(0))
-        self.rank = int(used[-1]) + 1 if len(used) else 0
-        integers = integers[:, : self.rank]
-        bands = _band_count(group.shape.bands, self.rank)
-        encoder.put(self.tables.activity, activity[:, :bands].ravel(), _numbered(len(activity), bands))
-        classes = symbols.Classes(classes.table[:, : self.rank].ravel(), classes.low[:, : self.rank].ravel())
-        apart += symbols.put(encoder, self.tables.coefficients, integers.ravel(), classes)
-        decoded = self.decoded(integers, predicted)
-        self._write_rest(weighted, decoded, encoder, apart)
-        return decoded
-
-    def _write_rest(
-        self, weighted: torch.Tensor, decoded: torch.Tensor, encoder: Encoder, apart: list[int]
-    ) -> None:  # fmt: skip
-        import torch
-
-        if not self.with_rest.any():
-            return
-        chosen = torch.from_numpy(self.with_rest).to(weighted.device)
-        rest = weighted[chosen] - self.group.synthesise(decoded[chosen])
-        scaled = rest / self.tokens.steps[chosen]
-        relative = self.group.by_layer((rest / self.group.residual_scales).abs())
-        activity = symbols.activity(relative.cpu().numpy())
-        worth = self.group.by_layer(scaled.square()).sqrt() > _WORTH_CODING
-        activity[~worth.cpu().numpy()] = 0
-        encoder.put(self.tables.residual_activity, activity.ravel(), _zeros(activity.size))
-        coded = (activity > 0)[:, self.group.layer_of]
-        classes = self.rest_classes(activity, coded)
-        integers = symbols.quantize(scaled.cpu().numpy()[coded], classes, self.tables.coefficients.bits, self._price)
-        apart += symbols.put(encoder, self.tables.coefficients, integers, classes)
-
-
-class _GroupReader(_Group):
-    def __init__(self, group: Transform, tokens: _Tokens, tables: CodeTables, rank: int, rest: bool) -> None:
-        super().__init__(group, tokens, tables, rest)
-        self._rank = rank
-
-    def read(
-        self, before: torch.Tensor | None, decoder: Decoder, apart: MutableSequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(decoded coefficients over their scales, (tokens, rank); the rest, (tokens, P), or None)."""
-
-        tokens, group = self.tokens, self.group
-        others, bands = int(tokens.others.sum()), _band_count(group.shape.bands, self._rank)
-        activity = decoder.take(self.tables.activity, _numbered(others, bands)).reshape(others, bands)
-        classes = self.coefficient_classes(activity, self._rank)
-        flat = symbols.Classes(classes.table.ravel(), classes.low.ravel())
-        integers = symbols.take(decoder, self.tables.coefficients, flat, apart).reshape(others, self._rank)
-        return self.decoded(integers, self.predicted(before)), self._read_rest(decoder, apart)
-
-    def _read_rest(self, decoder: Decoder, apart: MutableSequence[int]) -> torch.Tensor | None:
-        import numpy as np
-        import torch
-
-        count = int(self.with_rest.sum())
-        if not count:
-            return None
-        layers = self.group.shape.layer_count
-        activity = decoder.take(self.tables.residual_activity, _zeros(count * layers)).reshape(count, layers)
-        coded = (activity > 0)[:, self.group.layer_of]
-        integers = np.zeros(coded.shape, dtype=np.int32)
-        integers[coded] = symbols.take(decoder, self.tables.coefficients, self.rest_classes(activity, coded), apart)
-        chosen = torch.from_numpy(self.with_rest).to(self.tokens.first.device)
-        rest = torch.zeros(len(chosen), self.group.shape.width, device=chosen.device)
-        rest[chosen] = torch.from_numpy(integers).to(chosen.device).float() * self.tokens.steps[chosen]
-        return rest
-
-
-def _band_count(stops: Sequence[int], rank: int) -> int:
-    """How many bands the first `rank` coefficients lie in."""
-    return sum(1 for start in (0, *stops[:-1]) if start < rank)
-
-
-def _numbered(count: int, bands: int) -> npt.NDArray[np.uint8]:
-    """The band of each of `count` tokens' activities."""
-    import numpy as np
-
-    return np.tile(np.arange(bands, dtype=np.uint8), count)
-
-
-def _zeros(count: int) -> npt.NDArray[np.uint8]:
-    import numpy as np
-
-    return np.zeros(count, dtype=np.uint8)
 
 
 def _words(view: TensorView) -> npt.NDArray[np.uint32]:

@@ -67,7 +67,7 @@ def command(
     text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
     """
     from ..benching import SUITES, Bench, Protocol, Row, default_texts, document
-    from ..files import check_output, encode, open_output, read_text
+    from ..files import check_output, encode, read_text
     from ..models import check_dtype, load
 
     if suite not in SUITES and suite != "needle":
@@ -96,33 +96,43 @@ def command(
     with out.progress("measuring", len(rows) * prompts) as advance:
         measured = bench.run(rows, advance)
     facts = document("codecs" if codec else suite, bench, measured, hashed, ["tsc", *_arguments(output, texts)])
-    with open_output(output, force=force) as sink:
-        sink.write((json.dumps(finite(facts), indent=1) + "\n").encode())
-    shown = {key: value for key, value in finite(facts).items() if key != "schema"}
-    out.report(facts["schema"], {"path": output, **shown}, f"{table(facts)}\n\n{printable(output)}", output)
+    _deliver(facts, table(facts), output, force, out)
 
 
 def _needles(
     loaded: Loaded, read: list[str], hashed: list[tuple[str, bytes]], prompts: int, seed: int, output: str,
     force: bool, texts: list[str] | None, out: Output,
 ) -> None:  # fmt: skip
-    from ..benching import described
-    from ..files import encode, open_output
+    from formats.klt import store
+
+    from .. import fingerprint
+    from ..benching import described, profile_facts
+    from ..files import encode
     from ..needle_bench import run
 
     with out.progress("asking", prompts) as advance:
         tokens = [encode(text, loaded.tokenizer, special=False) for text in read]
         rows = run(loaded, tokens, prompts, seed, advance)
-    facts = described("needle", hashed, ["tsc", *_arguments(output, texts)], loaded.name) | {"rows": rows}
-    with open_output(output, force=force) as sink:
-        sink.write((json.dumps(finite(facts), indent=1) + "\n").encode())
+    facts = described("needle", hashed, ["tsc", *_arguments(output, texts)], loaded.name) | {
+        "profile": profile_facts(store.for_model(fingerprint.of(loaded.model))), "rows": rows,
+    }  # fmt: skip
     lines = [
-        [r["label"], "" if r["share"] is None else ratio(r["ratio_final_fp32"]), f"{r['kept']} of {r['answerable']}"]
+        [r["label"], "" if r["ratio_final_fp32"] is None else ratio(r["ratio_final_fp32"]),
+         f"{r['kept']} of {r['answerable']}"]
         for r in rows
-    ]
-    text = columns(lines, ("row", "of fp32", f"kept ({prompts} asked)"))
-    shown = {key: value for key, value in finite(facts).items() if key != "schema"}
-    out.report(facts["schema"], {"path": output, **shown}, f"{text}\n\n{printable(output)}", output)
+    ]  # fmt: skip
+    _deliver(facts, columns(lines, ("row", "of fp32", f"kept ({prompts} asked)")), output, force, out)
+
+
+def _deliver(facts: dict[str, Any], text: str, output: str, force: bool, out: Output) -> None:
+    """Write the document, and say what is in it."""
+    from ..files import open_output
+
+    shown = finite(facts)
+    with open_output(output, force=force) as sink:
+        sink.write((json.dumps(shown, indent=1) + "\n").encode())
+    schema = shown.pop("schema")
+    out.report(schema, {"path": output, **shown}, f"{text}\n\n{printable(output)}", output)
 
 
 def recipe_from(text: str) -> Any:
