@@ -24,7 +24,7 @@ from formats.tensor_buffer import pack, parse
 
 from . import bridge, fingerprint
 from .calibration import CalibrationOptions, Gatherer, joint_blocks, profile_of, with_curve
-from .calibration_texts import CONTEXT, CONTINUATION, library_texts, windows, written
+from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows, written
 from .fidelity import compare
 from .files import encode
 from .generation import Progress, nothing, prefill, score
@@ -45,7 +45,7 @@ class Effort:
         tokens: of the windows' contexts.
         rank, energy: see `fitting.Rank`.
         held_out: windows that are kept from the statistics, for tables and for the curve.
-        curve: of these, those on which the curve is measured.
+        curve: of these, those (the last ones) on which the curve is measured.
     """
 
     tokens: int = 96 * CONTEXT
@@ -57,7 +57,7 @@ class Effort:
     seed: int = 0
 
 
-QUICK = Effort(tokens=14 * CONTEXT, rank=1536, held_out=3, curve=1)
+QUICK = Effort(tokens=12 * CONTEXT, rank=1536, held_out=2, curve=1)
 
 
 def calibrate(
@@ -103,7 +103,7 @@ def calibrate(
         with stage("counting symbols", len(held_out)) as advance:
             profile = profile_of(gatherer, groups, held_out, name, info, advance)
         with stage("measuring", len(_CURVE) * min(effort.curve, len(held_out))) as advance:
-            points = curve(model, profile, held_out[: effort.curve], advance)
+            points = curve(model, profile, held_out[-effort.curve :], advance)
         profile = with_curve(profile, points)
         partial.forget()
     say(f"calibrated in {time.time() - started:.0f} s")
@@ -124,21 +124,27 @@ def _windows(
 ) -> list[list[int]]:  # fmt: skip
     if texts is not None:
         return windows(texts, count, size)
-    own = max(1, count // 3)
+    own = max(1, round(count * OWN_SHARE))
     state = partial.load("written")
     if state is None:
-        with stage("letting the model write", own * size) as advance:
-            texts_of_its_own = list(written(model, tokenizer, own, size, effort.seed, advance))
-        state = {"tokens": torch.tensor(texts_of_its_own)}
+        length = min(OWN, size)
+        needed = -(-own * size // length)
+        with stage("letting the model write", needed * length) as advance:
+            found = list(written(model, tokenizer, needed, length, effort.seed, advance))
+        state = {"tokens": torch.tensor(found)}
         partial.save("written", state)
     prose, code = library_texts()
     rest = count - own
-    found = [
-        windows([encode(text, tokenizer) for text in kind], share, size)
-        for kind, share in ((prose, rest - rest // 2), (code, rest // 2))
-    ]
-    mixed = [*zip(state["tokens"].tolist(), *found, strict=False)]
-    return [window for triple in mixed for window in triple]
+    kinds = [windows(state["tokens"].tolist(), own, size)]
+    for kind, share in ((prose, rest - rest // 2), (code, rest // 2)):
+        kinds.append(windows([encode(text, tokenizer) for text in kind], share, size))
+    return _spread_evenly(kinds)
+
+
+def _spread_evenly(kinds: Sequence[Sequence[list[int]]]) -> list[list[int]]:
+    """The windows of all kinds, each kind spread evenly over the whole."""
+    placed = [((at + 0.5) / len(kind), window) for kind in kinds for at, window in enumerate(kind)]
+    return [window for _, window in sorted(placed, key=lambda one: one[0])]
 
 
 def curve(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONTEXT, CONTINUATION = 1024, 256  # tokens: rows are those of the context, gradients come from what follows it
 WINDOW = CONTEXT + CONTINUATION
+OWN_SHARE = 1 / 3  # of the windows that the model writes, if no texts are given
 OWN = 256  # tokens of a text that the model writes: longer ones take longer a token, and get no better
 _BATCH = 64  # of these at once
 # modules of Python's library that are neither small nor tables; every installation has most of them

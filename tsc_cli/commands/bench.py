@@ -12,7 +12,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio
-from .options import Device, Force, Json, Model, Quiet, Seed
+from .options import Device, Dtype, Force, Json, Model, Quiet, Seed
 
 if TYPE_CHECKING:
     from ..models import Loaded
@@ -54,7 +54,7 @@ def command(
     ] = None,
     positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
     model: Model = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     force: Force = False,

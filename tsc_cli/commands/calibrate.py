@@ -11,7 +11,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, size
-from .options import Device, Force, Json, Model, Quiet, Seed
+from .options import Device, Dtype, Force, Json, Model, Quiet, Seed
 
 if TYPE_CHECKING:
     from formats.klt.profile import Profile
@@ -37,7 +37,7 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes: fewer tokens and a lower rank.")] = False,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", min=1024, show_default=False, help="Tokens to take in. [default: 98304, quick 14336]"),
+        typer.Option("--tokens", min=1024, show_default=False, help="Tokens to take in. [default: 98304, quick 12288]"),
     ] = None,
     rank: Annotated[
         int | None,
@@ -53,7 +53,7 @@ def command(
             help="Keep no more coefficients than hold this share of the weighted energy.",
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "float32",
+    dtype: Dtype = "float32",
     device: Device = "auto",
     seed: Seed = 0,
     force: Force = False,

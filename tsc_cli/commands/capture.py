@@ -9,7 +9,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio, size
-from .options import Device, Force, Json, Model, Quiet, Seed, Temperature
+from .options import Device, Dtype, Force, Json, Model, Quiet, Seed, Temperature
 
 if TYPE_CHECKING:
     from ..capturing import Captured
@@ -69,9 +69,7 @@ def command(
     chunk: Annotated[
         int, typer.Option("--chunk", min=1, help="Tokens of the prompt in one forward pass; fewer need less memory.")
     ] = 1024,
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is the checkpoint's.")
-    ] = "auto",
+    dtype: Dtype = "auto",
     device: Device = "auto",
     temperature: Temperature = 0.0,
     seed: Seed = 0,

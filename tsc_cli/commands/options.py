@@ -27,6 +27,7 @@ FileModel = Annotated[
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a CUDA device if there is one.")
 ]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is the checkpoint's.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of whatever is sampled.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 Snapshot = Annotated[int, typer.Option("--snapshot", help="Which snapshot; negative numbers count from the last.")]
