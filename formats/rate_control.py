@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .codecs.scalar import MAX_LEVELS
 from .compression import Recipe, Source, write
 from .errors import PromiseError
-from .tiers import Family, Tier, families, klt_family
+from .tiers import Family, Tier, families
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,9 @@ def at(family: Family, value: int) -> Recipe:
     return replace(family.recipe, settings={**family.recipe.settings, family.knob: value, **followers})
 
 
-def largest_within(sizer: Sizer, family: Family, max_bytes: float, start: int | None = None) -> Candidate | None:
+def largest_within(
+    sizer: Sizer, family: Family, max_bytes: float, start: int | None = None, *, slack: float = 0.0
+) -> Candidate | None:
     """The family's largest file of at most `max_bytes`, or None if even its smallest is larger.
 
     Sizes rise with the knob, nearly exponentially: the next setting is where a line through the logarithms of the two
@@ -106,6 +108,7 @@ def largest_within(sizer: Sizer, family: Family, max_bytes: float, start: int | 
 
     Args:
         start: a guess of the knob.
+        slack: a file that is smaller by no more than this share will do.
     """
     settings = knob_settings(family)
     recipes = [at(family, value) for value in settings]
@@ -118,7 +121,7 @@ def largest_within(sizer: Sizer, family: Family, max_bytes: float, start: int | 
     before = len(known)
     low = max((index for index in known if known[index] <= 0), default=-1)
     high = min((index for index in known if known[index] > 0 and index > low), default=len(settings))
-    while high - low > 1:
+    while high - low > 1 and not (low >= 0 and known[low] >= math.log1p(-slack)):
         if known:
             guess = _next_guess(known, low, high, halve=len(known) > before + _INTERPOLATIONS)
         else:
@@ -147,15 +150,15 @@ def _next_guess(known: Mapping[int, float], low: int, high: int, *, halve: bool)
 
 def choose(
     sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int], None], *, good_enough: float = 0.0,
-    profile: str = "", start: int | None = None,
+    klt: Family | None = None, start: int | None = None,
 ) -> Choice:  # fmt: skip
     """The best recipe whose file keeps the tier's ratio.
 
     Args:
         measure: quality of a recipe, lower is better; called once for each family that fits.
         good_enough: a quality that cannot be told from a better one; what follows it is not tried.
-        progress: called with 1 for each family that was tried; there are `len(families(profile))`.
-        profile: digest of the profile for codec klt; "" if there is none.
+        progress: called with 1 for each family that was tried; there are `len(families(klt))`.
+        klt: codec klt, if there is a profile for it.
         start: a guess of codec klt's fineness.
     Raises:
         PromiseError: none does.
@@ -167,9 +170,9 @@ def choose(
     max_bytes = raw / tier.ratio - QUALITY_BYTES
     bits = 8 * max_bytes / sizer.source.stored_values
     found: list[Candidate] = []
-    for family in families(profile):
+    for family in families(klt):
         candidate = None
-        if found and (_quality(found[-1]) < good_enough or (found[0].label == "klt" and bits < _KLT_BEST)):
+        if found and (_quality(found[-1]) < good_enough or (_beyond_compare(found[0]) and bits < _KLT_BEST)):
             progress(1)
             continue
         if family.rate is None or 0.75 * bits <= family.rate <= 1.2 * bits:
@@ -235,6 +238,11 @@ def _quality(candidate: Candidate) -> float:
     return float("inf") if candidate.quality is None else candidate.quality
 
 
+def _beyond_compare(candidate: Candidate) -> bool:
+    """Whether no other codec comes near at low rates: codec klt, unless the file holds the profile, too."""
+    return candidate.label == "klt" and not candidate.recipe.embed_profile
+
+
 Good = Callable[[Recipe], bool]
 
 
@@ -266,20 +274,21 @@ def smallest(sizer: Sizer, family: Family, good: Good, start: int | None = None)
 
 
 def smallest_for(
-    sizer: Sizer, good: Good, profile: str = "", start: int | None = None, tried: Sequence[Candidate] = ()
+    sizer: Sizer, good: Good, klt: Family | None = None, start: int | None = None, tried: Sequence[Candidate] = ()
 ) -> Candidate | None:
     """The smallest file that is good, of codec klt if there is a profile, else of scalar; None if there is none.
 
     Args:
+        klt: codec klt, if there is a profile for it; start: a guess of its fineness.
         tried: candidates that are known to be good.
     """
     known = list(tried)
-    wanted = [klt_family(profile)] if profile else []
+    wanted = [klt] if klt is not None else []
     wanted += [one for one in families() if one.follow.get("values_levels") == 0.75]
     for family in wanted:
         found = smallest(sizer, replace(family, high=min(family.high, MAX_FINE)), good, start)
         if found is not None:
             known.append(found)
-            if family.label == "klt" and 8 * found.file_bytes / sizer.source.stored_values < _KLT_BEST:
+            if _beyond_compare(found) and 8 * found.file_bytes / sizer.source.stored_values < _KLT_BEST:
                 break
     return min(known, key=lambda candidate: candidate.file_bytes, default=None)

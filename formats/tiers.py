@@ -196,16 +196,17 @@ SINKS = 4  # rows: their damage costs more than their bytes (arXiv 2309.17453; m
 FINENESS = (160, 720)  # of codec klt: from a caricature to the rounding of float32
 
 
-def klt_family(profile: str) -> Family:
-    """Codec klt with the profile of this digest."""
+def klt_family(profile: str, *, embed: bool = False) -> Family:
+    """Codec klt with the profile of this digest, which the file names or holds."""
     low, high = FINENESS
     settings = tuple(range(low, high + 1))
-    return Family("klt", Recipe("klt", {"profile": profile}), "fineness", low, high, values=settings)
+    recipe = Recipe("klt", {"profile": profile}, embed_profile=embed)
+    return Family("klt", recipe, "fineness", low, high, values=settings)
 
 
-def families(profile: str = "") -> list[Family]:
+def families(klt: Family | None = None) -> list[Family]:
     """What rate control chooses from: codec klt first if there is a profile for it."""
-    found = [klt_family(profile)] if profile else []
+    found = [klt] if klt is not None else []
     found += [
         Family(
             f"scalar, values {share:g}", Recipe("scalar", {"group": 64}, exact_sinks=SINKS), "levels", 3,

@@ -16,12 +16,12 @@ from .atomic import atomic_write
 from .codecs import Codec, Surroundings, codec_by_name
 from .codecs.base import ALONE, to_planes
 from .container import RecordWriter, Sink
-from .errors import UsageError
+from .errors import LimitError, UsageError
 from .geometry import Geometry
 from .header import TierHeader
 from .kept import Kept
 from .klt import reference
-from .limits import MAX_LABELS_PER_RECORD
+from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW
 from .records import FILE_ID_BYTES, Part, RecordType
 from .tensor_buffer import pack
 from .trace import MemoryBlock, Received, Trace
@@ -97,8 +97,14 @@ class TraceWriter:
         )  # fmt: skip
 
     def add_profile(self, profile: Profile, *, embed: bool) -> None:
-        """Name the profile that rows need, or hold it."""
-        self._writer.record(RecordType.PROFILE, pack(reference.to_tensors(profile, embed=embed)))
+        """Name the profile that rows need, or hold it.  Raises LimitError if it is larger than a record may be."""
+        packed = pack(reference.to_tensors(profile, embed=embed))
+        if len(packed) > MAX_RECORD_RAW:
+            raise LimitError(
+                f"the profile takes {profile.size} bytes, more than a file may hold in one record ({MAX_RECORD_RAW})",
+                hint="without --embed-profile the file names it",
+            )
+        self._writer.record(RecordType.PROFILE, packed)
 
     def add_attention(self, attention: Received) -> None:
         received = attention.read().float().contiguous()

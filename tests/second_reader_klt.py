@@ -185,17 +185,19 @@ def in_range(values: Array) -> Array:
     return values
 
 
-def check_layout(tables: Tables) -> tuple[int, bool, list[int]]:
-    """Fineness, whether every token has a rest, and the coefficients of each group."""
+def check_layout(tables: Tables) -> tuple[int, list[int], list[bool]]:
+    """Fineness, the coefficients of each group, and whether every token has a rest there."""
     exactly(tables, {"layout", "words", "apart"})
     for name, dtype in (("layout", "I32"), ("words", "U32"), ("apart", "I32")):
         need(len(tables[name].shape) == 1, f"{name}: shape")
         expect(tables[name], {dtype}, tables[name].shape, name)
-    need(4 <= tables["layout"].shape[0] <= 3 + 256, "layout: length")
-    fineness, rest, groups, *ranks = tables["layout"].integers()
-    need(-1024 <= fineness <= 2048 and rest in (0, 1) and 1 <= groups == len(ranks), "layout: numbers")
+    need(4 <= tables["layout"].shape[0] <= 2 + 2 * 256, "layout: length")
+    fineness, groups, *numbers = tables["layout"].integers()
+    need(-1024 <= fineness <= 2048 and groups >= 1 and 2 * groups == len(numbers), "layout: numbers")
+    ranks, rests = numbers[:groups], numbers[groups:]
     need(all(0 <= rank <= 2**14 for rank in ranks), "layout: a number of coefficients")
-    return fineness, bool(rest), ranks
+    need(all(rest in (0, 1) for rest in rests), "layout: a rest")
+    return fineness, ranks, [rest == 1 for rest in rests]
 
 
 def decode_klt(
@@ -207,7 +209,7 @@ def decode_klt(
         parts: what keys and what values are.
         positions: of its rows.
     """
-    fineness, rest, ranks = check_layout(tables)
+    fineness, ranks, rests = check_layout(tables)
     keys, values = parts
     groups = profile.groups_of(first_layer, keys.layers)
     need(len(groups) == len(ranks), "layout: groups")
@@ -220,7 +222,7 @@ def decode_klt(
     rows: dict[Part, list[Array]] = {"keys": [], "values": []}
     before: Array | None = None
     with np.errstate(over="ignore", invalid="ignore"):
-        for group, rank in zip(groups, ranks, strict=True):
+        for group, rank, rest in zip(groups, ranks, rests, strict=True):
             before, weighted = reader.group(group, rank, rest, before)
             for part, tensors in reader.rows(group, weighted, keys.batch).items():
                 rows[part] += tensors

@@ -250,6 +250,11 @@ def test_a_good_guess_of_a_size_is_cheap() -> None:
     assert len(sizer.tried) <= 4
     largest_within(sizer, klt_family(""), 130_000, 500)  # known sizes are a better guess than any other
     assert len(sizer.tried) <= 7
+    before = len(sizer.tried)
+    found = largest_within(sizer, klt_family(""), 60_000, slack=0.03)
+    assert found is not None
+    assert 0.97 * 60_000 <= found.file_bytes <= 60_000
+    assert len(sizer.tried) <= before + 2
 
 
 def quality_by_error(source: Source) -> Any:

@@ -32,8 +32,8 @@ SHA256 = {
     "1.1-vq-bfloat16.tsc": "cea007273a3a613468d7eb5014fbbfb72870bf73db694e49c5438050a720215a",
     "1.1-delta-edited-float32.tsc": "8d46985612a9aa19b8b2e2db57a9fa281a7b9817aa20a98305ffd03bcd084e5c",
     "1.1-h2o-bfloat16.tsc": "f6785b040f390fb462cbcb9c6cc7ab59ac8060e1315ec24ac20306de8c5d04af",
-    "1.2-klt-float32.tsc": "87501017bf071c68b5c6e2fe0a7f909fdf35392cb18f53567686b4e23c681138",
-    "1.2-klt-groups-bfloat16.tsc": "497a9b1e2d52169dae1fabf3ca51716c738ec9325ab4028c44204c6e5fca772c",
+    "1.2-klt-float32.tsc": "4817deadc45dd7e36fb517bca20db4df335e9b746dab5f5ea4eb326c7e4b4e75",
+    "1.2-klt-groups-bfloat16.tsc": "fccf7d0757a7ec667700c709b48d9481a40e9b1b40db631d090170335b8416b6",
 }
 
 

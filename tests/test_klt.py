@@ -168,7 +168,7 @@ def test_a_first_token_has_no_coefficients_and_comes_back(profile: Profile) -> N
     assert error(rows, back, [0]) < 0.2 * error(rows, back, slice(1, None))
     alone = {part: tensor[..., :1, :] for part, tensor in rows.items()}
     payload = encoded(alone, profile, fineness=300)
-    *_, rank = parse(payload, "test")["layout"].integers()
+    *_, rank, _ = parse(payload, "test")["layout"].integers()
     assert rank == 0
     assert error(alone, decoded(payload, alone, profile)) < 0.02
 
@@ -294,8 +294,8 @@ def test_settings_are_bounded() -> None:
     "change",
     [
         lambda t: {**t, "layout": t["layout"][:-1]}, lambda t: {**t, "layout": torch.cat([t["layout"], t["layout"]])},
-        lambda t: {**t, "layout": t["layout"] + torch.tensor([0, 2, 0, 0], dtype=torch.int32)},
-        lambda t: {**t, "layout": t["layout"] + torch.tensor([0, 0, 0, 999], dtype=torch.int32)},
+        lambda t: {**t, "layout": t["layout"] + torch.tensor([0, 0, 0, 2], dtype=torch.int32)},
+        lambda t: {**t, "layout": t["layout"] + torch.tensor([0, 0, 999, 0], dtype=torch.int32)},
         lambda t: {**t, "words": t["words"][:-3]}, lambda t: {**t, "words": t["words"][2:]},
         lambda t: {**t, "apart": torch.ones(3, dtype=torch.int32)},
         lambda t: {name: tensor for name, tensor in t.items() if name != "apart"},

@@ -52,7 +52,7 @@ def test_a_family_of_settings_lies_on_a_line_too() -> None:
     one = next(entry for entry in comparison([*ours(), *strangers]) if entry["kl"] == kl)
     assert (one["best_other"], one["best_other_bits"]) == ("q8_0", pytest.approx(8.0))
     # the settings of one peer do
-    peers = [row("hqq 4 bits", kl / 10, 8.0, "peer"), row("hqq 2 bits", kl * 10, 2.0, "peer")]
+    peers = [row("hqq 4b, keys by channel", kl / 10, 8.0, "peer"), row("hqq 2b, keys by channel", kl * 10, 2.0, "peer")]
     one = next(entry for entry in comparison([*ours(), *peers]) if entry["kl"] == kl)
     assert one["best_other_bits"] == pytest.approx(4.0)
 

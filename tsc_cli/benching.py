@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -199,8 +199,8 @@ def _measure(prompt: Prompt, row: Row) -> Measured:
         return _measure_peer(prompt, row.peer)
     recipe = row.recipe
     if recipe is None:
-        assert row.tier is not None
-        recipe = Compressor(prompt.source, prompt.judge, prompt.sizer, prompt.profile).choose(row.tier).winner.recipe
+        compressor = Compressor(prompt.source, prompt.judge, prompt.sizer, prompt.profile)
+        recipe = compressor.choose(_promise(row, prompt)).winner.recipe
     started = time.perf_counter()
     with scratch_file(prompt.source, recipe, prompt.judge.device) as trace:
         seconds = time.perf_counter() - started
@@ -208,6 +208,16 @@ def _measure(prompt: Prompt, row: Row) -> Measured:
         fidelity = prompt.judge.of_trace(trace)
         share = coded_share(trace)
     return Measured(recipe, size, seconds, fidelity, share)
+
+
+def _promise(row: Row, prompt: Prompt) -> Tier:
+    """A row's tier for the trace as it was captured: rungs of the ladder are ratios of one cache in float32."""
+    assert row.tier is not None
+    if row.kind != "klt" or row.tier.ratio is None:
+        return row.tier
+    raw, raw_final = prompt.source.captured_bytes
+    in_float32 = raw_final * 4 / prompt.source.trace.geometry.item_bytes
+    return replace(row.tier, ratio=row.tier.ratio * raw / in_float32)
 
 
 def _measure_peer(prompt: Prompt, peer: Peer) -> Measured:
@@ -265,7 +275,9 @@ def _summary(
     )
     return facts | {
         "limits": None if row.limits is None else vars(row.limits), "kept": kept,
-        "met": row.tier is None or row.tier.ratio is None or all(e["ratio_trace"] >= row.tier.ratio for e in each),
+        "met": row.tier is None or row.tier.ratio is None or all(
+            e["ratio_final_fp32" if row.kind == "klt" else "ratio_trace"] >= row.tier.ratio for e in each
+        ),
         "codec": each[0]["codec"],
         "positions": sum(one.fidelity.positions for one in measured),
         **{name: _mean([e[name] for e in each]) for name in (

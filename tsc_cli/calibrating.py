@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ import torch
 
 from formats.codecs import BlockShape
 from formats.codecs.klt import Klt, KltSettings
+from formats.errors import UsageError
 from formats.klt import store
 from formats.klt.fitting import Rank
 from formats.klt.profile import Profile
@@ -23,7 +25,7 @@ from formats.records import Part
 from formats.tensor_buffer import pack, parse
 
 from . import bridge, fingerprint
-from .calibration import CalibrationOptions, Gatherer, joint_blocks, profile_of, with_curve
+from .calibration import WIDEST, CalibrationOptions, Gatherer, joint_blocks, profile_of, with_curve
 from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows, written
 from .fidelity import compare
 from .files import encode
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # a progress bar for a stage of so many units
+_CHECKPOINT = 2  # of what is put aside: another number where its meaning changes
 _CHECKPOINT_SECONDS = 60.0
+_CHECKPOINT_SHARE = 20  # a checkpoint takes a twentieth of the time at most
 _CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
 
 
@@ -64,48 +68,60 @@ def calibrate(
     model: PreTrainedModel, tokenizer: Any, *, name: str = "model", texts: Sequence[Sequence[int]] | None = None,
     effort: Effort | None = None, stage: Bar | None = None, say: Callable[[str], None] | None = None,
 ) -> Profile:  # fmt: skip
-    """Make the profile of a model.  What was gathered is put aside every minute and taken up again by the next call.
+    """Make the profile of a model, and keep it in the user's cache folder, where `compress` finds it.
+
+    What was gathered is put aside every minute or so and taken up again by the next call.  The model's parameters are
+    left without gradients.
 
     Args:
         name: of the model, for people.
         texts: token ids; None takes this Python's documentation and library, and text that the model writes.
         stage: opens a progress bar.
     Raises:
-        UsageError: the texts are too short.
+        UsageError: the texts are too short; the rank is too high for so wide a model.
+        LimitError: the statistics of so wide a model do not fit into memory.
         UnsupportedCacheError: the model's cache cannot be stored.
     """
+    if texts is None and tokenizer is None:
+        raise UsageError("without texts a tokenizer is needed")
     effort, stage, say = effort or Effort(), stage or _no_bar, say or _silent
     context, following = window_size(model)
     count = -(-effort.tokens // context) + effort.held_out
     started = time.time()
-    with _partial(model, effort, texts) as partial:
-        chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage)
-        kept = max(1, len(chosen) - effort.held_out)
-        options = CalibrationOptions(Rank(effort.rank, effort.energy), context, effort.fisher_every, effort.seed)
-        gatherer = Gatherer(model, options)
-        if (state := partial.load("gathered")) is not None:
-            gatherer.load(state)
-            say(f"going on after {gatherer.done} of {kept} windows that were gathered before")
-        with stage("gathering", kept) as advance:
-            advance(gatherer.done)
-            for window in chosen[gatherer.done : kept]:
-                gatherer.add(window)
-                partial.save_now_and_then("gathered", gatherer.state)
-                advance(1)
-        with stage("fitting", len(gatherer.shapes)) as advance:
-            groups = gatherer.groups(advance)
-        held_out = chosen[kept:] or chosen[-1:]
-        info = {
-            "texts": "given" if texts is not None else "library and own", "tokens": kept * context,
-            "windows": kept, "context": context, "created": time.strftime("%Y-%m-%d"), "rank": effort.rank,
-            "dtype": gatherer.geometry.dtype, "seed": effort.seed,
-        }  # fmt: skip
-        with stage("counting symbols", len(held_out)) as advance:
-            profile = profile_of(gatherer, groups, held_out, name, info, advance)
-        with stage("measuring", len(_CURVE) * min(effort.curve, len(held_out))) as advance:
-            points = curve(model, profile, held_out[-effort.curve :], advance)
-        profile = with_curve(profile, points)
-        partial.forget()
+    options = CalibrationOptions(Rank(effort.rank, effort.energy), context, effort.fisher_every, effort.seed)
+    gatherer = Gatherer(model, options)
+    partial = _Partial(store.folder(), f"calibration-{_key(model, tokenizer, effort, texts)}", say)
+    chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage)
+    held = min(effort.held_out, len(chosen) // 5)
+    kept = len(chosen) - held
+    if len(chosen) < count:
+        say(f"the texts give {len(chosen)} windows of {context} tokens, {count} were wanted: longer ones serve better")
+    if (state := partial.load("gathered")) is not None:
+        gatherer.load(state)
+        say(f"going on after {gatherer.done} of {kept} windows that were gathered before")
+    with stage("gathering", kept) as advance:
+        advance(gatherer.done)
+        for window in chosen[gatherer.done : kept]:
+            gatherer.add(window)
+            partial.save_now_and_then("gathered", gatherer.state)
+            advance(1)
+    with stage("fitting", len(gatherer.shapes)) as advance:
+        groups = gatherer.groups(advance)
+    held_out = chosen[kept:] or chosen[-1:]
+    info = {
+        "texts": "given" if texts is not None else "library and own", "tokens": kept * context,
+        "windows": kept, "context": context, "created": time.strftime("%Y-%m-%d"), "rank": effort.rank,
+        "dtype": gatherer.geometry.dtype, "seed": effort.seed,
+    }  # fmt: skip
+    with stage("counting symbols", len(held_out)) as advance:
+        profile = profile_of(gatherer, groups, held_out, name, info, advance)
+    with stage("measuring", len(_CURVE) * min(effort.curve, len(held_out))) as advance:
+        points = curve(model, profile, held_out[-effort.curve :], advance)
+    profile = with_curve(profile, points)
+    store.install(profile)
+    partial.forget()
+    if gatherer.overflowed:
+        say(f"the gradients of {gatherer.overflowed} windows were beyond {gatherer.geometry.dtype} and left out")
     say(f"calibrated in {time.time() - started:.0f} s")
     return profile
 
@@ -190,8 +206,9 @@ def coded(cache: DynamicCache, model: PreTrainedModel, profile: Profile, finenes
 class _Partial:
     """What a calibration has done so far, in hidden files beside the profiles."""
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self._folder, self._key, self._saved = folder, key, time.monotonic()
+    def __init__(self, folder: Path, key: str, say: Callable[[str], None]) -> None:
+        self._folder, self._key, self._say = folder, key, say
+        self._next = time.monotonic() + _CHECKPOINT_SECONDS
 
     def _path(self, what: str) -> Path:
         return self._folder / f".{self._key}.{what}.safetensors"
@@ -206,31 +223,40 @@ class _Partial:
             return None
 
     def save(self, what: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Put a state aside; where that fails, the calibration goes on without."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(what)
-        save_file(dict(state), f"{path}.new")
-        os.replace(f"{path}.new", path)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file(dict(state), f"{path}.new")
+            os.replace(f"{path}.new", path)
+        except (OSError, SafetensorError) as error:
+            Path(f"{path}.new").unlink(missing_ok=True)
+            self._say(f"what was gathered cannot be put aside in {self._folder}: {error}")
 
     def save_now_and_then(self, what: str, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        if time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+        """Save if the last time is long ago: seldom where saving itself takes long."""
+        started = time.monotonic()
+        if started > self._next:
             self.save(what, state())
-            self._saved = time.monotonic()
+            took = time.monotonic() - started
+            self._next = time.monotonic() + max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * took)
 
     def forget(self) -> None:
         for path in self._folder.glob(f".{self._key}.*"):
             path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _partial(model: PreTrainedModel, effort: Effort, texts: Sequence[Sequence[int]] | None) -> Iterator[_Partial]:
-    """What an interrupted calibration of the same model with the same texts has left."""
-    digest = hashlib.sha256(fingerprint.weights_of(model).encode())
-    digest.update(repr((sorted(asdict(effort).items()), texts is None)).encode())
+def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence[Sequence[int]] | None) -> str:
+    """Of everything that decides what is gathered: an interrupted calibration goes on only with the same."""
+    identity = fingerprint.of(model, tokenizer), sorted(asdict(effort).items()), window_size(model)
+    digest = hashlib.sha256(repr((_CHECKPOINT, *identity, WIDEST, OWN, OWN_SHARE, sys.version_info)).encode())
     for text in texts or ():
+        digest.update(len(text).to_bytes(8, "little"))
         digest.update(torch.tensor(list(text), dtype=torch.int64).numpy().tobytes())
-    yield _Partial(store.folder(), f"calibration-{digest.hexdigest()[:16]}")
+    return digest.hexdigest()[:16] + ("" if texts is None else "-texts")
 
 
 @contextlib.contextmanager

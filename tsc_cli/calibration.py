@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from formats.codecs import Surroundings
 from formats.codecs.klt import Klt, KltSettings
+from formats.errors import LimitError, UsageError
 from formats.geometry import Geometry
 from formats.klt import fitting, importance
 from formats.klt.fitting import Rank
-from formats.klt.profile import Group, Profile, Shape, dumps
+from formats.klt.profile import MAX_BASIS, MAX_GROUPS, Group, Profile, Shape, dumps
 from formats.klt.statistics import Statistics, flat
 from formats.klt.tables import Counter, assumed
+from formats.limits import memory_budget
 from formats.records import Part
 
 from . import bridge, fingerprint, rotary
@@ -50,7 +53,7 @@ class CalibrationOptions:
 
 
 def plan(geometry: Geometry, turns: Sequence[Rotary]) -> list[Shape]:
-    """Groups of layers, each no wider than `WIDEST`; neighbouring layers that are alike share one where they can."""
+    """Groups of layers, each no wider than `WIDEST` unless a single layer is; neighbours that are alike share one."""
     shapes = []
     for first, count, spec in geometry.runs():
         width = spec.heads * (spec.key_size + spec.value_size)
@@ -63,6 +66,27 @@ def plan(geometry: Geometry, turns: Sequence[Rotary]) -> list[Shape]:
                 tuple(turns[layer : layer + layers]),
             ))  # fmt: skip
     return shapes
+
+
+def _check_size(shapes: Sequence[Shape], rank: int) -> None:
+    """Before hours are spent: the statistics must fit into memory, the bases into a profile.
+
+    Raises:
+        UsageError: the rank is too high. LimitError: the model is too wide for this machine.
+    """
+    if len(shapes) > MAX_GROUPS or sum(min(rank, shape.width) * shape.width for shape in shapes) > MAX_BASIS:
+        fits = MAX_BASIS // sum(shape.width for shape in shapes)
+        raise UsageError(
+            f"{len(shapes)} bases of rank {rank} for {sum(shape.width for shape in shapes)} values a token are more "
+            "than a profile holds", hint=f"--rank {fits}",
+        )  # fmt: skip
+    widths = [0, *(shape.width for shape in shapes)]
+    needed = sum(4 * width * (width + before) for before, width in pairwise(widths))
+    if needed > memory_budget():
+        raise LimitError(
+            f"the statistics of this model take {needed} bytes, more than the budget of {memory_budget()}",
+            hint="TSC_MEMORY_BUDGET (bytes) raises the budget",
+        )
 
 
 def _continues(shapes: Sequence[Shape], number: int, geometry: Geometry) -> bool:
@@ -80,11 +104,12 @@ class Gatherer:
         cache, _ = prefill(model, list(range(1, 9)), chunk=8)
         self.geometry = bridge.geometry_of(cache, type(model).__name__)
         self.shapes = plan(self.geometry, rotary.layers_of(model))
+        _check_size(self.shapes, options.rank.most)
         self.statistics: list[Statistics] = []
         for number, s in enumerate(self.shapes):
             before = self.shapes[number - 1].width if _continues(self.shapes, number, self.geometry) else 0
             self.statistics.append(Statistics(s.layer_count, s.heads, s.key_size, s.value_size, before))
-        self.done = 0
+        self.done = self.overflowed = 0
         self._inputs: list[list[torch.Tensor]] = [[] for _ in self.shapes]
         self._targets: list[list[torch.Tensor]] = [[] for _ in self.shapes]
 
@@ -96,6 +121,7 @@ class Gatherer:
         before: torch.Tensor | None = None
         backwards = self.done % self.options.fisher_every == 0 and len(following) > 0
         gradients = self._gradients(cache, following) if backwards else None
+        self.overflowed += backwards and gradients is None
         for number, (unturned, positions) in enumerate(self._unturned(bridge.rows_of(cache))):
             before = self.statistics[number].add_rows(flat(unturned), positions == 0, before)
             if gradients is not None:
@@ -115,8 +141,10 @@ class Gatherer:
             values = torch.stack([rows[layer][1][0].float().cpu() for layer in layers])
             yield {Part.KEYS: torch.stack(back), Part.VALUES: values}, positions
 
-    def _gradients(self, cache: DynamicCache, following: Sequence[int]) -> list[dict[Part, torch.Tensor]]:
+    def _gradients(self, cache: DynamicCache, following: Sequence[int]) -> list[dict[Part, torch.Tensor]] | None:
         """Of the log-probabilities of tokens that the model itself draws, with respect to the rows of each group.
+
+        None where they are beyond the model's dtype.
 
         Random signs make one backward pass an unbiased sample of the sum over positions of g g^T.
         """
@@ -131,7 +159,10 @@ class Gatherer:
         scale = _SCALE.get(next(self.model.parameters()).dtype, 1.0)
         total = (logp.gather(1, drawn.to(device)) * signs.to(device)).sum() * scale
         found = torch.autograd.grad(total, [tensor for pair in leaves for tensor in pair])
-        pairs = [(found[2 * at] / scale, found[2 * at + 1] / scale) for at in range(len(leaves))]
+        found = tuple(one.float() / scale for one in found)  # in float32: what is small is why there is a scale
+        if not all(bool(torch.isfinite(one).all()) for one in found):
+            return None
+        pairs = [(found[2 * at], found[2 * at + 1]) for at in range(len(leaves))]
         return [gradients for gradients, _ in self._unturned(pairs)]  # turning is orthogonal: gradients turn alike
 
     def _add_gradients(
@@ -148,7 +179,7 @@ class Gatherer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that was gathered, for a checkpoint."""
-        found = {"done": torch.tensor(self.done)}
+        found = {"done": torch.tensor(self.done), "overflowed": torch.tensor(self.overflowed)}
         for number, statistics in enumerate(self.statistics):
             found |= {f"{number}.{name}": tensor for name, tensor in statistics.state().items()}
             for at, (inputs, targets) in enumerate(zip(self._inputs[number], self._targets[number], strict=True)):
@@ -157,7 +188,7 @@ class Gatherer:
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up a checkpoint of the same model and options."""
-        self.done = int(state["done"])
+        self.done, self.overflowed = int(state["done"]), int(state["overflowed"])
         for number, statistics in enumerate(self.statistics):
             prefix = f"{number}."
             statistics.load({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)})

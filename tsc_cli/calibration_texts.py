@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONTEXT, CONTINUATION = 1024, 256  # tokens: rows are those of the context, gradients come from what follows it
-WINDOW = CONTEXT + CONTINUATION
 OWN_SHARE = 1 / 3  # of the windows that the model writes, if no texts are given
 OWN = 256  # tokens of a text that the model writes: longer ones take longer a token, and get no better
 _BATCH = 64  # of these at once
@@ -34,7 +33,8 @@ _MODULES = (
 def windows(texts: Sequence[Sequence[int]], count: int, size: int) -> list[list[int]]:
     """At most `count` windows of `size` tokens, spread evenly over each text, the texts taking turns.
 
-    Texts that are shorter than a window are joined.
+    Texts that are shorter than a window are joined.  Windows overlap by half at most; what a short text cannot give is
+    taken from longer ones.
 
     Raises:
         UsageError: all of them together are shorter.
@@ -47,8 +47,11 @@ def windows(texts: Sequence[Sequence[int]], count: int, size: int) -> list[list[
         raise UsageError(
             f"the texts have {len(joined)} tokens together, fewer than a window of {size}", hint="longer texts"
         )
-    turns = -(-count // len(long))
-    taken = [_spread(text, min(turns, max(1, len(text) // (size // 2))), size) for text in long]
+    room = [max(1, len(text) // (size // 2) - 1) for text in long]
+    shares = [0] * len(long)
+    for _ in range(min(count, sum(room))):
+        shares[min((n for n in range(len(long)) if shares[n] < room[n]), key=lambda n: shares[n])] += 1
+    taken = [_spread(text, share, size) for text, share in zip(long, shares, strict=True)]
     mixed = [window for turn in zip_longest(*taken) for window in turn if window is not None]
     return mixed[:count]
 

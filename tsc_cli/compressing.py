@@ -16,9 +16,9 @@ from formats.compression import Header, Recipe, Source, write
 from formats.errors import CorruptError, PromiseError, UsageError
 from formats.header import TierHeader
 from formats.klt import store
-from formats.rate_control import QUALITY_BYTES, Candidate, Choice, Sizer, choose, smallest_for
+from formats.rate_control import QUALITY_BYTES, Candidate, Choice, Sizer, choose, largest_within, smallest_for
 from formats.records import Part
-from formats.tiers import TIERS, Goal, Tier, goal_of, tier_of
+from formats.tiers import TIERS, Family, Goal, Tier, goal_of, klt_family, tier_of
 from formats.trace_writer import content_id
 
 from .generation import Progress, nothing
@@ -46,12 +46,15 @@ class Compressor:
         judge: measures the KL of candidates; without one the relative error of the rows decides.
         sizer: knows sizes already.
         profile: of the model, for codec klt; None if there is none.
+        embed_profile: files of codec klt hold it, which counts.
     """
 
     def __init__(
-        self, source: Source, judge: Judge | None, sizer: Sizer | None = None, profile: Profile | None = None
-    ) -> None:
+        self, source: Source, judge: Judge | None, sizer: Sizer | None = None, profile: Profile | None = None, *,
+        embed_profile: bool = False,
+    ) -> None:  # fmt: skip
         self.source = source
+        self._embed_profile = embed_profile
         self.profile = None if profile is None else store.remember(profile)
         self.judge = judge
         self._device = "cpu" if judge is None else judge.device
@@ -68,7 +71,7 @@ class Compressor:
             enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # rounding, no more
             bits = math.inf if tier.ratio is None else self._raw_bits / tier.ratio
             choice = choose(
-                self._sizer, tier, measure, progress, good_enough=enough, profile=self._digest,
+                self._sizer, tier, measure, progress, good_enough=enough, klt=self.klt,
                 start=self._guess("bits", bits),
             )  # fmt: skip
         except PromiseError as error:
@@ -97,7 +100,7 @@ class Compressor:
             return fidelity.kl_mean <= goal.max_kl and fidelity.top1 >= goal.min_top1
 
         exact = Candidate("lossless", Recipe("lossless"), self._sizer(Recipe("lossless")))
-        found = smallest_for(self._sizer, good, self._digest, self._guess("kl", goal.max_kl), [exact])
+        found = smallest_for(self._sizer, good, self.klt, self._guess("kl", goal.max_kl), [exact])
         assert found is not None  # at worst it is the lossless file
         return found.recipe
 
@@ -109,6 +112,20 @@ class Compressor:
         """
         return self.choose(Tier(f"{bits:g} bits a value", self._raw_bits / bits, math.inf)).winner.recipe
 
+    def klt_within(self, max_bytes: float, slack: float) -> Recipe:
+        """Codec klt's largest file of at most so many bytes, or one that is smaller by a share of `slack`, unmeasured.
+
+        Raises:
+            PromiseError: even its smallest is larger, or there is no profile.
+        """
+        bits = 8 * max_bytes / self.source.stored_values
+        found = None
+        if self.klt is not None:
+            found = largest_within(self._sizer, self.klt, max_bytes, self._guess("bits", bits), slack=slack)
+        if found is None:
+            raise PromiseError(f"codec klt makes no file of {max_bytes:.0f} bytes")
+        return found.recipe
+
     @property
     def _raw_bits(self) -> float:
         """Bits of the captured trace over the values that are stored of it."""
@@ -116,20 +133,22 @@ class Compressor:
         return 8 * raw / self.source.stored_values
 
     @cached_property
-    def _digest(self) -> str:
-        """Of the profile, or "" if there is none for these rows: neighbouring layers may hold different ones."""
+    def klt(self) -> Family | None:
+        """Codec klt, or None if there is no profile for these rows: neighbouring layers may hold different ones."""
         if self.profile is None:
-            return ""
+            return None
         try:
             for group in self.source.filtered(Recipe("lossless")).rows:
                 self.profile.run(group.first_layer, group.layer_count)
         except CorruptError:
-            return ""
-        return self.profile.digest
+            return None
+        return klt_family(self.profile.digest, embed=self._embed_profile)
 
     def _guess(self, what: str, value: float) -> int | None:
         """The fineness at which calibration measured about this "kl" or these "bits" a value."""
-        points = [] if self.profile is None else [p for p in self.profile.curve if p.get(what, 0) > 0]
+        points = [] if self.profile is None else [
+            point for point in self.profile.curve if point.get(what, 0) > 0 and "fineness" in point
+        ]  # fmt: skip
         if not points or not 0 < value < math.inf:
             return None
         points.sort(key=lambda point: abs(math.log(point[what] / value)))
@@ -147,14 +166,14 @@ class Compressor:
             "what helps: a longer trace (more --steps at capture), since rows are stored once however many snapshots"
         )
         helps += " share them" if self.profile else " share them; or a profile of the model: tsc calibrate makes one"
-        if self.judge is None:
-            return PromiseError(f"{tier.name} cannot be met: {why}", hint=helps)
         judge = self.judge
+        if judge is None or tier.max_kl == math.inf:
+            return PromiseError(f"{tier.name} cannot be met: {why}", hint=helps)
         good = [one for one in tried if one.quality is not None and one.quality <= tier.max_kl]
         known = smallest_for(
             self._sizer,
             lambda recipe: judge.kl(recipe) <= tier.max_kl,
-            self._digest,
+            self.klt,
             self._guess("kl", tier.max_kl),
             good,
         )

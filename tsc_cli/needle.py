@@ -32,7 +32,7 @@ CODES = range(1000, 10_000)
 LENGTH = (800, 1200)  # tokens of a context, the fact included
 DEPTH = (0.05, 0.40)  # where the fact begins, as a share of the context
 APART = 500  # tokens at least between the end of the fact and the question
-_TRIES = 8  # tokens in which the digits must have come: one each at most, and room for spaces before them
+_TRIES = 8  # tokens in which the digits must have come: one each at most, and room for what is around them
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def answers(model: PreTrainedModel, tokenizer: Any, cache: DynamicCache, needle: Needle) -> bool:
-    """True if what the model says greedily after the question begins with the code, white space aside.
+    """True if the number that the model says greedily after the question is the code, white space aside.
 
     Text is compared, not tokens, since tokenizers cut digits in different ways.  It ends with the first token that
     cannot belong to the code, so that a wrong answer is seldom longer than one token.
@@ -120,8 +120,8 @@ def answers(model: PreTrainedModel, tokenizer: Any, cache: DynamicCache, needle:
     for token in islice(continue_from(model, twin, first, choose), _TRIES):
         said.append(token)
         text = str(tokenizer.decode(said)).lstrip()
-        if text.startswith(needle.answer):
-            return True
+        if len(text) > len(needle.answer):
+            return text.startswith(needle.answer) and not text[len(needle.answer)].isdigit()
         if not needle.answer.startswith(text):
             return False
-    return False
+    return str(tokenizer.decode(said)).strip() == needle.answer

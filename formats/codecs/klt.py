@@ -18,7 +18,7 @@ from ..entropy import Decoder, Encoder
 from ..errors import CorruptError, UsageError
 from ..geometry import LayerSpec
 from ..klt import importance
-from ..klt.coding import GroupReader, GroupWriter, Rests, Tokens, zeros
+from ..klt.coding import GroupReader, GroupWriter, Tokens, zeros
 from ..klt.profile import MAX_GROUPS, MAX_RANK, SCALE_UNITS
 from ..records import Part
 from ..settings import require
@@ -42,7 +42,7 @@ class KltSettings:
     """How rows are coded.
 
     Attributes:
-        profile: SHA-256 of the profile, or a beginning of it; "" takes the one that fits the model.
+        profile: SHA-256 of the profile, or a beginning of it; whoever knows the model fills it in.
         fineness: the step is 2 ** (-fineness / 32) nats ** 0.5 of weighted error; 32 more halve it.
         importance: how far the steps of rows follow their predicted importance, 0 to 1.
         price: squared steps of error that a bit is worth.
@@ -66,8 +66,9 @@ class KltSettings:
 class Klt:
     """Codec 6.  Payload, for T = batch x rows tokens:
 
-    layout: fineness, whether the rest is coded for all tokens (else for first ones alone), groups, then the number of
-    coefficients of each group;  words: U32, entropy-coded symbols;  apart: I32, integers beyond the tables
+    layout: fineness, groups, the number of coefficients of each group, then whether what the basis leaves is coded for
+    all its tokens (else for first ones alone);  words: U32, entropy-coded symbols;  apart: I32, integers beyond the
+    tables
 
     Symbols, in this order: how much finer each token's step is; then for each group of layers the activities of its
     tokens' bands, their coefficients, the activities of their layers' rests, the rests.  First tokens (position 0) have
@@ -134,17 +135,14 @@ class Klt:
         tokens.set_steps(self.settings.fineness, finer)
         steps = (finer.cpu().numpy() + importance.SYMBOL_ZERO).astype("int32")
         encoder.put(profile.tables.importance, steps, zeros(len(steps)))
-        layout, apart = [self.settings.fineness, 0, len(groups)], list[int]()
-        rests = Rests.of(self.settings.rest)
+        ranks, rests, apart = list[int](), list[int](), list[int]()
         before: torch.Tensor | None = None
         for group, vectors in zip(groups, weighted, strict=True):
-            writer = GroupWriter(
-                group, tokens, profile.tables, self.settings.fineness, self.settings.price, rests
-            )  # fmt: skip
+            writer = GroupWriter(group, tokens, profile.tables, self.settings)
             before = writer.write(vectors, before, encoder, apart)
-            layout.append(writer.rank)
-        layout[1] = int(bool(rests.coded))
-        return layout, apart
+            ranks.append(writer.rank)
+            rests.append(int(writer.rest))
+        return [self.settings.fineness, len(groups), *ranks, *rests], apart
 
     def _finest(self, weighted: Sequence[torch.Tensor]) -> torch.Tensor:
         """How much finer than the file's each token's step may be, so that integers hold its coefficients, (tokens,).
@@ -164,12 +162,12 @@ class Klt:
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
         del part, shape
         expect(tensors, {LAYOUT: ("I32", (None,)), "words": ("U32", (None,)), "apart": ("I32", (None,))}, what)
-        if not 4 <= tensors[LAYOUT].shape[0] <= 3 + MAX_GROUPS:
+        if not 4 <= tensors[LAYOUT].shape[0] <= 2 + 2 * MAX_GROUPS:
             raise CorruptError(f"{what}: a klt layout of {tensors[LAYOUT].shape[0]} numbers")
-        fineness, rest, groups, *ranks = tensors[LAYOUT].integers()
+        fineness, groups, *numbers = tensors[LAYOUT].integers()
         if (
-            not FINENESS[0] <= fineness <= FINENESS[1] or rest not in (0, 1) or not 1 <= groups <= MAX_GROUPS
-            or len(ranks) != groups or not all(0 <= rank <= MAX_RANK for rank in ranks)
+            not FINENESS[0] <= fineness <= FINENESS[1] or groups < 1 or len(numbers) != 2 * groups
+            or not all(0 <= rank <= MAX_RANK for rank in numbers[:groups]) or not set(numbers[groups:]) <= {0, 1}
         ):  # fmt: skip
             raise CorruptError(f"{what}: a klt layout that no writer makes")
 
@@ -185,7 +183,8 @@ class Klt:
         if around.profile is None:
             raise CorruptError("rows that need a profile in a file that names none")
         profile = around.profile()
-        fineness, rest, _, *ranks = tensors[LAYOUT].integers()
+        fineness, count, *numbers = tensors[LAYOUT].integers()
+        ranks, rests = numbers[:count], numbers[count:]
         groups = transforms(profile, around.first_layer, shape.layers, device)
         if len(ranks) != len(groups) or any(
             rank > group.shape.rank or not group.fits(shape.spec) for rank, group in zip(ranks, groups, strict=True)
@@ -203,7 +202,7 @@ class Klt:
         }
         before: torch.Tensor | None = None
         at = 0
-        for group, rank in zip(groups, ranks, strict=True):
+        for group, rank, rest in zip(groups, ranks, rests, strict=True):
             reader = GroupReader(group, tokens, profile.tables, rank, bool(rest))
             before, added = reader.read(before, decoder, apart)
             prepared = group.prepared(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import importance, symbols
@@ -14,13 +13,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from ..codecs.klt import KltSettings
     from ..entropy import Decoder, Encoder
     from .profile import CodeTables
     from .transform import Transform
 
 _WORTH_CODING = 0.35  # root mean square, in steps, from which on a layer's rest is coded
 _WORTH_WITH_USUAL = 0.042  # the same times that of a usual token's rest: at coarse steps only large rests pay
-_WORTH_SHARE = 0.01  # of the rests of layers, from which on all tokens say which of theirs are coded
+_WORTH_SHARE = 0.01  # of the rests of layers, from which on all tokens of a group say which of theirs are coded
 _SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
 
 
@@ -39,24 +39,6 @@ class Tokens:
         exponents = fineness + finer.cpu() * (SCALE_UNITS // importance.STEPS_PER_OCTAVE)
         self.exponents = exponents.to(torch.int32).numpy()
         self.steps = torch.exp2(-exponents.double() / SCALE_UNITS).float().to(self.first.device)[:, None]
-
-
-@dataclass
-class Rests:
-    """Whether what the bases leave is coded.
-
-    Attributes:
-        coded: None until the first group has decided.
-        sparing: only where a usual token's rest would be worth its bits, too, or nearly.
-    """
-
-    coded: bool | None
-    sparing: bool
-
-    @classmethod
-    def of(cls, setting: str) -> Rests:
-        """Of "auto", "yes" or "no"."""
-        return cls({"yes": True, "no": False}.get(setting), setting == "auto")
 
 
 class _Group:
@@ -109,17 +91,15 @@ class _Group:
 class GroupWriter(_Group):
     """Writes a group.
 
-    Args:
-        fineness, price: see `codecs.klt.KltSettings`.
-        rests: whether rests are coded, and if only large ones at coarse steps.
+    Attributes:
+        rank: coefficients that were written.
+        rest: whether rests of all tokens were.
     """
 
-    def __init__(
-        self, group: Transform, tokens: Tokens, tables: CodeTables, fineness: int, price: float, rests: Rests
-    ) -> None:
+    def __init__(self, group: Transform, tokens: Tokens, tables: CodeTables, settings: KltSettings) -> None:
         super().__init__(group, tokens, tables)
-        self._fineness, self._price, self._rests = fineness, price, rests
-        self.rank = 0
+        self._settings = settings
+        self.rank, self.rest = 0, settings.rest == "yes"
 
     def write(
         self, weighted: torch.Tensor, before: torch.Tensor | None, encoder: Encoder, apart: list[int]
@@ -129,7 +109,7 @@ class GroupWriter(_Group):
         import torch
 
         tokens, group = self.tokens, self.group
-        worth = np.flatnonzero(group.exponents + self._fineness > _SMALLEST_SPREAD)
+        worth = np.flatnonzero(group.exponents + self._settings.fineness > _SMALLEST_SPREAD)
         self.rank = int(worth[-1]) + 1 if len(worth) else 0
         relative = group.analyse(weighted, self.rank)
         predicted = self.predicted(before)
@@ -142,7 +122,7 @@ class GroupWriter(_Group):
         activity = symbols.activity(torch.stack(means, 1).cpu().numpy())[tokens.others]
         classes = self.coefficient_classes(activity, self.rank)
         scaled = (relative * group.scales[: self.rank] / tokens.steps).cpu().numpy()[tokens.others]
-        integers = symbols.quantize(scaled, classes, self.tables.coefficients.bits, self._price)
+        integers = symbols.quantize(scaled, classes, self.tables.coefficients.bits, self._settings.price)
         used = np.flatnonzero(integers.any(0))
         self.rank = int(used[-1]) + 1 if len(used) else 0
         integers = integers[:, : self.rank]
@@ -159,16 +139,17 @@ class GroupWriter(_Group):
     ) -> None:  # fmt: skip
         import torch
 
-        chosen = self.with_rest(self._rests.coded is not False)
+        auto = self._settings.rest == "auto"
+        chosen = self.with_rest(self.rest or auto)
         if not chosen.any():
             return
         at = torch.from_numpy(chosen).to(weighted.device)
         rest = weighted[at] - self.group.synthesise(decoded[at])
-        scaled, worth = self._worth(rest, at)
-        if self._rests.coded is None:
+        scaled, worth = self._worth(rest, at, sparing=auto)
+        if auto:
             others = worth[~self.tokens.first].float()
-            self._rests.coded = bool(others.numel()) and float(others.mean()) > _WORTH_SHARE
-            if not self._rests.coded:
+            self.rest = bool(others.numel()) and float(others.mean()) > _WORTH_SHARE
+            if not self.rest:
                 chosen, at = self.with_rest(False), self.tokens.first
                 rest, scaled, worth = rest[at], scaled[at], worth[at]
         if not chosen.any():
@@ -179,16 +160,23 @@ class GroupWriter(_Group):
         encoder.put(self.tables.residual_activity, activity.ravel(), zeros(activity.size))
         coded = (activity > 0)[:, self.group.layer_of]
         classes = self.rest_classes(activity, coded, chosen)
-        integers = symbols.quantize(scaled.cpu().numpy()[coded], classes, self.tables.coefficients.bits, self._price)
-        apart += symbols.put(encoder, self.tables.coefficients, integers, classes)
+        tables = self.tables.coefficients
+        integers = symbols.quantize(scaled.cpu().numpy()[coded], classes, tables.bits, self._settings.price)
+        apart += symbols.put(encoder, tables, integers, classes)
 
-    def _worth(self, rest: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rests in steps (tokens, P), which layers' are coded (tokens, layers)) of chosen tokens."""
+    def _worth(
+        self, rest: torch.Tensor, chosen: torch.Tensor, *, sparing: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """(rests in steps (tokens, P), which layers' are coded (tokens, layers)) of chosen tokens.
+
+        Args:
+            sparing: at coarse steps only where a token's rest is far larger than usual.
+        """
         steps = self.tokens.steps[chosen]
         scaled = rest / steps
         lively = self.group.by_layer(scaled.square()).sqrt()
         worth = lively > _WORTH_CODING
-        if self._rests.sparing:
+        if sparing:
             usual = self.group.residual_scales.square().mean().sqrt() / steps
             worth &= (lively * usual > _WORTH_WITH_USUAL) | self.tokens.first[chosen][:, None]
         return scaled, worth

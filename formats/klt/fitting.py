@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..records import Part
-from .profile import MAX_BANDS, SCALE_UNITS, Group, Shape
+from .profile import MAX_BANDS, MAX_SCALE, SCALE_UNITS, Group, Shape
 from .statistics import Statistics
 
 _BANDS = (8, 24, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -170,7 +170,7 @@ def _prediction(
 def _exponents(variances: torch.Tensor) -> torch.Tensor:
     """The scale of values with these variances, in 32nds of an octave."""
     floor = float(variances.max()) * _SMALLEST**2 + 2.0**-120
-    return (variances.double().clamp_min(floor).log2() * (SCALE_UNITS / 2)).round().clamp(-32000, 32000).int()
+    return (variances.double().clamp_min(floor).log2() * (SCALE_UNITS / 2)).round().clamp(-MAX_SCALE, MAX_SCALE).int()
 
 
 def _step(rest: float, last: float, rank: int, width: int) -> float:

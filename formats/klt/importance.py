@@ -2,7 +2,7 @@
 
 Rows are far from equal.  The Fisher information of a row, summed over its values and taken over the 256 tokens that
 follow, spans three decades: the last rows of a context and the few that attention returns to cost most.  Where it can
-be predicted, finer steps for these rows and coarser ones for the others give a third of the KL at the same size
+be predicted, finer steps for these rows and coarser ones for the others halve the KL at about the same size
 (docs/klt.md).  The prediction is the encoder's business alone: a file states the step of every row.
 """
 

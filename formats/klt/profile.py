@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SCHEMA = "tsc.profile/1"
 DESCRIPTION = "profile"  # the tensor that holds the JSON
 MAX_GROUPS, MAX_RANK, MAX_BANDS = 256, 1 << 14, 64
+MAX_BASIS = 1 << 30  # values of the bases of all groups together
 SCALE_UNITS = 32  # scales and steps are 2 ** (n / 32)
 MAX_SCALE = 100 * SCALE_UNITS  # either way; a float32 holds it and its inverse
 MAX_STEP = 2.0**100  # of a basis, and its inverse the least
@@ -310,7 +311,7 @@ def _expect(views: Mapping[str, TensorView], shapes: Sequence[Shape], what: str)
     for number, shape in enumerate(shapes):
         layers, heads, rank, width = shape.layer_count, shape.heads, shape.rank, shape.width
         total += rank * width
-        if rank > width or total > MAX_PROFILE_BYTES:
+        if rank > width or total > MAX_BASIS:
             raise CorruptError(f"{what}: a basis of {rank} x {width} values")
         wanted |= {
             f"{number}.basis": ("U8", (None,)), f"{number}.mean": ("F32", (width,)),

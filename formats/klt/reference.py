@@ -41,7 +41,7 @@ class ProfileReference:
         profile = loads(bytes(self.data), "the embedded profile")
         if profile.digest != self.digest:
             raise CorruptError("the embedded profile is not the one that the file names")
-        return store.remember(profile)
+        return profile  # not remembered: it lives as long as the file that holds it
 
 
 def to_tensors(profile: Profile, *, embed: bool) -> dict[str, torch.Tensor]:

@@ -21,7 +21,6 @@ class Statistics:
     """
 
     def __init__(self, layers: int, heads: int, key_size: int, value_size: int, width_before: int = 0) -> None:
-        self.layers, self.heads = layers, heads
         self.width = layers * heads * (key_size + value_size)
         self.tokens, self.firsts, self.positions = 0, 0, 0
         self.origin = torch.zeros(self.width)

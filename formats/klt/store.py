@@ -34,7 +34,7 @@ def read(path: str | Path) -> Profile:
     except OSError as error:
         raise StorageError(f"cannot be read: {error.strerror}", path=str(path)) from error
     try:
-        return remember(loads(data))
+        return loads(data)
     except CorruptError as error:
         error.path = str(path)
         raise
@@ -46,10 +46,10 @@ def remember(profile: Profile) -> Profile:
 
 
 def install(profile: Profile) -> Path:
-    """Keep a profile in the folder; returns its path."""
+    """Keep a profile in the folder; returns its path.  A damaged file of its name is replaced."""
     remember(profile)
     target = path_of(profile)
-    if not target.is_file():
+    if not (target.is_file() and target.read_bytes() == profile.data):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target, force=True) as file:
             file.write(profile.data)
@@ -63,9 +63,12 @@ def path_of(profile: Profile) -> Path:
 
 
 def installed() -> Iterator[tuple[Path, Profile]]:
-    """The profiles in the folder, newest first; files that are none are passed over."""
+    """The profiles in the folder, newest first; files that are none are passed over, and hidden ones.
+
+    They are not remembered: whoever takes one does that.
+    """
     try:
-        paths = [path for path in folder().glob(f"*{SUFFIX}") if path.is_file()]
+        paths = [path for path in folder().glob(f"[!.]*{SUFFIX}") if path.is_file()]
         paths.sort(key=lambda path: (-path.stat().st_mtime, path.name))
     except OSError:
         return
@@ -83,15 +86,10 @@ def resolve(digest: str) -> Profile:
         UnsupportedFileError: it is not on this machine.
         UsageError: this is no digest, or several profiles begin so.
     """
-    if not re.fullmatch(r"[0-9a-f]{6,64}", digest):
-        raise UsageError(f"{digest!r} is not a profile", hint="tsc profiles lists those on this machine")
     if digest in _known:
         return _known[digest]
-    found = {known.digest: known for known in _known.values() if known.digest.startswith(digest)}
-    for path in folder().glob(f"*-{digest[:SHORT]}*{SUFFIX}"):
-        profile = read(path)
-        if profile.digest.startswith(digest):
-            found[profile.digest] = profile
+    found = {known.digest: known for known in _known.values() if known.digest.startswith(_checked(digest))}
+    found |= {profile.digest: profile for _, profile in _matching(digest)}
     if len(found) > 1:
         raise UsageError(f"{len(found)} profiles begin with {digest}", hint="give more digits")
     if not found:
@@ -99,7 +97,37 @@ def resolve(digest: str) -> Profile:
             f"profile {digest[:SHORT]} is needed and is not on this machine",
             hint="tsc profiles --import FILE brings one that was exported where the file was made",
         )
+    return remember(found.popitem()[1])
+
+
+def find(digest: str) -> tuple[Path, Profile]:
+    """The file of an installed profile whose digest begins so, and the profile.
+
+    Raises:
+        UsageError: this is no digest, there is none, or there are several.
+    """
+    found = {profile.digest: (path, profile) for path, profile in _matching(_checked(digest))}
+    if not found:
+        raise UsageError(f"there is no profile {digest} on this machine", hint="tsc profiles lists them")
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} profiles begin with {digest}", hint="give more digits")
     return found.popitem()[1]
+
+
+def _checked(digest: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{6,64}", digest):
+        raise UsageError(f"{digest!r} is not a profile", hint="tsc profiles lists those on this machine")
+    return digest
+
+
+def _matching(digest: str) -> Iterator[tuple[Path, Profile]]:
+    """Installed profiles whose digest begins so: by the names that `install` gives, or else by their content."""
+    named = []
+    for path in folder().glob(f"[!.]*-{digest[:SHORT]}*{SUFFIX}"):
+        profile = read(path)
+        if profile.digest.startswith(digest):
+            named.append((path, profile))
+    yield from named or ((path, one) for path, one in installed() if one.digest.startswith(digest))
 
 
 def for_model(fingerprint: Mapping[str, str]) -> Profile | None:
@@ -110,4 +138,4 @@ def for_model(fingerprint: Mapping[str, str]) -> Profile | None:
         if all(profile.fingerprint.get(key) == fingerprint.get(key) for key in _SAME)
     ]
     same = [profile for profile in fitting if profile.fingerprint.get("weights") == fingerprint.get("weights")]
-    return next(iter(same or fitting), None)
+    return remember((same or fitting)[0]) if fitting else None

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Array = npt.NDArray[np.int64]
 
 LOWEST, HIGHEST = -24, 16  # quarter octaves: spreads from 1/64 to 16 steps
 CLASSES = HIGHEST - LOWEST + 1

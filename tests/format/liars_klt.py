@@ -32,19 +32,19 @@ for name in ("layout", "words", "apart"):
         {name: (found[name][0], [1, *found[name][1]], found[name][2])})), opens=False)  # fmt: skip
 coded("another tensor", "were expected", with_tensors(lambda found: found.update(more=("U8", [0], b""))), opens=False)
 for what, numbers in {
-    "empty": (), "too short": (100, 1, 1), "of 260 numbers": (100, 1, 257, *[0] * 257),
-    "of a million numbers": (100, 1, 1, *[0] * 2**20), "without its groups": (100, 1, 2, 8), "of no groups": (0,) * 4,
-    "with a number more": (100, 1, 1, 8, 0), "with fineness -1,025": (-1_025, 1, 1, 8),
-    "with fineness 2,049": (2_049, 1, 1, 8), "with rest 2": (100, 2, 1, 8), "with rest -1": (100, -1, 1, 8),
-    "with groups -1": (100, 1, -1, 8), "with rank -1": (100, 1, 1, -1), "with rank 16,385": (100, 1, 1, 16_385),
-    "with rank 2^31 - 1": (100, 1, 1, 2**31 - 1),
+    "empty": (), "too short": (100, 1, 8), "of 257 groups": (100, 257, *[0] * 514),
+    "of a million numbers": (100, 1, 8, *[0] * 2**20), "without its groups": (100, 2, 8, 1), "of no groups": (0,) * 4,
+    "with a number more": (100, 1, 8, 1, 0), "with fineness -1,025": (-1_025, 1, 8, 1),
+    "with fineness 2,049": (2_049, 1, 8, 1), "with rest 2": (100, 1, 8, 2), "with rest -1": (100, 1, 8, -1),
+    "with groups -1": (100, -1, 8, 1), "with rank -1": (100, 1, -1, 1), "with rank 16,385": (100, 1, 16_385, 1),
+    "with rank 2^31 - 1": (100, 1, 2**31 - 1, 1), "with a rest in between": (100, 2, 8, 1, 8, 1),
 }.items():  # fmt: skip
     coded(f"layout {what}", NO_WRITER, layout(*numbers), opens=False)
-coded("rank one beyond the profile's", UNFIT, layout(100, 1, 1, 9))
-coded("rank 16,384", UNFIT, layout(100, 1, 1, 16_384))
-coded("a group more", UNFIT, layout(100, 1, 2, 8, 0))
-coded("a group less", UNFIT, layout(60, 1, 1, 10), sample=TWO)
-coded("groups the other way round", UNFIT, layout(60, 1, 2, 6, 10), sample=TWO)
+coded("rank one beyond the profile's", UNFIT, layout(100, 1, 9, 1))
+coded("rank 16,384", UNFIT, layout(100, 1, 16_384, 1))
+coded("a group more", UNFIT, layout(100, 2, 8, 0, 1, 1))
+coded("a group less", UNFIT, layout(60, 1, 10, 1), sample=TWO)
+coded("groups the other way round", UNFIT, layout(60, 2, 6, 10, 1, 1), sample=TWO)
 coded("a word that nothing takes", "left over", changed("words", lambda old: [7, *old]))
 coded("words twice", "left over", changed("words", lambda old: old * 2))
 coded("words that end in zero", "end in zero", changed("words", lambda old: [*old, 0]))
@@ -74,7 +74,7 @@ liar("klt: other heads than the profile's", UNFIT, other_heads, sample=ONE, open
 def without_end(craft: Craft) -> None:
     """All symbols 0, which take no words: integers of -127 steps of 2^64 over scales of 2^-100."""
     reprofiled(craft, lambda piece: piece.set_integers("0.scale", [-3_200] * 8))
-    layout(-1_024, 1, 1, 8)(craft.rows(0))
+    layout(-1_024, 1, 8, 1)(craft.rows(0))
     for name in ("words", "apart"):
         craft.rows(0).set_integers(name, [])
 

@@ -96,7 +96,7 @@ def test_the_ends_of_every_scale(scale: int, fineness: int, words: bytes, tmp_pa
     digest = struct.pack("<32B", *bytes.fromhex(profile.loads(inner.raw).digest))
     craft[PROFILE].set_tensors({"digest": ("U8", [32], digest), "data": ("U8", [len(inner.raw)], inner.raw)})
     rows = craft.rows(0)
-    tensors = {"layout": ("I32", [4], struct.pack("<4i", fineness, 1, 1, 8)), "apart": ("I32", [0], b"")}
+    tensors = {"layout": ("I32", [4], struct.pack("<4i", fineness, 1, 8, 1)), "apart": ("I32", [0], b"")}
     rows.set_tensors(tensors | {"words": ("U32", [len(words) // 4], words)})
     accepted = agree(tmp_path / "ends.tsc", craft.build())
     assert accepted or scale < 0 or words

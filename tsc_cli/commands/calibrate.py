@@ -91,7 +91,7 @@ def command(
         loaded.model, loaded.tokenizer, name=loaded.name, effort=effort, stage=out.progress, say=out.note,
         texts=[encode(one, loaded.tokenizer) for one in read] if read else None,
     )  # fmt: skip
-    path = store.install(profile)
+    path = store.path_of(profile)
     if output is not None:
         with open_output(output, force=force) as file:
             file.write(profile.data)

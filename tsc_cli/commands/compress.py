@@ -129,6 +129,7 @@ def command(
     """
     from formats import load
     from formats.compression import recipe_of
+    from formats.klt import store
     from formats.tiers import TIERS
 
     from ..files import check_output
@@ -150,10 +151,16 @@ def command(
     out = Output(as_json, quiet)
     chosen = _profile(profile, trace)
     if by_hand is not None and by_hand.codec == "klt":
+        if chosen is None and "profile" in by_hand.settings:
+            chosen = store.resolve(by_hand.settings["profile"])
         if chosen is None:
             raise UsageError("codec klt needs a profile of the model", hint="tsc calibrate makes one")
-        by_hand = replace(by_hand, settings={"profile": chosen.digest, **by_hand.settings})
-    compressor = compressor_for(trace, model, device, verify, positions, seed, out, chosen)
+        by_hand = replace(
+            by_hand, settings={"profile": chosen.digest, **by_hand.settings}, embed_profile=embed_profile
+        )  # fmt: skip
+    compressor = compressor_for(trace, model, device, verify, positions, seed, out, chosen, embed_profile=embed_profile)
+    if profile is not None and codec is None and compressor.klt is None:
+        raise UsageError(f"profile {profile} does not fit the file's layers", hint="tsc profiles lists others")
     if dry_run:
         wanted = [target.tier] if target.tier is not None else list(TIERS.values())
         _dry_run(compressor, wanted, as_published, file, out)
@@ -161,8 +168,6 @@ def command(
     if chosen is None and codec is None and not as_published:
         out.note("there is no profile of this model; with one (tsc calibrate) files are several times smaller")
     recipe = by_hand or _recipe(compressor, target, as_published, out)
-    if recipe.codec == "klt":
-        recipe = replace(recipe, embed_profile=embed_profile)
     _write(compressor, recipe, target, as_published, file, path, deterministic, force, out)
 
 
@@ -190,7 +195,7 @@ def pairs(settings: list[str]) -> dict[str, str]:
 
 def compressor_for(
     trace: Trace, model: str | None, device: str, verify: bool | None, positions: int, seed: int, out: Output,
-    profile: Profile | None,
+    profile: Profile | None, *, embed_profile: bool = False,
 ) -> Compressor:  # fmt: skip
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
     from formats.compression import Source
@@ -205,7 +210,7 @@ def compressor_for(
     if not wanted:
         if verify is None:
             out.note("the model is not on this machine: nothing is measured (-m gives one)")
-        return Compressor(source, None, profile=profile)
+        return Compressor(source, None, profile=profile, embed_profile=embed_profile)
     from .. import fingerprint
     from ..judging import Judge
 
@@ -213,7 +218,7 @@ def compressor_for(
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.model, loaded.tokenizer))
     with out.progress("running the exact cache", positions + 1) as advance:
         judge = Judge(source, loaded.model, positions=positions, seed=seed, progress=advance)
-    return Compressor(source, judge, profile=profile)
+    return Compressor(source, judge, profile=profile, embed_profile=embed_profile)
 
 
 def _recipe(compressor: Compressor, target: Target, as_published: bool, out: Output) -> Recipe:
@@ -225,7 +230,7 @@ def _recipe(compressor: Compressor, target: Target, as_published: bool, out: Out
     if target.goal is not None:
         with out.progress(f"finding the smallest file with {target.goal.promise}") as advance:
             return compressor.smallest(target.goal, advance)
-    with out.progress(f"choosing a codec for {target.name}", len(families())) as advance:
+    with out.progress(f"choosing a codec for {target.name}", len(families(compressor.klt))) as advance:
         if tier is None:
             assert target.bits is not None
             return compressor.at_bits(target.bits)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from formats.errors import UnsupportedFileError, UsageError
+from formats.errors import UsageError
 
 from ..output import Output, columns, printable, size
 from .options import Force, Json, Quiet
-
-if TYPE_CHECKING:
-    from formats.klt.profile import Profile
 
 
 def command(
@@ -57,15 +54,15 @@ def command(
         return
     if export is not None and output is not None:
         check_output(output, force=force)
-        profile = _installed(export)
+        _, profile = store.find(export)
         with open_output(output, force=force) as file:
             file.write(profile.data)
         if output != "-":
             out.report("tsc.profile/1", facts(profile, output), f"{printable(output)}\n{described(profile)}", output)
         return
     if remove is not None:
-        profile = _installed(remove)
-        path = os.fspath(store.path_of(profile))
+        found_at, profile = store.find(remove)
+        path = os.fspath(found_at)
         os.unlink(path)
         out.report("tsc.profile/1", facts(profile, path), f"removed {printable(path)}", path)
         return
@@ -79,12 +76,3 @@ def command(
     )  # fmt: skip
     listed = {"folder": os.fspath(store.folder()), "profiles": [facts(p, os.fspath(path)) for path, p in found]}
     out.report("tsc.profiles/1", listed, text, "\n".join(p.digest for _, p in found))
-
-
-def _installed(digest: str) -> Profile:
-    from formats.klt import store
-
-    try:
-        return store.resolve(digest)
-    except UnsupportedFileError:
-        raise UsageError(f"there is no profile {digest} on this machine", hint="tsc profiles lists them") from None
