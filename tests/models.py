@@ -23,9 +23,10 @@ def _build(config: Any, dtype: torch.dtype) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+def llama(dtype: torch.dtype = torch.float32, *, layers: int = 3, **changes: Any) -> Any:
     """GQA with RoPE: full attention."""
-    return _build(transformers.LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **changes), dtype)
+    settings = SMALL | {"num_hidden_layers": layers} | changes
+    return _build(transformers.LlamaConfig(**settings, num_attention_heads=4, num_key_value_heads=2), dtype)
 
 
 def mistral_sliding(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

@@ -12,9 +12,10 @@ import torch
 
 from formats import load
 from formats.compression import Recipe
-from formats.errors import UsageError
+from formats.errors import LimitError, UsageError
 from formats.geometry import Geometry, LayerSpec
 from formats.klt import store
+from formats.klt.fitting import Rank
 from formats.klt.profile import Profile
 from formats.klt.statistics import Statistics, flat
 from formats.records import Part
@@ -197,10 +198,13 @@ def interrupting(what: str, total: int | None, *, after: int) -> Iterator[Callab
 
 def test_an_interrupted_calibration_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrating, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(calibrating, "_CHECKPOINT_SHARE", 0.0)
     monkeypatch.setattr(calibrating.time, "strftime", lambda _: "2026-01-01")
     model, said = short_model(), list[str]()
     want = calibrate(model, None, texts=texts(), effort=EFFORT)
-    assert not store.folder().exists() or not list(store.folder().iterdir())
+    (installed,) = store.folder().iterdir()
+    assert installed == store.path_of(want)
+    installed.unlink()
     with pytest.raises(KeyboardInterrupt):
         calibrate(
             model, None, texts=texts(), effort=EFFORT, stage=lambda what, total: interrupting(what, total, after=4)
@@ -210,11 +214,20 @@ def test_an_interrupted_calibration_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     other = calibrate(model, None, texts=[models.prompt(1600, seed=3)], effort=EFFORT, say=said.append)
     assert not any("going on" in one for one in said)  # other texts
     assert left.exists()
+    store.path_of(other).unlink()
+    moved = [[*texts()[0], texts()[1][0]], texts()[1][1:], *texts()[2:]]
+    with pytest.raises(KeyboardInterrupt):  # the same tokens, cut elsewhere, are other texts
+        calibrate(
+            model, None, texts=moved, effort=EFFORT, say=said.append,
+            stage=lambda what, total: interrupting(what, total, after=0),
+        )  # fmt: skip
+    assert not any("going on" in one for one in said)
     have = calibrate(model, None, texts=texts(), effort=EFFORT, say=said.append)
     assert "going on after 4 of 8 windows that were gathered before" in said
     assert have.digest == want.digest != other.digest
     assert have.data == want.data
-    assert not list(store.folder().iterdir())
+    assert list(store.folder().glob("[!.]*")) == [store.path_of(have)]
+    assert not left.exists()
 
 
 def test_a_damaged_checkpoint_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +324,7 @@ def test_without_texts_the_library_and_the_model_itself_serve(monkeypatch: pytes
     profile = calibrate(short_model(), models.byte_tokenizer(), effort=EFFORT)
     assert profile.info["texts"] == "library and own"
     assert 4 <= profile.info["windows"] <= 8
-    assert not list(store.folder().iterdir())
+    assert list(store.folder().iterdir()) == [store.path_of(profile)]
 
 
 def test_every_python_has_texts() -> None:
@@ -351,3 +364,58 @@ def test_texts_that_are_too_short_are_refused() -> None:
 def test_geometry_of_the_tiny_model_is_what_these_tests_assume() -> None:
     gatherer = Gatherer(tiny_model(), CalibrationOptions(context=CONTEXT))
     assert gatherer.geometry == Geometry("float32", (LayerSpec("full", 2, 12, 12),) * 3)
+
+
+def test_longer_texts_give_what_shorter_ones_cannot() -> None:
+    short, long = list(range(30)), list(range(1000, 1900))
+    found = windows([short, long], 12, 20)
+    assert len(found) == 12
+    assert sum(window[0] < 1000 for window in found) == 2  # they overlap by half at most
+
+
+def test_short_texts_are_said_to_be_short() -> None:
+    said: list[str] = []
+    profile = calibrate(short_model(), None, texts=[models.prompt(400)], effort=EFFORT, say=said.append)
+    (told,) = (one for one in said if "were wanted" in one)
+    assert told.startswith("the texts give 7 windows of 76 tokens, 10 were wanted")
+    assert profile.info["windows"] == 6  # one of them is held out, not two
+
+
+def test_what_cannot_be_held_is_refused_before_hours_are_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MAX_BASIS", 144 * 20)
+    with pytest.raises(UsageError, match="bases of rank 64 for 144 values a token") as caught:
+        calibrate(short_model(), None, texts=texts(), effort=EFFORT)
+    assert caught.value.hint == "--rank 20"
+    monkeypatch.undo()
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", str(4 * 144**2 - 1))
+    with pytest.raises(LimitError, match=f"take {4 * 144**2} bytes"):
+        calibrate(short_model(), None, texts=texts(), effort=EFFORT)
+    with pytest.raises(UsageError, match="a tokenizer is needed"):
+        calibrate(short_model(), None, effort=EFFORT)
+
+
+def test_gradients_beyond_the_dtype_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    gatherer, sound = (Gatherer(model, CalibrationOptions(Rank(64), 40)) for _ in range(2))
+    tokens = [models.prompt(60, seed=n) for n in range(2)]
+    monkeypatch.setitem(calibration._SCALE, torch.float32, float("inf"))
+    gatherer.add(tokens[0])
+    monkeypatch.undo()
+    sound.add(tokens[0])
+    assert (gatherer.overflowed, sound.overflowed) == (1, 0)
+    assert gatherer.statistics[0].positions == 0 < sound.statistics[0].positions
+    assert torch.equal(gatherer.statistics[0].covariance, sound.statistics[0].covariance)
+
+
+def test_a_disk_that_is_full_does_not_end_a_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(calibrating, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    said: list[str] = []
+    profile = calibrate(short_model(), None, texts=texts(), effort=EFFORT, say=said.append)
+    assert profile.info["windows"] == 8
+    assert any("cannot be put aside" in one and "No space left" in one for one in said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 
 from formats import load
+from formats.compression import Recipe, Source
+from formats.errors import PromiseError
 from formats.klt import store
 from formats.tensor_buffer import pack
 from tests import models
 from tests.test_klt import profile_for
+from tsc_cli.compressing import Compressor
 from tsc_cli.main import run
 
 TEXT = "".join(f"line {n} of a text that is cut into windows, {n * n % 97}; " for n in range(80))
@@ -251,6 +255,26 @@ def test_a_profile_by_digest_and_one_that_does_not_fit(tsc: Any, place: Path, tm
     done = compress(tsc, place, *by_hand, "-f", "--profile", tmp_path / "gpt2.safetensors")
     refused(done, "the profile does not fit the rows", "tsc calibrate")
     refused(compress(tsc, place, *by_hand, "-f", "--profile", "f" * 12), "is needed", "tsc profiles", code=3)
+    layers = tmp_path / "two-layers.safetensors"
+    chosen = ["--tier", "20x", "--no-verify", "-o", tmp_path / "y.tsc", "--profile", layers]
+    layers.write_bytes(profile_for(models.llama(layers=2), windows=2).data)
+    refused(compress(tsc, place, *chosen), "does not fit the file's layers", "tsc profiles")
+    assert not (tmp_path / "y.tsc").exists()
+
+
+def test_an_embedded_profile_counts(tsc: Any, place: Path, tmp_path: Path) -> None:
+    """The promise is kept with the profile in the file, or by another codec."""
+    source, profile = Source(load(place / "t.tsc")), store.resolve(digest_of(place))
+    compressor = Compressor(source, None, profile=profile, embed_profile=True)
+    by_hand = Recipe("klt", {"profile": profile.digest, "fineness": 300})
+    named, held = compressor.size(by_hand), compressor.size(replace(by_hand, embed_profile=True))
+    assert held > named + 10_000  # zstd takes most of so small a one
+    assert compressor.klt_within(held + 100, 0.0).embed_profile
+    with pytest.raises(PromiseError):
+        compressor.klt_within(held - named, 0.0)
+    words = ["--bits", f"{8 * held / source.stored_values:.4f}", "--no-verify", "-o", tmp_path / "held.tsc"]
+    assert compress(tsc, place, *words, "--embed-profile").code == 0
+    assert (tmp_path / "held.tsc").stat().st_size <= held + 1
 
 
 def test_wrong_words_are_refused(tsc: Any, place: Path, elsewhere: Path, tmp_path: Path) -> None:

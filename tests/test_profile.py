@@ -252,6 +252,32 @@ def test_a_profile_is_installed_and_found_by_its_digest() -> None:
         store.resolve(one.digest)
 
 
+def test_a_damaged_profile_is_replaced_and_hidden_files_are_passed_over() -> None:
+    one = named("one")
+    path = store.install(one)
+    path.write_bytes(one.data[:-1])
+    assert not list(store.installed())
+    assert store.install(one) == path
+    assert path.read_bytes() == one.data
+    (store.folder() / ".calibration-0.gathered.safetensors").write_bytes(one.data)
+    assert [found for found, _ in store.installed()] == [path]
+    copied = path.rename(store.folder() / "copied by hand.safetensors")
+    store._known.clear()
+    assert store.find(one.digest[:6])[0] == copied
+    assert store.resolve(one.digest).digest == one.digest
+
+
+def test_what_is_only_listed_is_not_kept() -> None:
+    for name in ("one", "other"):
+        store.install(named(name))
+    store._known.clear()
+    assert len(list(store.installed())) == 2
+    assert not store._known
+    chosen = store.for_model(tiny_profile().fingerprint)
+    assert chosen is not None
+    assert list(store._known) == [chosen.digest]
+
+
 def test_an_ambiguous_beginning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = named("one"), named("other")
     for found, digest in ((one, "abcdef" + "0" * 58), (other, "abcdef" + "1" * 58)):

@@ -86,14 +86,14 @@ def calibrate(
         raise UsageError("without texts a tokenizer is needed")
     effort, stage, say = effort or Effort(), stage or _no_bar, say or _silent
     context, following = window_size(model)
-    count = -(-effort.tokens // context) + effort.held_out
+    wanted = -(-effort.tokens // context)
+    count = wanted + min(effort.held_out, max(1, wanted // 4))
     started = time.time()
     options = CalibrationOptions(Rank(effort.rank, effort.energy), context, effort.fisher_every, effort.seed)
     gatherer = Gatherer(model, options)
     partial = _Partial(store.folder(), f"calibration-{_key(model, tokenizer, effort, texts)}", say)
     chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage)
-    held = min(effort.held_out, len(chosen) // 5)
-    kept = len(chosen) - held
+    kept = min(wanted, len(chosen) - len(chosen) // 5)
     if len(chosen) < count:
         say(f"the texts give {len(chosen)} windows of {context} tokens, {count} were wanted: longer ones serve better")
     if (state := partial.load("gathered")) is not None:
