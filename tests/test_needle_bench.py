@@ -50,6 +50,8 @@ def test_what_is_kept_is_counted(tsc: Any, place: Path, monkeypatch: pytest.Monk
     facts = json.loads((place / "needle.json").read_text())
     assert facts["profile"]["digest"] == profile.digest
     assert facts["texts"][0]["name"] == "text.txt"
+    assert facts["model"]["dtype"] == "float32"
+    assert facts["protocol"]["needles"] == NEEDLES
     rows = {row["label"]: row for row in facts["rows"]}
     assert all(row["needles"] == row["answerable"] == NEEDLES for row in rows.values())
     assert {label: (row["kept"], row["not_met"]) for label, row in rows.items()} == {
@@ -74,3 +76,10 @@ def test_a_profile_is_needed(tsc: Any, place: Path) -> None:
     assert "needs a profile" in done.err
     assert "tsc calibrate" in done.err
     assert not (place / "needle.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--context", "--steps", "--positions"])
+def test_what_the_suite_does_not_heed_is_refused(tsc: Any, place: Path, option: str) -> None:
+    done = tsc("bench", place / "text.txt", "--suite", "needle", option, "64", "-o", place / "n.json")
+    assert done.code == 2
+    assert f"{option} does not go with the needle suite" in done.err

@@ -25,6 +25,7 @@ from formats.rate_control import Sizer
 from formats.tiers import TABLE_1, TABLE_2_THRESHOLDS, TIERS, Published, Tier, verdict
 from formats.version import VERSION
 
+from . import fingerprint
 from .capturing import CaptureOptions, capture
 from .compressing import Compressor
 from .fidelity import Fidelity
@@ -316,26 +317,29 @@ def document(
     suite: str, bench: Bench, rows: list[dict[str, Any]], texts: Sequence[tuple[str, bytes]], argv: Sequence[str]
 ) -> dict[str, Any]:
     """Everything that is needed to read the figures, and to measure them again."""
-    trace = bench.prompts[0].source.trace
-    return described(suite, texts, argv, bench.loaded.name) | {
-        "model": {"name": bench.loaded.name, "dtype": trace.geometry.dtype, "fingerprint": trace.fingerprint},
-        "hardware": {
-            "machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(),
-            "device": str(bench.prompts[0].judge.device),
-        },
+    return described(suite, texts, argv, bench.loaded) | {
         "protocol": {
-            **vars(bench.protocol), "snapshots": len(trace), "scored": "first snapshot, on the text that followed",
+            **vars(bench.protocol), "snapshots": len(bench.prompts[0].source.trace),
+            "scored": "first snapshot, on the text that followed",
             "kl": "mean KL(exact || restored) in nats over positions",
         },
         "profile": profile_facts(bench.prompts[0].profile), "rows": rows,
     }  # fmt: skip
 
 
-def described(suite: str, texts: Sequence[tuple[str, bytes]], argv: Sequence[str], model: str) -> dict[str, Any]:
+def described(suite: str, texts: Sequence[tuple[str, bytes]], argv: Sequence[str], loaded: Loaded) -> dict[str, Any]:
     """What every document says."""
+    parameter = next(loaded.model.parameters())
     return {
         "schema": SCHEMA, "suite": suite, "argv": list(argv), "created": time.strftime("%Y-%m-%d"),
-        "model": {"name": model},
+        "model": {
+            "name": loaded.name, "dtype": str(parameter.dtype).removeprefix("torch."),
+            "fingerprint": fingerprint.of(loaded.model, loaded.tokenizer),
+        },
+        "hardware": {
+            "machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(),
+            "device": str(parameter.device),
+        },
         "texts": [
             {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for name, data in texts

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    ctx: typer.Context,
     texts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -77,6 +78,10 @@ def command(
     check_output(output, force=force)
     check_dtype(dtype)
     needle = suite == "needle" and not codec
+    for name in ("context", "steps", "positions") if needle else ():
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name} does not go with the needle suite", hint="--prompts says how many needles")
     rows = [Row(name, "hand", recipe_from(name)) for name in codec] if codec else []
     names = texts or default_texts()
     read = [read_text(name) for name in names]
@@ -108,12 +113,14 @@ def _needles(
     from .. import fingerprint
     from ..benching import described, profile_facts
     from ..files import encode
+    from ..needle import APART, DEPTH, LENGTH
     from ..needle_bench import run
 
     with out.progress("asking", prompts) as advance:
         tokens = [encode(text, loaded.tokenizer, special=False) for text in read]
         rows = run(loaded, tokens, prompts, seed, advance)
-    facts = described("needle", hashed, ["tsc", *_arguments(output, texts)], loaded.name) | {
+    facts = described("needle", hashed, ["tsc", *_arguments(output, texts)], loaded) | {
+        "protocol": {"needles": prompts, "length": LENGTH, "depth": DEPTH, "apart": APART, "seed": seed},
         "profile": profile_facts(store.for_model(fingerprint.of(loaded.model))), "rows": rows,
     }  # fmt: skip
     lines = [
