@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,16 +68,20 @@ def installed() -> Iterator[tuple[Path, Profile]]:
 
     They are not remembered: whoever takes one does that.
     """
-    try:
-        paths = [path for path in folder().glob(f"[!.]*{SUFFIX}") if path.is_file()]
-        paths.sort(key=lambda path: (-path.stat().st_mtime, path.name))
-    except OSError:
-        return
-    for path in paths:
+    for path in _visible():
         try:
             yield path, read(path)
         except TscError:
             continue
+
+
+def _visible() -> list[Path]:
+    """The files in the folder that may be profiles, newest first."""
+    try:
+        paths = [path for path in folder().glob(f"[!.]*{SUFFIX}") if path.is_file()]
+        return sorted(paths, key=lambda path: (-path.stat().st_mtime, path.name))
+    except OSError:
+        return []
 
 
 def resolve(digest: str) -> Profile:
@@ -122,12 +127,18 @@ def _checked(digest: str) -> str:
 
 def _matching(digest: str) -> Iterator[tuple[Path, Profile]]:
     """Installed profiles whose digest begins so: by the names that `install` gives, or else by their content."""
-    named = []
-    for path in folder().glob(f"[!.]*-{digest[:SHORT]}*{SUFFIX}"):
-        profile = read(path)
-        if profile.digest.startswith(digest):
-            named.append((path, profile))
-    yield from named or ((path, one) for path, one in installed() if one.digest.startswith(digest))
+    named = [(path, read(path)) for path in folder().glob(f"[!.]*-{digest[:SHORT]}*{SUFFIX}")]
+    named = [(path, profile) for path, profile in named if profile.digest.startswith(digest)]
+    yield from named or ((path, read(path)) for path in _visible() if _digest_of(path).startswith(digest))
+
+
+def _digest_of(path: Path) -> str:
+    """SHA-256 of a file, or "" if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def for_model(fingerprint: Mapping[str, str]) -> Profile | None:
