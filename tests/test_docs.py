@@ -89,7 +89,7 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
     ("This version writes 2 and", records.MINOR == 2),
     ("| a profile | 1 GiB;", limits.MAX_PROFILE_BYTES == 1 << 30),
     ("fineness (−1,024 to 2,048)", klt.FINENESS == (-1024, 2048)),
-    ("groups (1 to\n  256)", profile.MAX_GROUPS == 256),
+    ("groups (1 to 256)", profile.MAX_GROUPS == 256),
     ("R from 1 to 2^14", profile.MAX_RANK == 1 << 14),
     ("at most 64 ascending integers", profile.MAX_BANDS == 64),
     ("−3,200 to 3,200: of coefficients", profile.MAX_SCALE == 3200),

@@ -161,6 +161,18 @@ def test_dtypes_and_batches(profile: Profile, dtype: torch.dtype, batch: int) ->
         assert error(*pair) < 0.005 + rounding
 
 
+def test_a_row_far_outside_the_basis_is_coded_at_coarse_steps() -> None:
+    """One row in a hundred may hold most of the error: auto codes what the basis leaves of it, and of few others."""
+    narrow, rows = tiny_profile(rank=40), {part: tensor.clone() for part, tensor in rows_of().items()}
+    generator = torch.Generator().manual_seed(0)
+    for tensor in rows.values():
+        tensor[:, :, :, 30] += 20 * torch.randn(tensor[:, :, :, 30].shape, generator=generator)
+    sizes = {rest: len(encoded(rows, narrow, fineness=150, rest=rest)) for rest in ("auto", "no")}
+    back, without = (there_and_back(rows, narrow, fineness=150, rest=rest) for rest in ("auto", "no"))
+    assert error(rows, back, [30]) < 0.3 * error(rows, without, [30])
+    assert sizes["no"] < sizes["auto"] < sizes["no"] + 2_000
+
+
 def test_a_first_token_has_no_coefficients_and_comes_back(profile: Profile) -> None:
     rows = rows_of()
     back = there_and_back(rows, profile, fineness=300)
@@ -357,7 +369,7 @@ def test_blocks_of_tokens_are_decoded_alone(
         assert block.key.layer_count == 3
         for layer in range(3):
             exact = want.keys[layer][:, :, slice(*spans[-1])]
-            assert float((rows[Part.KEYS][layer] - exact).norm() / exact.norm()) < 0.01
+            assert float((rows[Part.KEYS][layer] - exact).norm() / exact.norm()) < 0.015
     assert sorted(spans) == [(0, 20), (20, 40), (40, 60), (60, 80), (80, 96)]
 
 

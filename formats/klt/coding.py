@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from .profile import CodeTables
     from .transform import Transform
 
-_WORTH_CODING = 0.35  # root mean square, in steps, from which on a layer's rest is coded
-_WORTH_WITH_USUAL = 0.042  # the same times that of a usual token's rest: at coarse steps only large rests pay
-_WORTH_SHARE = 0.01  # of the rests of layers, from which on all tokens of a group say which of theirs are coded
+_WORTH_CODING = 0.5  # root mean square, in steps, from which on a layer's rest is coded
+_WORTH_SHARE = 0.05  # of a group's squared error, from which on its tokens say which of their rests are coded
 _SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
 
 
@@ -145,10 +144,13 @@ class GroupWriter(_Group):
             return
         at = torch.from_numpy(chosen).to(weighted.device)
         rest = weighted[at] - self.group.synthesise(decoded[at])
-        scaled, worth = self._worth(rest, at, sparing=auto)
+        scaled = rest / self.tokens.steps[at]
+        error = self.group.by_layer(scaled.square())
+        worth = error.sqrt() > _WORTH_CODING
         if auto:
-            others = worth[~self.tokens.first].float()
-            self.rest = bool(others.numel()) and float(others.mean()) > _WORTH_SHARE
+            # a few rows far outside the basis may hold nearly all of the error: that counts, not their number
+            error = error * ~self.tokens.first[:, None]
+            self.rest = float((error * worth).sum()) > _WORTH_SHARE * float(error.sum())
             if not self.rest:
                 chosen, at = self.with_rest(False), self.tokens.first
                 rest, scaled, worth = rest[at], scaled[at], worth[at]
@@ -163,23 +165,6 @@ class GroupWriter(_Group):
         tables = self.tables.coefficients
         integers = symbols.quantize(scaled.cpu().numpy()[coded], classes, tables.bits, self._settings.price)
         apart += symbols.put(encoder, tables, integers, classes)
-
-    def _worth(
-        self, rest: torch.Tensor, chosen: torch.Tensor, *, sparing: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """(rests in steps (tokens, P), which layers' are coded (tokens, layers)) of chosen tokens.
-
-        Args:
-            sparing: at coarse steps only where a token's rest is far larger than usual.
-        """
-        steps = self.tokens.steps[chosen]
-        scaled = rest / steps
-        lively = self.group.by_layer(scaled.square()).sqrt()
-        worth = lively > _WORTH_CODING
-        if sparing:
-            usual = self.group.residual_scales.square().mean().sqrt() / steps
-            worth &= (lively * usual > _WORTH_WITH_USUAL) | self.tokens.first[chosen][:, None]
-        return scaled, worth
 
 
 class GroupReader(_Group):

@@ -235,10 +235,12 @@ def test_compressed_files_have_what_the_format_has() -> None:
                     found.add(("base", "none" if base < 0 else "inside" if base >= record.first else "outside"))
                 found.add(("exact rows", any(tables["exact_rows"].data)))
             elif record.codec == 6:
-                _, rest, groups, *ranks = layout
+                _, groups, *numbers = layout
+                ranks, rests = numbers[:groups], numbers[groups:]
                 apart, integers = len(tables["apart"].integers()), document.rows.integers[record.offset]
                 beyond = sum(abs(number) > 127 for number in integers)
-                found |= {("rest", rest), ("groups", groups), ("apart", apart > 0), ("low bits", beyond > apart)}
+                found |= {("groups", groups), ("apart", apart > 0), ("low bits", beyond > apart)}
+                found |= {("rest", rest) for rest in rests}
                 described = document.rows.profile.groups_of(record.first_layer, record.layer_count)
                 found |= {("coded", "nothing" if not rank else "all" if rank == group.rank else "some")
                           for rank, group in zip(ranks, described, strict=True)}  # fmt: skip
