@@ -396,7 +396,7 @@ def test_evicted_rows_stay_away(
     exact = written(trace, replace(recipe, codec="lossless", settings={}), tmp_path / "exact.tsc").snapshot(-1)
     assert small.keys[0].shape[2] < 60
     for have, want in zip(small.keys + small.values, exact.keys + exact.values, strict=True):
-        assert float((have - want).norm() / want.norm()) < 0.01
+        assert float((have - want).norm() / want.norm()) < 0.02
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
