@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from formats.compression import Recipe
 from formats.tiers import Tier
 
 from .benching import Limits, Row
+from .interpolation import at_kl
 from .peers import installed
 
 # ratio of the float32 cache, everything in the file counted -> what it must keep, on the mean over prompts
@@ -87,12 +87,3 @@ def _bits_at(points: Sequence[tuple[float, float]], kl: float) -> float | None:
 def _family(label: str) -> str:
     """The rows that differ in one setting of one method, such as KIVI-4 and KIVI-2."""
     return label.split("-")[0] if label.startswith("KIVI") else " ".join(label.split()[:1])
-
-
-def at_kl(points: Sequence[tuple[float, float]], kl: float) -> float | None:
-    """Bits at a KL, between two of the points (KL ascending, bits), or None outside them."""
-    for (low, more), (high, fewer) in pairwise(points):
-        if low <= kl <= high and high > low:
-            share = math.log(kl / low) / math.log(high / low)
-            return math.exp(math.log(more) + share * math.log(fewer / more))
-    return None
