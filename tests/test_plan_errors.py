@@ -280,6 +280,16 @@ def test_what_somebody_vouches_for_is_ignored(tsc: Any, tmp_path: Path) -> None:
     assert tsc("plan", path, "--ignore", "is_encoder_decoder").code == 0
 
 
+def test_an_infinite_bound_that_does_not_matter_is_read(tsc: Any, tmp_path: Path) -> None:
+    """Python writes Infinity into JSON, and published Mamba-2 configs have it."""
+    path = tmp_path / "config.json"
+    config = {"model_type": "mamba2", **SMALL["mamba2"], "dtype": "bfloat16", "time_step_limit": [0.0, float("inf")]}
+    path.write_text(json.dumps(config))
+    assert "Infinity" in path.read_text()
+    # 2 layers: (8 x 16 + 2 x 2 x 6) channels of 4 inputs in bfloat16, 8 heads of 16 by 6 in float32
+    assert tsc("plan", path, "-q", "--context", "9").out == f"{2 * ((128 + 24) * 4 * 2 + 8 * 16 * 6 * 4)}\n"
+
+
 def test_a_dtype_that_the_config_does_not_give(tsc: Any, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**LLAMA_3_8B, "quantization_config": {"kv_cache_scheme": {"num_bits": 8}}}))

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from formats.errors import CorruptError, UnsupportedFileError
 from tests.plan_models import SMALL
 from tsc_cli.planning.architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
 from tsc_cli.planning.config_file import Config
@@ -96,6 +97,27 @@ def test_defaults_are_those_of_the_configuration_class(model_type: str) -> None:
             continue  # read by the class, and not kept: the small models are built without them
         stated = inspect.getattr_static(made, name, getattr(config, name, None))
         assert (stated if not callable(stated) and stated is not None else getattr(config, name)) == value, name
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_a_field_that_is_left_out_means_what_transformers_takes_it_for(model_type: str, tmp_path: Path) -> None:
+    """Or it is an error: nothing is assumed that transformers would not assume."""
+    made = transformers.CONFIG_MAPPING[model_type]
+    _, written = saved(model_type, tmp_path)
+    # infinite bounds are written in a way that only files are read with; nothing here depends on them
+    values = {name: value for name, value in written.values.items() if name != "time_step_limit"}
+    accepted = 0
+    for name in values:
+        rest = {key: value for key, value in values.items() if key != name}
+        try:
+            planned = understand(Config("less", written.path, rest))
+        except (CorruptError, UnsupportedFileError):
+            continue
+        completed = json.loads(made.from_dict(rest).to_json_string(use_diff=False))
+        theirs = understand(Config("completed", written.path, {**completed, "model_type": model_type}))
+        assert (planned.layers, planned.parameters) == (theirs.layers, theirs.parameters), name
+        accepted += 1
+    assert accepted > 10
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

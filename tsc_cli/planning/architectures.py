@@ -8,44 +8,17 @@ its matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from . import attention as a
 from . import feed_forward as f
 from . import patterns as p
 from . import states as s
+from .architecture import Architecture
 from .attention import Shape, every, sharing, typed
 from .feed_forward import Experts, gated, plain
 from .fields import Fields
 from .layers import Layer
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How to read the config of one model type.
-
-    Attributes:
-        layers: what each layer caches.
-        feed_forward: its feed-forward parts; None where parameters are not computed for this type.
-        tied: whether embeddings and output share their matrix, where the config does not say it.
-        defaults: what the architecture's own configuration class gives fields that a config leaves out.
-        aliases: older name of a field, under which configs may have it.
-        harmless: fields that look as if they mattered, and do not for this type.
-        shape: heads and sizes.
-        positions: learned positions are a matrix of its own.
-    """
-
-    layers: a.Rule
-    feed_forward: f.Rule | None
-    tied: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    harmless: frozenset[str] = frozenset()
-    shape: Callable[[Fields], Shape] = a.shape
-    positions: bool = False
-
 
 _OF_GPT2 = {
     "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
@@ -84,27 +57,30 @@ def _mamba2(fields: Fields, of: Shape) -> Layer:
 ARCHITECTURES: dict[str, Architecture] = {
     # full attention
     "llama": Architecture(every(a.full_layer), gated),
-    "gemma": Architecture(every(a.full_layer), gated, tied=True, defaults={"head_dim": 256}),
+    "gemma": Architecture(every(a.full_layer), gated, tied=True, defaults={"num_key_value_heads": 16, "head_dim": 256}),
     "glm4": Architecture(every(a.full_layer), gated, defaults={"num_key_value_heads": 2, "head_dim": 128}),
     "granite": Architecture(every(a.full_layer), gated),
     "olmo": Architecture(every(a.full_layer), gated),
     "olmo2": Architecture(every(a.full_layer), gated),
     "cohere": Architecture(every(a.full_layer), gated, tied=True),
-    "stablelm": Architecture(every(a.full_layer), gated),
+    "stablelm": Architecture(every(a.full_layer), gated, defaults={"num_key_value_heads": 32}),
     "phi": Architecture(every(a.full_layer), plain("intermediate_size")),
     "gpt_neox": Architecture(every(a.full_layer), plain("intermediate_size"), shape=a.split_shape),
     "gpt2": Architecture(
-        every(a.full_layer), plain("n_inner"), tied=True, aliases=_OF_GPT2, shape=a.split_shape, positions=True
+        every(a.full_layer), plain("n_inner", times=4), tied=True, aliases=_OF_GPT2, shape=a.split_shape, positions=True
     ),
     "gpt_bigcode": Architecture(
-        every(a.full_layer), plain("n_inner"), tied=True, defaults={"multi_query": True}, aliases=_OF_GPT2,
+        every(a.full_layer), plain("n_inner", times=4), tied=True, defaults={"multi_query": True}, aliases=_OF_GPT2,
         shape=a.bigcode_shape, harmless=frozenset({"pre_allocate_kv_cache"}), positions=True,
     ),
     "falcon": Architecture(
-        every(a.full_layer), plain("ffn_hidden_size"), tied=True, defaults={"multi_query": True}, shape=a.falcon_shape
+        every(a.full_layer), plain("ffn_hidden_size", times=4), tied=True, defaults={"multi_query": True},
+        shape=a.falcon_shape,
     ),
     # full attention, experts
-    "qwen2_moe": Architecture(a.qwen_experts, _SHARED_EXPERT, defaults={**_QWEN, "decoder_sparse_step": 1}),
+    "qwen2_moe": Architecture(
+        a.qwen_experts, _SHARED_EXPERT, defaults={**_QWEN, "num_key_value_heads": 16, "decoder_sparse_step": 1}
+    ),
     "qwen3_moe": Architecture(
         a.qwen_experts, Experts("num_experts", "moe_intermediate_size", f.stepped),
         defaults={"use_sliding_window": False, "sliding_window": 4096, "decoder_sparse_step": 1},
@@ -113,9 +89,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmoe": Architecture(every(a.full_layer), Experts("num_experts", "intermediate_size")),
     "granitemoe": Architecture(every(a.full_layer), Experts("num_local_experts", "intermediate_size")),
     "minimax_m2": Architecture(
-        every(a.full_layer), Experts("num_local_experts", "intermediate_size"), defaults={"head_dim": 128}
+        every(a.full_layer), Experts("num_local_experts", "intermediate_size"),
+        defaults={"num_key_value_heads": 8, "head_dim": 128},
     ),
-    "glm4_moe": Architecture(every(a.full_layer), _DEEPSEEK),
+    "glm4_moe": Architecture(
+        every(a.full_layer), _DEEPSEEK,
+        defaults={"num_key_value_heads": 8, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    ),
     # windows
     "mistral": Architecture(a.window, gated, defaults={"num_key_value_heads": 8, "sliding_window": 4096}),
     "ministral": Architecture(
@@ -130,8 +110,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         a.window, plain("intermediate_size"), tied=True, defaults={"num_key_value_heads": 2},
         harmless=frozenset({"mlp_type"}),
     ),
-    "qwen2": Architecture(a.qwen, gated, defaults=_QWEN),
-    "qwen3": Architecture(a.qwen, gated, defaults={**_QWEN, "head_dim": 128}),
+    "qwen2": Architecture(a.qwen, gated, defaults={**_QWEN, "num_key_value_heads": 32}),
+    "qwen3": Architecture(a.qwen, gated, defaults={**_QWEN, "num_key_value_heads": 32, "head_dim": 128}),
     "smollm3": Architecture(typed(p.smollm3), gated, tied=True, defaults={"no_rope_layer_interval": 4}),
     "gemma2": Architecture(
         typed(p.one_in(2)), gated, tied=True, defaults={"head_dim": 256, "sliding_window": 4096},
@@ -172,9 +152,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
     ),
     # one latent for all heads
-    "deepseek_v2": Architecture(every(a.latent_layer), _DEEPSEEK, defaults=_LATENT, harmless=_OF_LATENT),
+    "deepseek_v2": Architecture(
+        every(a.latent_layer), _DEEPSEEK, harmless=_OF_LATENT, shape=a.latent_shape,
+        defaults={**_LATENT, "n_shared_experts": 2, "first_k_dense_replace": 0},
+    ),
     "deepseek_v3": Architecture(
-        every(a.latent_layer), _DEEPSEEK, defaults={**_LATENT, "first_k_dense_replace": 3}, harmless=_OF_LATENT
+        every(a.latent_layer), _DEEPSEEK, harmless=_OF_LATENT, shape=a.latent_shape,
+        defaults={**_LATENT, "n_shared_experts": 1, "first_k_dense_replace": 3},
     ),
     # states of constant size, alone or beside attention
     "mamba": Architecture(

@@ -65,6 +65,12 @@ def falcon_shape(fields: Fields) -> Shape:
     return bigcode_shape(fields)
 
 
+def latent_shape(fields: Fields) -> Shape:
+    """Heads whose keys and values come out of a latent: how many KV heads a config states says nothing of the cache."""
+    heads = fields.integer("num_attention_heads")
+    return Shape(fields.integer("num_hidden_layers", 1, MAX_LAYERS), fields.integer("hidden_size"), heads, heads, 0)
+
+
 def headless(fields: Fields) -> Shape:
     """Of models without attention: heads mean something else there, if they are stated at all."""
     return Shape(fields.integer("num_hidden_layers", 1, MAX_LAYERS), fields.integer("hidden_size"), 0, 0, 0)

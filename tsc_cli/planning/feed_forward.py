@@ -31,11 +31,16 @@ def gated(fields: Fields, of: Shape) -> list[FeedForward]:
     return [_dense(3 * of.hidden * fields.integer("intermediate_size"))] * of.layers
 
 
-def plain(field: str) -> Rule:
-    """Up and down; a missing size is four times the residual stream, as in GPT-2."""
+def plain(field: str, *, times: int | None = None) -> Rule:
+    """Up and down.
+
+    Args:
+        times: of the residual stream, where the size is missing (GPT-2); without it a missing size is an error.
+    """
 
     def rule(fields: Fields, of: Shape) -> list[FeedForward]:
-        inner = fields.optional(field) or 4 * of.hidden
+        stated = fields.optional(field) if times is not None else fields.integer(field)
+        inner = stated if stated is not None else (times or 0) * of.hidden
         return [_dense(2 * of.hidden * inner)] * of.layers
 
     return rule
@@ -82,7 +87,8 @@ def stepped(fields: Fields, layers: int) -> list[bool]:
 
 def jamba(fields: Fields, layers: int) -> list[bool]:
     """One layer in `expert_layer_period`, from `expert_layer_offset` on."""
-    period, offset = fields.integer("expert_layer_period", 1, MAX_LAYERS), fields.integer("expert_layer_offset", 0)
+    period = fields.integer("expert_layer_period", 1, MAX_LAYERS)
+    offset = fields.integer("expert_layer_offset", 0, period - 1)
     many = fields.integer("num_experts") > 1
     return [many and at % period == offset for at in range(layers)]
 

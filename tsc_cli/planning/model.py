@@ -10,7 +10,8 @@ from typing import Any
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.limits import MAX_ROWS
 
-from .architectures import ARCHITECTURES, SYNONYMS, WRAPPERS, Architecture
+from .architecture import Architecture
+from .architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
 from .attention import Shape
 from .config_file import Config
 from .fields import Fields, shown
@@ -87,8 +88,8 @@ def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = (
         if not isinstance(wrapped, dict):
             raise CorruptError("field 'text_config': an object was expected", path=config.path)
         _refuse_unknown(Fields(outer, config.path), ignored)
-        values = wrapped
-        model_type = values.get("model_type") or WRAPPERS[model_type]
+        values, named = wrapped, wrapped.get("model_type")
+        model_type = WRAPPERS[model_type] if named is None else named
     architecture = _architecture(model_type, inside, config.path)
     fields = Fields(values, config.path, inside=inside, defaults=architecture.defaults, aliases=architecture.aliases)
     of = architecture.shape(fields)
@@ -169,4 +170,4 @@ def _dtype(fields: Fields, outer: Fields) -> str:
         if plain not in DTYPE_BYTES:
             raise one.unsupported(name, f"{shown(text)} is no dtype of a cache", hint)
         return plain
-    raise fields.error("dtype", "is missing", hint)
+    raise fields.unsupported("dtype", "is missing", hint)

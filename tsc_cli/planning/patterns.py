@@ -44,7 +44,8 @@ def listed(field: str, other: str, *, missing_means_all: bool) -> Pattern:
 
 def jamba(fields: Fields, layers: int) -> list[str]:
     """One layer in `attn_layer_period` is full, from `attn_layer_offset` on."""
-    period, offset = fields.integer("attn_layer_period", 1, MAX_LAYERS), fields.integer("attn_layer_offset", 0)
+    period = fields.integer("attn_layer_period", 1, MAX_LAYERS)
+    offset = fields.integer("attn_layer_offset", 0, period - 1)
     return ["full_attention" if at % period == offset else "linear_attention" for at in range(layers)]
 
 
