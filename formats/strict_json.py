@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from .errors import CorruptError
@@ -18,8 +19,13 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def loads(data: bytes, what: str) -> Any:
-    """Parse `data` or raise CorruptError; `what` names the text in the message."""
+def loads(data: bytes, what: str, *, constants: Callable[[str], Any] | None = None) -> Any:
+    """Parse `data` or raise CorruptError; `what` names the text in the message.
+
+    Args:
+        constants: gives the value of NaN, Infinity and -Infinity, for texts that are no part of a .tsc file; without it
+            they are refused.
+    """
     if len(data) > MAX_JSON_BYTES:
         raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {MAX_JSON_BYTES} are allowed")
     try:
@@ -51,7 +57,7 @@ def loads(data: bytes, what: str) -> Any:
 
     try:
         value = json.loads(
-            text, object_pairs_hook=pairs, parse_int=integer, parse_float=number, parse_constant=constant
+            text, object_pairs_hook=pairs, parse_int=integer, parse_float=number, parse_constant=constants or constant
         )
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{what}: not JSON") from error

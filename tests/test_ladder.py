@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tsc_cli.ladder import BASELINES, COMPARED_AT, RUNGS, at_kl, comparison, rows
+from tsc_cli.interpolation import at_kl
+from tsc_cli.ladder import BASELINES, COMPARED_AT, RUNGS, comparison, rows
 
 
 def row(label: str, kl: float, bits: float, kind: str = "baseline") -> dict[str, Any]:

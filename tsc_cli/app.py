@@ -18,6 +18,7 @@ from .commands import (
     inspect,
     integrity,
     models,
+    plan,
     plot,
     profiles,
     resume,
@@ -58,7 +59,7 @@ def tsc(
 
 for _name, _module in (
     ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
-    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("calibrate", calibrate),
-    ("profiles", profiles), ("bench", bench), ("plot", plot), ("models", models),
+    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("plan", plan),
+    ("calibrate", calibrate), ("profiles", profiles), ("bench", bench), ("plot", plot), ("models", models),
 ):  # fmt: skip
     app.command(_name)(_module.command)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from formats.compression import Recipe
 from formats.tiers import Tier
 
 from .benching import Limits, Row
+from .interpolation import at_kl
 from .peers import installed
 
 # ratio of the float32 cache, everything in the file counted -> what it must keep, on the mean over prompts
@@ -91,12 +91,3 @@ def _family(label: str) -> str:
 
 
 _BITS = re.compile(r"-\d$|\b(\d+b|q=\d+|K\dV\d)\b")
-
-
-def at_kl(points: Sequence[tuple[float, float]], kl: float) -> float | None:
-    """Bits at a KL, between two of the points (KL ascending, bits), or None outside them."""
-    for (low, more), (high, fewer) in pairwise(points):
-        if low <= kl <= high and high > low:
-            share = math.log(kl / low) / math.log(high / low)
-            return math.exp(math.log(more) + share * math.log(fewer / more))
-    return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def check_dtype(dtype: str) -> None:
 
 def known_name(name: object) -> str | None:
     """A name out of a file that `load` can resolve on any machine, or None: a path of another machine is no use."""
-    if isinstance(name, str) and (name == default_model.NAME or ("/" in name and _HUB_ID.fullmatch(name))):
+    if isinstance(name, str) and (name == default_model.NAME or ("/" in name and HUB_ID.fullmatch(name))):
         return name
     return None
 
@@ -86,7 +86,7 @@ def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[
         if not (path / "config.json").is_file():
             raise UsageError("the folder holds no model: there is no config.json in it", path=name)
         return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, path.resolve().name
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
     if fetch:
         say(f"looking for {name} in the local hub cache and on the model hub")

@@ -1,0 +1,107 @@
+"""Finding and reading a config.json: a file, a folder, the default model, or a hub id.  No weights are touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from formats import strict_json
+from formats.errors import CorruptError, StorageError, UsageError
+from formats.limits import MAX_JSON_BYTES
+
+from .. import default_model
+from ..models import HUB_ID
+
+NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config as it was read.
+
+    Attributes:
+        name: what to call the model: as it was asked for.
+        path: the file.
+        values: the JSON object.
+    """
+
+    name: str
+    path: str
+    values: dict[str, Any]
+
+
+def read(name: str, say: Callable[[str], None]) -> Config:
+    """The config of a model: a config.json, a folder that has one, the default model's name, or a hub id.
+
+    Args:
+        say: told when a hub is asked.
+    Raises:
+        UsageError: there is no such file, folder or model.
+        StorageError: the file cannot be read.
+        CorruptError: the file is not JSON, or not a JSON object, or longer than `MAX_JSON_BYTES`.
+    """
+    path = _locate(name, say)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", path=str(path)) from error
+    # Python's own writer, which made most configs, writes Infinity for an open bound
+    values = strict_json.loads(data, str(path), constants=float)
+    if not isinstance(values, dict):
+        raise CorruptError("is not a JSON object", path=str(path), hint="the config.json of a model was expected")
+    return Config(name, str(path), values)
+
+
+def _locate(name: str, say: Callable[[str], None]) -> Path:
+    path = Path(name).expanduser()
+    if name == default_model.NAME and not path.exists():
+        if not default_model.is_ready():
+            raise UsageError("the default model is not on this machine", hint="tsc models --fetch")
+        return default_model.folder() / NAME
+    if path.suffix == ".gguf":
+        raise UsageError("a GGUF file has no config.json", path=name, hint="give the config.json of the model")
+    if path.is_dir():
+        if not (path / NAME).is_file():
+            raise UsageError(f"the folder holds no model: there is no {NAME} in it", path=name)
+        return path / NAME
+    if path.is_file():
+        return path
+    if path.suffix == ".json" or not HUB_ID.fullmatch(name):
+        raise UsageError(f"no such model: neither a {NAME}, nor a folder with one, nor a hub id", path=name)
+    return _from_hub(name, say)
+
+
+def _from_hub(name: str, say: Callable[[str], None]) -> Path:
+    """The file in the local hub cache, or fetched into it."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    kept = try_to_load_from_cache(name, NAME)
+    if isinstance(kept, str):
+        return Path(kept)
+    say(f"looking for the {NAME} of {name} on the model hub")
+    hint = f"tsc models lists what is on this machine; a {NAME} or a folder will do, too"
+    try:
+        return Path(hf_hub_download(name, NAME))
+    except GatedRepoError as error:
+        raise UsageError(f"the hub gives {name} only to those who were granted access", hint=hint) from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(f"the hub knows no model {name}, or keeps it private", hint=hint) from error
+    except LocalEntryNotFoundError as error:
+        raise UsageError(f"{name} is not in the local hub cache, and the hub cannot be reached", hint=hint) from error
+    except EntryNotFoundError as error:
+        raise UsageError(f"{name} has no {NAME} on the hub", hint=hint) from error
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(f"the {NAME} of {name} cannot be fetched: {reason}", hint=hint) from error

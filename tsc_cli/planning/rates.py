@@ -1,0 +1,81 @@
+"""In how many bits a cache can be stored, as measured on the default model.
+
+All figures are of SmolLM2-135M-Instruct and one cache of 1,024 tokens, everything in the file counted but the profile.
+For any other model they are an assumption.  Tests compare them with the documents named below, which a package does
+not carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from formats.tiers import QUALITIES
+
+from ..interpolation import at_kl
+
+MEASURED_ON = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A way of storing a cache.
+
+    Attributes:
+        name: codec, and the tier or quality that was asked for.
+        bits: a stored value, on average.
+        kl: mean KL in nats, or for a quality the KL that it allows.
+        top1: share of equal top-1 tokens; None where it was not measured.
+        basis: exact, measured, interpolated (between measured ones, on a line in logarithms of both), or bound (no
+            coarser file was measured: fewer bits would do).
+        source: where the figure stands.
+    """
+
+    name: str
+    bits: float
+    kl: float
+    top1: float | None
+    basis: str
+    source: str
+
+
+_LADDER = "docs/benchmarks/ladder.json"
+# float32; bits are 32 / ratio_final_fp32, tiers are ratios to one float32 cache
+SCALAR: tuple[Rate, ...] = (
+    Rate("scalar int8", 7.2007, 6.522e-05, 0.9935, "measured", _LADDER),
+    Rate("scalar KIVI-4", 4.6781, 3.642e-03, 0.9694, "measured", _LADDER),
+)
+KLT: tuple[Rate, ...] = (
+    Rate("klt 16x of fp32", 1.9757, 1.811e-04, 0.9909, "measured", _LADDER),
+    Rate("klt 63x of fp32", 0.4817, 2.955e-03, 0.9733, "measured", _LADDER),
+    Rate("klt 125x of fp32", 0.2526, 7.443e-03, 0.9570, "measured", _LADDER),
+    Rate("klt 219x of fp32", 0.1437, 1.507e-02, 0.9453, "measured", _LADDER),
+    Rate("klt 429x of fp32", 0.0730, 3.676e-02, 0.9089, "measured", _LADDER),
+)
+# docs/measurements.md, "Size of one lossless cache", the encyclopedia: ratio to a cache of that dtype
+LOSSLESS: dict[str, float] = {"float32": 1.204, "bfloat16": 1.499, "float16": 1.182}
+
+
+def rates(dtype: str, dtype_bytes: int) -> list[Rate]:
+    """Every way of storing a cache of this dtype whose bits are known, the largest first."""
+    raw = 8.0 * dtype_bytes
+    found = [Rate("as it is", raw, 0.0, 1.0, "exact", "the dtype")]
+    if dtype in LOSSLESS:
+        found.append(Rate("lossless", raw / LOSSLESS[dtype], 0.0, 1.0, "measured", "docs/measurements.md"))
+    found += [rate for rate in (*SCALAR, *KLT, *_qualities()) if rate.bits < raw]
+    return sorted(found, key=lambda rate: -rate.bits)
+
+
+def _qualities() -> list[Rate]:
+    """The qualities of `tsc compress` that lie on the measured ladder, and the first one beyond it."""
+    points = [(rate.kl, rate.bits) for rate in KLT]
+    coarsest = KLT[-1]
+    found = []
+    for name, kl in sorted(QUALITIES.items(), key=lambda one: one[1]):
+        bits = at_kl(points, kl)
+        if bits is not None:
+            found.append(Rate(f"klt {name}", bits, kl, None, "interpolated", _LADDER))
+        elif kl > coarsest.kl:
+            # how much smaller a file of a KL still higher may be is not known, so no further quality is listed
+            found.append(Rate(f"klt {name}", coarsest.bits, kl, None, "bound", _LADDER))
+            break
+    return found
