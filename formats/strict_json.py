@@ -18,10 +18,10 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def loads(data: bytes, what: str) -> Any:
-    """Parse `data` or raise CorruptError; `what` names the text in the message."""
-    if len(data) > MAX_JSON_BYTES:
-        raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {MAX_JSON_BYTES} are allowed")
+def loads(data: bytes, what: str, most: int = MAX_JSON_BYTES) -> Any:
+    """Parse `data`, at most `most` bytes, or raise CorruptError; `what` names the text in the message."""
+    if len(data) > most:
+        raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {most} are allowed")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

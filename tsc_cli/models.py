@@ -67,6 +67,11 @@ def known_name(name: object) -> str | None:
     return None
 
 
+def is_hub_id(name: str) -> bool:
+    """True for what can be the name of a model on a hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
     """(arguments for from_pretrained, name to show)."""
     if name is None or name == default_model.NAME:
@@ -86,7 +91,7 @@ def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[
         if not (path / "config.json").is_file():
             raise UsageError("the folder holds no model: there is no config.json in it", path=name)
         return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, path.resolve().name
-    if not _HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
     if fetch:
         say(f"looking for {name} in the local hub cache and on the model hub")
