@@ -34,7 +34,7 @@ refused without `--force`; sources are kept.
 | variable | meaning |
 | --- | --- |
 | `TSC_CACHE` | where the default model and the demo's file are kept |
-| `TSC_MEMORY_BUDGET` | bytes that one restore may allocate (default: the machine's memory) |
+| `TSC_MEMORY_BUDGET` | bytes that one restore or probe may allocate (default: the machine's memory) |
 | `TSC_DEBUG` | `1` shows the traceback of an error |
 """
 

@@ -19,15 +19,18 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def loads(data: bytes, what: str, *, constants: Callable[[str], Any] | None = None) -> Any:
+def loads(
+    data: bytes, what: str, *, most: int = MAX_JSON_BYTES, constants: Callable[[str], Any] | None = None
+) -> Any:  # fmt: skip
     """Parse `data` or raise CorruptError; `what` names the text in the message.
 
     Args:
+        most: bytes that are allowed.
         constants: gives the value of NaN, Infinity and -Infinity, for texts that are no part of a .tsc file; without it
             they are refused.
     """
-    if len(data) > MAX_JSON_BYTES:
-        raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {MAX_JSON_BYTES} are allowed")
+    if len(data) > most:
+        raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {most} are allowed")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -80,11 +80,12 @@ def parse(buffer: bytes | memoryview, what: str) -> dict[str, TensorView]:
             raise CorruptError(f"{where}: shape and dtype do not give {stop - start} bytes")
         ranges.append((start, stop))
         tensors[name] = TensorView(dtype, shape, data[start:stop])
-    _check_tiling(ranges, len(data), what)
+    check_tiling(ranges, len(data), what)
     return tensors
 
 
-def _check_tiling(ranges: Iterable[tuple[int, int]], total: int, what: str) -> None:
+def check_tiling(ranges: Iterable[tuple[int, int]], total: int, what: str) -> None:
+    """Raise CorruptError unless the byte ranges (start, stop) tile `total` bytes exactly."""
     at = 0
     for start, stop in sorted(ranges):
         if start != at:

@@ -20,6 +20,7 @@ from .commands import (
     models,
     plan,
     plot,
+    probe_weights,
     profiles,
     resume,
     tiers,
@@ -59,7 +60,8 @@ def tsc(
 
 for _name, _module in (
     ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
-    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("plan", plan),
-    ("calibrate", calibrate), ("profiles", profiles), ("bench", bench), ("plot", plot), ("models", models),
+    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("calibrate", calibrate),
+    ("profiles", profiles), ("bench", bench), ("plot", plot), ("plan", plan),
+    ("probe-weights", probe_weights), ("models", models),
 ):  # fmt: skip
     app.command(_name)(_module.command)

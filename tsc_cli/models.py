@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,14 @@ def check_dtype(dtype: str) -> None:
 
 def known_name(name: object) -> str | None:
     """A name out of a file that `load` can resolve on any machine, or None: a path of another machine is no use."""
-    if isinstance(name, str) and (name == default_model.NAME or ("/" in name and HUB_ID.fullmatch(name))):
+    if isinstance(name, str) and (name == default_model.NAME or ("/" in name and is_hub_id(name))):
         return name
     return None
+
+
+def is_hub_id(name: str) -> bool:
+    """True for what can be the name of a model on a hub."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
@@ -86,7 +91,7 @@ def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[
         if not (path / "config.json").is_file():
             raise UsageError("the folder holds no model: there is no config.json in it", path=name)
         return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, path.resolve().name
-    if not HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
     if fetch:
         say(f"looking for {name} in the local hub cache and on the model hub")

@@ -14,7 +14,7 @@ from formats.errors import UsageError
 from ..output import Output, printable
 from .options import Force, Json, Quiet
 
-_KINDS = (".png", ".svg")
+KINDS = (".png", ".svg")
 
 
 def command(
@@ -37,9 +37,9 @@ def command(
     from formats.atomic import refuse_existing
 
     suffix = Path(output).suffix.lower()
-    if suffix and suffix not in _KINDS:
+    if suffix and suffix not in KINDS:
         raise UsageError("only PNG and SVG are drawn", path=output, hint="name it OUT.png or OUT.svg")
-    targets = [Path(output)] if suffix else [Path(output + kind) for kind in _KINDS]
+    targets = [Path(output)] if suffix else [Path(output + kind) for kind in KINDS]
     for target in targets:
         refuse_existing(target, force=force)
     documents = [(os.path.basename(name).removesuffix(".json"), read(name)) for name in files]

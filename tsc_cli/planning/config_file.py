@@ -12,7 +12,7 @@ from formats.errors import CorruptError, StorageError, UsageError
 from formats.limits import MAX_JSON_BYTES
 
 from .. import default_model
-from ..models import HUB_ID
+from ..models import is_hub_id
 
 NAME = "config.json"
 
@@ -69,7 +69,7 @@ def _locate(name: str, say: Callable[[str], None]) -> Path:
         return path / NAME
     if path.is_file():
         return path
-    if path.suffix == ".json" or not HUB_ID.fullmatch(name):
+    if path.suffix == ".json" or not is_hub_id(name):
         raise UsageError(f"no such model: neither a {NAME}, nor a folder with one, nor a hub id", path=name)
     return _from_hub(name, say)
 

@@ -1,0 +1,148 @@
+"""A model's files without the model: what is asked for by name becomes tensors and a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from formats.errors import StorageError, UnsupportedFileError, UsageError
+from formats.limits import MIB
+
+from .. import default_model
+from ..libraries import quiet_environment
+from ..models import is_hub_id
+from . import shards
+from .gguf_file import read_gguf
+from .layouts import guessed
+from .matrices import Tensor
+
+Say = Callable[[str], None]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CONVERT = "convert it where you trust it: load it with transformers, then save_pretrained() writes safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors and configuration of a model.
+
+    Attributes:
+        name: what a report may say: the default model's name, a hub id, or a base name.
+        path: the file or folder, for messages.
+        form: "safetensors" or "gguf".
+        config: the language model's fields of config.json, or those of a GGUF file under the same names.
+        complete: whether all layers of the configuration are expected; not where one file was named.
+    """
+
+    name: str
+    path: str
+    form: str
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    complete: bool
+
+
+def open_checkpoint(name: str | None, say: Say) -> Checkpoint:
+    """Find a checkpoint and read what it holds, but no weights.
+
+    Args:
+        name: None or the default model's name; a folder; a .safetensors or .gguf file; anything else is a hub id.
+        say: told what takes long, and when a hub is used.
+    Raises:
+        UsageError: there is no such checkpoint, or a part of it is missing.
+        UnsupportedFileError: it is a pickle; those are never loaded.
+        CorruptError: it is damaged, or names files outside its folder.
+        StorageError: it cannot be read or fetched.
+    """
+    if name is None or name == default_model.NAME:
+        return _folder(default_model.ensure(say), default_model.NAME)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, path.resolve().name)
+    if path.is_file():
+        return _file(path)
+    if path.suffix in (".gguf", ".safetensors", *_PICKLES):
+        raise UsageError("no such model file", path=name)
+    if not is_hub_id(name):
+        raise UsageError("no such model: neither a folder, nor a .safetensors or .gguf file, nor a hub id", path=name)
+    say(f"looking for {name} in the local hub cache and on the model hub")
+    return _folder(_fetch(name), name)
+
+
+def _file(path: Path) -> Checkpoint:
+    if path.suffix == ".gguf":
+        tensors, config = read_gguf(path)
+        return Checkpoint(path.name, str(path), "gguf", tensors, config, True)
+    if path.suffix in _PICKLES:
+        raise UnsupportedFileError("is a pickle, which can run any program when it is loaded; it was not opened",
+                                   path=str(path), hint=_CONVERT)  # fmt: skip
+    if path.suffix != ".safetensors":
+        raise UsageError("is not a model: a folder, a .safetensors or .gguf file or a hub id was expected",
+                         path=str(path))  # fmt: skip
+    tensors = shards.read_file(path)
+    return Checkpoint(path.name, str(path), "safetensors", tensors, _config(path.parent) or guessed(tensors), False)
+
+
+def _folder(folder: Path, name: str) -> Checkpoint:
+    if not (folder / shards.INDEX).is_file() and not any(folder.glob("*.safetensors")):
+        pickle = next((p.name for p in sorted(folder.iterdir()) if p.suffix in _PICKLES), None)
+        if pickle is not None:
+            raise UnsupportedFileError(
+                f"{pickle} is a pickle, which can run any program when it is loaded; it was not opened",
+                path=str(folder), hint=_CONVERT,
+            )  # fmt: skip
+        gguf = sorted(folder.glob("*.gguf"))
+        hint = f"name a file: {gguf[0]}" if gguf else "a folder with .safetensors files was expected"
+        raise UsageError("the folder holds no safetensors checkpoint", path=str(folder), hint=hint)
+    tensors = shards.read_folder(folder)
+    return Checkpoint(name, str(folder), "safetensors", tensors, _config(folder) or guessed(tensors), True)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The language model's fields of config.json; empty where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    config = shards.read_json(path, MIB)
+    text = config.get("text_config")
+    return config | text if isinstance(text, dict) else config
+
+
+def _fetch(name: str) -> Path:
+    """A folder with a hub model's config.json and safetensors files, fetched where they are not in the hub cache."""
+    quiet_environment()
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    unreachable: list[LocalEntryNotFoundError] = []
+
+    def fetch(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file))
+        except LocalEntryNotFoundError as error:  # not in the cache, and no hub to ask whether there is one
+            unreachable.append(error)
+            return None
+        except EntryNotFoundError:
+            return None
+
+    try:
+        fetch("config.json")
+        found = fetch(shards.INDEX)
+        if found is None:
+            found = fetch(shards.SINGLE)
+        else:
+            # names of shards are checked to stay inside the folder before any is asked for
+            for file in shards.read_index(found.parent):
+                fetch(file)
+        if found is None and unreachable:
+            raise unreachable[-1]
+    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from these
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise StorageError(
+            f"{name} cannot be fetched: {reason}", hint="tsc models lists what is on this machine"
+        ) from error
+    if found is None:
+        raise UsageError(f"{name} has no safetensors files", hint=f"fetch it, and {_CONVERT}")
+    return found.parent
