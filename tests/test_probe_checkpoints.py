@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from formats.errors import CorruptError, StorageError, TscError, UnsupportedFileError, UsageError
+from formats.errors import CorruptError, TscError, UnsupportedFileError, UsageError
 from tests import checkpoints
 from tsc_cli.probing import gguf_file, shards
 from tsc_cli.probing.checkpoint import open_checkpoint
@@ -339,5 +339,5 @@ def test_a_hub_model_is_fetched_file_by_file(tmp_path: Path, monkeypatch: pytest
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(StorageError, match="somebody/nothing cannot be fetched: "):
+    with pytest.raises(UsageError, match="somebody/nothing is not in the local hub cache, and the hub cannot be"):
         open_checkpoint("somebody/nothing", checkpoints.silent)

@@ -11,7 +11,7 @@ from formats import strict_json
 from formats.errors import CorruptError, StorageError, UsageError
 from formats.limits import MAX_JSON_BYTES
 
-from .. import default_model
+from .. import default_model, hub
 from ..models import is_hub_id
 
 NAME = "config.json"
@@ -76,32 +76,13 @@ def _locate(name: str, say: Callable[[str], None]) -> Path:
 
 def _from_hub(name: str, say: Callable[[str], None]) -> Path:
     """The file in the local hub cache, or fetched into it."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-    from huggingface_hub.utils import logging
+    from huggingface_hub import try_to_load_from_cache
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     kept = try_to_load_from_cache(name, NAME)
     if isinstance(kept, str):
         return Path(kept)
     say(f"looking for the {NAME} of {name} on the model hub")
-    hint = f"tsc models lists what is on this machine; a {NAME} or a folder will do, too"
-    try:
-        return Path(hf_hub_download(name, NAME))
-    except GatedRepoError as error:
-        raise UsageError(f"the hub gives {name} only to those who were granted access", hint=hint) from error
-    except RepositoryNotFoundError as error:
-        raise UsageError(f"the hub knows no model {name}, or keeps it private", hint=hint) from error
-    except LocalEntryNotFoundError as error:
-        raise UsageError(f"{name} is not in the local hub cache, and the hub cannot be reached", hint=hint) from error
-    except EntryNotFoundError as error:
-        raise UsageError(f"{name} has no {NAME} on the hub", hint=hint) from error
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(f"the {NAME} of {name} cannot be fetched: {reason}", hint=hint) from error
+    found = hub.file_of(name, NAME)
+    if found is None:
+        raise UsageError(f"{name} has no {NAME} on the hub", hint=f"a {NAME} or a folder with one will do, too")
+    return found

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from formats.errors import StorageError, UnsupportedFileError, UsageError
+from formats.errors import UnsupportedFileError, UsageError
 from formats.limits import MIB
 
-from .. import default_model
-from ..libraries import quiet_environment
+from .. import default_model, hub
 from ..models import is_hub_id
 from . import shards
 from .gguf_file import read_gguf
@@ -51,10 +50,10 @@ def open_checkpoint(name: str | None, say: Say) -> Checkpoint:
         name: None or the default model's name; a folder; a .safetensors or .gguf file; anything else is a hub id.
         say: told what takes long, and when a hub is used.
     Raises:
-        UsageError: there is no such checkpoint, or a part of it is missing.
+        UsageError: there is no such checkpoint, a part of it is missing, or it cannot be fetched.
         UnsupportedFileError: it is a pickle; those are never loaded.
         CorruptError: it is damaged, or names files outside its folder.
-        StorageError: it cannot be read or fetched.
+        StorageError: it cannot be read.
     """
     if name is None or name == default_model.NAME:
         return _folder(default_model.ensure(say), default_model.NAME)
@@ -112,37 +111,14 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _fetch(name: str) -> Path:
     """A folder with a hub model's config.json and safetensors files, fetched where they are not in the hub cache."""
-    quiet_environment()
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    unreachable: list[LocalEntryNotFoundError] = []
-
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file))
-        except LocalEntryNotFoundError as error:  # not in the cache, and no hub to ask whether there is one
-            unreachable.append(error)
-            return None
-        except EntryNotFoundError:
-            return None
-
-    try:
-        fetch("config.json")
-        found = fetch(shards.INDEX)
-        if found is None:
-            found = fetch(shards.SINGLE)
-        else:
-            # names of shards are checked to stay inside the folder before any is asked for
-            for file in shards.read_index(found.parent):
-                fetch(file)
-        if found is None and unreachable:
-            raise unreachable[-1]
-    except (OSError, ValueError) as error:  # what huggingface_hub raises derives from these
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise StorageError(
-            f"{name} cannot be fetched: {reason}", hint="tsc models lists what is on this machine"
-        ) from error
+    hub.file_of(name, "config.json", optional=True)
+    found = hub.file_of(name, shards.INDEX, optional=True)
+    if found is None:
+        found = hub.file_of(name, shards.SINGLE)
+    else:
+        # names of shards are checked to stay inside the folder before any is asked for
+        for file in shards.read_index(found.parent):
+            hub.file_of(name, file)
     if found is None:
         raise UsageError(f"{name} has no safetensors files", hint=f"fetch it, and {_CONVERT}")
     return found.parent
