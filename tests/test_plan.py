@@ -238,7 +238,8 @@ def test_everything_is_in_the_json(tsc: Any, folder: Path) -> None:
     assert first["transfer_seconds"] == pytest.approx(raw * 8 / 10e9)
     assert first["break_even_bytes_per_second"] == pytest.approx(raw / context["recompute_seconds"])
     klt = next(one for one in context["storage"] if one["name"] == "klt 125x of fp32")
-    assert klt["bytes"] == math.ceil(raw / 16 * 0.2526)
+    assert klt["bytes"] == math.ceil(raw / 16 * klt["bits_per_value"])
+    assert klt["bits_per_value"] == rates.KLT[2].bits
     assert all(one["all_users_fit"] for one in context["storage"])
     sizes = [one["bytes"] for one in context["storage"]]
     assert sizes == sorted(sizes, reverse=True)
