@@ -25,12 +25,12 @@ SIZES = {"vocab_size": 257, "eos_token_id": 256, "bos_token_id": 256}
 
 
 def gpt2() -> Any:
-    return transformers.GPT2Config(n_embd=192, n_layer=6, n_head=6, n_positions=POSITIONS, **SIZES)
+    return transformers.GPT2Config(n_embd=128, n_layer=4, n_head=4, n_positions=POSITIONS, **SIZES)
 
 
 def qwen3() -> Any:
     return transformers.Qwen3Config(
-        hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2,
+        hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         head_dim=32, max_position_embeddings=POSITIONS, **SIZES,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..codecs.klt import KltSettings
     from ..entropy import Decoder, Encoder
     from .profile import CodeTables
-    from .transform import Transform
+    from .transform import Rest, Transform
 
 _WORTH_CODING = 0.5  # root mean square, in steps, from which on a layer's rest is coded
 _WORTH_SHARE = 0.05  # of a group's squared error, from which on its tokens say which of their rests are coded
@@ -160,6 +160,8 @@ class GroupWriter(_Group):
         activity = symbols.activity(relative.cpu().numpy())
         activity[~worth.cpu().numpy()] = 0
         encoder.put(self.tables.residual_activity, activity.ravel(), zeros(activity.size))
+        scaled = scaled[torch.from_numpy((activity > 0).any(1)).to(scaled.device)]
+        activity = _narrowed(chosen, activity)
         coded = (activity > 0)[:, self.group.layer_of]
         classes = self.rest_classes(activity, coded, chosen)
         tables = self.tables.coefficients
@@ -174,9 +176,8 @@ class GroupReader(_Group):
 
     def read(
         self, before: torch.Tensor | None, decoder: Decoder, apart: MutableSequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(decoded coefficients over their scales, (tokens, rank); the rest, (tokens, P), or None)."""
-
+    ) -> tuple[torch.Tensor, Rest | None]:
+        """(decoded coefficients over their scales, (tokens, rank); what is added to them, or None)."""
         tokens, group = self.tokens, self.group
         others, bands = int(tokens.others.sum()), _band_count(group.shape.bands, self._rank)
         activity = decoder.take(self.tables.activity, _numbered(others, bands)).reshape(others, bands)
@@ -185,7 +186,7 @@ class GroupReader(_Group):
         integers = symbols.take(decoder, self.tables.coefficients, flat, apart).reshape(others, self._rank)
         return self.decoded(integers, self.predicted(before)), self._read_rest(decoder, apart)
 
-    def _read_rest(self, decoder: Decoder, apart: MutableSequence[int]) -> torch.Tensor | None:
+    def _read_rest(self, decoder: Decoder, apart: MutableSequence[int]) -> Rest | None:
         import numpy as np
         import torch
 
@@ -195,15 +196,26 @@ class GroupReader(_Group):
             return None
         layers = self.group.shape.layer_count
         activity = decoder.take(self.tables.residual_activity, zeros(count * layers)).reshape(count, layers)
+        activity = _narrowed(with_rest, activity)
         coded = (activity > 0)[:, self.group.layer_of]
         integers = np.zeros(coded.shape, dtype=np.int32)
         integers[coded] = symbols.take(
             decoder, self.tables.coefficients, self.rest_classes(activity, coded, with_rest), apart
         )  # fmt: skip
-        chosen = torch.from_numpy(with_rest).to(self.tokens.first.device)
-        rest = torch.zeros(len(chosen), self.group.shape.width, device=chosen.device)
-        rest[chosen] = torch.from_numpy(integers).to(chosen.device).float() * self.tokens.steps[chosen]
-        return rest
+        device = self.tokens.first.device
+        at = torch.from_numpy(np.flatnonzero(with_rest)).to(device)
+        return at, torch.from_numpy(integers).to(device).float() * self.tokens.steps[at]
+
+
+def _narrowed(chosen: npt.NDArray[np.bool_], activity: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Leave of chosen tokens, (tokens,), those with a layer whose rest is coded; returns their activities.
+
+    At coarse steps they are few, and nothing need be computed for the others.
+    """
+    some = (activity > 0).any(1)
+    chosen[chosen] = some
+    found: npt.NDArray[np.int32] = activity[some]
+    return found
 
 
 def _band_count(stops: Sequence[int], rank: int) -> int:

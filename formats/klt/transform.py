@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     Prepared = tuple[torch.Tensor, torch.Tensor]
+    Rest = tuple[torch.Tensor, torch.Tensor]  # numbers of tokens (n,), what is added to their weighted vectors (n, P)
 
 _LARGE = 64  # coefficients that hold most of the energy: always float32
 _SWEEPS = (_LARGE, 256, 1024)  # where coefficients are grouped by size for the analysis
@@ -165,14 +166,14 @@ class Transform:
         return found
 
     def restore(
-        self, prepared: Prepared, rest: torch.Tensor | None, first: torch.Tensor, positions: torch.Tensor,
+        self, prepared: Prepared, rest: Rest | None, first: torch.Tensor, positions: torch.Tensor,
         batch: int, layer: int,
     ) -> dict[Part, torch.Tensor]:  # fmt: skip
         """Keys and values of one layer of the group, (batch, heads, rows, head size), float32.
 
         Args:
             prepared: the coefficients.
-            rest: what is added to the weighted vectors, (tokens, P), or None.
+            rest: what is added to the weighted vectors, or None.
             positions: of the rows, (rows,).
         """
         import torch
@@ -182,7 +183,7 @@ class Transform:
             columns = slice(start + layer * s.heads * size, start + (layer + 1) * s.heads * size)
             weighted = self._product(prepared, columns)
             if rest is not None:
-                weighted = weighted + rest[:, columns]
+                weighted[rest[0]] += rest[1][:, columns]
             heads = weighted.view(-1, s.heads, size).transpose(0, 1)
             mean = torch.where(first[:, None], self._first_mean[part][layer], self._mean[part][layer])
             rows = torch.bmm(heads, self._inverse[part][layer]) + mean
