@@ -26,15 +26,18 @@ def test_the_command_reference_is_fresh() -> None:
     assert done.stdout == (ROOT / "docs" / "cli.md").read_text(), "run python docs/generate_cli.py"
 
 
-@pytest.mark.parametrize(("page", "tables"), [("claims.md", 5), ("klt.md", 6)])
-def test_the_tables_are_the_measurements(page: str, tables: int) -> None:
-    script = (
-        "import sys; sys.path.insert(0, 'docs'); import generate_claims as g; "
+@pytest.mark.parametrize(
+    ("page", "script", "tables"),
+    [("claims.md", "generate_claims", 5), ("klt.md", "generate_claims", 6), ("probes.md", "generate_probes", 5)],
+)
+def test_the_tables_are_the_measurements(page: str, script: str, tables: int) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, 'docs'); import {script} as g; "
         f"sys.stdout.write(g.generate((g.DOCS / {page!r}).read_text('utf-8')))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     text = (ROOT / "docs" / page).read_text("utf-8")
-    assert done.stdout == text, "run python docs/generate_claims.py"
+    assert done.stdout == text, f"run python docs/{script}.py"
     assert text.count("<!-- table ") == tables
 
 
