@@ -124,6 +124,14 @@ class Trace:
     def __len__(self) -> int:
         return len(self.views)
 
+    def __repr__(self) -> str:
+        """A line: the tensors and thousands of labels would fill a notebook."""
+        tokens = self.views[-1].tokens_seen if self.views else 0
+        return (
+            f"<Trace: {len(self)} snapshots of {len(self.geometry.layers)} layers, the last of {tokens} tokens, "
+            f"{self.geometry.dtype}, codec {self.codec}>"
+        )
+
     def index(self, snapshot: int) -> int:
         """`snapshot` counted from the start; negative numbers count from the end, as in a list."""
         if not -len(self) <= snapshot < len(self):

@@ -53,6 +53,11 @@ def test_one_layer_alone() -> None:
     assert same_bits(alone.keys[0], trace.snapshot(1).keys[2])
 
 
+def test_a_trace_shows_itself_in_a_line() -> None:
+    trace = growing_trace((FULL, SLIDING), lengths=(3, 8))
+    assert repr(trace) == "<Trace: 2 snapshots of 2 layers, the last of 8 tokens, float32, codec lossless>"
+
+
 @pytest.mark.parametrize("number", [2, -3])
 def test_there_is_no_such_snapshot(number: int) -> None:
     with pytest.raises(UsageError, match=f"no snapshot {number}"):
