@@ -55,7 +55,7 @@ def test_one_layer_alone() -> None:
 
 def test_a_trace_shows_itself_in_a_line() -> None:
     trace = growing_trace((FULL, SLIDING), lengths=(3, 8))
-    assert repr(trace) == "<Trace: 2 snapshots of 2 layers, the last of 8 tokens, float32, codec lossless>"
+    assert repr(trace) == "<Trace: 2 snapshots of 2 layers, the last of 8 tokens, bfloat16, codec lossless>"
 
 
 @pytest.mark.parametrize("number", [2, -3])
