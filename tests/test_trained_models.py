@@ -20,7 +20,7 @@ from tsc_cli.main import run
 
 pytestmark = pytest.mark.full
 
-POSITIONS, BATCH, STEPS = 512, 12, 250
+POSITIONS, BATCH, STEPS = 512, 6, 200
 SIZES = {"vocab_size": 257, "eos_token_id": 256, "bos_token_id": 256}
 
 
@@ -67,7 +67,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A trained model and its profile, and a capture of a module that neither has seen."""
     folder = tmp_path_factory.mktemp("trained")
     _, code = library_texts()
-    unseen = code.pop()
+    unseen = code.pop(max(range(len(code)), key=lambda n: len(code[n])))
     (folder / "seen.txt").write_text("".join(code)[:600_000])
     (folder / "unseen.txt").write_text(unseen[2_000:6_000])
     with pytest.MonkeyPatch.context() as patch:
