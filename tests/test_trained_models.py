@@ -39,7 +39,7 @@ def trained(config: Any, code: list[str]) -> Any:
     """A model after `STEPS` steps of AdamW on bytes, the learning rate rising and falling along a half sine."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    data = torch.frombuffer(bytearray("".join(code).encode()), dtype=torch.uint8).long()
+    data = torch.tensor(models.byte_tokenizer()("".join(code)).input_ids)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: float(torch.sin(torch.tensor((step + 1) / (STEPS + 1) * torch.pi)))
@@ -77,8 +77,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         models.save_small_model(place.model, trained(request.param(), code))
         words = ["calibrate", "-m", str(place.model), "--text", str(folder / "seen.txt"), "--tokens", "16384"]
         assert run([*words, "--rank", "512", "-q"]) == 0
-        words = ["capture", "-m", str(place.model), "-f", str(folder / "unseen.txt"), "--context", "384"]
-        assert run([*words, "--steps", "0", "-o", str(place.trace), "-q"]) == 0
+        words = ["capture", "-m", str(place.model), "--prompt-file", str(folder / "unseen.txt")]
+        assert run([*words, "--context", "384", "--steps", "0", "-o", str(place.trace), "-q"]) == 0
         yield place
 
 
