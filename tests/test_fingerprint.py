@@ -50,6 +50,28 @@ def test_another_tokenizer_is_refused() -> None:
         to_cache(trace, model, tokenizer=tokenizer)
 
 
+def test_how_a_tokenizer_was_last_asked_to_pad_is_no_difference() -> None:
+    model, tokenizer = models.llama(), models.byte_tokenizer()
+    trace = capture(model, models.prompt(9), steps=0, tokenizer=tokenizer)
+    used = models.byte_tokenizer()
+    used.pad_token = used.eos_token
+    used(["a", "bcd"], padding=True, truncation=True, max_length=5)
+    assert used.backend_tokenizer.padding is not None
+    assert used.backend_tokenizer.truncation is not None
+    to_cache(trace, model, tokenizer=used)
+    assert used.backend_tokenizer.padding is not None  # the caller's tokenizer is left alone
+
+
+@pytest.mark.parametrize("field", ["weights", "config", "rope"])
+def test_a_file_that_does_not_say_what_it_belongs_to_is_refused(field: str) -> None:
+    model = models.llama()
+    trace = capture(model, models.prompt(9), steps=0)
+    del trace.fingerprint[field]
+    with pytest.raises(MismatchError, match=f"does not say what model it belongs to: it has no {field}"):
+        to_cache(trace, model)
+    to_cache(trace, model, force=True)
+
+
 def test_the_same_model_built_twice_is_the_same() -> None:
     assert fingerprint.of(models.llama()) == fingerprint.of(models.llama())
 

@@ -59,6 +59,12 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> dict[str, str]:
 
 def require_same(recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
     """Raise MismatchError that names the first field in which a file's model and the one at hand differ."""
+    silent = next((field for field in found if field not in {*recorded, *NOT_COMPARED, "tokenizer"}), None)
+    if silent is not None:
+        raise MismatchError(
+            f"the file does not say what model it belongs to: it has no {silent}",
+            hint="--force-model-mismatch (force=True in Python) takes it at your word",
+        )
     for field, value in recorded.items():
         if field in NOT_COMPARED or (field == "tokenizer" and field not in found):
             continue
@@ -98,10 +104,21 @@ def tokenizer_hash(tokenizer: Any) -> str:
     if known is not None and known[0] == len(tokenizer):
         return known[1]
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else _canonical(tokenizer.get_vocab())
+    text = _described(backend) if backend is not None else _canonical(tokenizer.get_vocab())
     value = _sha256([text.encode()])
     _tokenizers[tokenizer] = (len(tokenizer), value)
     return value
+
+
+def _described(backend: Any) -> str:
+    """A fast tokenizer as JSON, less how the last call asked it to pad and truncate, which it keeps."""
+    text: str = backend.to_str()
+    if backend.padding is None and backend.truncation is None:
+        return text
+    plain = type(backend).from_str(text)
+    plain.no_padding()
+    plain.no_truncation()
+    return str(plain.to_str())
 
 
 def _adapters(model: Any) -> list[str]:
