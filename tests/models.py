@@ -42,9 +42,10 @@ def gemma3_mixed(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     return _build(config, dtype)
 
 
-def gpt2(dtype: torch.dtype = torch.float32) -> Any:
+def gpt2(dtype: torch.dtype = torch.float32, positions: int = 256) -> Any:
     """Learned positions, no RoPE, as many KV heads as query heads."""
-    return _build(transformers.GPT2Config(vocab_size=300, n_embd=48, n_layer=3, n_head=4, n_positions=256), dtype)
+    config = transformers.GPT2Config(vocab_size=300, n_embd=48, n_layer=3, n_head=4, n_positions=positions)
+    return _build(config, dtype)
 
 
 def qwen3(dtype: torch.dtype = torch.float32) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache
 
 from formats.errors import UsageError
@@ -28,6 +29,7 @@ class Copier(torch.nn.Module):
 
     def __init__(self, order: int = 8, vocabulary: int = 256) -> None:
         super().__init__()
+        self.config = transformers.PreTrainedConfig()
         self.order, self.vocabulary = order, vocabulary
         codes = torch.randn(vocabulary, 32, generator=torch.Generator().manual_seed(0))
         self.codes = torch.nn.Parameter(torch.nn.functional.normalize(codes), requires_grad=False)

@@ -94,7 +94,7 @@ def test_it_goes_through_calibrate_compress_and_verify(tsc: Any, place: Place, c
         measured = again.json["results"][0]
         assert 0 < measured["kl_mean"] <= most * 1.001
         assert measured["top1"] > 0.85
-        ratios[quality] = done.json["ratio_final_fp32"], measured["kl_mean"], measured["top1"]
+        ratios[quality] = done.json["ratio_final"], measured["kl_mean"], measured["top1"]
     by_hand = place.folder / "scalar.tsc"
     words = ["--codec", "scalar", "--set", "bits=4", "-o", by_hand, "--json"]
     done = tsc("compress", place.trace, "-m", place.model, *words)

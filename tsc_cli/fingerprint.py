@@ -58,9 +58,12 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> dict[str, str]:
 
 
 def require_same(recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Raise MismatchError that names the first field in which a file's model and the one at hand differ."""
+    """Raise MismatchError that names the first field in which a file's model and the one at hand differ.
+
+    A trace that names nothing was made of somebody's own caches and is taken; one that leaves a field out is not.
+    """
     silent = next((field for field in found if field not in {*recorded, *NOT_COMPARED, "tokenizer"}), None)
-    if silent is not None:
+    if recorded and silent is not None:
         raise MismatchError(
             f"the file does not say what model it belongs to: it has no {silent}",
             hint="--force-model-mismatch (force=True in Python) takes it at your word",

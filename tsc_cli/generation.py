@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -44,11 +45,30 @@ def prefill(
     return cache, logits
 
 
+def room(model: PreTrainedModel, held: int) -> int:
+    """How many tokens a model can be fed after `held` ones: learned positions come to an end, RoPE does not."""
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or getattr(config, "rope_parameters", None):
+        return sys.maxsize
+    return max(int(limit) - held, 0)
+
+
 @torch.no_grad()
 def feed(
     model: PreTrainedModel, cache: DynamicCache, token_ids: Sequence[int], *, last_only: bool = False
 ) -> torch.Tensor:
-    """Feed tokens in one forward pass; the cache grows by them.  Returns logits, (tokens or 1, vocabulary)."""
+    """Feed tokens in one forward pass; the cache grows by them.  Returns logits, (tokens or 1, vocabulary).
+
+    Raises:
+        UsageError: they do not fit into the model's positions.
+    """
+    held = cache.get_seq_length()
+    if room(model, held) < len(token_ids):
+        raise UsageError(
+            f"{len(token_ids)} tokens do not fit behind {held}: the model has no more positions",
+            hint="capture fewer tokens: --context",
+        )
     ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
     keep = {"logits_to_keep": 1} if last_only and _takes(model, "logits_to_keep") else {}
     output = model(input_ids=ids, past_key_values=cache, use_cache=True, **keep)

@@ -16,7 +16,8 @@ from formats.compression import Recipe, Source, write
 from . import bridge
 from .fidelity import Fidelity, compare
 from .generation import Progress, nothing, score
-from .verification import Verified, reference_of, sample_after
+from .references import followed, reference_of, sample_after
+from .verification import Verified
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +44,7 @@ class Judge:
             last = exact if self.snapshot == len(trace) - 1 else bridge.to_cache(trace, model, -1, force=True)
             sampled = sample_after(trace, model, last, positions, seed, progress)
         self.reference, tokens = reference_of(trace, self.snapshot, sampled)
-        self._tokens = tokens[: positions + 1]
+        self._tokens = followed(trace, model, self.snapshot, tokens, positions)
         self._exact = score(model, exact, self._tokens[:-1])
         self._cache = exact
 

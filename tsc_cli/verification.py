@@ -19,8 +19,9 @@ from formats.tiers import verdict
 
 from . import bridge, fingerprint
 from .fidelity import Fidelity, compare, first_difference
-from .generation import Progress, Sampler, continuation, feed, feed_last_again, nothing, prefill, score
+from .generation import Progress, Sampler, continuation, feed, nothing, prefill, room, score
 from .recall import Recall, measure_recall, recall_passes
+from .references import followed, needs_sample, reference_of, sample_after
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -102,7 +103,8 @@ def verify(
         one result a snapshot, in the order of the trace.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: no such snapshot, `against` holds other tokens, or one token is all there is to recall.
+        UsageError: no such snapshot, `against` holds other tokens, one token is all there is to recall, or the model
+            has no position left after a snapshot.
     """
     options = options or VerifyOptions(**settings)
     wanted = sorted({trace.index(number) for number in options.snapshots})
@@ -122,21 +124,22 @@ def verify(
             continue
         restored = bridge.to_cache(trace, model, number, force=True)
         name, reference = reference_of(trace, number, sampled)
-        tokens = reference[: options.positions + 1]
+        tokens = followed(trace, model, number, reference, options.positions)
+        free = room(model, len(trace.token_ids(number)))
+        greedy = min(options.greedy, free + 1)  # the last of them is not fed
         fidelity = compare(score(model, exact, tokens[:-1]), score(model, restored, tokens[:-1]), tokens[1:])
         progress(2)
         diverges = None
-        if options.greedy:
+        if greedy:
             paths = [
-                continuation(model, cache, reference[0], options.greedy, Sampler(), progress)
-                for cache in (exact, restored)
+                continuation(model, cache, reference[0], greedy, Sampler(), progress) for cache in (exact, restored)
             ]
             diverges = first_difference(*paths)
-        again = (model, exact, restored, trace.token_ids(number), options.positions, progress)
+        again = (model, exact, restored, trace.token_ids(number), min(options.positions, free), progress)
         results.append(
             Verified(
                 number, len(trace.token_ids(number)), name, "recomputed" if against is None else "file",
-                bridge.identical(exact, restored), fidelity, options.greedy, diverges,
+                bridge.identical(exact, restored), fidelity, greedy, diverges,
                 measure_recall(*again) if options.recall else None,
             )
         )  # fmt: skip
@@ -161,7 +164,7 @@ class _Plan:
 
     @classmethod
     def of(cls, trace: Trace, wanted: list[int], *, against: bool) -> _Plan:
-        sample = any(_needs_sample(trace, number) for number in wanted)
+        sample = any(needs_sample(trace, number) for number in wanted)
         everything = sorted({*wanted, len(trace) - 1}) if sample else wanted
         few = len(everything) <= _KEPT
         first = everything if few else [len(trace) - 1] if sample else []
@@ -177,32 +180,6 @@ def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
     recalled = wanted if options.recall else []
     again = sum(recall_passes(len(trace.token_ids(number)), options.positions) for number in recalled)
     return plan.feeds + (options.positions + 1) * plan.sample + len(wanted) * (2 + 2 * options.greedy) + again
-
-
-def _needs_sample(trace: Trace, number: int) -> bool:
-    return not (number == 0 and len(trace.reference) > 1)
-
-
-def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, list[int]]:
-    """What the caches of a snapshot are fed.
-
-    The first snapshot is followed by the source text if the file has it.  Any other is followed by what the capturing
-    run fed next (its later snapshots' tokens), then by tokens sampled after the last one.
-    """
-    if not _needs_sample(trace, number):
-        return "text", trace.reference
-    return "sampled", trace.token_ids(-1)[len(trace.token_ids(number)) :] + list(sampled)
-
-
-def sample_after(
-    trace: Trace, model: PreTrainedModel, exact: DynamicCache, positions: int, seed: int, progress: Progress = nothing
-) -> list[int]:
-    """`positions` + 1 tokens sampled from the exact model after the last snapshot; one run serves every snapshot."""
-    sampler = Sampler(temperature=1.0, seed=seed)
-    next_token = trace.views[-1].next_token
-    if next_token is None:
-        next_token = sampler(feed_last_again(model, bridge.fork(exact), trace.token_ids(-1)))
-    return continuation(model, exact, next_token, positions + 1, sampler, progress)
 
 
 def _exact_caches(

@@ -1,0 +1,62 @@
+"""What follows a snapshot: the tokens that its exact and its restored cache are both fed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from formats import Trace
+from formats.errors import UsageError
+
+from . import bridge
+from .generation import Progress, Sampler, continuation, feed_last_again, nothing, room
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import DynamicCache
+
+
+def needs_sample(trace: Trace, number: int) -> bool:
+    """Whether the text that followed a snapshot is not known."""
+    return not (number == 0 and len(trace.reference) > 1)
+
+
+def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, list[int]]:
+    """What the caches of a snapshot are fed.
+
+    The first snapshot is followed by the source text if the file has it.  Any other is followed by what the capturing
+    run fed next (its later snapshots' tokens), then by tokens sampled after the last one.
+    """
+    if not needs_sample(trace, number):
+        return "text", trace.reference
+    return "sampled", trace.token_ids(-1)[len(trace.token_ids(number)) :] + list(sampled)
+
+
+def followed(trace: Trace, model: PreTrainedModel, number: int, reference: list[int], positions: int) -> list[int]:
+    """What both caches of a snapshot are fed, and the last target: as much of the reference as the model has room for.
+
+    Raises:
+        UsageError: nothing can follow the snapshot.
+    """
+    count = min(positions, room(model, len(trace.token_ids(number))))
+    if count < 1:
+        raise UsageError(
+            f"nothing can be measured: snapshot {number} takes all positions of the model",
+            hint="capture fewer tokens: --context",
+        )
+    return reference[: count + 1]
+
+
+def sample_after(
+    trace: Trace, model: PreTrainedModel, exact: DynamicCache, positions: int, seed: int, progress: Progress = nothing
+) -> list[int]:
+    """`positions` + 1 tokens sampled from the exact model after the last snapshot; one run serves every snapshot.
+
+    Fewer where the model has no room for them.
+    """
+    sampler = Sampler(temperature=1.0, seed=seed)
+    next_token = trace.views[-1].next_token
+    if next_token is None:
+        next_token = sampler(feed_last_again(model, bridge.fork(exact), trace.token_ids(-1)))
+    fed = min(positions, room(model, len(trace.token_ids(-1))))
+    return continuation(model, exact, next_token, fed + 1, sampler, progress)
