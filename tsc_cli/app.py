@@ -19,6 +19,7 @@ from .commands import (
     integrity,
     models,
     plot,
+    probe_cache,
     profiles,
     resume,
     tiers,
@@ -59,6 +60,7 @@ def tsc(
 for _name, _module in (
     ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
     ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("calibrate", calibrate),
-    ("profiles", profiles), ("bench", bench), ("plot", plot), ("models", models),
+    ("profiles", profiles), ("bench", bench), ("plot", plot),
+    ("probe-cache", probe_cache), ("models", models),
 ):  # fmt: skip
     app.command(_name)(_module.command)
