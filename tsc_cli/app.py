@@ -20,6 +20,7 @@ from .commands import (
     models,
     plan,
     plot,
+    probe_cache,
     probe_weights,
     profiles,
     resume,
@@ -62,6 +63,6 @@ for _name, _module in (
     ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
     ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("calibrate", calibrate),
     ("profiles", profiles), ("bench", bench), ("plot", plot), ("plan", plan),
-    ("probe-weights", probe_weights), ("models", models),
+    ("probe-weights", probe_weights), ("probe-cache", probe_cache), ("models", models),
 ):  # fmt: skip
     app.command(_name)(_module.command)

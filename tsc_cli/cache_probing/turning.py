@@ -1,0 +1,83 @@
+"""How the keys of a file turn: from the profile that it carries, an installed one, or the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from formats.errors import MismatchError, TscError
+from formats.geometry import Geometry
+from formats.klt import store
+from formats.klt.profile import Profile
+from formats.rotary import Rotary
+from formats.trace import Trace
+from formats.trace_file import TraceFile
+
+from ..output import Output
+
+_FIELDS = ("architecture", "config", "layers", "kv_heads", "rope")  # of a fingerprint, that RoPE rests on
+
+
+@dataclass(frozen=True)
+class Turning:
+    """How each cache layer turns its keys, and who says so: "profile" or "model"."""
+
+    layers: tuple[Rotary, ...]
+    source: str
+
+    @property
+    def turns(self) -> bool:
+        return any(rotary.frequencies for rotary in self.layers)
+
+
+def turning_of(file: TraceFile, trace: Trace, model: str | None, out: Output) -> Turning | None:
+    """How the keys of a file turn, or None if nothing on this machine knows.
+
+    A model that was asked for by name is loaded; else a profile will do, which takes no model; else the model that the
+    file names, if it is on this machine.  Nothing is fetched that was not asked for.
+
+    Raises:
+        UsageError: there is no such model.
+        MismatchError: it is not the file's.
+    """
+    if model is None:
+        profile = _profile(file, trace)
+        if profile is not None:
+            return Turning(profile, "profile")
+    from ..files import model_at_hand, model_for
+
+    if model is None and not model_at_hand(trace):
+        return None
+    from .. import fingerprint, rotary
+
+    loaded = model_for(trace, model, "cpu", out).model
+    fingerprint.require_same(_of_rope(trace.fingerprint), _of_rope(fingerprint.of(loaded)))
+    layers = tuple(rotary.layers_of(loaded))
+    if len(layers) != len(trace.geometry.layers):
+        raise MismatchError(f"the file has {len(trace.geometry.layers)} layers, the model {len(layers)}")
+    return Turning(layers, "model")
+
+
+def _of_rope(fields: Mapping[str, str]) -> dict[str, str]:
+    return {field: value for field, value in fields.items() if field in _FIELDS}
+
+
+def _profile(file: TraceFile, trace: Trace) -> tuple[Rotary, ...] | None:
+    """Of the file's own profile, or of one that is installed for its model."""
+    try:
+        found = file.profile.load() if file.profile is not None else store.for_model(trace.fingerprint)
+    except TscError:  # a profile that is missing is missed by whoever needs its statistics
+        return None
+    return None if found is None else of_profile(found, trace.geometry)
+
+
+def of_profile(profile: Profile, geometry: Geometry) -> tuple[Rotary, ...] | None:
+    """A rotary embedding for each layer; None if the profile is of another geometry."""
+    layers: list[Rotary] = []
+    specs: Sequence[tuple[int, int]] = [
+        (shape.heads, shape.key_size) for shape in profile.shapes for _ in range(shape.layer_count)
+    ]
+    for shape in profile.shapes:
+        layers += shape.rotary
+    same = [(spec.heads, spec.key_size) for spec in geometry.layers] == specs
+    return tuple(layers) if same and len(layers) == len(specs) else None
