@@ -125,25 +125,3 @@ def test_resuming_from_a_snapshot_without_next_token_feeds_the_last_one_again(mo
     windowed = capture(sliding, models.prompt(40), steps=0)
     with pytest.raises(UsageError, match="cannot give up its last row"):
         resume(windowed, sliding, choose=Sampler(temperature=1.0))
-
-
-def test_learned_positions_bound_what_is_measured() -> None:
-    """A model with a table of positions cannot be fed beyond it; what fits is measured, and said."""
-    model = models.gpt2(positions=48)
-    trace = capture(model, models.prompt(36), steps=4, reference=models.prompt(120, seed=3))
-    first, last = verify(trace, model, snapshots=(0, -1), positions=100, greedy=64, recall=True)
-    assert (first.fidelity.positions, last.fidelity.positions) == (12, 8)
-    assert (first.greedy, last.greedy) == (13, 9)
-    assert first.recall is not None
-    assert first.recall.predicted == 12 - 1 or first.recall.predicted <= 12
-    full = capture(model, models.prompt(44), steps=4)
-    with pytest.raises(UsageError, match="snapshot 4 takes all positions of the model"):
-        verify(full, model, snapshots=(-1,))
-    with pytest.raises(UsageError, match="1 tokens do not fit behind 48"):
-        list(islice(resume(full, model), 2))
-
-
-def test_rope_goes_on_beyond_the_stated_positions() -> None:
-    model = models.llama(max_position_embeddings=40)
-    trace = capture(model, models.prompt(40), steps=0, reference=models.prompt(30, seed=3))
-    assert verify(trace, model, positions=29)[0].fidelity.positions == 29

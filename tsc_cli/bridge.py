@@ -7,6 +7,7 @@ A cache that cannot be restored faithfully is refused by name before anything is
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,8 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
         )
     cache = DynamicCache(config=config)
     refuse_unsupported(cache, name)
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedCacheError(f"{name} does not take a cache that was filled before")
     if not cache.layers:
         raise UnsupportedCacheError(f"{name} does not say which cache layers it has")
     return cache
@@ -107,6 +110,11 @@ def geometry_of(cache: DynamicCache, model_name: str) -> Geometry:
         window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
         specs.append(LayerSpec(_KINDS[type(layer)], keys.shape[1], keys.shape[3], values.shape[3], window))
     first, _ = rows_of(cache)[0]
+    for number, (keys, _) in enumerate(rows_of(cache)):
+        if keys.dtype != first.dtype:
+            raise UnsupportedCacheError(
+                f"layer {number} of {model_name} holds {keys.dtype}, layer 0 {first.dtype}: they must be alike"
+            )
     dtype = str(first.dtype).removeprefix("torch.")
     if dtype not in DTYPE_BYTES:
         raise UnsupportedCacheError(f"{model_name} keeps its cache as {dtype}, which cannot be stored")

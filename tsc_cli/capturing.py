@@ -19,6 +19,7 @@ from formats.trace_writer import content_id
 from . import bridge, fingerprint
 from .attention import observed
 from .generation import Progress, Sampler, feed, nothing, prefill
+from .positions import check_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -190,11 +191,9 @@ def _check(model: PreTrainedModel, tokens: Sequence[int], options: CaptureOption
             raise UsageError(f"{name} must be at least 1")
     if options.steps < 0 or options.temperature < 0 or (options.keyframe_interval or 1) < 1:
         raise UsageError("steps, temperature and keyframe interval must not be negative")
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if limit is not None and len(tokens) + options.steps > limit:
-        raise UsageError(
-            f"{len(tokens)} tokens and {options.steps} steps do not fit into the model's {limit} positions",
-            hint=f"at most --steps {limit - len(tokens)}"
-            if len(tokens) < limit
-            else f"--context {max(limit - options.steps, 1)} takes the first tokens only",
-        )
+    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    wrong = next((token for token in tokens if not 0 <= token < known), None)
+    if wrong is not None:
+        raise UsageError(f"the model has no token {wrong}: its ids go from 0 to {known - 1}",
+                         hint="take the tokenizer that belongs to the model")  # fmt: skip
+    check_prompt(model, len(tokens), options.steps)

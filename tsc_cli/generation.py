@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import torch
 from formats.errors import UnsupportedCacheError, UsageError
 
 from .bridge import fork, new_cache
+from .positions import require_room, switch_of
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -31,6 +31,8 @@ def prefill(
 ) -> tuple[DynamicCache, torch.Tensor]:
     """Feed a prompt to an empty cache, `chunk` tokens at a time so that activations stay bounded.
 
+    LongRoPE turns keys by the longest position of a pass: a prompt beyond its switch is fed in one.
+
     Returns:
         the filled cache and the logits after the last token, (vocabulary,).
     Raises:
@@ -38,20 +40,14 @@ def prefill(
     """
     cache = new_cache(model)
     logits = torch.empty(0)
+    switch = switch_of(model)
+    if switch is not None and len(token_ids) > switch:
+        chunk = len(token_ids)
     for start in range(0, len(token_ids), chunk):
         piece = token_ids[start : start + chunk]
         logits = feed(model, cache, piece, last_only=True)[-1]
         progress(len(piece))
     return cache, logits
-
-
-def room(model: PreTrainedModel, held: int) -> int:
-    """How many tokens a model can be fed after `held` ones: learned positions come to an end, RoPE does not."""
-    config = model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None or getattr(config, "rope_parameters", None):
-        return sys.maxsize
-    return max(int(limit) - held, 0)
 
 
 @torch.no_grad()
@@ -61,21 +57,17 @@ def feed(
     """Feed tokens in one forward pass; the cache grows by them.  Returns logits, (tokens or 1, vocabulary).
 
     Raises:
-        UsageError: they do not fit into the model's positions.
+        UsageError: they do not fit into the model's positions; see `positions`.
+        UnsupportedCacheError: the model does not return the cache that it was given.
     """
-    held = cache.get_seq_length()
-    if room(model, held) < len(token_ids):
-        raise UsageError(
-            f"{len(token_ids)} tokens do not fit behind {held}: the model has no more positions",
-            hint="capture fewer tokens: --context",
-        )
+    require_room(model, cache.get_seq_length(), len(token_ids))
     ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
     keep = {"logits_to_keep": 1} if last_only and _takes(model, "logits_to_keep") else {}
     output = model(input_ids=ids, past_key_values=cache, use_cache=True, **keep)
-    if output.past_key_values is not cache:
+    returned = getattr(output, "past_key_values", None)
+    if returned is not cache:
         raise UnsupportedCacheError(
-            f"{type(model).__name__} keeps its cache as {type(output.past_key_values).__name__}, "
-            "which cannot be stored yet"
+            f"{type(model).__name__} keeps its cache as {type(returned).__name__}, which cannot be stored yet"
         )
     logits: torch.Tensor = output.logits[0]
     return logits[-1:] if last_only else logits

@@ -9,7 +9,8 @@ from formats import Trace
 from formats.errors import UsageError
 
 from . import bridge
-from .generation import Progress, Sampler, continuation, feed_last_again, nothing, room
+from .generation import Progress, Sampler, continuation, feed_last_again, nothing
+from .positions import room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,7 +19,8 @@ from formats.tiers import verdict
 
 from . import bridge, fingerprint
 from .fidelity import Fidelity, compare, first_difference
-from .generation import Progress, Sampler, continuation, feed, nothing, prefill, room, score
+from .generation import Progress, Sampler, continuation, feed, nothing, prefill, score
+from .positions import room
 from .recall import Recall, measure_recall, recall_passes
 from .references import followed, needs_sample, reference_of, sample_after
 

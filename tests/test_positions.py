@@ -1,0 +1,114 @@
+"""A cache ends where the model's positions end, and is not carried across a point where its keys would turn anew."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from formats.errors import UnsupportedCacheError, UsageError
+from tests import models
+from tests.traces import same_snapshots
+from tsc_cli import capture, to_cache, verify
+from tsc_cli.positions import limit_of, room, switch_of
+from tsc_cli.resuming import resume
+
+
+def test_learned_positions_bound_what_is_measured() -> None:
+    model = models.gpt2(positions=48)
+    trace = capture(model, models.prompt(36), steps=4, reference=models.prompt(120, seed=3))
+    first, last = verify(trace, model, snapshots=(0, -1), positions=100, greedy=64, recall=True)
+    assert (first.fidelity.positions, last.fidelity.positions) == (12, 8)
+    assert (first.greedy, last.greedy) == (13, 9)  # the last token of them is not fed
+    assert first.recall is not None
+    assert first.recall.predicted <= 12
+    full = capture(model, models.prompt(44), steps=4)
+    with pytest.raises(UsageError, match="snapshot 4 takes all positions of the model"):
+        verify(full, model, snapshots=(-1,))
+    with pytest.raises(UsageError, match="1 tokens do not fit behind 48: the model goes on for 0 positions"):
+        list(islice(resume(full, model), 2))
+
+
+def test_rope_goes_on_beyond_the_stated_positions() -> None:
+    model = models.llama(max_position_embeddings=40)
+    trace = capture(model, models.prompt(40), steps=0, reference=models.prompt(30, seed=3))
+    assert verify(trace, model, positions=29)[0].fidelity.positions == 29
+    with pytest.raises(UsageError, match="do not fit into the model's 40 positions"):
+        capture(model, models.prompt(40), steps=1)
+
+
+def test_what_is_known_of_positions() -> None:
+    assert (limit_of(models.gpt2()), switch_of(models.gpt2()), room(models.gpt2(), 250)) == (256, None, 6)
+    long = models.phi3_long()
+    assert (switch_of(long), room(long, 30), room(long, 32)) == (32, 2, 0)
+    assert room(long, 33) == room(long, 0) > 1 << 60
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert room(models.llama(max_position_embeddings=64, rope_parameters=dynamic), 60) == 4
+
+
+def test_a_prompt_beyond_the_switch_of_longrope_is_fed_in_one_pass() -> None:
+    """In chunks, keys before the switch would turn at other rates than `generate` and one pass give them."""
+    model = models.phi3_long()
+    tokens = models.prompt(40)
+    in_chunks = capture(model, tokens, steps=3, chunk=16)
+    at_once = capture(model, tokens, steps=3)
+    assert same_snapshots(in_chunks.snapshot(), at_once.snapshot())
+    with torch.no_grad():
+        exact = model(torch.tensor([tokens]), use_cache=True)
+    cache = to_cache(in_chunks, model, 0)
+    assert torch.equal(cache.layers[0].keys, exact.past_key_values.layers[0].keys)
+    assert verify(in_chunks, model, greedy=4)[0].identical
+
+
+def test_steps_do_not_cross_the_switch_of_longrope() -> None:
+    model = models.phi3_long()
+    with pytest.raises(UsageError, match="4 steps after 30 tokens cross 32, where the model's LongRoPE") as refused:
+        capture(model, models.prompt(30), steps=4)
+    assert refused.value.hint == "at most --steps 2"
+    trace = capture(model, models.prompt(30), steps=2)
+    with pytest.raises(UsageError, match="do not fit behind 32"):
+        list(islice(resume(trace, model), 2))
+
+
+@pytest.mark.parametrize("token", [300, -1])
+def test_a_token_that_the_model_does_not_have(token: int) -> None:
+    with pytest.raises(UsageError, match=f"no token {token}: its ids go from 0 to"):
+        capture(models.llama(), [1, 2, token], steps=0)
+
+
+def test_layers_of_different_dtypes_are_refused() -> None:
+    model = models.llama()
+
+    def widened(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        del module, arguments
+        return output.double()
+
+    for name in ("k_proj", "v_proj"):
+        getattr(model.model.layers[1].self_attn, name).register_forward_hook(widened)
+    model.model.layers[1].self_attn.q_proj.register_forward_hook(widened)
+    model.model.layers[1].self_attn.o_proj.double()
+    model.model.layers[1].self_attn.o_proj.register_forward_hook(lambda m, a, output: output.float())
+    with pytest.raises(UnsupportedCacheError, match=r"layer 1 of LlamaForCausalLM holds torch\.float64, layer 0 torch"):
+        capture(model, models.prompt(9), steps=0)
+
+
+def test_a_model_that_takes_no_cache_is_refused_before_it_runs() -> None:
+    import transformers
+
+    config = transformers.RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+    model = transformers.RwkvForCausalLM(config).eval()
+    model.forward = _must_not_run(model.forward)
+    with pytest.raises(UnsupportedCacheError, match="RwkvForCausalLM does not take a cache that was filled before"):
+        capture(model, models.prompt(9), steps=0)
+
+
+def _must_not_run(forward: Any) -> Any:
+    import functools
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the prompt was run")
+
+    return run
