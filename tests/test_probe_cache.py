@@ -142,7 +142,11 @@ def test_a_layer_that_is_a_map_of_the_one_before_and_noise() -> None:
         assert seen.own_r2 < 0.3
     assert {entry.layer for entry in found.chosen(LAYERS, KEYS)} == {1, 2}
     verdict = report.verdict_of(found)
-    assert (verdict.direction, verdict.way) == (LAYERS, "map_bits")
+    assert verdict.most is not None
+    assert (verdict.most.direction, verdict.most.way) == (LAYERS, "map_bits")
+    said = report.sentence(found, verdict)
+    assert said.startswith(f"a linear map from the layer before saves most, {verdict.most.bits:.2f} bits a value; the")
+    assert said.endswith("costs 0.50 on keys as cached, costs 0.50 on values")
 
 
 @pytest.mark.parametrize("tokens", [100, 400])
@@ -169,6 +173,11 @@ def test_heads_that_repeat_each_other() -> None:
     assert second[0].map_r2 == pytest.approx(1 / (1 + sigma**2), abs=0.02)
     assert found.chosen(HEADS, KEYS)[0].ratio is None  # there is no head before the first
     assert figures(found, HEADS, VALUES).map_r2 == pytest.approx(0, abs=0.02)
+    verdict = report.verdict_of(found)
+    assert verdict.most is not None
+    assert verdict.most.direction == HEADS
+    assert "from the other heads saves most, 1.0" in report.sentence(found, verdict)
+    assert "though not on all of them at once; the difference of" in report.sentence(found, verdict)
 
 
 def test_one_head_has_no_others() -> None:
@@ -277,7 +286,8 @@ def test_constant_channels_have_no_figures() -> None:
     assert figures(found, TOKENS, KEYS).bits == pytest.approx(-0.5, abs=0.15)  # of the other channel
     seen = figures(found, TOKENS, VALUES)
     assert seen.bits is seen.own_bits is seen.map_bits is None
-    assert report.verdict_of(found).bits is None
+    assert report.verdict_of(found).most is None
+    assert "no direction saves 0.05 bits a value" in report.sentence(found, report.verdict_of(found))
 
 
 def test_what_repeats_exactly_saves_no_more_bits_than_there_are() -> None:

@@ -58,7 +58,7 @@ def draw(found: Probe, output: Path, title: str) -> None:
                 axes.text(0.5, 0.5, "no difference", transform=axes.transAxes, ha="center", rotation=90, fontsize=8)
         panels[row][0].set_ylabel(f"{name}\nlayer", fontsize=9)
     bar = figure.colorbar(image, ax=panels, extend="both", fraction=0.03, pad=0.01)
-    bar.set_label("bits a value saved (blue) or cost (red)", fontsize=9)
+    bar.set_label("bits a value saved (blue) or cost (red); grey: no figure", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(printable(title).replace("$", r"\$"), fontsize=10)
     figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix.lower() == ".svg" else None)

@@ -25,31 +25,47 @@ _NOTHING = 0.05  # bits a value that are not worth a sentence
 
 
 @dataclass(frozen=True)
+class Saving:
+    """Bits a value that coding from one direction saves, the mean of keys (without RoPE, if known) and values."""
+
+    direction: str
+    way: str
+    bits: float
+
+    @property
+    def worth(self) -> bool:
+        return self.bits >= _NOTHING
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Where a snapshot is redundant, and what differences of tokens are worth.
 
     Attributes:
-        direction, way, bits: what saves most bits a value, as the mean of keys (without RoPE, if that is known) and
-            values; None if nothing was measured.
+        most: what saves most; None if nothing was measured.
+        in_order: what saves most of what a decoder knows by then for every row: tokens and layers come one by one,
+            while heads, and keys and values, cannot each be told by the others.
         token_bits: what plain differences of tokens save, by part.
     """
 
-    direction: str | None
-    way: str | None
-    bits: float | None
+    most: Saving | None
+    in_order: Saving | None
     token_bits: dict[str, float | None]
 
 
 def verdict_of(found: Probe) -> Verdict:
-    best: tuple[float, str, str] | None = None
-    for direction in (TOKENS, LAYERS, HEADS, PARTS):
-        for way in _WAYS:
-            saved = _saved(found, direction, way)
-            if saved is not None and (best is None or saved > best[0]):
-                best = saved, direction, way
     parts = [part for direction, part in found.lines() if direction == TOKENS]
     tokens = {part: mean(found.chosen(TOKENS, part), "bits") for part in parts}
-    return Verdict(None, None, None, tokens) if best is None else Verdict(best[1], best[2], best[0], tokens)
+    return Verdict(_most(found, (TOKENS, LAYERS, HEADS, PARTS)), _most(found, (TOKENS, LAYERS)), tokens)
+
+
+def _most(found: Probe, directions: Sequence[str]) -> Saving | None:
+    savings = [
+        Saving(direction, way, saved)
+        for direction in directions for way in _WAYS
+        if (saved := _saved(found, direction, way)) is not None
+    ]  # fmt: skip
+    return max(savings, key=lambda saving: saving.bits, default=None)
 
 
 def _saved(found: Probe, direction: str, way: str) -> float | None:
@@ -115,11 +131,16 @@ def sentence(found: Probe, verdict: Verdict) -> str:
     if found.held is not None:
         parts.append(f"{_percent(found.held.identical / found.held.rows)} of the rows are in the snapshot before")
     within = "within a snapshot " if parts else ""
-    if verdict.bits is None or verdict.direction is None or verdict.way is None or verdict.bits < _NOTHING:
+    most, other = verdict.most, verdict.in_order
+    if most is None or not most.worth:
         parts.append(f"{within}no direction saves {_NOTHING} bits a value")
     else:
-        name = NAMES[verdict.direction]
-        parts.append(f"{within}{_WAYS[verdict.way]} from the {name} saves most, {verdict.bits:.2f} bits a value")
+        said = f"{within}{_WAYS[most.way]} from the {NAMES[most.direction]} saves most, {most.bits:.2f} bits a value"
+        if most.direction in (HEADS, PARTS):
+            said += ", though not on all of them at once"
+            if other is not None and other.worth:
+                said += f"; {_WAYS[other.way]} from the {NAMES[other.direction]} saves {other.bits:.2f}"
+        parts.append(said)
     worth = [
         f"{'saves' if saved >= 0 else 'costs'} {abs(saved):.2f} on {PARTS_SHOWN[part]}"
         for part, saved in verdict.token_bits.items() if saved is not None

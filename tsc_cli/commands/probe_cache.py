@@ -92,7 +92,7 @@ def command(
     text = report.text(found, head, verdict, layers=layers)
     if target is not None:
         text += f"\n\n{printable(str(target))}"
-    out.report(report.SCHEMA, facts, text, "none" if verdict.bits is None else f"{verdict.bits:+.3f}")
+    out.report(report.SCHEMA, facts, text, "none" if verdict.most is None else f"{verdict.most.bits:+.3f}")
 
 
 def _codec(trace: Trace) -> str:
