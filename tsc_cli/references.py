@@ -13,8 +13,7 @@ from .generation import Progress, Sampler, continuation, feed_last_again, nothin
 from .positions import room
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-    from transformers.cache_utils import DynamicCache
+    from transformers import DynamicCache, PreTrainedModel
 
 
 def needs_sample(trace: Trace, number: int) -> bool:
