@@ -20,10 +20,11 @@ FORMAT = (ROOT / "docs" / "format.md").read_text()
 SETUP = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt "
 
 
-def test_the_command_reference_is_fresh() -> None:
-    script = "import sys; sys.path.insert(0, 'docs'); import generate_cli; sys.stdout.write(generate_cli.generate())"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == (ROOT / "docs" / "cli.md").read_text(), "run python docs/generate_cli.py"
+@pytest.mark.parametrize(("page", "script"), [("cli.md", "generate_cli"), ("models.md", "generate_models")])
+def test_the_generated_page_is_fresh(page: str, script: str) -> None:
+    code = f"import sys; sys.path.insert(0, 'docs'); import {script} as g; sys.stdout.write(g.generate())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == (ROOT / "docs" / page).read_text(), f"run python docs/{script}.py"
 
 
 @pytest.mark.parametrize(

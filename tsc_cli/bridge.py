@@ -19,7 +19,7 @@ from formats.geometry import DTYPE_BYTES, Geometry, LayerSpec
 from formats.timeline import Rows
 from formats.trace import Snapshot, Trace
 
-from . import fingerprint
+from . import fingerprint, supported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,16 +64,19 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     """
     config = model.config
     name = type(model).__name__
+    reason = supported.refusal_of(config.model_type)
+    if reason is not None:
+        raise UnsupportedCacheError(f"{name} cannot be captured: {reason}", hint=supported.HINT)
     if config.is_encoder_decoder:
         raise UnsupportedCacheError(
-            f"{name} is an encoder-decoder model: its cross-attention cache cannot be stored yet"
+            f"{name} is an encoder-decoder model: its cross-attention cache cannot be stored yet", hint=supported.HINT
         )
     cache = DynamicCache(config=config)
     refuse_unsupported(cache, name)
     if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedCacheError(f"{name} does not take a cache that was filled before")
+        raise UnsupportedCacheError(f"{name} does not take a cache that was filled before", hint=supported.HINT)
     if not cache.layers:
-        raise UnsupportedCacheError(f"{name} does not say which cache layers it has")
+        raise UnsupportedCacheError(f"{name} does not say which cache layers it has", hint=supported.HINT)
     return cache
 
 
@@ -83,12 +86,14 @@ def refuse_unsupported(cache: Any, model_name: str) -> None:
     Exact classes, not subclasses: a subclass may hold state that this file does not know.
     """
     if type(cache) is not DynamicCache:
-        raise UnsupportedCacheError(f"{model_name} uses {type(cache).__name__}, which cannot be stored yet")
+        raise UnsupportedCacheError(
+            f"{model_name} uses {type(cache).__name__}, which cannot be stored yet", hint=supported.HINT
+        )
     for number, layer in enumerate(cache.layers):
         if type(layer) not in _KINDS:
             raise UnsupportedCacheError(
                 f"layer {number} of {model_name} is a {type(layer).__name__}, which cannot be stored yet",
-                hint="full-attention and sliding-window layers can",
+                hint=supported.HINT,
             )
 
 

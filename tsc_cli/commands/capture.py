@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +12,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio, size
+from ..supported import FAMILIES, Family
 from .options import Device, Dtype, Force, Json, Model, Quiet, Seed, Temperature
 
 if TYPE_CHECKING:
@@ -17,9 +21,11 @@ if TYPE_CHECKING:
 
 def command(
     output: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="FILE", help="The .tsc file to write; - is stdout.", show_default=False),
-    ],
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The .tsc file to write; - is stdout. [required]", show_default=False
+        ),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads stdin.", show_default=False)
     ] = None,
@@ -81,6 +87,9 @@ def command(
         bool,
         typer.Option("--attention", help="Also record the attention that each row receives, for h2o eviction (84x)."),
     ] = False,
+    list_supported: Annotated[
+        bool, typer.Option("--list-supported", help="Show which model families can be captured, and exit.")
+    ] = False,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -92,6 +101,11 @@ def command(
 
     A KV cache reveals its prompt: treat the file as you treat the text.
     """
+    if list_supported:
+        _show_supported(Output(as_json, quiet))
+        return
+    if output is None:  # not required by Typer, so that --list-supported can do without
+        raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
     from ..files import check_output, encode, encode_messages, open_output, read_messages, read_text
     from ..models import check_dtype, load
 
@@ -156,3 +170,28 @@ def summary(captured: Captured, reference: int) -> str:
         ["  ratio", f"{ratio(captured.raw_bytes_trace / captured.file_bytes)} of the trace, "
                     f"{final_ratios(captured)}"],
     ])  # fmt: skip
+
+
+def _show_supported(out: Output) -> None:
+    yes, no = ([family for family in FAMILIES if family.status == status] for status in ("yes", "refused"))
+    text = (
+        f"{_table(yes)}\n\nRefused before anything runs, for the layer class or the reason in brackets:\n\n"
+        f"{_table(no)}\n\nAny other model is captured if all layers of its cache are of full or\n"
+        "sliding-window attention, and refused by name otherwise."
+    )
+    facts = {"families": [
+        {"name": one.name, "model_types": list(one.model_types), "holds": one.holds, "status": one.status,
+         "refused": one.refused or None} for one in FAMILIES
+    ]}  # fmt: skip
+    out.report("tsc.supported/1", facts, text, "\n".join(name for one in yes for name in one.model_types))
+
+
+def _table(families: Sequence[Family]) -> str:
+    """Within 80 columns: a cell that is too long takes several lines."""
+    rows = []
+    for one in families:
+        held = f"{one.holds} ({one.refused})" if one.refused else one.holds
+        texts = ((one.name, 20), (", ".join(one.model_types), 18), (held, 38))
+        cells = (textwrap.wrap(*text, break_on_hyphens=False) for text in texts)
+        rows += [list(line) for line in zip_longest(*cells, fillvalue="")]
+    return columns(rows, ("family", "model types", "the cache holds"))

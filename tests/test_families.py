@@ -1,0 +1,156 @@
+"""The table of supported families, walked: each is captured and resumed bit for bit, or refused before it runs."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from formats import load
+from formats.compression import Recipe
+from formats.errors import UnsupportedCacheError
+from tests import models
+from tests.families import DTYPES, PROMPT, REFUSED, SUPPORTED
+from tests.family_runs import AFTER, STEPS, capture_family
+from tsc_cli import capture, compress, supported, verify
+from tsc_cli.capturing import CaptureOptions, capture_to_file
+
+ROOT = Path(__file__).parent.parent
+TABLE = {family.name: family for family in supported.FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a capture of every family that was asked for, resumed by a fresh process."""
+    folder = tmp_path_factory.mktemp("families")
+    asked = [item.callspec.params for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the other process: another number of threads may round differently
+    for family, dtype in sorted({(one["family"], one.get("dtype", "float32")) for one in asked}):
+        capture_family(folder, family, dtype)
+    torch.set_num_threads(threads)
+    subprocess.run([sys.executable, "-m", "tests.family_runs", folder], cwd=ROOT, check=True)
+    return folder
+
+
+def result(path: Path) -> dict[str, torch.Tensor]:
+    for error in (path.with_suffix(".error"), path.with_suffix("").with_suffix(".error")):
+        if error.exists():
+            pytest.fail(error.read_text())
+    return load_file(path)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_every_snapshot_resumes_as_the_run_went_on(family: str, dtype: str, kind: str, runs: Path) -> None:
+    resumed = result(runs / f"{family}.{dtype}.{kind}.resumed")["logits"]
+    exact = load_file(runs / f"{family}.{dtype}.exact")["logits"]
+    assert len(resumed) == STEPS[kind] + 1
+    differ = [
+        (snapshot, step)
+        for snapshot, logits in enumerate(resumed)
+        for step in range(AFTER)
+        if not torch.equal(logits[step], exact[snapshot + step])
+    ]
+    assert not differ, "(snapshot, token after it)"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_a_lost_row_would_have_shown(family: str, dtype: str, runs: Path) -> None:
+    for kind, steps in STEPS.items():
+        control = result(runs / f"{family}.{dtype}.{kind}.resumed")["control"]
+        assert not torch.equal(control, load_file(runs / f"{family}.{dtype}.exact")["logits"][steps])
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_the_file_holds_what_the_table_says(family: str, runs: Path) -> None:
+    trace = load(runs / f"{family}.float32.trace.tsc")
+    windows = [spec.window for spec in trace.geometry.layers]
+    holds = TABLE[SUPPORTED[family].family].holds
+    assert any(windows) == ("window" in holds or "chunk" in holds)
+    assert all(windows) == (holds == "the rows of a window")
+    for number, view in enumerate(trace.views):
+        held = [view.rows(layer) for layer in range(len(windows))]
+        assert held == [len(PROMPT) + number if window is None else window - 1 for window in windows]
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_refused_family_is_refused_before_it_runs(family: str, tmp_path: Path) -> None:
+    model = REFUSED[family].build(torch.float32)
+    model.forward = forbidden(model.forward)
+    with pytest.raises(UnsupportedCacheError) as caught:
+        capture_to_file(model, PROMPT, tmp_path / "t.tsc", options=CaptureOptions(steps=2))
+    assert TABLE[REFUSED[family].family].refused in str(caught.value)
+    assert type(model).__name__ in str(caught.value)
+    assert (caught.value.exit_code, caught.value.hint) == (2, supported.HINT)
+    assert not list(tmp_path.iterdir())
+
+
+def forbidden(forward: Any) -> Any:
+    """A forward of the same signature that must not be called."""
+
+    @functools.wraps(forward)
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the model ran")
+
+    return fail
+
+
+@pytest.mark.parametrize(("samples", "status"), [(SUPPORTED, "yes"), (REFUSED, "refused")], ids=["yes", "refused"])
+def test_the_table_and_the_tests_name_the_same_model_types(samples: Any, status: str) -> None:
+    listed = {
+        (one.name, model_type) for one in TABLE.values() if one.status == status for model_type in one.model_types
+    }
+    assert listed == {(sample.family, sample.model_type) for sample in samples.values()}
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_fewer_bits_cost_more(family: str, tmp_path: Path) -> None:
+    sample = SUPPORTED[family]
+    model = sample.build(torch.float32)
+    trace = capture(model, PROMPT, steps=0, chunk=sample.chunk)
+    kl = []
+    for bits in (8, 4, 2):
+        path = tmp_path / f"{bits}.tsc"
+        compress(trace, path, recipe=Recipe("scalar", {"bits": bits}))
+        [verified] = verify(load(path), model, positions=24, greedy=0)
+        kl.append(verified.fidelity.kl_mean)
+    assert 0 < kl[0] < kl[1] < kl[2]
+
+
+def test_the_list_needs_neither_prompt_nor_torch() -> None:
+    code = (
+        "import sys; from tsc_cli.main import run; code = run(['capture', '--list-supported']); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    words = done.stdout.split()
+    assert all(
+        model_type in [word.strip(",") for word in words] for one in TABLE.values() for model_type in one.model_types
+    )
+
+
+def test_the_list_as_json(tsc: Any) -> None:
+    done = tsc("capture", "--list-supported", "--json")
+    assert (done.code, done.json["schema"]) == (0, "tsc.supported/1")
+    assert [one["name"] for one in done.json["families"]] == list(TABLE)
+    assert {one["status"] for one in done.json["families"] if one["refused"]} == {"refused"}
+    assert {one["status"] for one in done.json["families"] if not one["refused"]} == {"yes"}
+
+
+def test_the_command_line_refuses_alike(tsc: Any, tmp_path: Path) -> None:
+    folder = models.save_small_model(tmp_path / "model", REFUSED["recurrent_gemma"].build(torch.float32))
+    done = tsc("capture", "abc", "-m", folder, "-o", tmp_path / "t.tsc", "-q")
+    assert (done.code, done.out) == (2, "")
+    assert "RecurrentGemmaForCausalLM cannot be captured: its state is kept in its modules" in done.err
+    assert f"hint: {supported.HINT}\n" in done.err
+    assert not (tmp_path / "t.tsc").exists()
