@@ -100,7 +100,7 @@ def test_a_model_that_takes_no_cache_is_refused_before_it_runs() -> None:
     config = transformers.RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
     model = transformers.RwkvForCausalLM(config).eval()
     model.forward = _must_not_run(model.forward)
-    with pytest.raises(UnsupportedCacheError, match="RwkvForCausalLM does not take a cache that was filled before"):
+    with pytest.raises(UnsupportedCacheError, match="RwkvForCausalLM cannot be captured: its cache is of"):
         capture(model, models.prompt(9), steps=0)
 
 

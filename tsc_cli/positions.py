@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def limit_of(model: PreTrainedModel) -> int | None:
     """The positions that the model states, if it does."""
     limit = getattr(_config(model), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    return limit if isinstance(limit, int) and limit > 0 else None  # XLNet says -1: as many as there are
 
 
 def switch_of(model: PreTrainedModel) -> int | None:
