@@ -29,8 +29,8 @@ REST = """\
 ## Everything else
 
 A model type that is not in these tables is captured if every layer of its cache is exactly of transformers'
-`DynamicLayer` or `DynamicSlidingWindowLayer`, and refused by the name of the layer class otherwise. That a model keeps
-nothing outside of its cache is known of the families above only.
+`DynamicLayer` or `DynamicSlidingWindowLayer`, and refused by the name of the layer class otherwise. No test shows that
+such a model keeps nothing outside of its cache.
 """
 
 

@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+)
 
 VOCABULARY = 120
 PROMPT = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -51,6 +57,13 @@ _SHARED = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB
 _ENCODER_DECODER = _TOKENS | {
     "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "decoder_start_token_id": 2,
+}  # fmt: skip
+_SEEING = {
+    "text_config": _GROUPED | {
+        "head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+    "vision_config": {
+        "depth": 1, "hidden_size": 32, "embed_dim": 32, "num_heads": 4, "out_hidden_size": 64, "intermediate_size": 48,
+        "deepstack_visual_indexes": [0], "fullatt_block_indexes": [0]},
 }  # fmt: skip
 
 
@@ -169,6 +182,10 @@ REFUSED = {
     "recurrent_gemma": Sample("RecurrentGemma", "recurrent_gemma", _SMALL | {
         "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8, "num_key_value_heads": 1,
         "head_dim": 16}),
+    "qwen2_vl": Sample("Qwen2-VL, 2.5, 3", "qwen2_vl", _SEEING, auto=AutoModelForImageTextToText),
+    "qwen2_5_vl": Sample("Qwen2-VL, 2.5, 3", "qwen2_5_vl", _SEEING, auto=AutoModelForImageTextToText),
+    "qwen3_vl": Sample("Qwen2-VL, 2.5, 3", "qwen3_vl", _SEEING, auto=AutoModelForImageTextToText),
+    "glm4v": Sample("GLM-4.1V", "glm4v", _SEEING, auto=AutoModelForImageTextToText),
     "minimax": Sample("MiniMax-Text-01", "minimax", _GROUPED | {
         "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 8}),
     "xlstm": Sample("xLSTM", "xlstm", _TOKENS | {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4}),

@@ -70,7 +70,7 @@ def _model(family: str, dtype: str) -> Any:
     return SUPPORTED[family].build(DTYPES[dtype])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _feed(model: Any, filled: Any, tokens: Sequence[int]) -> torch.Tensor:
     """Logits after the last token, (vocabulary,)."""
     logits = model(input_ids=torch.tensor([tokens]), past_key_values=filled, use_cache=True).logits

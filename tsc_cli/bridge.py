@@ -65,6 +65,8 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     config = model.config
     name = type(model).__name__
     reason = supported.refusal_of(config.model_type)
+    if any(hasattr(module, "rope_deltas") for module in model.modules()):
+        reason = supported.MROPE  # an image of another prompt would shift what follows a restored cache
     if reason is not None:
         raise UnsupportedCacheError(f"{name} cannot be captured: {reason}", hint=supported.HINT)
     if config.is_encoder_decoder:

@@ -138,6 +138,7 @@ def record(
 
     The sink is opened after the prefill, when the cache's shape is known, and before any row is handed to it.
     """
+    bridge.new_cache(model)  # a model that cannot be captured is refused before anything is said of its prompt
     _check(model, tokens, options)
     choose = Sampler(options.temperature, options.seed)
     started = time.perf_counter()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 HINT = "tsc capture --list-supported says which families can be captured"
 
 _STATES = "states that each token replaces"
+MROPE = "it keeps rope_deltas outside of its cache"
 _OWN = "its cache is of a kind of its own, which cannot be stored yet"
 
 
@@ -22,7 +23,7 @@ class Family:
         holds: what its cache holds, in plain words.
         refused: empty if the family is supported; else the layer class that cannot be stored, or the reason, in words
             that the error says.
-        by_type: refused for its model type, since no layer class shows why.
+        by_type: refused for its model type, since nothing else shows why.
     """
 
     name: str
@@ -83,6 +84,8 @@ FAMILIES = (
     # what no cache layer shows
     Family("RecurrentGemma", ("recurrent_gemma",), "windows; states in the modules",
            "its state is kept in its modules, outside of the cache", by_type=True),
+    Family("Qwen2-VL, 2.5, 3", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "every row; image offsets in the model", MROPE),
+    Family("GLM-4.1V", ("glm4v",), "every row; image offsets in the model", MROPE),
     Family("MiniMax-Text-01", ("minimax",), f"{_STATES}, and rows", _OWN, by_type=True),
     Family("xLSTM", ("xlstm",), _STATES, _OWN, by_type=True),
     Family("RWKV", ("rwkv",), _STATES, _OWN, by_type=True),
