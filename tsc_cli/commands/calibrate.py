@@ -37,7 +37,7 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes: fewer tokens and a lower rank.")] = False,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", min=1024, show_default=False, help="Tokens to take in. [default: 98304, quick 12288]"),
+        typer.Option("--tokens", min=1024, show_default=False, help="Tokens to take in. [default: 98304, quick 10240]"),
     ] = None,
     rank: Annotated[
         int | None,
