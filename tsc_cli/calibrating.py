@@ -61,7 +61,7 @@ class Effort:
     seed: int = 0
 
 
-QUICK = Effort(tokens=10 * CONTEXT, rank=1536, held_out=2, curve=1)
+QUICK = Effort(tokens=8 * CONTEXT, rank=1280, held_out=2, curve=1)
 
 
 def calibrate(

@@ -37,13 +37,13 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes: fewer tokens and a lower rank.")] = False,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", min=1024, show_default=False, help="Tokens to take in. [default: 98304, quick 10240]"),
+        typer.Option("--tokens", min=1024, show_default=False, help="Tokens to take in. [default: 98304, quick 8192]"),
     ] = None,
     rank: Annotated[
         int | None,
         typer.Option(
             "--rank", min=1, max=16384, show_default=False,
-            help="Coefficients of the joint transform, at most. [default: 3072, quick 1536]",
+            help="Coefficients of the joint transform, at most. [default: 3072, quick 1280]",
         ),
     ] = None,
     energy: Annotated[
