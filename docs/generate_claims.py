@@ -6,13 +6,13 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test fails wh
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+import tables
+
 DOCS = Path(__file__).parent
 PAGES = [DOCS / "claims.md", DOCS / "klt.md"]
-_TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(name: str) -> str:
@@ -28,14 +28,10 @@ def table(name: str) -> str:
     codecs = kind == "promised"
     head = ["row", *(["codec"] if codecs else []), "ratio, trace", "of one cache in fp32", "mean KL", "same top-1",
             "perplexity change", *(["coded blocks"] if shares else []), "the report"]  # fmt: skip
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in rows:
         lines.append([row["label"], *_cells(row, shares=shares, codecs=codecs), _stated(row["report"])])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _lines(lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+    return tables.lines(lines)
 
 
 def _ladder(facts: dict[str, Any], kind: str) -> str:
@@ -54,7 +50,7 @@ def _ladder(facts: dict[str, Any], kind: str) -> str:
             f"{row['kl_mean']:.2g} ± {row['kl_mean_se_prompts']:.1g}", *([f"{asked['max_kl']:g}"] if limits else []),
             f"{row['top1']:.4f} ± {row['top1_se_prompts']:.1g}", *([f"{asked['min_top1']:g}"] if limits else []),
         ])  # fmt: skip
-    return _lines(lines)
+    return tables.lines(lines)
 
 
 def _compared(facts: dict[str, Any]) -> str:
@@ -66,7 +62,7 @@ def _compared(facts: dict[str, Any]) -> str:
             f"{one['kl']:g}", f"{one['bits']:.3f}", f"{one['best_other_bits']:.2f}", one["best_other"],
             f"{one['times']:.1f}",
         ])  # fmt: skip
-    return _lines(lines)
+    return tables.lines(lines)
 
 
 def _needle(facts: dict[str, Any]) -> str:
@@ -76,7 +72,7 @@ def _needle(facts: dict[str, Any]) -> str:
             row["label"], f"{row['ratio_final_fp32']:.4g}x", f"{row['kept']} of {row['answerable']}",
             f"{100 * row['share']:.0f}%",
         ])  # fmt: skip
-    return _lines(lines)
+    return tables.lines(lines)
 
 
 def _cells(row: dict[str, Any], *, shares: bool, codecs: bool) -> list[str]:
@@ -105,7 +101,7 @@ def _stated(report: dict[str, Any] | None) -> str:
 
 
 def generate(page: str) -> str:
-    return _TABLE.sub(lambda match: match[1] + table(match[2]) + match[3], page)
+    return tables.filled(page, table)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ The documents are what `tsc probe-weights --json` prints.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+import tables
+
 DOCS = Path(__file__).parent
 PAGE = DOCS / "probes.md"
-_TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # column, key of a type in the document, how it is written
 _COLUMNS = {
     "ratios": (
@@ -47,7 +47,7 @@ def table(name: str) -> str:
     for one in _types(document):
         shape = f"{one['outputs']} × {one['inputs']}"
         lines.append([one["type"], shape, *(f"{one[key]:{form}}" for _, key, form in columns)])
-    return _lines(lines)
+    return tables.lines(lines)
 
 
 def _controls() -> str:
@@ -56,7 +56,7 @@ def _controls() -> str:
     for one, other in zip(_types("probe-weights"), _types("probe-weights-shuffled"), strict=True):
         figures = (("ratio_mean", ".2f"), ("best_mean", ".2f"), ("bits_saved_mean", "+.2f"))
         lines.append([one["type"], *(f"{held[key]:{form}}" for key, form in figures for held in (one, other))])
-    return _lines(lines)
+    return tables.lines(lines)
 
 
 def _types(document: str) -> list[dict[str, Any]]:
@@ -64,15 +64,9 @@ def _types(document: str) -> list[dict[str, Any]]:
     return list(facts["types"])
 
 
-def _lines(lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
-
-
 def generate(page: str) -> str:
     """The page with its tables as measured."""
-    return _TABLE.sub(
-        lambda match: match[1] + (_controls() if match[2] == "controls" else table(match[2])) + match[3], page
-    )
+    return tables.filled(page, lambda name: _controls() if name == "controls" else table(name))
 
 
 if __name__ == "__main__":

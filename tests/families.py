@@ -21,6 +21,8 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
 )
 
+from tests.models import LONGROPE
+
 VOCABULARY = 120
 PROMPT = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(5)).tolist()
 
@@ -48,10 +50,6 @@ _DELTA = _GROUPED | {
     "linear_num_value_heads": 4, "layer_types": ["linear_attention", "full_attention"],
 }  # fmt: skip
 _PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-_LONG = {
-    "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4,
-    "original_max_position_embeddings": 32, "partial_rotary_factor": 0.5,
-}  # fmt: skip
 _STATE = _TOKENS | {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 6}
 _SHARED = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "head_dim": 16}
 _ENCODER_DECODER = _TOKENS | {
@@ -107,7 +105,7 @@ SUPPORTED = {
     "phi3": Sample("Phi-3", "phi3", _GROUPED | {"sliding_window": None, "rope_parameters": _PARTIAL}),
     # beyond the switch a prompt is fed in one pass
     "phi3-longrope": Sample("Phi-3", "phi3", _GROUPED | {
-        "sliding_window": None, "original_max_position_embeddings": 32, "rope_parameters": _LONG}, chunk=64),
+        "sliding_window": None, "original_max_position_embeddings": 32, "rope_parameters": LONGROPE}, chunk=64),
     "gpt_neox": Sample("GPT-NeoX, Pythia", "gpt_neox", _SMALL | {"rotary_pct": 0.25}),
     "falcon": Sample("Falcon", "falcon", _SMALL),
     "falcon-alibi": Sample("Falcon", "falcon", _SMALL | {"alibi": True}),

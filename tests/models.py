@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,17 @@ def qwen3(dtype: torch.dtype = torch.float32) -> Any:
     return _build(config, dtype)
 
 
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0,
+    "original_max_position_embeddings": 32, "partial_rotary_factor": 0.5,
+}  # fmt: skip
+
+
 def phi3_long(dtype: torch.dtype = torch.float32) -> Any:
     """LongRoPE: beyond 32 positions every key turns at other rates."""
-    long = {
-        "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0,
-        "original_max_position_embeddings": 32, "partial_rotary_factor": 0.5,
-    }  # fmt: skip
     config = transformers.Phi3Config(
         **SMALL | {"hidden_size": 64}, num_attention_heads=4, num_key_value_heads=2, sliding_window=None,
-        original_max_position_embeddings=32, rope_parameters=long, pad_token_id=0,
+        original_max_position_embeddings=32, rope_parameters=LONGROPE, pad_token_id=0,
     )  # fmt: skip
     return _build(config, dtype)
 
@@ -88,6 +91,17 @@ def save_small_model(folder: Path, model: Any | None = None) -> Path:
     (model or llama()).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def must_not_run(model: Any) -> Any:
+    """The model, with a forward of the same signature that fails when it is called."""
+
+    @functools.wraps(model.forward)
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the model ran")
+
+    model.forward = fail
+    return model
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -84,24 +83,13 @@ def test_the_file_holds_what_the_table_says(family: str, runs: Path) -> None:
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_refused_family_is_refused_before_it_runs(family: str, tmp_path: Path) -> None:
-    model = REFUSED[family].build(torch.float32)
-    model.forward = forbidden(model.forward)
+    model = models.must_not_run(REFUSED[family].build(torch.float32))
     with pytest.raises(UnsupportedCacheError) as caught:
         capture_to_file(model, PROMPT, tmp_path / "t.tsc", options=CaptureOptions(steps=2))
     assert TABLE[REFUSED[family].family].refused in str(caught.value)
     assert type(model).__name__ in str(caught.value)
     assert (caught.value.exit_code, caught.value.hint) == (2, supported.HINT)
     assert not list(tmp_path.iterdir())
-
-
-def forbidden(forward: Any) -> Any:
-    """A forward of the same signature that must not be called."""
-
-    @functools.wraps(forward)
-    def fail(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("the model ran")
-
-    return fail
 
 
 @pytest.mark.parametrize(("samples", "status"), [(SUPPORTED, "yes"), (REFUSED, "refused")], ids=["yes", "refused"])

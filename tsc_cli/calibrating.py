@@ -30,6 +30,7 @@ from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_te
 from .fidelity import compare
 from .files import encode
 from .generation import Progress, nothing, prefill, score
+from .positions import limit_of
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -128,7 +129,7 @@ def calibrate(
 
 def window_size(model: PreTrainedModel) -> tuple[int, int]:
     """(context, tokens that follow it) of a calibration window: the usual, or what the model's positions allow."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT + CONTINUATION
+    most = limit_of(model) or CONTEXT + CONTINUATION
     if most >= CONTEXT + CONTINUATION:
         return CONTEXT, CONTINUATION
     return most * 4 // 5, most - most * 4 // 5

@@ -17,6 +17,23 @@ from .options import Force, Json, Quiet
 KINDS = (".png", ".svg")
 
 
+def figure_target(plot: str | None, *, force: bool) -> Path | None:
+    """Where a figure that was asked for with --plot goes.
+
+    Raises:
+        UsageError: it is no PNG or SVG, or it is there and may not be replaced.
+    """
+    if plot is None:
+        return None
+    from formats.atomic import refuse_existing
+
+    target = Path(plot)
+    if target.suffix.lower() not in KINDS:
+        raise UsageError("only PNG and SVG are drawn", path=plot, hint="name it FILE.png or FILE.svg")
+    refuse_existing(target, force=force)
+    return target
+
+
 def command(
     files: Annotated[
         list[str], typer.Argument(metavar="BENCH.json...", help="Files of tsc bench.", show_default=False)

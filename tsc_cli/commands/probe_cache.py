@@ -49,16 +49,11 @@ def command(
     How keys turn is known from a profile of the model or, at the cost of loading it, from the model. The headline of -q
     is the most bits a value that a direction saves.
     """
-    from formats.atomic import refuse_existing
     from formats.trace_file import TraceFile
 
-    from .plot import KINDS
+    from .plot import figure_target
 
-    target = None if plot is None else Path(plot)
-    if target is not None:
-        if target.suffix.lower() not in KINDS:
-            raise UsageError("only PNG and SVG are drawn", path=plot, hint="name it FILE.png or FILE.svg")
-        refuse_existing(target, force=force)
+    target = figure_target(plot, force=force)
     if model is not None and not rope:
         raise UsageError("-m MODEL says how keys turn, and --no-rope does not ask")
     opened = TraceFile(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,19 +60,14 @@ def command(
     """
     # threads are outside the linear algebra here; must be said before numpy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from formats.atomic import refuse_existing
 
     from ..probing import report
     from ..probing.checkpoint import open_checkpoint
     from ..probing.stacks import stack_of
     from ..probing.weights import check_same, judged, probe
-    from .plot import KINDS
+    from .plot import figure_target
 
-    target = None if plot is None else Path(plot)
-    if target is not None:
-        if target.suffix.lower() not in KINDS:
-            raise UsageError("only PNG and SVG are drawn", path=plot, hint="name it FILE.png or FILE.svg")
-        refuse_existing(target, force=force)
+    target = figure_target(plot, force=force)
     asked = [] if types is None else [name.strip() for name in types.split(",") if name.strip()]
     out = Output(as_json, quiet)
     with out.progress("reading what the files hold"):
