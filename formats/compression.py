@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import eviction
 from . import settings as setting
-from .codecs import CODECS, Surroundings, codec_by_name
+from .codecs import CODECS, Codec, Surroundings, codec_by_name
 from .codecs.delta import Delta
 from .codecs.klt import Klt
 from .container import Sink
@@ -19,8 +19,10 @@ from .header import TierHeader
 from .klt import store
 from .limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
 from .predecessors import Predecessors
+from .records import Part
 from .row_store import MAX_ROWS
 from .settings import require
+from .states import STATE_CODECS, MemoryStates
 from .trace import MemoryBlock, Trace
 from .trace_file import FileBlock
 from .trace_writer import TraceWriter
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .klt.profile import Profile
 
 _SINK_BITS = 12
+_BESIDE_BITS = 8  # of indexer keys and states where the codec of the rows is for keys and values only
 _JOINT_ROWS = 512  # of a block whose layers are coded together: a range of tokens can be decoded by itself
 
 
@@ -47,6 +50,8 @@ class Recipe:
         exact_sinks: rows of the first positions that are kept at 12 bits: attention sinks, whose damage costs most.
         exact_last: rows of the last positions that are kept bit-exact.
         embed_profile: hold the codec's profile in the file, instead of naming it.
+        state_bits: of states, 2 to 16, or 0 for bit-exact; None is bit-exact with the lossless codec, as rows are with
+            the scalar one, and 8 bits with others.
     """
 
     codec: str
@@ -56,6 +61,7 @@ class Recipe:
     exact_sinks: int = 0
     exact_last: int = 0
     embed_profile: bool = False
+    state_bits: int | None = None
 
     @property
     def name(self) -> str:
@@ -71,8 +77,17 @@ class Recipe:
         return {**self.settings, **self.evict_settings, **self._rows()}
 
     def _rows(self) -> dict[str, int]:
-        """Rows that the codec does not code."""
-        return {name: getattr(self, name) for name in ("exact_sinks", "exact_last") if getattr(self, name)}
+        """What the codec does not code."""
+        found = {name: getattr(self, name) for name in ("exact_sinks", "exact_last") if getattr(self, name)}
+        return found if self.state_bits is None else found | {"state_bits": self.state_bits}
+
+    @property
+    def state_codec(self) -> Codec:
+        """What codes the states."""
+        if self.state_bits is None and self.codec in STATE_CODECS:
+            return codec_by_name(self.codec, self.settings)
+        bits = _BESIDE_BITS if self.state_bits is None else self.state_bits
+        return codec_by_name("scalar", {"bits": bits}) if bits else codec_by_name("lossless")
 
     def parameters(self) -> dict[str, Any]:
         """Everything that was set or left at its default, as the tier header holds it."""
@@ -95,12 +110,16 @@ def recipe_of(codec: str, evict: str, values: Mapping[str, str]) -> Recipe:
     of_filter = {f.name for f in fields(FILTERS[evict])} if evict else set()
     rest = {key: value for key, value in values.items() if key not in of_filter}
     exact = {}
+    state_bits = rest.pop("state_bits", None)
+    if state_bits is not None:
+        require(state_bits in {"0", *map(str, range(2, 17))}, f"state_bits={state_bits} is neither 0 nor from 2 to 16")
     for name in ("exact_sinks", "exact_last"):
         count = rest.pop(name, "0")
         require(count.isascii() and count.isdigit() and len(count) < 8, f"{name}={count} is not a number of rows")
         exact[name] = int(count)
     of_evict = {key: value for key, value in values.items() if key in of_filter}
-    recipe = Recipe(kind.name, rest, evict, of_evict, exact["exact_sinks"], exact["exact_last"])
+    bits = None if state_bits is None else int(state_bits)
+    recipe = Recipe(kind.name, rest, evict, of_evict, exact["exact_sinks"], exact["exact_last"], state_bits=bits)
     recipe.parameters()  # refuses what nothing knows
     return recipe
 
@@ -127,9 +146,15 @@ class Source:
         return self._filtered[key]
 
     @cached_property
+    def states(self) -> list[MemoryStates]:
+        """The states of all snapshots, in memory."""
+        return [MemoryStates(one.key, one.read()) for one in self.trace.states]
+
+    @cached_property
     def stored_values(self) -> int:
         """Scalars that the snapshots need, each counted once."""
-        return sum(t.numel() for group in self.filtered(Recipe("lossless")).rows for t in group.rows.values())
+        rows = sum(t.numel() for group in self.filtered(Recipe("lossless")).rows for t in group.rows.values())
+        return rows + sum(one.tensor.numel() for one in self.states)
 
     @cached_property
     def captured_bytes(self) -> tuple[int, int]:
@@ -158,7 +183,9 @@ def write(
     """
     header = header or Header()
     trace, filtered = source.trace, source.filtered(recipe)
-    writer = TraceWriter(sink, trace.geometry, trace.fingerprint, file_id=file_id)
+    writer = TraceWriter(
+        sink, trace.geometry, trace.fingerprint, file_id=file_id, label_width=trace.labels.width
+    )  # fmt: skip
     for kept in filtered.kept:
         writer.add_kept(kept)
     if (profile := recipe.profile) is not None:
@@ -170,6 +197,10 @@ def write(
             encoder.encode(writer, _on(block, device))
             if progress is not None:
                 progress(sum(tensor.nbytes for tensor in block.rows.values()))
+    for states in source.states:
+        writer.add_states(MemoryStates(states.key, states.read(device)), recipe.state_codec)
+        if progress is not None:
+            progress(states.tensor.nbytes)
     writer.add_labels(trace.labels.token_ids, trace.labels.positions)
     for view in filtered.views:
         writer.add_view(view)
@@ -191,7 +222,8 @@ class _Encoder:
         self._sinks = recipe.exact_sinks
         self._labels = trace.labels
         self._sink_codec = codec_by_name("scalar", {"bits": _SINK_BITS})
-        rows = max(span.stop for view in filtered.views for spans in view.layers for span in spans)
+        rows = max((span.stop for view in filtered.views for spans in view.layers for span in spans), default=0)
+        self._beside = codec_by_name("scalar", {"bits": _BESIDE_BITS})
         self._exact_from = rows - recipe.exact_last
         self._exact_codec = codec_by_name("lossless")
         self.cuts: list[int] = [recipe.exact_sinks] if recipe.exact_sinks else []
@@ -202,7 +234,8 @@ class _Encoder:
             settings = self._codec.settings
             bits = settings.keyframe_bits
             self._keyframe = codec_by_name("scalar", {"bits": bits}) if bits else codec_by_name("lossless")
-            self._keyframe_stop = max(span.stop for spans in filtered.views[0].layers for span in spans)
+            first = filtered.views[0].layers
+            self._keyframe_stop = max((span.stop for spans in first for span in spans), default=0)
             self.cuts.append(self._keyframe_stop)
             self._predecessors = Predecessors(filtered.views, trace.labels, trace.geometry, settings)
 
@@ -222,13 +255,16 @@ class _Encoder:
         sink = block.key.span.stop <= self._sinks and not self._codec.exact
         if self._predecessors is None:
             codec = self._exact_codec if block.key.first_row >= self._exact_from else self._codec
-            writer.add_block(block, self._sink_codec if sink else codec, self._around(block.key))
+            codec = self._sink_codec if sink else codec
+            writer.add_block(block, codec, self._around(block.key))
+            if Part.JOINT in codec.parts and Part.INDEXER in block.rows:
+                writer.add_block(MemoryBlock(block.key, {Part.INDEXER: block.rows[Part.INDEXER]}), self._beside)
             return
         codec = self._codec
         if block.key.span.stop <= self._keyframe_stop:
             codec = self._sink_codec if sink and not self._keyframe.exact else self._keyframe
         for piece in self._predecessors.split(block) if codec is self._codec else [block]:
-            for part in codec.parts:
+            for part in piece.rows:
                 bases = self._predecessors.bases(piece, part)
                 writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, Surroundings(bases=bases))
             self._predecessors.remember(piece, codec)

@@ -52,12 +52,12 @@ class _Nowhere:
 class RecordWriter:
     """Appends records to a sink, strictly in order; never seeks, so that a pipe will do."""
 
-    def __init__(self, sink: Sink, file_id: bytes) -> None:
+    def __init__(self, sink: Sink, file_id: bytes, minor: int) -> None:
         self._sink = sink
         self.file_id = file_id
         self.offset = 0
         self.entries: list[tuple[int, RecordHeader]] = []
-        self._write(pack_superblock(file_id))
+        self._write(pack_superblock(file_id, minor))
 
     def record(
         self,

@@ -31,7 +31,7 @@ def deduplicate(
         numbers, previous = _match(snapshot, geometry, previous, builder, labelled)
         history = merged(Span(labelled[label], 1) for label in zip(snapshot.token_ids, snapshot.positions, strict=True))
         layers = tuple(merged(Span(row, 1) for row in rows) for rows in numbers)
-        builder.add_view(View(history, layers, snapshot.next_token))
+        builder.add_view(View(history, layers, () if snapshot.next_token is None else (snapshot.next_token,)))
     return builder.trace
 
 
@@ -110,11 +110,13 @@ def _emit_new(
     for (span, indices), layers in runs.items():
         for layer in layers:
             at = list(indices)
-            pending.add(layer, span.first, snapshot.keys[layer][:, :, at], snapshot.values[layer][:, :, at])
+            pending.add(layer, span.first, (snapshot.keys[layer][:, :, at], snapshot.values[layer][:, :, at]))
         pending.flush()
 
 
 def _check_shapes(snapshot: Snapshot, geometry: Geometry, number: int) -> None:
+    if geometry.minor > 2:
+        raise UsageError("only full and sliding layers without states can be deduplicated")
     if len(snapshot.keys) != len(geometry.layers) or len(snapshot.values) != len(geometry.layers):
         raise UsageError(f"snapshot {number} has {len(snapshot.keys)} layers, the model {len(geometry.layers)}")
     for layer, spec in enumerate(geometry.layers):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -15,37 +16,95 @@ from .records import Part
 
 SCHEMA = "tsc.model/1"
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
-KINDS = ("full", "sliding")
+KINDS = ("full", "sliding", "cross", "none")
+MAX_STATES = 16  # of a layer
+MAX_STATE_RANK = 6
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """A tensor that a layer keeps and replaces with every token: of a convolution, or of linear attention.
+
+    Attributes:
+        name: as the file's readers shall know it, such as "recurrent.0".
+        shape: of one sequence.
+        dtype: its own; recurrent states are often float32 in a bfloat16 model.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def heads(self) -> int:
+        """The extent that codecs treat as heads."""
+        return self.shape[0] if len(self.shape) >= 3 else 1
+
+    @property
+    def size(self) -> int:
+        """The values of one such head."""
+        return math.prod(self.shape) // self.heads
+
+    @property
+    def item_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def bytes(self) -> int:
+        """Of one sequence at one moment."""
+        return math.prod(self.shape) * self.item_bytes
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One attention layer's cache.
+    """One layer's cache.
 
     Attributes:
-        kind: "full" keeps every row; "sliding" keeps the last `window - 1` rows.
-        heads: KV heads.
+        kind: "full" keeps every row; "sliding" keeps the last `window - 1` rows; "cross" keeps the rows of an encoder's
+            tokens; "none" keeps no rows.
+        heads: KV heads; 0 if there are no rows.
         key_size, value_size: values of one head's key and value.
-        window: the model's sliding window in tokens; None for full attention.
+        window: the model's sliding window in tokens; None for other kinds.
+        index_size: values of a row's indexer key; 0 if it has none.
+        states: what the layer replaces with every token.
     """
 
     kind: str
-    heads: int
-    key_size: int
-    value_size: int
+    heads: int = 0
+    key_size: int = 0
+    value_size: int = 0
     window: int | None = None
+    index_size: int = 0
+    states: tuple[StateSpec, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What a row consists of."""
+        if self.kind == "none":
+            return ()
+        return (Part.KEYS, Part.VALUES, Part.INDEXER) if self.index_size else (Part.KEYS, Part.VALUES)
+
+    def part_heads(self, part: Part) -> int:
+        return 1 if part is Part.INDEXER else self.heads
 
     def head_size(self, part: Part) -> int:
-        return self.key_size if part is Part.KEYS else self.value_size
+        return {Part.KEYS: self.key_size, Part.VALUES: self.value_size, Part.INDEXER: self.index_size}[part]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """All layers of a cache, in the dtype in which the model ran."""
+    """All layers of a cache, in the dtype in which the model ran.
+
+    Attributes:
+        dtype: of the rows.
+        batch: sequences, which have the same number of rows.
+        padding: rows at the beginning of each sequence that are padding; empty if none has any.
+    """
 
     dtype: str
     layers: tuple[LayerSpec, ...]
     batch: int = 1
+    padding: tuple[int, ...] = ()
 
     @property
     def item_bytes(self) -> int:
@@ -53,9 +112,25 @@ class Geometry:
 
     @cached_property
     def row_bytes(self) -> tuple[int, ...]:
-        """For each layer the bytes of one token's row, keys and values together."""
-        values = ((spec.heads * (spec.key_size + spec.value_size)) for spec in self.layers)
+        """For each layer the bytes of one token's row in all sequences, all parts together."""
+        values = (spec.heads * (spec.key_size + spec.value_size) + spec.index_size for spec in self.layers)
         return tuple(self.batch * count * self.item_bytes for count in values)
+
+    @cached_property
+    def state_bytes(self) -> tuple[int, ...]:
+        """For each layer the bytes of its states at one moment, in all sequences."""
+        return tuple(self.batch * sum(state.bytes for state in spec.states) for spec in self.layers)
+
+    @cached_property
+    def without_rows(self) -> frozenset[int]:
+        """The numbers of the layers that keep no rows."""
+        return frozenset(number for number, spec in enumerate(self.layers) if not spec.parts)
+
+    @property
+    def minor(self) -> int:
+        """The oldest minor version of the format whose readers know all of this."""
+        new = any(spec.kind in ("cross", "none") or spec.index_size or spec.states for spec in self.layers)
+        return 3 if new or self.padding else 2
 
     def runs(self) -> Iterable[tuple[int, int, LayerSpec]]:
         """(first layer, count, spec) of each run of equal layers."""
@@ -67,23 +142,33 @@ class Geometry:
 
 
 def to_json(geometry: Geometry, fingerprint: Mapping[str, str]) -> bytes:
-    layers = [
-        {
-            "count": count, "kind": spec.kind, "heads": spec.heads, "key_size": spec.key_size,
-            "value_size": spec.value_size, **({"window": spec.window} if spec.window is not None else {}),
-        }
-        for _, count, spec in geometry.runs()
-    ]  # fmt: skip
+    layers = [{"count": count, **_described(spec)} for _, count, spec in geometry.runs()]
+    padding = {"padding": list(geometry.padding)} if geometry.padding else {}
     return strict_json.dumps({
         "schema": SCHEMA, "dtype": geometry.dtype, "batch": geometry.batch, "layers": layers,
-        "fingerprint": dict(fingerprint),
+        "fingerprint": dict(fingerprint), **padding,
     })  # fmt: skip
+
+
+def _described(spec: LayerSpec) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": spec.kind}
+    if spec.parts:
+        found |= {"heads": spec.heads, "key_size": spec.key_size, "value_size": spec.value_size}
+    if spec.window is not None:
+        found["window"] = spec.window
+    if spec.index_size:
+        found["index_size"] = spec.index_size
+    if spec.states:
+        found["states"] = [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in spec.states]
+    return found
 
 
 def from_json(data: bytes) -> tuple[Geometry, dict[str, str]]:
     """Parse and check a MODEL record's payload.  Raises CorruptError."""
     where = "model record"
-    found = schema.fields(strict_json.loads(data, where), where, ("schema", "dtype", "batch", "layers", "fingerprint"))
+    found = schema.fields(
+        strict_json.loads(data, where), where, ("schema", "dtype", "batch", "layers", "fingerprint"), ("padding",)
+    )
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{where}: schema {SCHEMA} was expected")
     dtype = schema.one_of(found["dtype"], f"{where} dtype", DTYPE_BYTES)
@@ -98,17 +183,53 @@ def from_json(data: bytes) -> tuple[Geometry, dict[str, str]]:
         raise CorruptError(f"{where}: no layers")
     entries = schema.fields(found["fingerprint"], f"{where} fingerprint", (), found["fingerprint"])
     fingerprint = {key: schema.string(value, f"{where} fingerprint {key!r}") for key, value in entries.items()}
-    return Geometry(dtype, tuple(layers), batch), fingerprint
+    return Geometry(dtype, tuple(layers), batch, _padding(found, batch, where)), fingerprint
+
+
+def _padding(found: Mapping[str, Any], batch: int, where: str) -> tuple[int, ...]:
+    if "padding" not in found:
+        return ()
+    counts = schema.items(found["padding"], f"{where} padding", batch)
+    padding = tuple(schema.integer(count, f"{where} padding", 0, MAX_EXTENT) for count in counts)
+    if len(padding) != batch or not any(padding):
+        raise CorruptError(f"{where} padding: a number for each sequence was expected, not all of them 0")
+    return padding
 
 
 def _layer(entry: Any, where: str) -> tuple[int, LayerSpec]:
-    found = schema.fields(entry, where, ("count", "kind", "heads", "key_size", "value_size"), ("window",))
+    sizes = ("heads", "key_size", "value_size")
+    found = schema.fields(entry, where, ("count", "kind"), (*sizes, "window", "index_size", "states"))
     kind = schema.one_of(found["kind"], f"{where} kind", KINDS)
+    if kind == "none":
+        schema.fields(entry, where, ("count", "kind"), ("states",))
+    else:
+        schema.fields(entry, where, ("count", "kind", *sizes), ("window", "index_size", "states"))
     if (kind == "sliding") != ("window" in found):
         raise CorruptError(f"{where}: a sliding layer has a window, a full one has none")
-    heads, key_size, value_size = (
-        schema.integer(found[key], f"{where} {key}", 1, MAX_EXTENT) for key in ("heads", "key_size", "value_size")
-    )
-    window = schema.integer(found["window"], f"{where} window", 1, MAX_EXTENT) if "window" in found else None
-    spec = LayerSpec(kind, heads, key_size, value_size, window)
+    given = {
+        key: schema.integer(found[key], f"{where} {key}", 1, MAX_EXTENT)
+        for key in (*sizes, "window", "index_size") if key in found
+    }  # fmt: skip
+    spec = LayerSpec(kind, **given, states=_states(found, f"{where} states"))
     return schema.integer(found["count"], f"{where} count", 1, MAX_LAYERS), spec
+
+
+def _states(found: Mapping[str, Any], where: str) -> tuple[StateSpec, ...]:
+    if "states" not in found:
+        return ()
+    states = [_state(entry, where) for entry in schema.items(found["states"], where, MAX_STATES)]
+    if not states or len({state.name for state in states}) != len(states):
+        raise CorruptError(f"{where}: at least one, each of a name of its own, was expected")
+    return tuple(states)
+
+
+def _state(entry: Any, where: str) -> StateSpec:
+    found = schema.fields(entry, where, ("name", "shape", "dtype"))
+    shape: Sequence[int] = [
+        schema.integer(extent, f"{where} shape", 1, MAX_EXTENT)
+        for extent in schema.items(found["shape"], f"{where} shape", MAX_STATE_RANK)
+    ]
+    if not shape:
+        raise CorruptError(f"{where} shape: at least one extent was expected")
+    dtype = schema.one_of(found["dtype"], f"{where} dtype", DTYPE_BYTES)
+    return StateSpec(schema.string(found["name"], f"{where} name"), tuple(shape), dtype)

@@ -17,12 +17,15 @@ def check(path: str | os.PathLike[str]) -> TraceFile:
     file = TraceFile(path)
     blocks = {block.offset: block for block in file.blocks}
     attention = {one.offset: one for one in file.attention}
+    states = {one.offset: one for one in file.states}
     if file.profile is not None and file.profile.data is not None:
         with file.locating():
             file.profile.load()
     for offset, entry in file.entries:
         if offset in blocks:
             blocks[offset].tensors()
+        elif offset in states:
+            states[offset].tensors()
         elif offset in attention:
             attention[offset].check()
         else:

@@ -21,7 +21,7 @@ def record_quality(path: str | os.PathLike[str], quality: Sequence[Mapping[str, 
     target = os.path.realpath(path)  # a link stays a link: its target gets the measurement
     with atomic_write(target, force=True) as sink:
         os.fchmod(sink.fileno(), stat.S_IMODE(os.stat(target).st_mode))
-        writer = RecordWriter(sink, file.reader.file_id)
+        writer = RecordWriter(sink, file.reader.file_id, max(file.reader.minor, 2))  # 2: a header that states ratios
         for offset, entry in file.entries[:-1]:
             checked = file.reader.header_at(offset, entry.sequence)
             writer.copy_record(file.reader.stored(offset, checked), checked)

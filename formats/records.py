@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import google_crc32c
 
-MAJOR, MINOR = 1, 2
+MAJOR, MINOR = 1, 3
 FILE_ID_BYTES = 16
 
 SUPERBLOCK = struct.Struct("<8sHHI16s28xI")
@@ -31,6 +31,7 @@ class RecordType(IntEnum):
     END = 0x07
     KEPT = 0x08
     PROFILE = 0x09
+    STATES = 0x0A
     REFERENCE = 0x81
     ATTENTION = 0x82
 
@@ -54,11 +55,12 @@ MUST_BE_ZERO: dict[int, tuple[str, ...]] = {
 
 
 class Part(IntEnum):
-    """Which half of the rows a ROWS record holds."""
+    """What of the rows a ROWS record holds; JOINT is keys and values."""
 
     JOINT = 0
     KEYS = 1
     VALUES = 2
+    INDEXER = 3  # keys of one head by which a sparse attention chooses its rows
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def signature(major: int = MAJOR) -> bytes:
     return b"\x89TSC" + bytes([major]) + b"\r\n\x1a"
 
 
-def pack_superblock(file_id: bytes, minor: int = MINOR) -> bytes:
+def pack_superblock(file_id: bytes, minor: int) -> bytes:
     head = SUPERBLOCK.pack(signature(), minor, 0, 0, file_id, 0)[:-4]
     return head + struct.pack("<I", google_crc32c.value(head))
 

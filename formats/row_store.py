@@ -100,6 +100,8 @@ def read(trace: Trace, views: Sequence[View] | None = None) -> list[LayerRows]:
     groups = []
     for _, run in groupby(range(len(wanted)), key=lambda layer: (wanted[layer], geometry.layers[layer])):
         layers = list(run)
+        if not geometry.layers[layers[0]].parts:
+            continue
         groups.append(_group(geometry, layers[0], len(layers), wanted[layers[0]]))
     _fill(groups, trace.blocks)
     return groups
@@ -111,8 +113,8 @@ def _group(geometry: Geometry, first_layer: int, count: int, spans: tuple[Span, 
     spec, dtype = geometry.layers[first_layer], getattr(torch, geometry.dtype)
     total = sum(span.rows for span in spans)
     rows = {
-        part: torch.empty(count, geometry.batch, spec.heads, total, spec.head_size(part), dtype=dtype)
-        for part in (Part.KEYS, Part.VALUES)
+        part: torch.empty(count, geometry.batch, spec.part_heads(part), total, spec.head_size(part), dtype=dtype)
+        for part in spec.parts
     }
     return LayerRows(first_layer, count, spans, rows)
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 from .geometry import Geometry
 from .limits import BLOCK_ROWS, TARGET_RECORD_RAW
 from .records import Part
+from .states import States, of_snapshot
 from .trace import MemoryBlock, Received, Trace
-from .views import BlockKey, Span, View
+from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:
     import torch
 
-Rows = tuple["torch.Tensor", "torch.Tensor"]  # keys and values of one layer, (batch, heads, rows, head size)
-
+# one layer's rows, (batch, heads, rows, head size) each: keys, values and, if it has any, indexer keys, as in
+# `LayerSpec.parts`; nothing if the layer has no rows
+Rows = tuple["torch.Tensor", ...]
 
 _SMALL = BLOCK_ROWS // 4  # rows that are worth a block of their own
 
@@ -30,16 +32,25 @@ class RowSink(Protocol):
     def add_block(self, block: MemoryBlock) -> None: ...
     def add_labels(self, token_ids: Sequence[int], positions: Sequence[int]) -> None: ...
     def add_view(self, view: View) -> None: ...
+    def add_states(self, states: States) -> None: ...
     def add_attention(self, attention: Received) -> None: ...
 
 
 class TraceBuilder:
-    """A sink that keeps everything in memory, as a Trace."""
+    """A sink that keeps everything in memory, as a Trace.
 
-    def __init__(self, geometry: Geometry, fingerprint: Mapping[str, str]) -> None:
+    Args:
+        label_width: token ids a row: 1, or the batch if its sequences hold different tokens.
+    """
+
+    def __init__(self, geometry: Geometry, fingerprint: Mapping[str, str], label_width: int = 1) -> None:
         self._blocks: list[MemoryBlock] = []
+        self._states: list[States] = []
         self._attention: list[Received] = []
-        self.trace = Trace(geometry, dict(fingerprint), blocks=self._blocks, attention=self._attention)
+        self.trace = Trace(
+            geometry, dict(fingerprint), labels=Labels(width=label_width), blocks=self._blocks, states=self._states,
+            attention=self._attention,
+        )  # fmt: skip
 
     def add_block(self, block: MemoryBlock) -> None:
         self._blocks.append(block)
@@ -50,33 +61,56 @@ class TraceBuilder:
     def add_view(self, view: View) -> None:
         self.trace.views.append(view)
 
+    def add_states(self, states: States) -> None:
+        self._states.append(states)
+
     def add_attention(self, attention: Received) -> None:
         self._attention.append(attention)
 
 
 class Recorder:
-    """Follows one growing cache.
+    """Follows one growing cache, and the cache of an encoder's tokens ("cross" layers), which does not grow.
 
     Rows are taken from the live cache when a snapshot is made, so that rows which left a sliding window between two
     snapshots are never stored.  New rows of decode steps wait until `BLOCK_ROWS` of them fill a block (they are a
     fraction of one cache); the rest is handed on at once.
     """
 
-    def __init__(self, sink: RowSink, geometry: Geometry, *, keyframe_interval: int | None = None) -> None:
+    def __init__(
+        self, sink: RowSink, geometry: Geometry, *, keyframe_interval: int | None = None, label_width: int = 1
+    ) -> None:  # fmt: skip
         self._sink = sink
+        self._width = label_width
         self._geometry = geometry
         self._interval = keyframe_interval
         self._snapshots = 0
-        self._tokens: list[int] = []
+        self._tokens: list[int] = []  # label_width of them a token, as Labels has them
+        self._fed = 0
+        self._encoded = 0
         self._shift = 0  # row number minus token number; grows when a keyframe stores rows again
         self._stored = [0] * len(geometry.layers)  # tokens up to which a layer's rows were taken
         self._pending = PendingRows(sink, geometry)
 
-    def snapshot(self, fed: Sequence[int], cache: Sequence[Rows], next_token: int | None) -> None:
-        """Record a snapshot: `fed` are the tokens fed since the last one, `cache` the rows of every layer now."""
-        tokens_before = len(self._tokens)
+    def encoder(self, token_ids: Sequence[int]) -> None:
+        """Say, before the first snapshot, which tokens the rows of "cross" layers belong to; ids as in `snapshot`."""
+        self._encoded = self._shift = len(token_ids) // self._width
+        self._sink.add_labels(token_ids, range(self._encoded))
+
+    def snapshot(
+        self, fed: Sequence[int], cache: Sequence[Rows], next_tokens: Sequence[int] = (),
+        states: Sequence[Mapping[str, torch.Tensor]] = (),
+    ) -> None:  # fmt: skip
+        """Record a snapshot.
+
+        Args:
+            fed: ids of the tokens fed since the last one, `label_width` of them a token.
+            cache: the rows of every layer now.
+            next_tokens: for each sequence the token that the run will feed next, if it has chosen.
+            states: the states of every layer now, by name, (batch, *shape) each.
+        """
+        tokens_before = self._fed
         self._tokens += fed
-        total = len(self._tokens)
+        total = self._fed = len(self._tokens) // self._width
         keyframe = self._interval and self._snapshots and self._snapshots % self._interval == 0
         if keyframe:
             self._pending.flush()
@@ -85,16 +119,26 @@ class Recorder:
             self._sink.add_labels(self._tokens, range(total))
         else:
             self._sink.add_labels(list(fed), range(tokens_before, total))
-        spans = []
-        for layer, (keys, values) in enumerate(cache):
-            present = keys.shape[2]
+        spans: list[tuple[Span, ...]] = []
+        for layer, (spec, rows) in enumerate(zip(self._geometry.layers, cache, strict=True)):
+            if not spec.parts:
+                spans.append(())
+                continue
+            present = rows[0].shape[2]
+            if spec.kind == "cross":
+                if not self._snapshots:
+                    self._pending.add(layer, 0, rows)
+                spans.append((Span(0, present),))
+                continue
             new = total - max(self._stored[layer], total - present)
             if new:
-                self._pending.add(layer, total - new + self._shift, keys[:, :, -new:], values[:, :, -new:])
+                self._pending.add(layer, total - new + self._shift, tuple(part[:, :, -new:] for part in rows))
             self._stored[layer] = total
             spans.append((Span(total - present + self._shift, present),))
         self._pending.flush_if_large()
-        self._sink.add_view(View((Span(self._shift, total),), tuple(spans), next_token))
+        for one in of_snapshot(self._snapshots, states, self._geometry):
+            self._sink.add_states(one)
+        self._sink.add_view(View((Span(self._shift, total),), tuple(spans), tuple(next_tokens)))
         self._snapshots += 1
 
     def finish(self) -> None:
@@ -113,15 +157,15 @@ class PendingRows:
         self._spans: list[Span | None] = [None] * len(self._geometry.layers)
         self._rows: list[list[Rows]] = [[] for _ in self._geometry.layers]
 
-    def add(self, layer: int, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def add(self, layer: int, first: int, rows: Rows) -> None:
         span = self._spans[layer]
         if span is not None and span.stop != first:
             self.flush()  # rows left a sliding window before they were seen: the run is broken
             span = None
-        count = keys.shape[2]
+        count = rows[0].shape[2]
         if count < _SMALL:
-            keys, values = keys.clone(), values.clone()  # a view would keep the whole grown cache alive
-        self._rows[layer].append((keys, values))
+            rows = tuple(part.clone() for part in rows)  # a view would keep the whole grown cache alive
+        self._rows[layer].append(rows)
         self._spans[layer] = Span(first, count) if span is None else Span(span.first, span.rows + count)
 
     def flush_if_large(self) -> None:
@@ -151,7 +195,7 @@ class PendingRows:
                 layers = range(layer, min(layer + group, stop))
                 stacked = {
                     part: torch.stack([_slice([r[side] for r in self._rows[n]], row, rows) for n in layers])
-                    for side, part in enumerate((Part.KEYS, Part.VALUES))
+                    for side, part in enumerate(self._geometry.layers[first_layer].parts)
                 }
                 self._sink.add_block(
                     MemoryBlock(BlockKey(Part.JOINT, layer, len(layers), span.first + row, rows), stacked)

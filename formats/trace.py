@@ -12,6 +12,7 @@ from .geometry import Geometry
 from .kept import Kept
 from .limits import memory_budget
 from .records import Part
+from .states import States
 from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Block(Protocol):
     def key(self) -> BlockKey: ...
 
     def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
-        """The rows by part (KEYS, VALUES): (layers, batch, heads, rows, head size) in the dtype of the trace."""
+        """The rows by part (never JOINT): (layers, batch, heads, rows, head size) in the dtype of the trace."""
         ...
 
 
@@ -70,11 +71,13 @@ class Snapshot:
     """The cache at one moment.
 
     Attributes:
-        keys, values: for each layer, (batch, heads, rows, head size).
+        keys, values: for each layer, (batch, heads, rows, head size); without elements if the layer has no rows.
         row_positions: for each layer, the position ids of its rows, int64: (rows,), or (heads, rows) if heads hold
             different tokens.
         token_ids: the tokens fed so far; `positions` their position ids.
         next_token: the token that the capturing run fed next, if it chose one.
+        indexer_keys: for each layer (batch, 1, rows, index size), or None if it has none.
+        states: for each layer its states by name, (batch, *shape) each.
     """
 
     keys: list[torch.Tensor]
@@ -83,6 +86,8 @@ class Snapshot:
     token_ids: list[int]
     positions: list[int]
     next_token: int | None = None
+    indexer_keys: list[torch.Tensor | None] = field(default_factory=list)
+    states: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -94,7 +99,7 @@ class Trace:
         fingerprint: what identifies the model (field name -> value); empty if unknown.
         views: one a snapshot.
         labels: token id and position of every row.
-        blocks: the stored rows.
+        blocks: the stored rows; `states` what each snapshot has of its own.
         reference: token ids of the text that followed the first snapshot, if it is known.
         info: how the trace was captured (the tier header's `capture` object).
         quality: measured quality records, if any.
@@ -120,6 +125,7 @@ class Trace:
     attention: Sequence[Received] = ()
     captured_bytes: tuple[int, int] | None = None
     stored_bytes: int | None = None
+    states: Sequence[States] = ()
 
     def __len__(self) -> int:
         return len(self.views)
@@ -139,8 +145,22 @@ class Trace:
         return snapshot % len(self)
 
     def token_ids(self, snapshot: int = -1) -> list[int]:
-        """The tokens that the model had been fed at that moment."""
+        """The tokens that the model had been fed at that moment.
+
+        Raises:
+            UsageError: the sequences of the batch hold different tokens.
+        """
+        if self.labels.width > 1 or self.geometry.padding:
+            raise UsageError(
+                f"a batch of {self.geometry.batch} sequences has no one text", hint="take one: trace.sequence(0)"
+            )
         return self.labels.tokens(self.views[self.index(snapshot)].history)
+
+    def sequence(self, number: int) -> Trace:
+        """One sequence of a batch as a trace of its own, without padding; see `sequences`."""
+        from .sequences import sequence
+
+        return sequence(self, number)
 
     @property
     def raw_bytes(self) -> int:
@@ -175,11 +195,13 @@ class Trace:
                 raise UsageError(
                     f"there is no layer {layer}", hint=f"the model has layers 0 to {len(self.geometry.layers) - 1}"
                 )
-        keys, values = _gather(self, view, wanted, device)
+        rows = _gather(self, view, wanted, device)
         return Snapshot(
-            keys, values, [self._row_positions(view, layer) for layer in wanted], self.labels.tokens(view.history),
+            [found[Part.KEYS] for found in rows], [found[Part.VALUES] for found in rows],
+            [self._row_positions(view, layer) for layer in wanted], self.labels.tokens(view.history),
             [self.labels.positions[row] for span in view.history for row in range(span.first, span.stop)],
-            view.next_token,
+            view.next_token, [found.get(Part.INDEXER) for found in rows],
+            _gather_states(self, self.index(snapshot), wanted, device),
         )  # fmt: skip
 
     def _row_positions(self, view: View, layer: int) -> torch.Tensor:
@@ -198,11 +220,12 @@ class Trace:
 
 def _gather(
     trace: Trace, view: View, wanted: Sequence[int], device: str | torch.device
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+) -> list[dict[Part, torch.Tensor]]:
+    """For each wanted layer its rows by part; of a layer without rows, keys and values without elements."""
     import torch
 
     geometry = trace.geometry
-    needed = sum(view.rows(layer) * geometry.row_bytes[layer] for layer in wanted)
+    needed = sum(view.rows(layer) * geometry.row_bytes[layer] + geometry.state_bytes[layer] for layer in wanted)
     if needed > memory_budget():
         raise LimitError(
             f"the snapshot takes {needed} bytes, more than the budget of {memory_budget()}",
@@ -210,13 +233,14 @@ def _gather(
         )
     dtype = getattr(torch, geometry.dtype)
     slots = {layer: slot for slot, layer in enumerate(wanted)}
-    result: dict[Part, list[torch.Tensor]] = {}
-    for part in (Part.KEYS, Part.VALUES):
-        shapes = [
-            (geometry.batch, geometry.layers[layer].heads, view.rows(layer), geometry.layers[layer].head_size(part))
-            for layer in wanted
-        ]
-        result[part] = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+    result: list[dict[Part, torch.Tensor]] = []
+    for layer in wanted:
+        spec = geometry.layers[layer]
+        shapes = {
+            part: (geometry.batch, spec.part_heads(part), view.rows(layer), spec.head_size(part))
+            for part in spec.parts or (Part.KEYS, Part.VALUES)
+        }
+        result.append({part: torch.empty(shape, dtype=dtype, device=device) for part, shape in shapes.items()})
     for block in trace.blocks:
         copies = [
             (layer, source, target, count)
@@ -228,11 +252,28 @@ def _gather(
             continue
         for part, rows in block.read(device).items():
             for layer, source, target, count in copies:
-                whole = result[part][slots[layer]]
+                whole = result[slots[layer]][part]
                 whole[:, :, target : target + count] = rows[layer - block.key.first_layer][
                     :, :, source : source + count
                 ]
-    return result[Part.KEYS], result[Part.VALUES]
+    return result
+
+
+def _gather_states(
+    trace: Trace, snapshot: int, wanted: Sequence[int], device: str | torch.device
+) -> list[dict[str, torch.Tensor]]:
+    found: dict[tuple[int, int], torch.Tensor] = {}
+    for block in trace.states:
+        key = block.key
+        needed = [layer for layer in wanted if key.covers(layer, snapshot)]
+        read = block.read(device) if needed else None
+        for layer in needed:
+            assert read is not None
+            found[layer, key.number] = read[layer - key.first_layer, snapshot - key.first_snapshot]
+    return [
+        {state.name: found[layer, number] for number, state in enumerate(trace.geometry.layers[layer].states)}
+        for layer in wanted
+    ]
 
 
 def _overlaps(spans: Sequence[Span], rows: Span) -> list[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import geometry as geometry_json
 from . import header as header_json
 from . import kept as kept_rows
+from . import states as state_blocks
 from . import views as viewing
 from .codecs import BlockShape, Codec, Surroundings, codec_by_id
 from .codecs.base import from_planes
@@ -33,6 +34,7 @@ from .limits import (
     memory_budget,
 )
 from .records import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordType
+from .states import STATE_CODECS, StateKey
 from .tensor_buffer import TensorView, expect, parse
 from .trace import Trace
 from .views import BlockKey, Labels, Span, View
@@ -71,6 +73,38 @@ class FileBlock:
 
     def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
         return self.file.decoded(self, device)
+
+
+@dataclass(frozen=True)
+class FileStates:
+    """States that are read, checked and decoded when they are asked for."""
+
+    file: TraceFile
+    offset: int
+    header: RecordHeader
+
+    @property
+    def key(self) -> StateKey:
+        h = self.header
+        return StateKey(h.part, h.first_layer, h.layer_count, h.first, h.count)
+
+    def tensors(self) -> tuple[Codec, Mapping[str, TensorView], BlockShape]:
+        """The checked payload; no torch."""
+        shape = state_blocks.block_shape(self.key, self.file.geometry)
+        codec = codec_by_id(self.header.codec, self.file.path)
+        tensors = self.file.buffer(self.offset, self.header)
+        with self.file.locating(self.offset, self.header):
+            if codec.name not in STATE_CODECS:
+                raise CorruptError(f"codec {codec.name} does not write states")
+            codec.check(tensors, Part.VALUES, shape, "states")
+        return codec, tensors, shape
+
+    def read(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        codec, tensors, shape = self.tensors()
+        with self.file.locating(self.offset, self.header):
+            values = codec.decode(tensors, Part.VALUES, shape, device)[Part.VALUES]
+        key = self.key
+        return state_blocks.from_values(values, self.file.geometry.layers[key.first_layer].states[key.number])
 
 
 @dataclass(frozen=True)
@@ -125,6 +159,7 @@ class TraceFile:
         self.reference = self._reference()
         self.blocks = self._blocks()
         self.kept = self._kept()
+        self.states = self._states()
         self.attention = self._attention()
         self.profile = self._profile()
         self._decoded: dict[tuple[int, str], Mapping[Part, torch.Tensor]] = {}
@@ -133,6 +168,7 @@ class TraceFile:
             keys = [block.key for block in self.blocks]
             viewing.check_coverage(self.views, keys, self.geometry)
             kept_rows.check(self.kept, self.views, keys, self.geometry)
+            state_blocks.check_coverage([one.key for one in self.states], len(self.views), self.geometry)
             self._check_sizes()
 
     @property
@@ -145,6 +181,7 @@ class TraceFile:
             self.geometry, self.fingerprint, self.views, self.labels, self.blocks, self.reference,
             self.header.capture, self.header.quality, self.header.tier, self.header.codec, self.header.parameters,
             self.kept, self.attention, (self.header.raw_bytes_trace, self.header.raw_bytes_final), self.size,
+            self.states,
         )  # fmt: skip
 
     def decoded(self, block: FileBlock, device: str | torch.device) -> Mapping[Part, torch.Tensor]:
@@ -186,7 +223,8 @@ class TraceFile:
         import torch
 
         spec = self.geometry.layers[wanted.first_layer]
-        shape = (wanted.layer_count, self.geometry.batch, spec.heads, len(numbers), spec.head_size(wanted.part))
+        heads, size = spec.part_heads(wanted.part), spec.head_size(wanted.part)
+        shape = (wanted.layer_count, self.geometry.batch, heads, len(numbers), size)
         result = torch.empty(shape, dtype=getattr(torch, self.geometry.dtype), device=device)
         missing = wanted.layer_count * len(numbers)
         for block in self.blocks:
@@ -194,7 +232,8 @@ class TraceFile:
             stop = min(block.key.first_layer + block.key.layer_count, wanted.first_layer + wanted.layer_count)
             span = block.key.span
             found = [(at, number - span.first) for at, number in enumerate(numbers) if span.first <= number < span.stop]
-            if first >= stop or not found or block.key.part not in (wanted.part, Part.JOINT):
+            whole = block.key.part is Part.JOINT and wanted.part is not Part.INDEXER
+            if first >= stop or not found or not (whole or block.key.part is wanted.part):
                 continue
             rows = self.decoded(block, device)[wanted.part][
                 first - block.key.first_layer : stop - block.key.first_layer
@@ -274,17 +313,22 @@ class TraceFile:
     def _labels(self) -> Labels:
         labels = Labels()
         records, _ = self._consecutive(RecordType.LABELS, MAX_ROWS)
+        widths: set[int] = set()
         for offset, entry in records:
             if entry.count > MAX_LABELS_PER_RECORD:
                 raise self.reader.corrupt("a labels record holds too many rows", offset, entry.sequence)
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
-                tokens = _token_ids(tensors, entry.count, {"position_offsets": ("I64", (entry.count,))})
+                tokens, width = _labelled_ids(tensors, entry.count, self.geometry.batch)
+                widths.add(width)
+                if len(widths) != 1:
+                    raise CorruptError("labels: some records have ids for each sequence, some for all")
                 offsets = tensors["position_offsets"].integers()
                 positions = [row + shift for row, shift in enumerate(offsets, entry.first)]
                 if min(positions) < 0 or max(positions) > MAX_INTEGER:
                     raise CorruptError("labels: a position is out of range")
             labels.extend(tokens, positions)
+        labels.width = widths.pop() if widths else 1
         return labels
 
     def _views(self) -> list[View]:
@@ -297,9 +341,7 @@ class TraceFile:
         for offset, entry in records:
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
-                found, spans = viewing.from_tables(
-                    tensors, entry.count, len(self.geometry.layers), len(self.labels), "views"
-                )
+                found, spans = viewing.from_tables(tensors, entry.count, self.geometry, self.labels, "views")
                 views += found
                 total_spans += spans
                 if total_spans > MAX_SPANS:
@@ -313,7 +355,7 @@ class TraceFile:
         for offset, entry in records:
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
-                return _token_ids(tensors, entry.count, {})
+                return _token_ids(tensors, (entry.count,), {})
         return []
 
     def _blocks(self) -> list[FileBlock]:
@@ -321,7 +363,8 @@ class TraceFile:
         for offset, entry in self._of_type(RecordType.ROWS):
             if entry.part not in _PARTS:
                 raise self.reader.corrupt(f"a block of part {entry.part}", offset, entry.sequence)
-            self._layers(offset, entry, "a block")
+            if Part(entry.part) not in (Part.JOINT, *self._layers(offset, entry, "a block")[0].parts):
+                raise self.reader.corrupt("a block of indexer keys that its layers do not have", offset, entry.sequence)
             if not 1 <= entry.count <= len(self.labels) - entry.first:
                 raise self.reader.corrupt("a block holds rows without labels", offset, entry.sequence)
             if entry.layer_count * entry.count * self.geometry.row_bytes[entry.first_layer] > MAX_BLOCK_BYTES:
@@ -329,17 +372,35 @@ class TraceFile:
             blocks.append(FileBlock(self, offset, entry))
         return blocks
 
-    def _layers(self, offset: int, entry: RecordHeader, what: str) -> list[LayerSpec]:
-        """The layers that a record covers, all alike."""
+    def _layers(self, offset: int, entry: RecordHeader, what: str, *, rows: bool = True) -> list[LayerSpec]:
+        """The layers that a record covers, all alike; layers with rows unless it is not about rows."""
         layers = list(self.geometry.layers[entry.first_layer : entry.first_layer + entry.layer_count])
         if not layers or len(layers) != entry.layer_count or len(set(layers)) != 1:
             raise self.reader.corrupt(f"{what} covers layers that cannot be stored together", offset, entry.sequence)
+        if rows and not layers[0].parts:
+            raise self.reader.corrupt(f"{what} covers layers that keep no rows", offset, entry.sequence)
         return layers
+
+    def _states(self) -> list[FileStates]:
+        found = []
+        for offset, entry in self._of_type(RecordType.STATES):
+            spec = self._layers(offset, entry, "a states record", rows=False)[0]
+            if entry.part >= len(spec.states):
+                raise self.reader.corrupt(f"a states record of state {entry.part}", offset, entry.sequence)
+            if not 1 <= entry.count <= len(self.views) - entry.first:
+                raise self.reader.corrupt("a states record of snapshots that there are not", offset, entry.sequence)
+            values = entry.layer_count * entry.count * self.geometry.batch * spec.states[entry.part].bytes
+            if values > MAX_BLOCK_BYTES:
+                raise self.reader.corrupt(f"states of more than {MAX_BLOCK_BYTES} bytes", offset, entry.sequence)
+            found.append(FileStates(self, offset, entry))
+        return found
 
     def _kept(self) -> list[Kept]:
         found = []
         for offset, entry in self._of_type(RecordType.KEPT):
             spec = self._layers(offset, entry, "a map of kept rows")[0]
+            if spec.index_size:
+                raise self.reader.corrupt("a map of kept rows with indexer keys", offset, entry.sequence)
             if not 1 <= entry.count <= len(self.labels) - entry.first:
                 raise self.reader.corrupt("a map of kept rows without labels", offset, entry.sequence)
             tensors = self.buffer(offset, entry)
@@ -403,11 +464,19 @@ def _described(header: RecordHeader) -> tuple[int, ...]:
     )  # fmt: skip
 
 
+def _labelled_ids(tensors: Mapping[str, TensorView], count: int, batch: int) -> tuple[list[int], int]:
+    """(token ids, how many a row) of a LABELS payload: one, or one for each sequence."""
+    by_sequence = batch > 1 and "token_ids" in tensors and len(tensors["token_ids"].shape) == 2
+    shape = (count, batch) if by_sequence else (count,)
+    return _token_ids(tensors, shape, {"position_offsets": ("I64", (count,))}), batch if by_sequence else 1
+
+
 def _token_ids(
-    tensors: Mapping[str, TensorView], count: int, others: Mapping[str, tuple[str, tuple[int | None, ...]]]
-) -> list[int]:
+    tensors: Mapping[str, TensorView], shape: tuple[int, ...],
+    others: Mapping[str, tuple[str, tuple[int | None, ...]]],
+) -> list[int]:  # fmt: skip
     wide = "token_ids" in tensors and tensors["token_ids"].dtype == "I32"
-    expect(tensors, {"token_ids": ("I32" if wide else "U16", (count,)), **others}, "token ids")
+    expect(tensors, {"token_ids": ("I32" if wide else "U16", shape), **others}, "token ids")
     tokens = list(tensors["token_ids"].integers())
     if min(tokens) < 0:
         raise CorruptError("token ids: a negative token id")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import geometry as geometry_json
 from . import header as header_json
 from . import kept as kept_rows
+from . import states as state_blocks
 from . import views as viewing
 from .atomic import atomic_write
 from .codecs import Codec, Surroundings, codec_by_name
@@ -22,7 +23,8 @@ from .header import TierHeader
 from .kept import Kept
 from .klt import reference
 from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW
-from .records import FILE_ID_BYTES, Part, RecordType
+from .records import FILE_ID_BYTES, MINOR, Part, RecordType
+from .states import States
 from .tensor_buffer import pack
 from .trace import MemoryBlock, Received, Trace
 from .version import VERSION
@@ -46,17 +48,22 @@ def content_id(*parts: bytes) -> bytes:
 
 
 class TraceWriter:
-    """Writes a trace to a sink as its rows come (a `timeline.RowSink`); `finish` makes it a file."""
+    """Writes a trace to a sink as its rows come (a `timeline.RowSink`); `finish` makes it a file.
+
+    Args:
+        label_width: token ids a row: 1, or the batch if its sequences hold different tokens.
+    """
 
     def __init__(
         self, sink: Sink, geometry: Geometry, fingerprint: Mapping[str, str],
-        *, codec: Codec | None = None, file_id: bytes | None = None,
+        *, codec: Codec | None = None, file_id: bytes | None = None, label_width: int = 1,
     ) -> None:  # fmt: skip
         self.geometry = geometry
         self._codec = codec or codec_by_name("lossless")
-        self._labels = Labels()
+        self._labels = Labels(width=label_width)
         self._views: list[View] = []
-        self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id)
+        minor = MINOR if label_width > 1 else geometry.minor
+        self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, minor)
         self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint))
 
     @property
@@ -76,13 +83,13 @@ class TraceWriter:
         """
         codec = codec or self._codec
         for part in codec.parts:
-            rows: Mapping[Part, torch.Tensor] = block.rows
-            if part is not Part.JOINT:
-                rows = {p: tensor for p, tensor in block.rows.items() if p is part}
+            wanted = (Part.KEYS, Part.VALUES) if part is Part.JOINT else (part,)
+            rows = {p: tensor for p, tensor in block.rows.items() if p in wanted}
             if not rows:
                 continue
             if not codec.exact:
-                _require_finite(rows, block.key.first_layer, codec.name)
+                named = {p.name.lower().replace("_", " "): tensor for p, tensor in rows.items()}
+                _require_finite(named, block.key.first_layer, codec.name)
             key = block.key
             self._writer.record(
                 RecordType.ROWS, pack(codec.encode(rows, around)), codec=codec.id, part=part,
@@ -94,6 +101,22 @@ class TraceWriter:
         self._writer.record(
             RecordType.KEPT, pack(kept_rows.to_tensors(kept)), layers=(kept.first_layer, kept.layer_count),
             span=kept.span,
+        )  # fmt: skip
+
+    def add_states(self, states: States, codec: Codec | None = None) -> None:
+        """Encode states and write them.
+
+        Raises:
+            UsageError: a value is NaN or infinite and the codec is not exact; the layer is named.
+        """
+        codec, key = codec or self._codec, states.key
+        state = self.geometry.layers[key.first_layer].states[key.number]
+        values = state_blocks.as_values(states.read(), state)
+        if not codec.exact:
+            _require_finite({state.name: values}, key.first_layer, codec.name)
+        self._writer.record(
+            RecordType.STATES, pack(codec.encode({Part.VALUES: values})), codec=codec.id, part=key.number,
+            layers=(key.first_layer, key.layer_count), span=key.span,
         )  # fmt: skip
 
     def add_profile(self, profile: Profile, *, embed: bool) -> None:
@@ -147,17 +170,20 @@ class TraceWriter:
         import torch
 
         for first in range(0, len(self._labels), MAX_LABELS_PER_RECORD):
-            tokens = self._labels.token_ids[first : first + MAX_LABELS_PER_RECORD]
+            width = self._labels.width
+            tokens = self._labels.token_ids[first * width : (first + MAX_LABELS_PER_RECORD) * width]
             positions = self._labels.positions[first : first + MAX_LABELS_PER_RECORD]
             offsets = [position - row for row, position in enumerate(positions, first)]
-            payload = pack({"token_ids": _ids(tokens), "position_offsets": torch.tensor(offsets, dtype=torch.int64)})
-            self._writer.record(RecordType.LABELS, payload, span=(first, len(tokens)))
+            ids = _ids(tokens) if width == 1 else _ids(tokens).view(-1, width)
+            payload = pack({"token_ids": ids, "position_offsets": torch.tensor(offsets, dtype=torch.int64)})
+            self._writer.record(RecordType.LABELS, payload, span=(first, len(positions)))
         for first in range(0, len(self._views), _VIEWS_PER_RECORD):
             views = self._views[first : first + _VIEWS_PER_RECORD]
-            spans, next_tokens = viewing.to_table(views)
+            spans, next_tokens = viewing.to_table(views, self._labels.width)
+            chosen = torch.tensor(next_tokens, dtype=torch.int64)
             payload = pack({
                 "spans": torch.tensor(spans, dtype=torch.int64).view(-1, 5),
-                "next_tokens": torch.tensor(next_tokens, dtype=torch.int64),
+                "next_tokens": chosen if self._labels.width == 1 else chosen.view(-1, self._labels.width),
             })  # fmt: skip
             self._writer.record(RecordType.VIEWS, payload, span=(first, len(views)))
         if reference:
@@ -171,17 +197,16 @@ def _ids(tokens: Sequence[int]) -> torch.Tensor:
     return torch.tensor(list(tokens), dtype=torch.uint16 if max(tokens, default=0) < 1 << 16 else torch.int32)
 
 
-def _require_finite(rows: Mapping[Part, torch.Tensor], first_layer: int, codec: str) -> None:
+def _require_finite(tensors: Mapping[str, torch.Tensor], first_layer: int, codec: str) -> None:
     import torch
 
-    for part, tensor in rows.items():
+    for name, tensor in tensors.items():
         # float8 has no isfinite of its own
         finite = torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).flatten(1).all(1)
         if not bool(finite.all()):
             layer = first_layer + finite.tolist().index(False)
             raise UsageError(
-                f"the {part.name.lower()} of layer {layer} hold a value that is not finite, which codec {codec} "
-                "cannot store",
+                f"the {name} of layer {layer} hold a value that is not finite, which codec {codec} cannot store",
                 hint="the lossless codec keeps NaN and infinity",
             )
 
@@ -234,17 +259,22 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, det
         force: replace an existing file (the file from which the trace was loaded may be replaced, too).
         deterministic: derive the file's identity from the content, so that the same trace gives the same bytes.
     """
-    spans, next_tokens = viewing.to_table(trace.views)
+    spans, next_tokens = viewing.to_table(trace.views, trace.labels.width)
     identity = content_id(
         geometry_json.to_json(trace.geometry, trace.fingerprint),
         repr((list(trace.labels.token_ids), list(trace.labels.positions), spans, next_tokens)).encode(),
     )
     with atomic_write(path, force=force) as file:
-        writer = TraceWriter(file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None)
+        writer = TraceWriter(
+            file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None,
+            label_width=trace.labels.width,
+        )  # fmt: skip
         for kept in trace.kept:
             writer.add_kept(kept)
         for block in trace.blocks:
             writer.add_block(MemoryBlock(block.key, block.read()))
+        for states in trace.states:
+            writer.add_states(states)
         writer.add_labels(trace.labels.token_ids, trace.labels.positions)
         for view in trace.views:
             writer.add_view(view)

@@ -38,12 +38,17 @@ class View:
     Attributes:
         history: rows of all tokens that the model has been fed so far, in order (a sliding layer has dropped some).
         layers: for each layer, the rows in its cache, in cache order.
-        next_token: the token that the capturing run chose to feed next, or None where it did not choose.
+        next_tokens: for each sequence the token that the capturing run chose to feed next; empty if it did not.
     """
 
     history: tuple[Span, ...]
     layers: tuple[tuple[Span, ...], ...]
-    next_token: int | None = None
+    next_tokens: tuple[int, ...] = ()
+
+    @property
+    def next_token(self) -> int | None:
+        """That of the first sequence."""
+        return self.next_tokens[0] if self.next_tokens else None
 
     @property
     def tokens_seen(self) -> int:
@@ -69,20 +74,31 @@ class BlockKey(NamedTuple):
 
 @dataclass
 class Labels:
-    """Token id and position of every row, by row number."""
+    """Token id and position of every row, by row number.
+
+    Attributes:
+        token_ids: `width` of them a row, row by row.
+        positions: one a row; in a sequence with padding, padding is counted.
+        width: 1, or the batch if its sequences hold different tokens.
+    """
 
     token_ids: array[int] = field(default_factory=lambda: array("q"))
     positions: array[int] = field(default_factory=lambda: array("q"))
+    width: int = 1
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.positions)
 
     def extend(self, token_ids: Iterable[int], positions: Iterable[int]) -> None:
         self.token_ids.extend(token_ids)
         self.positions.extend(positions)
 
-    def tokens(self, spans: Iterable[Span]) -> list[int]:
-        return [token for span in spans for token in self.token_ids[span.first : span.stop]]
+    def tokens(self, spans: Iterable[Span], sequence: int = 0) -> list[int]:
+        """The token ids of these rows in one sequence."""
+        column, width = sequence % self.width, self.width
+        return [
+            token for span in spans for token in self.token_ids[span.first * width + column : span.stop * width : width]
+        ]
 
 
 def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -102,24 +118,29 @@ def raw_bytes(geometry: Geometry, view: View) -> int:
     for layer, spans in enumerate(view.layers):
         if spans is not last:  # neighbouring layers mostly share one object
             rows, last = view.rows(layer), spans
-        total += rows * geometry.row_bytes[layer]
+        total += rows * geometry.row_bytes[layer] + geometry.state_bytes[layer]
     return total
 
 
 def unevicted_bytes(geometry: Geometry, view: View) -> int:
     """Bytes that a snapshot would have if its layers had kept all that the model keeps of the tokens fed."""
     seen = view.tokens_seen
-    return sum(
-        row_bytes * (min(seen, spec.window - 1) if spec.window else seen)
-        for spec, row_bytes in zip(geometry.layers, geometry.row_bytes, strict=True)
-    )
+    kept = [
+        view.rows(layer) if spec.kind == "cross" else min(seen, spec.window - 1) if spec.window else seen
+        for layer, spec in enumerate(geometry.layers)
+    ]
+    return sum(geometry.state_bytes) + sum(rows * size for rows, size in zip(kept, geometry.row_bytes, strict=True))
 
 
 HISTORY = -1  # stands in the layer column of a view table for the history
 
 
-def to_table(views: Sequence[View]) -> tuple[list[int], list[int]]:
-    """(span table, next tokens), both flat; a table row is snapshot, first layer, layers, first row, rows."""
+def to_table(views: Sequence[View], width: int = 1) -> tuple[list[int], list[int]]:
+    """(span table, next tokens), both flat; a table row is snapshot, first layer, layers, first row, rows.
+
+    Args:
+        width: next tokens a snapshot, as labels have it.
+    """
     table: list[int] = []
     for number, view in enumerate(views):
         for span in view.history:
@@ -130,21 +151,20 @@ def to_table(views: Sequence[View]) -> tuple[list[int], list[int]]:
             for span in spans:
                 table += [number, layer, count, *span]
             layer += count
-    return table, [-1 if view.next_token is None else view.next_token for view in views]
+    return table, [token for view in views for token in view.next_tokens or (-1,) * width]
 
 
 def from_tables(
-    tensors: dict[str, TensorView], snapshots: int, layers: int, rows: int, what: str
+    tensors: dict[str, TensorView], snapshots: int, geometry: Geometry, labels: Labels, what: str
 ) -> tuple[list[View], int]:
-    """(views, number of spans) of a VIEWS payload that holds `snapshots` views.  Raises CorruptError.
-
-    Args:
-        layers: layers of the model.
-        rows: labelled rows of the trace.
-    """
-    expect(tensors, {"spans": ("I64", (None, 5)), "next_tokens": ("I64", (None,))}, what)
+    """(views, number of spans) of a VIEWS payload that holds `snapshots` views.  Raises CorruptError."""
+    rows, width = len(labels), labels.width
+    layers = len(geometry.layers)
+    expect(
+        tensors, {"spans": ("I64", (None, 5)), "next_tokens": ("I64", (None,) if width == 1 else (None, width))}, what
+    )
     spans, next_tokens = tensors["spans"].integers(), tensors["next_tokens"].integers()
-    if len(next_tokens) != snapshots or snapshots > MAX_SNAPSHOTS or len(spans) // 5 > MAX_SPANS:
+    if len(next_tokens) != snapshots * width or snapshots > MAX_SNAPSHOTS or len(spans) // 5 > MAX_SPANS:
         raise CorruptError(f"{what}: a wrong number of snapshots")
     histories: list[list[Span]] = [[] for _ in range(snapshots)]
     columns: list[dict[tuple[int, int], list[Span]]] = [{} for _ in range(snapshots)]
@@ -165,32 +185,44 @@ def from_tables(
         else:
             raise CorruptError(f"{what}: a span covers layers that the model does not have")
     views = [
-        View(tuple(history), _columns(column, layers, what), None if token < 0 else token)
-        for history, column, token in zip(histories, columns, next_tokens, strict=True)
+        View(tuple(history), _columns(column, geometry, what), _chosen(next_tokens[at * width : (at + 1) * width]))
+        for at, (history, column) in enumerate(zip(histories, columns, strict=True))
     ]
     if any(_overlap(named) for view in views for named in {view.history, *view.layers}):
         raise CorruptError(f"{what}: a snapshot names a row twice")
     return views, len(spans) // 5
 
 
+def _chosen(tokens: Sequence[int]) -> tuple[int, ...]:
+    return () if min(tokens) < 0 else tuple(tokens)
+
+
 def _overlap(spans: Iterable[Span]) -> bool:
     return any(a.stop > b.first for a, b in pairwise(sorted(spans)))
 
 
-def _columns(found: dict[tuple[int, int], list[Span]], layers: int, what: str) -> tuple[tuple[Span, ...], ...]:
+def _columns(
+    found: dict[tuple[int, int], list[Span]], geometry: Geometry, what: str
+) -> tuple[tuple[Span, ...], ...]:  # fmt: skip
+    """The rows of each layer; the groups pass over layers that have none."""
     result: list[tuple[Span, ...]] = []
+    bare = geometry.without_rows
     for (layer, count), spans in found.items():
-        if layer != len(result):
+        while len(result) < layer and len(result) in bare:
+            result.append(())
+        if layer != len(result) or not bare.isdisjoint(range(layer, layer + count)):
             raise CorruptError(f"{what}: a snapshot lacks or repeats layer {min(layer, len(result))}")
         result += [tuple(spans)] * count
-    if len(result) != layers:
+    while len(result) in bare:
+        result.append(())
+    if len(result) != len(geometry.layers):
         raise CorruptError(f"{what}: a snapshot lacks layer {len(result)}")
     return tuple(result)
 
 
 def check_coverage(views: Sequence[View], blocks: Iterable[BlockKey], geometry: Geometry) -> None:
     """Every row that a view names is stored exactly once.  Raises CorruptError."""
-    stored = _stored_intervals(blocks, len(geometry.layers))
+    stored = _stored_intervals(blocks, geometry)
     for number, view in enumerate(views):
         for layer, spans in enumerate(view.layers):
             if layer and spans is view.layers[layer - 1] and stored[layer] is stored[layer - 1]:
@@ -201,9 +233,9 @@ def check_coverage(views: Sequence[View], blocks: Iterable[BlockKey], geometry: 
                     raise CorruptError(f"snapshot {number} needs rows of layer {layer} that the file does not hold")
 
 
-def _stored_intervals(blocks: Iterable[BlockKey], layers: int) -> list[tuple[Span, ...]]:
-    """For each layer the rows for which both keys and values are stored; equal layers share one object."""
-    by_layer: list[dict[Part, list[Span]]] = [{Part.KEYS: [], Part.VALUES: []} for _ in range(layers)]
+def _stored_intervals(blocks: Iterable[BlockKey], geometry: Geometry) -> list[tuple[Span, ...]]:
+    """For each layer the rows of which all parts are stored; equal layers share one object."""
+    by_layer: list[dict[Part, list[Span]]] = [{part: [] for part in spec.parts} for spec in geometry.layers]
     for block in blocks:
         parts = (Part.KEYS, Part.VALUES) if block.part is Part.JOINT else (block.part,)
         for layer in range(block.first_layer, block.first_layer + block.layer_count):
@@ -215,8 +247,9 @@ def _stored_intervals(blocks: Iterable[BlockKey], layers: int) -> list[tuple[Spa
         for spans in found.values():
             if _overlap(spans):
                 raise CorruptError(f"rows of layer {layer} are stored twice")
-        keys, values_ = (merged(sorted(spans)) for spans in found.values())  # records come in any order
-        if keys != values_:
+        each = {merged(sorted(spans)) for spans in found.values()} or {()}  # records come in any order
+        if len(each) != 1:
             raise CorruptError(f"layer {layer} has keys without values or values without keys")
-        result.append(shared.setdefault(keys, keys))
+        rows = each.pop()
+        result.append(shared.setdefault(rows, rows))
     return result

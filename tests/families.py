@@ -22,6 +22,9 @@ from transformers import (
 )
 
 from tests.models import LONGROPE
+from tsc_cli import supported
+
+TABLE = {family.name: family for family in supported.FAMILIES}
 
 VOCABULARY = 120
 PROMPT = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -71,7 +74,7 @@ class Sample:
 
     Attributes:
         family: the name in the table of `tsc_cli.supported`.
-        chunk: tokens of the prompt in one forward pass.
+        chunk: tokens of the prompt in one forward pass; models with states are fed it in one all the same.
         scale: what weight matrices are multiplied by.
     """
 
@@ -81,6 +84,17 @@ class Sample:
     chunk: int = 16
     scale: float = 2.0
     auto: Any = AutoModelForCausalLM
+
+    @property
+    def encodes(self) -> bool:
+        """Whether there is an encoder beside the decoder."""
+        return self.auto in (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq)
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether a prompt may be fed in several passes: with states, or an indexer, they mean another cache."""
+        states = "state" in TABLE[self.family].holds or "indexer" in TABLE[self.family].holds
+        return not states
 
     def build(self, dtype: torch.dtype) -> Any:
         """The same model each time, in any process."""
@@ -129,8 +143,6 @@ SUPPORTED = {
         "layer_types": ["chunked_attention", "full_attention"]}),
     "cohere2": Sample("Cohere Command R7B", "cohere2", _MIXED),
     "olmo3": Sample("OLMo 3", "olmo3", _MIXED),
-}  # fmt: skip
-REFUSED = {
     "gemma3n": Sample("Gemma-3n, -4", "gemma3n_text", _WINDOW | _SHARED | {
         "num_hidden_layers": 10, "num_kv_shared_layers": 5, "laurel_rank": 4, "altup_num_inputs": 2}),
     "gemma4": Sample("Gemma-3n, -4", "gemma4_text", _WINDOW | _SHARED | {
@@ -138,10 +150,6 @@ REFUSED = {
         "layer_types": ["sliding_attention", "full_attention"] * 3}),
     "deepseek_v32": Sample("DeepSeek-V3.2, GLM-5", "deepseek_v32", _INDEXED),
     "glm_moe_dsa": Sample("DeepSeek-V3.2, GLM-5", "glm_moe_dsa", _INDEXED),
-    "deepseek_v4": Sample("DeepSeek-V4", "deepseek_v4", _SMALL | _EXPERTS | {
-        "num_hidden_layers": 4, "head_dim": 16, "num_key_value_heads": 1, "q_lora_rank": 20, "o_groups": 2,
-        "o_lora_rank": 8, "sliding_window": 8, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 8,
-        "n_routed_experts": 4}),
     "jamba": Sample("Jamba", "jamba", _GROUPED | {
         "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
         "mamba_d_state": 6, "mamba_dt_rank": 3, "use_mamba_kernels": False}),
@@ -177,6 +185,12 @@ REFUSED = {
     "whisper": Sample("Whisper", "whisper", _ENCODER_DECODER | {
         "num_mel_bins": 8, "max_source_positions": 30, "max_target_positions": 256, "suppress_tokens": None,
         "begin_suppress_tokens": None}, auto=AutoModelForSpeechSeq2Seq),
+}  # fmt: skip
+REFUSED = {
+    "deepseek_v4": Sample("DeepSeek-V4", "deepseek_v4", _SMALL | _EXPERTS | {
+        "num_hidden_layers": 4, "head_dim": 16, "num_key_value_heads": 1, "q_lora_rank": 20, "o_groups": 2,
+        "o_lora_rank": 8, "sliding_window": 8, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 8,
+        "n_routed_experts": 4}),
     "recurrent_gemma": Sample("RecurrentGemma", "recurrent_gemma", _SMALL | {
         "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8, "num_key_value_heads": 1,
         "head_dim": 16}),

@@ -15,15 +15,32 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
-from formats import load
-from tests.families import DTYPES, PROMPT, SUPPORTED
-from tsc_cli import to_cache
+from formats import Trace, load
+from tests.families import DTYPES, PROMPT, SUPPORTED, Sample
+from tsc_cli import capture, to_cache
 from tsc_cli.capturing import CaptureOptions, capture_to_file
+from tsc_cli.prompts import prompt_of
 
 STEPS = {"single": 0, "trace": 11}  # of decoding: a snapshot, and twelve
 AFTER = 24  # tokens after each
+
+
+def inputs_of(sample: Sample) -> dict[str, Any]:
+    """What the family's model is given, as `capture` takes it."""
+    if sample.model_type == "whisper":
+        noise = torch.randn(1, 8, 60, generator=torch.Generator().manual_seed(9))
+        return {"input_features": noise, "decoder_input_ids": PROMPT}
+    if sample.encodes:
+        return {"input_ids": PROMPT[:23], "decoder_input_ids": PROMPT}
+    return {"input_ids": PROMPT}
+
+
+def capture_small(sample: Sample, model: Any, **settings: Any) -> Trace:
+    """A trace of the family's prompt."""
+    return capture(model, **inputs_of(sample), chunk=sample.chunk, **settings)
 
 
 def capture_family(folder: Path, family: str, dtype: str) -> None:
@@ -31,22 +48,39 @@ def capture_family(folder: Path, family: str, dtype: str) -> None:
     sample = SUPPORTED[family]
     try:
         model = sample.build(DTYPES[dtype])
+        prompt = prompt_of(model, **({"input_ids": None} | inputs_of(sample)))
         for kind, steps in STEPS.items():
             options = CaptureOptions(steps, chunk=sample.chunk)
-            capture_to_file(model, PROMPT, folder / f"{family}.{dtype}.{kind}.tsc", options=options)
-        filled = DynamicCache(config=model.config)  # by transformers alone
-        for start in range(0, len(PROMPT), sample.chunk):
-            logits = _feed(model, filled, PROMPT[start : start + sample.chunk])
+            capture_to_file(model, prompt, folder / f"{family}.{dtype}.{kind}.tsc", options=options)
+        filled = _by_transformers(model)
+        hidden = {"hidden": _encode(model, prompt)} if sample.encodes else {}
+        chunk = sample.chunk if sample.in_chunks else len(PROMPT)
+        for start in range(0, len(PROMPT), chunk):
+            logits = _feed(model, filled, PROMPT[start : start + chunk], **hidden)
         exact = _greedy(model, filled, int(logits.argmax()), STEPS["trace"] + AFTER)
         save_file({"logits": exact}, folder / f"{family}.{dtype}.exact")
     except Exception:
         (folder / f"{family}.{dtype}.error").write_text(traceback.format_exc())
 
 
-def resume_file(path: Path) -> None:
-    """Write FILE.resumed: `logits`, (snapshots, tokens, vocabulary), and `control`, (vocabulary,).
+@torch.inference_mode()  # with gradients another kernel rounds differently
+def _encode(model: Any, prompt: Any) -> torch.Tensor:
+    given = {name: one.to(model.dtype) if one.is_floating_point() else one for name, one in prompt.encoder}
+    return model.get_encoder()(**given).last_hidden_state
 
-    The control is what follows the last snapshot if its last row is lost.
+
+def _by_transformers(model: Any) -> Any:
+    """An empty cache, made without the product."""
+    if model.config.is_encoder_decoder:
+        config = model.get_decoder().config
+        return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+    return DynamicCache(config=model.config)
+
+
+def resume_file(path: Path) -> None:
+    """Write FILE.resumed: `logits`, (snapshots, tokens, vocabulary), and `control.NAME`, (vocabulary,).
+
+    A control is what follows the last snapshot if half of the rows of NAME, or all of a state of that name, is wrong.
     """
     family, dtype, _ = path.stem.split(".")
     try:
@@ -55,14 +89,39 @@ def resume_file(path: Path) -> None:
             _greedy(model, to_cache(trace, model, number), view.next_token, AFTER)
             for number, view in enumerate(trace.views)
         ]
-        damaged = to_cache(trace, model)
-        for layer in damaged.layers:
-            layer.keys[:, :, -1] = 0
-            layer.values[:, :, -1] = 0
-        control = _feed(model, damaged, [trace.views[-1].next_token])
-        save_file({"logits": torch.stack(resumed), "control": control}, path.with_suffix(".resumed"))
+        found = {"logits": torch.stack(resumed)}
+        for name in sorted({name for spec in trace.geometry.layers for name in _holdings(spec)}):
+            damaged = to_cache(trace, model)
+            for layer in _layers(damaged):
+                _spoil(layer, name)
+            found[f"control.{name}"] = _feed(model, damaged, [trace.views[-1].next_token])
+        save_file(found, path.with_suffix(".resumed"))
     except Exception:
         path.with_suffix(".error").write_text(traceback.format_exc())
+
+
+def _holdings(spec: Any) -> list[str]:
+    rows = {"none": [], "cross": ["keys"]}.get(spec.kind, ["keys", "indexer_keys"] if spec.index_size else ["keys"])
+    return [*rows, *(state.name for state in spec.states)]
+
+
+def _layers(filled: Any) -> list[Any]:
+    if isinstance(filled, EncoderDecoderCache):
+        return [*filled.self_attention_cache.layers, *filled.cross_attention_cache.layers]
+    return list(filled.layers)
+
+
+def _spoil(layer: Any, name: str) -> None:
+    if name == "keys" and getattr(layer, "keys", None) is not None:
+        layer.keys[:, :, layer.keys.shape[2] // 2 :] = 0
+        layer.values[:, :, layer.values.shape[2] // 2 :] = 0
+    elif name == "indexer_keys":
+        layer.indexer_keys[:, layer.indexer_keys.shape[1] // 2 :] = 0
+    elif "." in name:
+        what, number = name.split(".")
+        states = getattr(layer, f"{what}_states", {})
+        if states.get(int(number)) is not None:
+            states[int(number)].fill_(1)
 
 
 @cache
@@ -71,10 +130,20 @@ def _model(family: str, dtype: str) -> Any:
 
 
 @torch.inference_mode()
-def _feed(model: Any, filled: Any, tokens: Sequence[int]) -> torch.Tensor:
+def _feed(model: Any, filled: Any, tokens: Sequence[int], hidden: torch.Tensor | None = None) -> torch.Tensor:
     """Logits after the last token, (vocabulary,)."""
-    logits = model(input_ids=torch.tensor([tokens]), past_key_values=filled, use_cache=True).logits
-    return logits[0, -1].clone()
+    ids = torch.tensor([tokens])
+    if isinstance(filled, EncoderDecoderCache):
+        if hidden is None:
+            rows = filled.cross_attention_cache.layers[0].keys.shape[2]
+            hidden = torch.zeros(1, rows, model.config.d_model, dtype=model.dtype)
+        encoded = BaseModelOutput(last_hidden_state=hidden)
+        output = model(decoder_input_ids=ids, encoder_outputs=encoded, past_key_values=filled, use_cache=True)
+    elif model.config.model_type in ("mamba", "mamba2", "falcon_mamba"):
+        output = model(input_ids=ids, cache_params=filled, use_cache=True)
+    else:
+        output = model(input_ids=ids, past_key_values=filled, use_cache=True)
+    return output.logits[0, -1].clone()
 
 
 def _greedy(model: Any, filled: Any, token: int, count: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import transformers
 
 from formats.errors import MismatchError, UnsupportedCacheError
 from tests import models
-from tsc_cli import bridge, capture, load, save, to_cache
+from tsc_cli import bridge, capture, load, restoring, save, to_cache
 from tsc_cli.generation import Sampler, continue_from, feed, prefill
 from tsc_cli.resuming import resume
 
@@ -77,32 +77,6 @@ def test_fork_leaves_the_original_alone() -> None:
     assert cache.get_seq_length() == 20
 
 
-def t5() -> Any:
-    config = transformers.T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return transformers.T5ForConditionalGeneration(config)
-
-
-def lfm2() -> Any:
-    config = transformers.Lfm2Config(
-        **models.SMALL, num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "conv", "full_attention"]
-    )
-    return transformers.AutoModelForCausalLM.from_config(config)
-
-
-def mamba() -> Any:
-    return transformers.AutoModelForCausalLM.from_config(
-        transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=99)
-    )
-
-
-@pytest.mark.parametrize(("build", "named"), [(t5, "encoder-decoder"), (lfm2, "LinearAttention"), (mamba, "Mamba")])
-def test_other_caches_are_refused_by_name_before_anything_runs(build: Any, named: str) -> None:
-    model = build()
-    model.forward = None  # a forward pass would fail loudly
-    with pytest.raises(UnsupportedCacheError, match=named):
-        capture(model, [1, 2, 3], steps=1)
-
-
 def test_a_subclass_of_a_supported_layer_is_refused() -> None:
     class Layer(transformers.cache_utils.DynamicLayer):
         pass
@@ -115,10 +89,11 @@ def test_a_subclass_of_a_supported_layer_is_refused() -> None:
 
 def test_restoring_checks_every_layer_before_building() -> None:
     model = models.llama()
-    moment = capture(model, models.prompt(9), steps=0).snapshot()
+    trace = capture(model, models.prompt(9), steps=0)
+    moment, specs = trace.snapshot(), trace.geometry.layers
     moment.keys[2] = moment.keys[2][:, :, :-1]
     with pytest.raises(MismatchError, match="layer 2 has 8 rows, layer 0 has 9"):
-        bridge.restore(moment, model)
+        restoring.restore(moment, model, specs)
     moment.keys.pop()
     with pytest.raises(MismatchError, match="the file has 2 layers, the model 3"):
-        bridge.restore(moment, model)
+        restoring.restore(moment, model, specs[:-1])

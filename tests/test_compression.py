@@ -56,7 +56,7 @@ def smooth_trace(lengths: tuple[int, ...] = (200, 201, 202, 203), layers: int = 
     fed = 0
     for length in lengths:
         cache = [(keys[layer, :, :, :length], values[layer, :, :, :length]) for layer in range(layers)]
-        recorder.snapshot(list(range(fed, length)), cache, length)
+        recorder.snapshot(list(range(fed, length)), cache, [length])
         fed = length
     recorder.finish()
     return builder.trace

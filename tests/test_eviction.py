@@ -15,7 +15,7 @@ from formats.compression import Recipe, Source, write
 from formats.errors import UnsupportedCacheError, UsageError
 from tests import models
 from tests.traces import same_bits
-from tsc_cli import bridge, capture
+from tsc_cli import bridge, capture, restoring
 from tsc_cli.attention import observed
 from tsc_cli.fidelity import compare
 from tsc_cli.generation import feed, prefill, score
@@ -141,12 +141,12 @@ def test_streaming_keeps_sinks_and_a_window(trace: Trace, tmp_path: Path) -> Non
 def test_a_model_goes_on_as_with_the_evicted_rows_masked(model: Any, trace: Trace, tmp_path: Path) -> None:
     """The ground truth: the full cache, with a mask that hides the rows that streaming dropped."""
     recipe = Recipe("lossless", evict="streaming", evict_settings={"sinks": 2, "window": 20})
-    restored = bridge.to_cache(compressed(trace, recipe, tmp_path), model, 0)
+    restored = restoring.to_cache(compressed(trace, recipe, tmp_path), model, 0)
     tokens = models.prompt(5, seed=9)
     have = score(model, restored, tokens)
     visible = torch.ones(1, 1, len(tokens), PROMPT + len(tokens)).tril(PROMPT).bool()
     visible[..., 2 : PROMPT - 20] = False
-    full = bridge.to_cache(trace, model, 0)
+    full = restoring.to_cache(trace, model, 0)
     positions = torch.arange(PROMPT, PROMPT + len(tokens))[None]
     with torch.no_grad():
         want = model(
@@ -162,10 +162,10 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
     first = 17
     with torch.no_grad():
         generated = model.generate(
-            torch.tensor([[*history, first]]), past_key_values=bridge.to_cache(evicted, model, 0), max_new_tokens=6,
+            torch.tensor([[*history, first]]), past_key_values=restoring.to_cache(evicted, model, 0), max_new_tokens=6,
             do_sample=False,
         )[0, len(history) :].tolist()  # fmt: skip
-    cache, want = bridge.to_cache(evicted, model, 0), [first]
+    cache, want = restoring.to_cache(evicted, model, 0), [first]
     for _ in range(6):
         want.append(int(feed(model, cache, want[-1:])[-1].argmax()))
     assert generated == want
@@ -175,8 +175,8 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
 def test_wrong_positions_cost_several_times_the_kl(model: Any, trace: Trace, tmp_path: Path) -> None:
     evicted = compressed(trace, Recipe("lossless", evict="h2o", evict_settings={"keep": 0.75}), tmp_path)
     tokens = models.prompt(40, seed=4)
-    exact = score(model, bridge.to_cache(trace, model, 0), tokens)
-    right = compare(exact, score(model, bridge.to_cache(evicted, model, 0), tokens), tokens)
+    exact = score(model, restoring.to_cache(trace, model, 0), tokens)
+    right = compare(exact, score(model, restoring.to_cache(evicted, model, 0), tokens), tokens)
     # what a cache does that does not know what was evicted: the next position is the number of its rows
     naive = DynamicCache(config=model.config)
     moment = evicted.snapshot(0)
@@ -188,7 +188,7 @@ def test_wrong_positions_cost_several_times_the_kl(model: Any, trace: Trace, tmp
 
 def test_the_last_row_can_be_fed_again(model: Any, trace: Trace, tmp_path: Path) -> None:
     evicted = compressed(trace, Recipe("lossless", evict="h2o", evict_settings={"keep": 0.5}), tmp_path)
-    cache = bridge.to_cache(evicted, model, 3)
+    cache = restoring.to_cache(evicted, model, 3)
     before = bridge.rows_of(cache)[0][0].clone()
     cache.crop(-1)
     assert cache.get_seq_length() == PROMPT + 2
@@ -205,7 +205,7 @@ def test_sliding_layers_are_left_alone(tmp_path: Path) -> None:
     kinds = [spec.kind for spec in trace.geometry.layers]
     rows = [keys.shape[2] for keys in evicted.snapshot(0).keys]
     assert rows == [20 if kind == "full" else 15 for kind in kinds]
-    cache = bridge.to_cache(evicted, model, 0)
+    cache = restoring.to_cache(evicted, model, 0)
     together = score(model, cache, models.prompt(6, seed=2))
     one_by_one = torch.cat([feed(model, cache, [token]) for token in models.prompt(6, seed=2)])
     assert torch.allclose(together, one_by_one, atol=1e-4)

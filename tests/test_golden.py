@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -92,10 +91,10 @@ DECODED = {
 def written(name: str) -> bytes:
     """A file of the version that its name begins with, as any release of the program writes it."""
     minor = int(name[2])
-    superblock = partial(container.pack_superblock, minor=minor)
+    superblock = container.pack_superblock
     with (
         mock.patch.object(trace_writer, "CREATED_BY", "tsc 0.1.0"),
-        mock.patch.object(container, "pack_superblock", superblock),
+        mock.patch.object(container, "pack_superblock", lambda file_id, _: superblock(file_id, minor)),
     ):
         return WRITTEN[name]()
 

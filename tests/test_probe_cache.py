@@ -49,7 +49,7 @@ def cache(layers: Sequence[Rows], dtype: str = "float32") -> Trace:
     geometry = Geometry(dtype, specs, layers[0][0].shape[0])
     builder = TraceBuilder(geometry, {"weights": "test"})
     recorder = Recorder(builder, geometry)
-    recorder.snapshot(list(range(layers[0][0].shape[2])), layers, None)
+    recorder.snapshot(list(range(layers[0][0].shape[2])), layers)
     recorder.finish()
     return builder.trace
 
@@ -316,7 +316,7 @@ def test_layers_of_all_shapes() -> None:
     builder = TraceBuilder(geometry, {"weights": "test"})
     recorder = Recorder(builder, geometry)
     third = noise(1, 1, 400, 6).float(), noise(1, 1, 400, 3).float()
-    recorder.snapshot(list(range(400)), [(rows_40, rows_40), (window, window), third], None)
+    recorder.snapshot(list(range(400)), [(rows_40, rows_40), (window, window), third])
     recorder.finish()
     found = probed(builder.trace)
     second = [entry for entry in found.chosen(LAYERS, KEYS) if entry.layer == 1]

@@ -59,7 +59,7 @@ def growing_trace(
         for spec, (keys, values) in zip(layers, whole, strict=True):
             first = max(0, length - spec.window + 1) if spec.window else 0
             cache.append((keys[:, :, first:length], values[:, :, first:length]))
-        recorder.snapshot([3 * token + 1 for token in range(fed, length)], cache, 3 * length + 1)
+        recorder.snapshot([3 * token + 1 for token in range(fed, length)], cache, [3 * length + 1])
         fed = length
     recorder.finish()
     return builder.trace

@@ -1,11 +1,12 @@
 """Save a transformer's KV cache small, restore it, and measure how faithful the restored cache is.
 
-    from tsc_cli import capture, compress, load, save, to_cache, verify
+    from tsc_cli import capture, compress, generate_inputs, load, save, to_cache, verify
 
     trace = capture(model, input_ids, steps=64)             # snapshots of the cache, rows held once
     save(trace, "session.tsc")                              # lossless
     compress(trace, "small.tsc", tier="219x", model=model)  # 219 times smaller than the snapshots, at the best quality
-    cache = to_cache(load("session.tsc"), model)            # a transformers Cache, ready for model.generate
+    cache = to_cache(load("session.tsc"), model)            # a transformers Cache
+    model.generate(**generate_inputs(load("session.tsc"), model))  # the cache, its tokens, its masks
     report = verify(load("session.tsc"), model)
 
 `save` and `load` are those of `formats`.  Names are imported when they are first used, so that the command line's
@@ -21,17 +22,24 @@ from formats.version import VERSION as __version__
 if TYPE_CHECKING:
     from formats import load, save
 
-    from .bridge import to_cache
     from .calibrating import calibrate
     from .capturing import capture
     from .compressing import compress
+    from .foreign import branch, from_cache, from_tuples, repeat, to_tuples
+    from .restoring import to_cache
+    from .resuming import generate_inputs
     from .verification import verify
 
-__all__ = ["__version__", "calibrate", "capture", "compress", "load", "save", "to_cache", "verify"]
+__all__ = [
+    "__version__", "branch", "calibrate", "capture", "compress", "from_cache", "from_tuples", "generate_inputs", "load",
+    "repeat", "save", "to_cache", "to_tuples", "verify",
+]  # fmt: skip
 
 _HOMES = {
-    "calibrate": "tsc_cli.calibrating", "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing",
-    "load": "formats", "save": "formats", "to_cache": "tsc_cli.bridge", "verify": "tsc_cli.verification",
+    "branch": "tsc_cli.foreign", "calibrate": "tsc_cli.calibrating", "capture": "tsc_cli.capturing",
+    "compress": "tsc_cli.compressing", "from_cache": "tsc_cli.foreign", "from_tuples": "tsc_cli.foreign",
+    "generate_inputs": "tsc_cli.resuming", "load": "formats", "repeat": "tsc_cli.foreign", "save": "formats",
+    "to_cache": "tsc_cli.restoring", "to_tuples": "tsc_cli.foreign", "verify": "tsc_cli.verification",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face caches <-> snapshots.  The only file that knows transformers' cache classes.
+"""Hugging Face caches: made, looked into, copied.  `restoring` fills them again.
 
 A cache that cannot be restored faithfully is refused by name before anything is captured: a snapshot that restores
 "successfully" into a wrong state is the worst thing that this tool could do.
@@ -8,55 +8,23 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 
-from formats.errors import MismatchError, UnsupportedCacheError
-from formats.geometry import DTYPE_BYTES, Geometry, LayerSpec
+from formats.errors import UnsupportedCacheError
+from formats.geometry import DTYPE_BYTES, Geometry
 from formats.timeline import Rows
-from formats.trace import Snapshot, Trace
 
-from . import fingerprint, supported
+from . import cache_layers, supported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class EvictedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A full-attention layer some of whose rows were evicted: it has seen more tokens than it holds rows.
-
-    transformers takes the next position id and the mask from what a layer says of itself, as a sliding-window layer
-    does.  So `model.generate` goes on at the right position, and every row that is held is attended to.
-    """
-
-    def __init__(self, tokens_seen: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tokens_seen = tokens_seen
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.tokens_seen += key_states.shape[-2]
-        return super().update(key_states, value_states, *args, **kwargs)
-
-    def get_seq_length(self) -> int:
-        return self.tokens_seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(rows, offset of the first row): the rows stand right before the query, so that none is masked."""
-        held = 0 if self.keys is None else self.keys.shape[-2]
-        return held + query_length, self.tokens_seen - held
-
-    def crop(self, tokens_to_remove: int) -> None:
-        super().crop(tokens_to_remove)
-        self.tokens_seen += tokens_to_remove
-
-
-_KINDS: dict[type, str] = {DynamicLayer: "full", DynamicSlidingWindowLayer: "sliding"}
-
-
-def new_cache(model: PreTrainedModel) -> DynamicCache:
+def new_cache(model: PreTrainedModel) -> Cache:
     """An empty cache of the kind that the model generates with.
 
     Raises:
@@ -69,177 +37,150 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
         reason = supported.MROPE  # an image of another prompt would shift what follows a restored cache
     if reason is not None:
         raise UnsupportedCacheError(f"{name} cannot be captured: {reason}", hint=supported.HINT)
+    cache: Cache
     if config.is_encoder_decoder:
-        raise UnsupportedCacheError(
-            f"{name} is an encoder-decoder model: its cross-attention cache cannot be stored yet", hint=supported.HINT
-        )
-    cache = DynamicCache(config=config)
+        # T5 counts the decoder's layers in its decoder's config only
+        decoder = model.get_decoder().config  # type: ignore[no-untyped-call]
+        cache = EncoderDecoderCache(DynamicCache(config=decoder), DynamicCache(config=decoder))
+    else:
+        cache = DynamicCache(config=config)
     refuse_unsupported(cache, name)
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    if cache_argument(model) is None:
         raise UnsupportedCacheError(f"{name} does not take a cache that was filled before", hint=supported.HINT)
-    if not cache.layers:
+    if not layers_of(cache):
         raise UnsupportedCacheError(f"{name} does not say which cache layers it has", hint=supported.HINT)
     return cache
 
 
-def refuse_unsupported(cache: Any, model_name: str) -> None:
-    """Raise UnsupportedCacheError unless every layer is of a class that can be stored and restored exactly.
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """The name by which the model takes a cache, and returns it."""
+    takes = inspect.signature(model.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in takes), None)
 
-    Exact classes, not subclasses: a subclass may hold state that this file does not know.
-    """
-    if type(cache) is not DynamicCache:
+
+def refuse_unsupported(cache: Any, model_name: str) -> None:
+    """Raise UnsupportedCacheError unless every layer is of a class that can be stored and restored exactly."""
+    if type(cache) not in (DynamicCache, EncoderDecoderCache):
         raise UnsupportedCacheError(
             f"{model_name} uses {type(cache).__name__}, which cannot be stored yet", hint=supported.HINT
         )
-    for number, layer in enumerate(cache.layers):
-        if type(layer) not in _KINDS:
+    for number, layer in enumerate(layers_of(cache)):
+        if type(layer) not in cache_layers.LAYER_CLASSES:
             raise UnsupportedCacheError(
                 f"layer {number} of {model_name} is a {type(layer).__name__}, which cannot be stored yet",
                 hint=supported.HINT,
             )
 
 
-def geometry_of(cache: DynamicCache, model_name: str) -> Geometry:
-    """The shape of a cache that the model has filled.
-
-    Raises:
-        UnsupportedCacheError: a layer was left empty, or its dtype or batch cannot be stored.
-    """
-    specs = []
-    for number, layer in enumerate(_layers(cache)):
-        if not layer.is_initialized or layer.keys is None or layer.values is None:
-            raise UnsupportedCacheError(
-                f"layer {number} of {model_name} was not filled: it shares another layer's cache"
-            )
-        keys, values = layer.keys, layer.values
-        if keys.shape[:3] != values.shape[:3] or keys.dtype != values.dtype:
-            raise UnsupportedCacheError(f"layer {number} of {model_name} has keys and values of different kinds")
-        window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
-        specs.append(LayerSpec(_KINDS[type(layer)], keys.shape[1], keys.shape[3], values.shape[3], window))
-    first, _ = rows_of(cache)[0]
-    for number, (keys, _) in enumerate(rows_of(cache)):
-        if keys.dtype != first.dtype:
-            raise UnsupportedCacheError(
-                f"layer {number} of {model_name} holds {keys.dtype}, layer 0 {first.dtype}: they must be alike"
-            )
-    dtype = str(first.dtype).removeprefix("torch.")
-    if dtype not in DTYPE_BYTES:
-        raise UnsupportedCacheError(f"{model_name} keeps its cache as {dtype}, which cannot be stored")
-    return Geometry(dtype, tuple(specs), batch=first.shape[0])
-
-
-def rows_of(cache: DynamicCache) -> list[Rows]:
-    """Keys and values of every layer as they are in the cache, (batch, heads, rows, head size); not copied."""
-    return [(layer.keys.detach(), layer.values.detach()) for layer in _layers(cache)]
-
-
-def _layers(cache: DynamicCache) -> list[Any]:
-    """The layers, all of a class in `_KINDS`; transformers types them as the union of everything it knows."""
+def layers_of(cache: Cache) -> list[Any]:
+    """The layers, of an encoder-decoder model those of self-attention and then those of cross-attention."""
+    if isinstance(cache, EncoderDecoderCache):
+        return [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
     return list(cache.layers)
 
 
-def fork(cache: DynamicCache) -> DynamicCache:
-    """A second cache with the same contents.
+def self_layers(cache: Cache) -> list[Any]:
+    return list(cache.self_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else cache.layers)
 
-    Feeding tokens to either leaves the other alone: a dynamic layer grows by concatenation, into a new tensor.
+
+def tokens_seen(cache: Cache) -> int:
+    """How many tokens were fed; 0 if no layer counts them (a model of states only)."""
+    filled = [layer for layer in self_layers(cache) if cache_layers.filled(layer)]
+    return max((cache_layers.tokens_seen(layer) for layer in filled), default=0)
+
+
+def takes_several(cache: Cache) -> bool:
+    """Whether several tokens in one pass over a filled cache mean the same as one by one.
+
+    Some models with states (Jamba, Mamba) begin anew with such a pass, and an indexer chooses other rows in it.
     """
-    twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
-    return twin
+    return not any(
+        cache_layers.class_of(layer).states or hasattr(layer, "indexer_keys") for layer in self_layers(cache)
+    )
 
 
-def with_leaves(cache: DynamicCache) -> tuple[DynamicCache, list[Rows]]:
-    """A second cache whose rows are leaves of an autograd graph, and these leaves, (keys, values) of each layer."""
-    twin = fork(cache)
-    for layer in _layers(twin):
-        layer.keys, layer.values = (rows.detach().clone().requires_grad_() for rows in (layer.keys, layer.values))
-    return twin, [(layer.keys, layer.values) for layer in _layers(twin)]
+def encoded_rows(cache: Cache) -> int:
+    """How many rows of an encoder's tokens the cache holds."""
+    if not isinstance(cache, EncoderDecoderCache):
+        return 0
+    return max((cache_layers.tokens_seen(layer) for layer in cache.cross_attention_cache.layers), default=0)
 
 
-def with_rows(cache: DynamicCache, rows: Sequence[Rows]) -> DynamicCache:
-    """A second cache that has seen the same tokens and holds these rows, (keys, values) of each layer."""
-    twin = fork(cache)
-    for layer, (keys, values) in zip(_layers(twin), rows, strict=True):
-        layer.keys, layer.values = keys, values
-    return twin
-
-
-def restore(snapshot: Snapshot, model: PreTrainedModel) -> DynamicCache:
-    """The cache that the model had at that moment.
-
-    Everything is checked before the cache is built, so that nothing half-restored is ever handed out.
-
-    Raises:
-        MismatchError: the snapshot's layers do not fit the model's cache.
-    """
-    cache = new_cache(model)
-    if len(cache.layers) != len(snapshot.keys):
-        raise MismatchError(f"the file has {len(snapshot.keys)} layers, the model {len(cache.layers)}")
-    seen = len(snapshot.token_ids)
-    held = {
-        number: keys.shape[2]
-        for number, (layer, keys) in enumerate(zip(_layers(cache), snapshot.keys, strict=True))
-        if _is_full(layer)
-    }
-    for number, rows in held.items():
-        first = next(iter(held))
-        if rows != held[first]:  # a model has one mask for all of them
-            raise MismatchError(f"layer {number} has {rows} rows, layer {first} has {held[first]}: they must be equal")
-    for number, (layer, keys, values) in enumerate(zip(_layers(cache), snapshot.keys, snapshot.values, strict=True)):
-        expected = keys.shape[2] if _is_full(layer) else min(seen, layer.sliding_window - 1)
-        if _is_full(layer) and not 1 <= expected <= seen:
-            raise MismatchError(f"layer {number} has {expected} rows after {seen} tokens")
-        if keys.shape[2] != expected or values.shape[2] != expected:
-            raise MismatchError(
-                f"layer {number} needs {expected} rows after {seen} tokens, the file has {keys.shape[2]}"
-            )
-    if set(held.values()) - {seen}:
-        cache.layers = [EvictedLayer(seen) if _is_full(layer) else layer for layer in cache.layers]
-    for layer, keys, values in zip(_layers(cache), snapshot.keys, snapshot.values, strict=True):
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            # update() counts only what passes through it; the rows that left the window were seen as well
-            layer.cumulative_length = seen
-    return cache
-
-
-def _is_full(layer: Any) -> bool:
-    return not isinstance(layer, DynamicSlidingWindowLayer)
-
-
-def to_cache(
-    trace: Trace, model: PreTrainedModel, snapshot: int = -1, *, tokenizer: Any = None, force: bool = False
-) -> DynamicCache:
-    """Restore a snapshot into a transformers cache, as `model.generate(past_key_values=...)` takes it.
+def geometry_of(cache: Cache, model_name: str, padding: Sequence[int] = ()) -> Geometry:
+    """The shape of a cache that the model has filled.
 
     Args:
-        trace: from `load` or `capture`.
-        snapshot: which one; negative numbers count from the end.
-        tokenizer: if given, it must be the one of the capture, too.
-        force: skip the check that the model is the one of the capture, for research; the dtype is converted.
+        padding: rows at the beginning of each sequence that are padding.
     Raises:
-        MismatchError: another model; the field that differs is named, and nothing has been touched.
-        CorruptError: the file is damaged.
+        UnsupportedCacheError: a layer was left empty, or its dtype or batch cannot be stored.
     """
-    device = next(model.parameters()).device
-    if not force:
-        fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
-    restored = trace.snapshot(snapshot, device=device)
-    if force:
-        dtype = next(model.parameters()).dtype
-        restored.keys[:] = [keys.to(dtype) for keys in restored.keys]
-        restored.values[:] = [values.to(dtype) for values in restored.values]
-    return restore(restored, model)
+    own, specs = len(self_layers(cache)), []
+    for number, layer in enumerate(layers_of(cache)):
+        where = f"layer {number} of {model_name}"
+        specs.append(cache_layers.spec_of(layer, where, "cross" if number >= own else None))
+    held = [(number, rows[0]) for number, rows in enumerate(rows_of(cache)) if rows]
+    for number, rows in held:
+        if rows.dtype != held[0][1].dtype:
+            raise UnsupportedCacheError(
+                f"layer {number} of {model_name} holds {rows.dtype}, layer {held[0][0]} {held[0][1].dtype}: "
+                "they must be alike"
+            )
+    states = [state for found in states_of(cache) for state in found.values()]
+    first = held[0][1] if held else states[0]
+    dtype = str(first.dtype).removeprefix("torch.")
+    if dtype not in DTYPE_BYTES:
+        raise UnsupportedCacheError(f"{model_name} keeps its cache as {dtype}, which cannot be stored")
+    return Geometry(dtype, tuple(specs), first.shape[0], tuple(padding) if any(padding) else ())
 
 
-def identical(one: DynamicCache, other: DynamicCache) -> bool:
-    """True if every key and value is bit-identical (NaNs and signed zeros compared as bits)."""
-    return all(
-        _same_bits(a, b)
+def rows_of(cache: Cache) -> list[Rows]:
+    """The rows of every layer as they are in the cache, (batch, heads, rows, size) a part; not copied."""
+    return [cache_layers.rows_of(layer) for layer in layers_of(cache)]
+
+
+def states_of(cache: Cache) -> list[dict[str, torch.Tensor]]:
+    """The states of every layer by name, (batch, *shape) each; not copied."""
+    return [cache_layers.states_of(layer) for layer in layers_of(cache)]
+
+
+def fork(cache: Cache) -> Any:
+    """A second cache with the same contents; feeding tokens to either leaves the other alone."""
+    twin: Any = copy.copy(cache)
+    if isinstance(cache, EncoderDecoderCache):
+        twin.self_attention_cache = fork(cache.self_attention_cache)
+        twin.cross_attention_cache = fork(cache.cross_attention_cache)
+        twin.is_updated = dict(cache.is_updated)
+    else:
+        twin.layers = [cache_layers.twin_of(layer) for layer in cache.layers]
+    return twin
+
+
+def with_leaves(cache: Cache) -> tuple[Cache, list[Rows]]:
+    """A second cache whose keys and values are leaves of an autograd graph, and these leaves, layer by layer."""
+    leaves: list[Rows] = [tuple(part.clone().requires_grad_() for part in rows[:2]) for rows in rows_of(cache)]
+    return with_rows(cache, leaves), leaves
+
+
+def with_rows(cache: Cache, rows: Sequence[Rows]) -> Cache:
+    """A second cache that has seen the same tokens and holds these keys and values; all else is as it was."""
+    twin: Cache = fork(cache)
+    for layer, parts in zip(layers_of(twin), rows, strict=True):
+        if parts:
+            layer.keys, layer.values = parts[:2]
+    return twin
+
+
+def identical(one: Cache, other: Cache) -> bool:
+    """True if every tensor is bit-identical (NaNs and signed zeros compared as bits)."""
+    rows = all(
+        len(left) == len(right) and all(map(_same_bits, left, right))
         for left, right in zip(rows_of(one), rows_of(other), strict=True)
-        for a, b in zip(left, right, strict=True)
     )
+    return rows and all(map(_same_states, states_of(one), states_of(other)))
+
+
+def _same_states(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(_same_bits(one[name], other[name]) for name in one)
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -23,6 +23,7 @@ from formats.klt.fitting import Rank
 from formats.klt.profile import Profile
 from formats.records import Part
 from formats.tensor_buffer import pack, parse
+from formats.timeline import Rows
 
 from . import bridge, fingerprint
 from .calibration import WIDEST, CalibrationOptions, Gatherer, joint_blocks, profile_of, with_curve
@@ -33,7 +34,7 @@ from .generation import Progress, nothing, prefill, score
 from .positions import limit_of
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # a progress bar for a stage of so many units
 _CHECKPOINT = 2  # of what is put aside: another number where its meaning changes
@@ -184,10 +185,10 @@ def curve(
     return [{"fineness": float(f)} | dict(zip(names, total, strict=True)) for f, total in sums.items()]
 
 
-def coded(cache: DynamicCache, model: PreTrainedModel, profile: Profile, fineness: int) -> tuple[float, DynamicCache]:
+def coded(cache: Cache, model: PreTrainedModel, profile: Profile, fineness: int) -> tuple[float, Cache]:
     """(bits a value, the cache that comes back) of a cache through codec klt, without a file."""
     geometry = bridge.geometry_of(cache, type(model).__name__)
-    restored: list[tuple[torch.Tensor, torch.Tensor]] = []
+    restored: list[Rows] = [()] * len(geometry.layers)
     size = values = 0
     for rows, around in joint_blocks(cache, geometry):
         keys = rows[Part.KEYS]
@@ -198,7 +199,8 @@ def coded(cache: DynamicCache, model: PreTrainedModel, profile: Profile, finenes
             geometry.dtype, geometry.item_bytes, len(keys), 1, keys.shape[3], geometry.layers[around.first_layer]
         )
         back = codec.decode(parse(payload, "klt"), Part.JOINT, shape, keys.device, known)
-        restored += zip(back[Part.KEYS], back[Part.VALUES], strict=True)
+        first = around.first_layer
+        restored[first : first + len(keys)] = zip(back[Part.KEYS], back[Part.VALUES], strict=True)
         size += len(payload)
         values += sum(tensor.numel() for tensor in rows.values())
     return 8 * size / values, bridge.with_rows(cache, restored)

@@ -20,13 +20,14 @@ from formats.klt.statistics import Statistics, flat
 from formats.klt.tables import Counter, assumed
 from formats.limits import memory_budget
 from formats.records import Part
+from formats.timeline import Rows
 
 from . import bridge, fingerprint, rotary
 from .calibration_texts import CONTEXT
 from .generation import Progress, nothing, prefill
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
     from formats.rotary import Rotary
 
@@ -56,6 +57,8 @@ def plan(geometry: Geometry, turns: Sequence[Rotary]) -> list[Shape]:
     """Groups of layers, each no wider than `WIDEST` unless a single layer is; neighbours that are alike share one."""
     shapes = []
     for first, count, spec in geometry.runs():
+        if not spec.parts:
+            continue
         width = spec.heads * (spec.key_size + spec.value_size)
         groups = -(-count // max(1, WIDEST // width))
         each = -(-count // groups)
@@ -128,9 +131,7 @@ class Gatherer:
                 self._add_gradients(number, unturned, gradients[number], positions, len(following))
         self.done += 1
 
-    def _unturned(
-        self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> Iterator[tuple[dict[Part, torch.Tensor], torch.Tensor]]:
+    def _unturned(self, rows: Sequence[Rows]) -> Iterator[tuple[dict[Part, torch.Tensor], torch.Tensor]]:
         """For each group: its rows (layers, heads, tokens, size) in float32, keys turned back; their positions."""
         for shape in self.shapes:
             layers = range(shape.first_layer, shape.first_layer + shape.layer_count)
@@ -141,7 +142,7 @@ class Gatherer:
             values = torch.stack([rows[layer][1][0].float().cpu() for layer in layers])
             yield {Part.KEYS: torch.stack(back), Part.VALUES: values}, positions
 
-    def _gradients(self, cache: DynamicCache, following: Sequence[int]) -> list[dict[Part, torch.Tensor]] | None:
+    def _gradients(self, cache: Cache, following: Sequence[int]) -> list[dict[Part, torch.Tensor]] | None:
         """Of the log-probabilities of tokens that the model itself draws, with respect to the rows of each group.
 
         None where they are beyond the model's dtype.
@@ -158,12 +159,13 @@ class Gatherer:
         signs = torch.randint(2, drawn.shape, generator=generator) * 2.0 - 1
         scale = _SCALE.get(next(self.model.parameters()).dtype, 1.0)
         total = (logp.gather(1, drawn.to(device)) * signs.to(device)).sum() * scale
-        found = torch.autograd.grad(total, [tensor for pair in leaves for tensor in pair])
+        found = torch.autograd.grad(total, [part for rows in leaves for part in rows])
         found = tuple(one.float() / scale for one in found)  # in float32: what is small is why there is a scale
         if not all(bool(torch.isfinite(one).all()) for one in found):
             return None
-        pairs = [(found[2 * at], found[2 * at + 1]) for at in range(len(leaves))]
-        return [gradients for gradients, _ in self._unturned(pairs)]  # turning is orthogonal: gradients turn alike
+        flat_gradients = iter(found)
+        by_layer = [tuple(next(flat_gradients) for _ in rows) for rows in leaves]
+        return [gradients for gradients, _ in self._unturned(by_layer)]  # turning is orthogonal: gradients turn alike
 
     def _add_gradients(
         self, number: int, unturned: Mapping[Part, torch.Tensor], gradients: Mapping[Part, torch.Tensor],
@@ -235,17 +237,19 @@ def profile_of(
     return dumps(name, identity, groups, counter.fitted(), info, [])
 
 
-def joint_blocks(cache: DynamicCache, geometry: Geometry) -> Iterator[tuple[dict[Part, torch.Tensor], Surroundings]]:
+def joint_blocks(cache: Cache, geometry: Geometry) -> Iterator[tuple[dict[Part, torch.Tensor], Surroundings]]:
     """The rows of each run of layers as codec klt takes them, (layers, 1, heads, rows, head size)."""
     rows = bridge.rows_of(cache)
-    for first, count, _ in geometry.runs():
+    for first, count, spec in geometry.runs():
+        if not spec.parts:
+            continue
         layers = rows[first : first + count]
         held = layers[0][0].shape[2]
-        seen = cache.get_seq_length()
+        seen = bridge.tokens_seen(cache)
         around = Surroundings(first_layer=first, positions=range(seen - held, seen), end=seen)
         yield {
-            Part.KEYS: torch.stack([keys for keys, _ in layers]),
-            Part.VALUES: torch.stack([values for _, values in layers]),
+            Part.KEYS: torch.stack([parts[0] for parts in layers]),
+            Part.VALUES: torch.stack([parts[1] for parts in layers]),
         }, around  # fmt: skip
 
 

@@ -18,8 +18,9 @@ from formats.trace_writer import content_id
 
 from . import bridge, fingerprint
 from .attention import observed
+from .drill import require_restorable
 from .generation import Progress, Sampler, feed, nothing, prefill
-from .positions import check_prompt
+from .prompts import Prompt, by_row, check, prompt_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,13 +64,16 @@ class Captured:
 
 
 def capture(
-    model: PreTrainedModel, input_ids: torch.Tensor | Sequence[int], *, tokenizer: Any = None,
-    reference: Sequence[int] = (), options: CaptureOptions | None = None, **settings: Any,
+    model: PreTrainedModel, input_ids: Any = None, *, attention_mask: Any = None, decoder_input_ids: Any = None,
+    input_features: Any = None, tokenizer: Any = None, reference: Sequence[int] = (),
+    options: CaptureOptions | None = None, **settings: Any,
 ) -> Trace:  # fmt: skip
     """Capture a trace into memory (each row once).
 
     Args:
-        input_ids: the prompt's token ids, a sequence or a tensor of shape (tokens,) or (1, tokens).
+        input_ids: the prompt's token ids, a sequence or a tensor of shape (tokens,) or (batch, tokens).
+        attention_mask: (batch, tokens), 0 at padding, which must be at the left.
+        decoder_input_ids, input_features: for models with an encoder, as `model.generate` takes them.
         tokenizer: if given, its hash becomes part of the fingerprint.
         reference: the text that followed, as token ids, for `verify`.
         options, settings: `CaptureOptions`, or its fields by name, such as `steps=64`.
@@ -80,94 +84,113 @@ def capture(
         UsageError: the prompt is empty or too long for the model.
     """
     options = options or CaptureOptions(**settings)
-    tokens = token_list(input_ids)
+    bridge.new_cache(model)  # a model that cannot be captured is refused before anything is said of its prompt
+    prompt = prompt_of(
+        model, input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids,
+        input_features=input_features,
+    )  # fmt: skip
     builders: list[TraceBuilder] = []
 
     def open_sink(geometry: Geometry) -> RowSink:
-        builders.append(TraceBuilder(geometry, fingerprint.of(model, tokenizer)))
+        builders.append(TraceBuilder(geometry, fingerprint.of(model, tokenizer), geometry.batch))
         return builders[0]
 
-    record(model, tokens, options, open_sink)
+    record(model, prompt, options, open_sink)
     trace = builders[0].trace
     trace.reference = list(reference)
-    trace.info = capture_info(options, len(tokens))
+    trace.info = capture_info(options, prompt)
     return trace
 
 
 def capture_to_file(
-    model: PreTrainedModel, tokens: Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
+    model: PreTrainedModel, prompt: Prompt | Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
     reference: Sequence[int] = (), options: CaptureOptions, info: dict[str, Any] | None = None, force: bool = False,
     deterministic: bool = False, progress: Progress = nothing,
 ) -> Captured:  # fmt: skip
     """Capture straight into a .tsc file; rows are written as they come and never held twice."""
     with atomic_write(path, force=force) as file:
         return capture_to_sink(
-            model, tokens, file, tokenizer=tokenizer, reference=reference, options=options, info=info,
+            model, prompt, file, tokenizer=tokenizer, reference=reference, options=options, info=info,
             deterministic=deterministic, progress=progress,
         )  # fmt: skip
 
 
 def capture_to_sink(
-    model: PreTrainedModel, tokens: Sequence[int], sink: BinaryIO, *, tokenizer: Any = None,
+    model: PreTrainedModel, prompt: Prompt | Sequence[int], sink: BinaryIO, *, tokenizer: Any = None,
     reference: Sequence[int] = (), options: CaptureOptions, info: dict[str, Any] | None = None,
     deterministic: bool = False, progress: Progress = nothing,
 ) -> Captured:  # fmt: skip
-    """As `capture_to_file`, to anything that can be written to in order, such as a pipe."""
+    """As `capture_to_file`, to anything that can be written to in order, such as a pipe.
+
+    Args:
+        prompt: from `prompt_of`, or the token ids of one sequence.
+    """
+    bridge.new_cache(model)
+    prompt = prompt if isinstance(prompt, Prompt) else prompt_of(model, prompt)
     identity = fingerprint.of(model, tokenizer)
-    facts = capture_info(options, len(tokens)) | (info or {})
+    facts = capture_info(options, prompt) | (info or {})
     writers: list[TraceWriter] = []
 
     def open_sink(geometry: Geometry) -> RowSink:
-        file_id = content_id(repr((geometry, identity, facts, list(tokens))).encode()) if deterministic else None
-        writers.append(TraceWriter(sink, geometry, identity, file_id=file_id))
+        given = repr((geometry, identity, facts, prompt.ids.tolist())).encode()
+        fed = [tensor.numpy().tobytes() for _, tensor in prompt.encoder]
+        file_id = content_id(given, *fed) if deterministic else None
+        writers.append(TraceWriter(sink, geometry, identity, file_id=file_id, label_width=geometry.batch))
         return writers[0]
 
-    seconds = record(model, tokens, options, open_sink, progress)
+    seconds = record(model, prompt, options, open_sink, progress)
     header, length = writers[0].finish(reference=reference, capture=facts)
     values = header.raw_bytes_final // writers[0].geometry.item_bytes
     return Captured(
-        length, header.raw_bytes_trace, header.raw_bytes_final, values, len(tokens), writers[0].snapshots, seconds
+        length, header.raw_bytes_trace, header.raw_bytes_final, values, prompt.tokens, writers[0].snapshots, seconds
     )
 
 
 def record(
-    model: PreTrainedModel, tokens: Sequence[int], options: CaptureOptions,
-    open_sink: Callable[[Geometry], RowSink], progress: Progress = nothing,
+    model: PreTrainedModel, prompt: Prompt, options: CaptureOptions, open_sink: Callable[[Geometry], RowSink],
+    progress: Progress = nothing,
 ) -> float:  # fmt: skip
     """Run the model and record every snapshot in the sink; returns the seconds of the prefill.
 
     The sink is opened after the prefill, when the cache's shape is known, and before any row is handed to it.
     """
-    bridge.new_cache(model)  # a model that cannot be captured is refused before anything is said of its prompt
-    _check(model, tokens, options)
+    _check(model, prompt, options)
+    require_restorable(model)
     choose = Sampler(options.temperature, options.seed)
     started = time.perf_counter()
     with observed(model, enabled=options.attention) as observation:
-        cache, logits = prefill(model, tokens, chunk=options.chunk, progress=progress)
+        cache, logits = prefill(
+            model, prompt.ids, chunk=options.chunk, padding=prompt.padding, encoded=prompt.encoded(model),
+            progress=progress,
+        )  # fmt: skip
     seconds = time.perf_counter() - started
-    geometry = bridge.geometry_of(cache, type(model).__name__)
+    geometry = bridge.geometry_of(cache, type(model).__name__, prompt.padding)
     sink = open_sink(geometry)
-    recorder = Recorder(sink, geometry, keyframe_interval=options.keyframe_interval)
-    next_token = choose(logits)
-    recorder.snapshot(tokens, bridge.rows_of(cache), next_token)
+    recorder = Recorder(sink, geometry, keyframe_interval=options.keyframe_interval, label_width=geometry.batch)
+    if prompt.encoder:
+        recorder.encoder(prompt.encoder_labels(bridge.encoded_rows(cache)))
+    next_tokens = [choose(one) for one in logits]
+    recorder.snapshot(by_row(prompt.ids), bridge.rows_of(cache), next_tokens, bridge.states_of(cache))
     fed: list[int] = []
     for step in range(1, options.steps + 1):
-        fed.append(next_token)
-        next_token = choose(feed(model, cache, [next_token], last_only=True)[-1])
+        fed += next_tokens
+        ids = torch.tensor(next_tokens)[:, None]
+        logits = feed(model, cache, ids, padding=prompt.padding, last_only=True)[:, -1]
+        next_tokens = [choose(one) for one in logits]
         progress(1)
         if step % options.every == 0 or step == options.steps:
-            recorder.snapshot(fed, bridge.rows_of(cache), next_token)
+            recorder.snapshot(fed, bridge.rows_of(cache), next_tokens, bridge.states_of(cache))
             fed = []
     recorder.finish()
-    for received in observation.records(geometry, len(tokens)):
+    for received in observation.records(geometry, prompt.tokens):
         sink.add_attention(received)
     return seconds
 
 
-def capture_info(options: CaptureOptions, prompt_tokens: int) -> dict[str, Any]:
+def capture_info(options: CaptureOptions, prompt: Prompt) -> dict[str, Any]:
     """What the tier header keeps of a capture, so that it can be replayed exactly."""
-    info: dict[str, Any] = {
-        "prompt_tokens": prompt_tokens, "chunk": options.chunk, "steps": options.steps, "every": options.every,
+    info: dict[str, Any] = prompt.facts() | {
+        "chunk": options.chunk, "steps": options.steps, "every": options.every,
         "temperature": options.temperature, "seed": options.seed,
     }  # fmt: skip
     if options.keyframe_interval:
@@ -175,26 +198,12 @@ def capture_info(options: CaptureOptions, prompt_tokens: int) -> dict[str, Any]:
     return info
 
 
-def token_list(input_ids: torch.Tensor | Sequence[int]) -> list[int]:
-    """Token ids as a list.  Raises UsageError for a batch of more than one."""
-    if isinstance(input_ids, torch.Tensor):
-        if input_ids.dim() == 2 and input_ids.shape[0] != 1:
-            raise UsageError("only a batch of one can be captured")
-        return [int(token) for token in input_ids.reshape(-1).tolist()]
-    return list(input_ids)
-
-
-def _check(model: PreTrainedModel, tokens: Sequence[int], options: CaptureOptions) -> None:
-    if not tokens:
-        raise UsageError("the prompt is empty")
+def _check(model: PreTrainedModel, prompt: Prompt, options: CaptureOptions) -> None:
     for name in ("every", "chunk"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name} must be at least 1")
     if options.steps < 0 or options.temperature < 0 or (options.keyframe_interval or 1) < 1:
         raise UsageError("steps, temperature and keyframe interval must not be negative")
-    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    wrong = next((token for token in tokens if not 0 <= token < known), None)
-    if wrong is not None:
-        raise UsageError(f"the model has no token {wrong}: its ids go from 0 to {known - 1}",
-                         hint="take the tokenizer that belongs to the model")  # fmt: skip
-    check_prompt(model, len(tokens), options.steps)
+    if options.attention and (prompt.batch > 1 or prompt.encoder):
+        raise UsageError("attention is observed in one sequence of a model without an encoder only")
+    check(model, prompt, options.steps)

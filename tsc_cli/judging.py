@@ -12,8 +12,9 @@ import torch
 
 from formats import Trace, load
 from formats.compression import Recipe, Source, write
+from formats.timeline import Rows
 
-from . import bridge
+from . import bridge, restoring
 from .fidelity import Fidelity, compare
 from .generation import Progress, nothing, score
 from .references import followed, reference_of, sample_after
@@ -38,10 +39,10 @@ class Judge:
         self.snapshot = trace.index(snapshot)
         self._model = model
         self._known: dict[str, Fidelity] = {}
-        exact = bridge.to_cache(trace, model, self.snapshot, force=True)
+        exact = restoring.to_cache(trace, model, self.snapshot, force=True)
         sampled: list[int] = []
         if not (self.snapshot == 0 and len(trace.reference) > 1):
-            last = exact if self.snapshot == len(trace) - 1 else bridge.to_cache(trace, model, -1, force=True)
+            last = exact if self.snapshot == len(trace) - 1 else restoring.to_cache(trace, model, -1, force=True)
             sampled = sample_after(trace, model, last, positions, seed, progress)
         self.reference, tokens = reference_of(trace, self.snapshot, sampled)
         self._tokens = followed(trace, model, self.snapshot, tokens, positions)
@@ -54,10 +55,10 @@ class Judge:
 
     def of_trace(self, trace: Trace) -> Fidelity:
         """The fidelity of a restored trace at the judge's snapshot."""
-        restored = bridge.to_cache(trace, self._model, self.snapshot, force=True)
+        restored = restoring.to_cache(trace, self._model, self.snapshot, force=True)
         return compare(self._exact, score(self._model, restored, self._tokens[:-1]), self._tokens[1:])
 
-    def exact_rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def exact_rows(self) -> list[Rows]:
         """Keys and values of every layer of the exact cache, (batch, heads, rows, head size)."""
         return bridge.rows_of(self._cache)
 
@@ -66,7 +67,7 @@ class Judge:
         """The model's."""
         return self._model.config
 
-    def of_rows(self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Fidelity:
+    def of_rows(self, rows: Sequence[Rows]) -> Fidelity:
         """The fidelity of a cache that holds these rows instead of the exact ones."""
         restored = bridge.with_rows(self._cache, rows)
         return compare(self._exact, score(self._model, restored, self._tokens[:-1]), self._tokens[1:])

@@ -100,12 +100,13 @@ def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[
 
 def _load_model(where: dict[str, Any], shown: str, dtype: str, device: str) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-        )
+        auto: Any = AutoModelForCausalLM
+        if "gguf_file" not in where and AutoConfig.from_pretrained(**where).is_encoder_decoder:
+            auto = AutoModelForSeq2SeqLM
+        model: Any = auto.from_pretrained(**where, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
         model.to(device)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

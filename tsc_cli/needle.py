@@ -19,7 +19,7 @@ from .bridge import fork
 from .generation import Sampler, continue_from, feed
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 FACT = "\n\nThe secret code of the {noun} is {code}.\n\n"
 QUESTION = "\n\nQuestion: What is the secret code of the {noun}? Answer: The secret code of the {noun} is"
@@ -105,7 +105,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def answers(model: PreTrainedModel, tokenizer: Any, cache: DynamicCache, needle: Needle) -> bool:
+def answers(model: PreTrainedModel, tokenizer: Any, cache: Cache, needle: Needle) -> bool:
     """True if the number that the model says greedily after the question is the code, white space aside.
 
     Text is compared, not tokens, since tokenizers cut digits in different ways.  It ends with the first token that

@@ -11,7 +11,7 @@ from formats.compression import Recipe, Source
 from formats.errors import PromiseError, UsageError
 from formats.klt import store
 
-from . import bridge, fingerprint
+from . import fingerprint, restoring
 from .capturing import CaptureOptions, capture
 from .compressing import Compressor
 from .judging import scratch_file
@@ -79,5 +79,5 @@ def _recipe(compressor: Compressor, label: str) -> Recipe:
 
 
 def _answers(loaded: Loaded, trace: Trace, needle: Needle) -> bool:
-    cache = bridge.to_cache(trace, loaded.model, -1, force=True)
+    cache = restoring.to_cache(trace, loaded.model, -1, force=True)
     return answers(loaded.model, loaded.tokenizer, cache, needle)

@@ -19,7 +19,7 @@ from .fidelity import Fidelity, compare
 from .generation import Progress, nothing, score
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 PASSAGES = 3  # the beginning, the middle and the end of the context
 _SINKS = 4  # the first tokens of a context, which every codec treats with care: no sample of the rest
@@ -85,7 +85,7 @@ def recall_passes(tokens: int, positions: int) -> int:
 
 
 def measure_recall(
-    model: PreTrainedModel, exact: DynamicCache, restored: DynamicCache, token_ids: Sequence[int], positions: int,
+    model: PreTrainedModel, exact: Cache, restored: Cache, token_ids: Sequence[int], positions: int,
     progress: Progress = nothing,
 ) -> Recall:  # fmt: skip
     """Repeat passages of the context to both caches, each passage to a copy of its own, and compare the predictions.

@@ -13,7 +13,7 @@ from .generation import Progress, Sampler, continuation, feed_last_again, nothin
 from .positions import room
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 
 def needs_sample(trace: Trace, number: int) -> bool:
@@ -48,7 +48,7 @@ def followed(trace: Trace, model: PreTrainedModel, number: int, reference: list[
 
 
 def sample_after(
-    trace: Trace, model: PreTrainedModel, exact: DynamicCache, positions: int, seed: int, progress: Progress = nothing
+    trace: Trace, model: PreTrainedModel, exact: Cache, positions: int, seed: int, progress: Progress = nothing
 ) -> list[int]:
     """`positions` + 1 tokens sampled from the exact model after the last snapshot; one run serves every snapshot.
 

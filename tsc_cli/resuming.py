@@ -1,14 +1,20 @@
-"""Resume: go on generating from a snapshot."""
+"""Resume: go on generating from a snapshot, here or with transformers' own `generate`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from formats import Trace
+import torch
+from transformers import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
-from . import bridge
-from .generation import Sampler, continue_from, feed, feed_last_again
+from formats import Trace
+from formats.errors import UsageError
+
+from . import bridge, restoring
+from .generation import Sampler, continue_from, feed, feed_last_again, padded, placeholder
+from .prompts import as_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,15 +33,56 @@ def resume(
         prompt: tokens to feed after the snapshot's, before generating.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: the first token is not known and the cache cannot give up its last row.
+        UsageError: the first token is not known and the cache cannot give up its last token, or the trace is a batch.
     """
     choose = choose or Sampler()
-    cache = bridge.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force)
+    history = trace.token_ids(snapshot)
+    cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force)
     recorded = trace.views[trace.index(snapshot)].next_token
     if prompt:
         first = choose(feed(model, cache, prompt, last_only=True)[-1])
     elif recorded is not None and choose.temperature == 0:
         first = recorded
     else:
-        first = choose(feed_last_again(model, cache, trace.token_ids(snapshot)))
+        first = choose(feed_last_again(model, cache, history))
     return continue_from(model, cache, first, choose)
+
+
+def generate_inputs(
+    trace: Trace, model: PreTrainedModel, snapshot: int = -1, *, append: Any = None, tokenizer: Any = None,
+    force: bool = False, into: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that `model.generate` needs to go on from a snapshot: `model.generate(**generate_inputs(...))`.
+
+    The cache alone is not enough: `generate` wants the tokens that it holds and one more, the masks of a batch, the
+    cache by another name for Mamba, and for an encoder-decoder model something in the shape of the encoder's output.
+
+    Args:
+        append: token ids to feed next, (tokens,) or (batch, tokens); by default the ones that the capturing run chose.
+        tokenizer, force, into: as `to_cache` takes them.
+    Raises:
+        MismatchError: as `to_cache`.
+        UsageError: the capturing run chose no token, and none is given.
+    """
+    view = trace.views[trace.index(snapshot)]
+    batch, padding = trace.geometry.batch, trace.geometry.padding
+    device = next(model.parameters()).device
+    following = torch.tensor(view.next_tokens)[:, None] if append is None else as_ids(append)
+    if not following.numel():
+        raise UsageError("the capturing run chose no next token", hint="append= gives the tokens to go on with")
+    following = following.to(device).expand(batch, -1)
+    cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force, into=into)
+    held = torch.tensor([trace.labels.tokens(view.history, sequence) for sequence in range(batch)], device=device)
+    if not bridge.takes_several(cache) and following.shape[1] > 1:
+        feed(model, cache, following[:, :-1], padding=padding, last_only=True)
+        held, following = torch.cat([held, following[:, :-1]], 1), following[:, -1:]
+    ids = torch.cat([held, following], 1)
+    mask = padded(model, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
+    if isinstance(cache, EncoderDecoderCache):
+        return {
+            "decoder_input_ids": ids, "decoder_attention_mask": mask, "past_key_values": cache,
+            "encoder_outputs": BaseModelOutput(last_hidden_state=placeholder(model, cache)),
+        }  # fmt: skip
+    if bridge.cache_argument(model) == "cache_params":  # `generate` would feed all tokens again
+        return {"input_ids": following, "cache_params": cache}
+    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}

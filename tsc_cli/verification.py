@@ -17,15 +17,16 @@ from formats import Trace
 from formats.errors import UsageError
 from formats.tiers import verdict
 
-from . import bridge, fingerprint
+from . import bridge, fingerprint, restoring
 from .fidelity import Fidelity, compare, first_difference
 from .generation import Progress, Sampler, continuation, feed, nothing, prefill, score
 from .positions import room
+from .prompts import encoded_of
 from .recall import Recall, measure_recall, recall_passes
 from .references import followed, needs_sample, reference_of, sample_after
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def verify(
     for number, exact in second if plan.second_pass else kept.items():
         if number not in wanted:
             continue
-        restored = bridge.to_cache(trace, model, number, force=True)
+        restored = restoring.to_cache(trace, model, number, force=True)
         name, reference = reference_of(trace, number, sampled)
         tokens = followed(trace, model, number, reference, options.positions)
         free = room(model, len(trace.token_ids(number)))
@@ -185,7 +186,7 @@ def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
 
 def _exact_caches(
     trace: Trace, model: PreTrainedModel, wanted: Sequence[int], against: Trace | None, progress: Progress
-) -> Iterator[tuple[int, DynamicCache]]:
+) -> Iterator[tuple[int, Cache]]:
     """(number, exact cache) of each wanted snapshot, in order."""
     if not wanted:
         return
@@ -193,7 +194,7 @@ def _exact_caches(
         for number in wanted:
             if number >= len(against) or against.token_ids(number) != trace.token_ids(number):
                 raise UsageError(f"the file to compare with holds other tokens at snapshot {number}")
-            yield number, bridge.to_cache(against, model, number, force=True)
+            yield number, restoring.to_cache(against, model, number, force=True)
         return
     tokens = trace.token_ids(wanted[-1])
     for number in wanted:
@@ -205,7 +206,7 @@ def _exact_caches(
             )
     lengths = {len(trace.token_ids(number)): number for number in wanted}
     prompt, chunk = _prompt(trace), int(trace.info.get("chunk", 1024))
-    cache, _ = prefill(model, tokens[:prompt], chunk=chunk)
+    cache, _ = prefill(model, tokens[:prompt], chunk=chunk, encoded=encoded_of(trace, model))
     progress(1)
     if prompt in lengths:
         yield lengths[prompt], bridge.fork(cache)

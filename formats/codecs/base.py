@@ -43,7 +43,7 @@ class BlockShape:
 
     def tensor(self, part: Part) -> tuple[int, int, int, int, int]:
         """(layers, batch, heads, rows, head size) of one part."""
-        return self.layers, self.batch, self.spec.heads, self.rows, self.spec.head_size(part)
+        return self.layers, self.batch, self.spec.part_heads(part), self.rows, self.spec.head_size(part)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Codec(Protocol):
     Attributes:
         id: the literal integer in a record header.
         name: what a person calls it.
-        parts: the parts that one record holds each; (KEYS, VALUES) writes two records a block, (JOINT,) one.
+        parts: the parts that one record holds each; (JOINT,) writes one record for keys and values.
         exact: every bit of every value comes back, NaNs included; other codecs are given finite values only.
         settings: a frozen dataclass of scalars.
     """

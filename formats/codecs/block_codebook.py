@@ -91,7 +91,7 @@ class BlockCodebook:
 
     id: ClassVar[int]
     name: ClassVar[str]
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
+    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
     exact: ClassVar[bool] = False
     splits: ClassVar[bool]  # a block may have several sub-vectors
     settings: Any

@@ -90,7 +90,7 @@ class Delta:
 
     id: ClassVar[int] = 5
     name: ClassVar[str] = "delta"
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
+    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
     exact: ClassVar[bool] = False
     Settings: ClassVar[type] = DeltaSettings
 

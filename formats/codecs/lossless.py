@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 # of the axes (layers, batch, heads, rows, head size), the order in which a part is stored, behind the bytes
-_STORED_ORDER = {Part.KEYS: (0, 1, 2, 4, 3), Part.VALUES: (0, 1, 3, 2, 4)}
+_STORED_ORDER = {Part.KEYS: (0, 1, 2, 4, 3), Part.VALUES: (0, 1, 3, 2, 4), Part.INDEXER: (0, 1, 2, 4, 3)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Lossless:
 
     id: ClassVar[int] = 1
     name: ClassVar[str] = "lossless"
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
+    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
     exact: ClassVar[bool] = True
     Settings: ClassVar[type] = LosslessSettings
 

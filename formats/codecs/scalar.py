@@ -96,7 +96,7 @@ class ScalarSettings:
     def axis(self, part: Part) -> str:
         if self.format:
             return "token"
-        return self.keys if part is Part.KEYS else self.values
+        return self.values if part is Part.VALUES else self.keys
 
 
 class Scalar:
@@ -111,7 +111,7 @@ class Scalar:
 
     id: ClassVar[int] = 2
     name: ClassVar[str] = "scalar"
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES)
+    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
     exact: ClassVar[bool] = False
     Settings: ClassVar[type] = ScalarSettings
 

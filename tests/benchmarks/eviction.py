@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from formats import Trace
 from formats.compression import Recipe, Source
-from tsc_cli import bridge, capture, models
+from tsc_cli import capture, models, restoring
 from tsc_cli.fidelity import compare
 from tsc_cli.generation import Sampler, continuation, score
 from tsc_cli.judging import scratch_file
@@ -43,17 +43,17 @@ def main(path: str | None) -> None:
     ids = tokenizer(text).input_ids[: 1024 + 257]
     trace = capture(model, ids[:1024], steps=0, attention=True)
     source, tokens = Source(trace), ids[1024:]
-    exact = score(model, bridge.to_cache(trace, model), tokens[:-1])
+    exact = score(model, restoring.to_cache(trace, model), tokens[:-1])
     for name, settings in FILTERS:
         with scratch_file(source, Recipe("lossless", evict=name, evict_settings=settings)) as evicted:
-            right = compare(exact, score(model, bridge.to_cache(evicted, model), tokens[:-1]), tokens[1:])
+            right = compare(exact, score(model, restoring.to_cache(evicted, model), tokens[:-1]), tokens[1:])
             wrong = compare(exact, score(model, naive(evicted, model), tokens[:-1]), tokens[1:])
             print(
                 f"{name} {settings}: KL {right.kl_mean:.4f} +- {right.kl_mean_se:.4f}, top-1 {right.top1:.3f}; "
                 f"with wrong position ids KL {wrong.kl_mean:.4f}, {wrong.kl_mean / right.kl_mean:.1f} times"
             )
             if settings == {"keep": 0.75}:
-                made = continuation(model, bridge.to_cache(evicted, model), tokens[0], 48, Sampler())
+                made = continuation(model, restoring.to_cache(evicted, model), tokens[0], 48, Sampler())
                 print(f"  goes on: {tokenizer.decode(made)!r}")
 
 

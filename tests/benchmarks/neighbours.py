@@ -16,7 +16,7 @@ import torch
 
 from formats import Recorder, Trace, TraceBuilder
 from formats.compression import Recipe, Source, write
-from tsc_cli import bridge, models
+from tsc_cli import bridge, models, restoring
 from tsc_cli.fidelity import compare
 from tsc_cli.generation import feed, prefill, score
 from tsc_cli.judging import scratch_file
@@ -47,10 +47,10 @@ def appended(model: object, tokens: list[int], prompt: int) -> Trace:
     geometry = bridge.geometry_of(cache, "model")
     builder = TraceBuilder(geometry, {})
     recorder = Recorder(builder, geometry)
-    recorder.snapshot(tokens[:prompt], bridge.rows_of(cache), tokens[prompt])
+    recorder.snapshot(tokens[:prompt], bridge.rows_of(cache), [tokens[prompt]])
     for at in range(prompt, len(tokens)):
         feed(model, cache, tokens[at : at + 1])  # type: ignore[arg-type]
-        recorder.snapshot(tokens[at : at + 1], bridge.rows_of(cache), None)
+        recorder.snapshot(tokens[at : at + 1], bridge.rows_of(cache))
     recorder.finish()
     return builder.trace
 
@@ -75,7 +75,7 @@ def main(path: str | None) -> None:
         inside = sorted(found)
         print(f"{name}: {inside[0]:.2f} to {inside[-1]:.2f} over the layers, median {inside[len(inside) // 2]:.2f}")
     source = Source(trace)
-    exact = bridge.to_cache(trace, model, -1, force=True)
+    exact = restoring.to_cache(trace, model, -1, force=True)
     tokens = ids[1024 : 1024 + 257]
     logits = score(model, exact, tokens[:-1])
     for label, settings in (
@@ -86,7 +86,7 @@ def main(path: str | None) -> None:
         sink = io.BytesIO()
         write(source, recipe, sink)
         with scratch_file(source, recipe) as small:
-            kl = compare(logits, score(model, bridge.to_cache(small, model), tokens[:-1]), tokens[1:]).kl_mean
+            kl = compare(logits, score(model, restoring.to_cache(small, model), tokens[:-1]), tokens[1:]).kl_mean
             error = step_error(trace, small)
             print(f"{label}: {len(sink.getvalue())} bytes, error of the steps' rows {error:.4f}, KL {kl:.2g}")
 

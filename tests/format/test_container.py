@@ -101,7 +101,7 @@ def test_checksum() -> None:
 
 
 def test_superblock() -> None:
-    assert pack_superblock(FILE_ID) == SUPERBLOCK
+    assert pack_superblock(FILE_ID, minor=2) == SUPERBLOCK
     assert pack_superblock(FILE_ID, minor=1) == SUPERBLOCK_1_1
     assert pack_superblock(FILE_ID, minor=0) == SUPERBLOCK_1_0
     assert len(SUPERBLOCK) == 64
@@ -124,7 +124,7 @@ def test_record_header(fields: RecordHeader, want: bytes) -> None:
 def test_type_numbers() -> None:
     assert {kind.name: kind.value for kind in RecordType} == {
         "MODEL": 0x01, "ROWS": 0x02, "LABELS": 0x03, "VIEWS": 0x04, "HEADER": 0x05, "INDEX": 0x06, "END": 0x07,
-        "KEPT": 0x08, "PROFILE": 0x09, "REFERENCE": 0x81, "ATTENTION": 0x82,
+        "KEPT": 0x08, "PROFILE": 0x09, "STATES": 0x0A, "REFERENCE": 0x81, "ATTENTION": 0x82,
     }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_literal_bytes_are_read(path: Path, superblock: bytes, minor: int) -> No
 
 def test_literal_bytes_are_written() -> None:
     sink = Pipe()
-    writer = RecordWriter(sink, FILE_ID)
+    writer = RecordWriter(sink, FILE_ID, 2)
     writer.copy_record(STORED, ROWS_FIELDS)
     assert sink.data == SUPERBLOCK + ROWS_HEADER + STORED
     assert (writer.offset, writer.entries) == (len(sink.data), [(64, ROWS_FIELDS)])
@@ -146,7 +146,7 @@ def test_literal_bytes_are_written() -> None:
 
 def test_end_record_closes_the_file(path: Path) -> None:
     sink = Pipe()
-    writer = RecordWriter(sink, FILE_ID)
+    writer = RecordWriter(sink, FILE_ID, 2)
     writer.record(RecordType.LABELS, b"one")
     writer.end(64)
     assert sink.data.endswith(END_RECORD[64:])
@@ -155,7 +155,7 @@ def test_end_record_closes_the_file(path: Path) -> None:
 
 
 def write_some(sink: Pipe) -> None:
-    writer = RecordWriter(sink, FILE_ID)
+    writer = RecordWriter(sink, FILE_ID, 2)
     writer.record(RecordType.ROWS, bytes(5_000), codec=1, part=1, layers=(2, 3), span=(4, 5))
     writer.record(RecordType.LABELS, b"", span=(0, 1))
     writer.end(writer.entries[-1][0])
@@ -175,12 +175,12 @@ def test_a_pipe_will_do() -> None:
 
 def test_copies_are_made_in_order() -> None:
     with pytest.raises(ValueError, match="in order"):
-        RecordWriter(Pipe(), FILE_ID).copy_record(STORED, END_FIELDS)
+        RecordWriter(Pipe(), FILE_ID, 2).copy_record(STORED, END_FIELDS)
 
 
 def test_a_trial_writes_nothing_and_measures_the_same() -> None:
     sink = Pipe()
-    writer = RecordWriter(sink, FILE_ID)
+    writer = RecordWriter(sink, FILE_ID, 2)
     writer.record(RecordType.MODEL, b"one")
     before, trial = sink.data, writer.trial()
     for tried in (trial, writer):
@@ -202,7 +202,7 @@ def test_a_trial_writes_nothing_and_measures_the_same() -> None:
 )
 def test_payloads_come_back(path: Path, payload: bytes) -> None:
     sink = Pipe()
-    RecordWriter(sink, FILE_ID).record(RecordType.LABELS, payload, span=(7, 9))
+    RecordWriter(sink, FILE_ID, 2).record(RecordType.LABELS, payload, span=(7, 9))
     with reading(path, sink.data) as reader:
         header = reader.header_at(64, 0)
         assert (header.name, header.raw, header.first, header.count) == ("labels", len(payload), 7, 9)
@@ -273,5 +273,5 @@ def test_without_end_mark(path: Path, damage: Callable[[bytes], bytes]) -> None:
 
 def test_frame_of_the_writer_is_a_plain_one() -> None:
     sink = Pipe()
-    RecordWriter(sink, FILE_ID).record(RecordType.LABELS, b"payload")
+    RecordWriter(sink, FILE_ID, 2).record(RecordType.LABELS, b"payload")
     assert sink.data[128:] == frame(b"payload")

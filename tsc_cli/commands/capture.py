@@ -176,8 +176,8 @@ def _show_supported(out: Output) -> None:
     yes, no = ([family for family in FAMILIES if family.status == status] for status in ("yes", "refused"))
     text = (
         f"{_table(yes)}\n\nRefused before anything runs, for the layer class or the reason in brackets:\n\n"
-        f"{_table(no)}\n\nAny other model is captured if all layers of its cache are of full or\n"
-        "sliding-window attention, and refused by name otherwise."
+        f"{_table(no)}\n\nAny other model is captured if all layers of its cache are of classes that the\n"
+        "models above have and a drill on a few tokens succeeds; otherwise it is refused\nby name."
     )
     facts = {"families": [
         {"name": one.name, "model_types": list(one.model_types), "holds": one.holds, "status": one.status,

@@ -41,12 +41,12 @@ def command(
     from formats import load as open_file
     from formats.paths import cache_folder
 
-    from ..bridge import to_cache
     from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_file
     from ..files import encode
     from ..fingerprint import of as fingerprint_of
     from ..generation import Sampler
     from ..models import load
+    from ..restoring import to_cache
     from ..resuming import resume
     from ..verification import VerifyOptions, passes, verify
 

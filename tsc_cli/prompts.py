@@ -1,0 +1,162 @@
+"""What a model is prompted with: a sequence, a batch of them with padding, or an encoder's input and a decoder's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from formats import Trace
+from formats.errors import UsageError
+
+from .generation import encode
+from .positions import check_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids and what belongs to them.
+
+    Attributes:
+        ids: (batch, tokens), with padding at the left.
+        padding: how many tokens at the beginning of each sequence are padding; empty if none has any.
+        encoder: what the encoder is fed, by argument (`input_ids` or `input_features`), batch first; empty for a model
+            without one.
+    """
+
+    ids: torch.Tensor
+    padding: tuple[int, ...] = ()
+    encoder: tuple[tuple[str, torch.Tensor], ...] = ()
+
+    @property
+    def batch(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Of each sequence, with padding."""
+        return self.ids.shape[1]
+
+    def encoded(self, model: PreTrainedModel) -> torch.Tensor | None:
+        """What the encoder makes of its input, (batch, tokens, width), or None without one."""
+        return encode(model, **dict(self.encoder)) if self.encoder else None
+
+    def encoder_labels(self, rows: int) -> list[int]:
+        """A token id for each sequence of each of the encoder's rows, row by row; zeros if it is not fed tokens."""
+        ids = dict(self.encoder).get("input_ids")
+        return by_row(ids) if ids is not None and ids.shape[1] == rows else [0] * (rows * self.batch)
+
+    def facts(self) -> dict[str, Any]:
+        """What the tier header says of it."""
+        found: dict[str, Any] = {"prompt_tokens": self.tokens}
+        if self.batch > 1:
+            found["sequences"] = self.batch
+        if self.encoder:
+            found["encoder"] = self.encoder[0][0]
+        return found
+
+
+def by_row(ids: torch.Tensor) -> list[int]:
+    """(batch, tokens) as labels have it: an id for each sequence, token by token."""
+    return [int(token) for token in ids.T.reshape(-1).tolist()]
+
+
+def prompt_of(
+    model: PreTrainedModel, input_ids: Any, *, attention_mask: Any = None, decoder_input_ids: Any = None,
+    input_features: Any = None,
+) -> Prompt:  # fmt: skip
+    """A prompt out of what `model.generate` takes.
+
+    Args:
+        input_ids: token ids, (tokens,) or (batch, tokens); an encoder-decoder model's encoder is fed them.
+        attention_mask: (batch, tokens), 0 at padding, which must be at the left.
+        decoder_input_ids: what an encoder-decoder model's decoder begins with, by default its start token.
+        input_features: what a speech model's encoder is fed instead of token ids, (1, ...).
+    Raises:
+        UsageError: padding that is not at the left, or an encoder's input with padding.
+    """
+    if not model.config.is_encoder_decoder:
+        if decoder_input_ids is not None or input_features is not None:
+            raise UsageError(f"{type(model).__name__} has no encoder: it takes input_ids alone")
+        ids = as_ids(input_ids)
+        return Prompt(ids, padding_of(attention_mask, ids))
+    encoder = ("input_features", input_features) if input_features is not None else ("input_ids", as_ids(input_ids))
+    if attention_mask is not None and not bool(torch.as_tensor(attention_mask).bool().all()):
+        raise UsageError("an encoder's input with padding cannot be captured", hint="one sequence at a time")
+    if decoder_input_ids is None:
+        decoder_input_ids = [[_start_token(model)]] * encoder[1].shape[0]
+    ids = as_ids(decoder_input_ids)
+    if ids.shape[0] != encoder[1].shape[0]:
+        raise UsageError(f"{encoder[1].shape[0]} sequences for the encoder, {ids.shape[0]} for the decoder")
+    return Prompt(ids, (), (encoder,))
+
+
+def _start_token(model: PreTrainedModel) -> int:
+    for config in (model.generation_config, model.config):
+        token = getattr(config, "decoder_start_token_id", None)
+        if isinstance(token, int):
+            return token
+    raise UsageError(f"{type(model).__name__} does not say what its decoder begins with", hint="give decoder_input_ids")
+
+
+def as_ids(input_ids: Any) -> torch.Tensor:
+    """Token ids as (batch, tokens), int64 on the CPU."""
+    ids = torch.as_tensor(input_ids, dtype=torch.int64).cpu()
+    return ids[None] if ids.dim() == 1 else ids
+
+
+def padding_of(attention_mask: Any, ids: torch.Tensor) -> tuple[int, ...]:
+    """How many tokens at the beginning of each sequence are padding; empty if none has any."""
+    if attention_mask is None:
+        return ()
+    mask = torch.as_tensor(attention_mask).bool().cpu()
+    mask = mask[None] if mask.dim() == 1 else mask
+    if mask.shape != ids.shape:
+        raise UsageError(f"the attention mask is {tuple(mask.shape)}, the token ids are {tuple(ids.shape)}")
+    padding = (~mask).sum(1)
+    if not bool((mask == (torch.arange(mask.shape[1])[None] >= padding[:, None])).all()):
+        raise UsageError(
+            "the attention mask has holes, or padding at the right: only padding at the left can be captured",
+            hint="tokenizer.padding_side = 'left'",
+        )
+    if not bool(mask.any(1).all()):
+        raise UsageError("a sequence of the batch is nothing but padding")
+    return tuple(padding.tolist()) if bool(padding.any()) else ()
+
+
+def check(model: PreTrainedModel, prompt: Prompt, steps: int) -> None:
+    """Raise UsageError unless the model knows all tokens of the prompt and has room for it and the steps after it."""
+    if not prompt.ids.numel() or any(not tensor.numel() for _, tensor in prompt.encoder):
+        raise UsageError("the prompt is empty")
+    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    for ids in (prompt.ids, *(tensor for name, tensor in prompt.encoder if name == "input_ids")):
+        wrong = [token for token in torch.unique(ids).tolist() if not 0 <= token < known]
+        if wrong:
+            raise UsageError(
+                f"the model has no token {wrong[0]}: its ids go from 0 to {known - 1}",
+                hint="take the tokenizer that belongs to the model",
+            )
+    check_prompt(model, prompt.tokens, steps)
+
+
+def encoded_of(trace: Trace, model: PreTrainedModel) -> torch.Tensor | None:
+    """What the encoder made of the input of a captured trace, made again; None for a model without an encoder.
+
+    Raises:
+        UsageError: it was not fed tokens.
+    """
+    cross = [number for number, spec in enumerate(trace.geometry.layers) if spec.kind == "cross"]
+    if not cross:
+        return None
+    if trace.info.get("encoder") != "input_ids":
+        raise UsageError(
+            "the file does not hold what the encoder was fed, so that the exact cache cannot be made again",
+            hint="--against a lossless file",
+        )
+    spans = trace.views[0].layers[cross[0]]
+    ids = [trace.labels.tokens(spans, sequence) for sequence in range(trace.geometry.batch)]
+    return encode(model, input_ids=torch.tensor(ids))

@@ -1,0 +1,142 @@
+"""Snapshots -> Hugging Face caches, checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import EncoderDecoderCache
+
+from formats.errors import MismatchError
+from formats.geometry import LayerSpec
+from formats.timeline import Rows
+from formats.trace import Snapshot, Trace
+
+from . import cache_layers, fingerprint
+from .bridge import layers_of, new_cache, self_layers
+from .evicted import EvictedLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpec], into: Any = None) -> Any:
+    """The cache that the model had at that moment.
+
+    Everything is checked before the cache is built, so that nothing half-restored is ever handed out.
+
+    Args:
+        specs: of the snapshot's layers.
+        into: an empty cache to fill instead of a new one.
+    Raises:
+        MismatchError: the snapshot's layers do not fit the model's cache.
+    """
+    expected = new_cache(model)
+    cache = expected if into is None else into
+    layers = layers_of(cache)
+    if len(layers) != len(specs):
+        raise MismatchError(f"the file has {len(specs)} layers, the model {len(layers)}")
+    seen = len(snapshot.token_ids)
+    _check_kinds(specs, layers_of(expected), len(self_layers(expected)))
+    evicted = _check_rows(snapshot, specs, seen)
+    if into is not None:
+        _check_empty(layers, specs, seen, evicted=evicted)
+    if evicted:
+        cache.layers = layers = [
+            EvictedLayer(seen) if spec.kind == "full" else layer for layer, spec in zip(layers, specs, strict=True)
+        ]
+    with torch.no_grad():
+        for number, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
+            tokens = snapshot.keys[number].shape[2] if spec.kind == "cross" else seen
+            cache_layers.fill(layer, _rows(snapshot, number, spec), snapshot.states[number], tokens)
+    if isinstance(cache, EncoderDecoderCache):  # anew: it notes which cross-attention layers are filled
+        cache = EncoderDecoderCache(cache.self_attention_cache, cache.cross_attention_cache)
+    return cache
+
+
+def _rows(snapshot: Snapshot, number: int, spec: LayerSpec) -> Rows:
+    parts = (snapshot.keys[number], snapshot.values[number], snapshot.indexer_keys[number])
+    return tuple(part for part in parts if part is not None) if spec.parts else ()
+
+
+def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int) -> None:
+    """Raise MismatchError unless the model's layers are of the kinds of the file's."""
+    for number, (spec, layer) in enumerate(zip(specs, layers, strict=True)):
+        known = cache_layers.class_of(layer)
+        kind = "cross" if number >= own else known.kind
+        if kind != spec.kind or (known.kind == "sliding" and layer.sliding_window != spec.window):
+            raise MismatchError(
+                f"layer {number} is {_named(spec.kind, spec.window)} in the file and "
+                f"{_named(kind, getattr(layer, 'sliding_window', None))} in the model"
+            )
+        if known.states != bool(spec.states):
+            raise MismatchError(f"layer {number} {'lacks' if known.states else 'has'} states in the file")
+
+
+def _named(kind: str, window: int | None) -> str:
+    return f"{kind} ({window})" if kind == "sliding" else kind
+
+
+def _check_rows(snapshot: Snapshot, specs: Sequence[LayerSpec], seen: int) -> bool:
+    """Raise MismatchError unless the layers hold as many rows as they should; returns whether rows were evicted."""
+    counts = [keys.shape[2] for keys in snapshot.keys]
+    full = {number: counts[number] for number, spec in enumerate(specs) if spec.kind == "full"}
+    for number, rows in full.items():
+        first = next(iter(full))
+        if rows != full[first]:  # a model has one mask for all of them
+            raise MismatchError(f"layer {number} has {rows} rows, layer {first} has {full[first]}: they must be equal")
+        if not 1 <= rows <= seen:
+            raise MismatchError(f"layer {number} has {rows} rows after {seen} tokens")
+    for number, spec in enumerate(specs):
+        if spec.window is not None and counts[number] != min(seen, spec.window - 1):
+            raise MismatchError(
+                f"layer {number} needs {min(seen, spec.window - 1)} rows after {seen} tokens, "
+                f"the file has {counts[number]}"
+            )
+    return bool(set(full.values()) - {seen})
+
+
+def _check_empty(layers: Sequence[Any], specs: Sequence[LayerSpec], seen: int, *, evicted: bool) -> None:
+    """Raise MismatchError unless a cache that was handed in can take the rows."""
+    for number, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
+        known = cache_layers.LAYER_CLASSES.get(type(layer))
+        if known is None or known.quantized:
+            raise MismatchError(f"layer {number} of the cache to fill is a {type(layer).__name__}, which cannot be")
+        if cache_layers.filled(layer) or any(state is not None for state in cache_layers.states_of(layer).values()):
+            raise MismatchError("the cache to fill is not empty")
+        if known.kind != ("full" if spec.kind == "cross" else spec.kind) or (known.static and evicted):
+            raise MismatchError(f"layer {number} of the cache to fill is {known.kind}, in the file {spec.kind}")
+        if known.static and known.kind == "full" and seen > layer.max_cache_len:
+            raise MismatchError(f"the cache to fill has room for {layer.max_cache_len} tokens, the file has {seen}")
+
+
+def to_cache(
+    trace: Trace, model: PreTrainedModel, snapshot: int = -1, *, tokenizer: Any = None, force: bool = False,
+    into: Any = None,
+) -> Any:  # fmt: skip
+    """Restore a snapshot into a transformers cache, as `model.generate(past_key_values=...)` takes it.
+
+    `generate_inputs` gives all that `generate` needs; what it makes of a cache alone differs between kinds of models.
+
+    Args:
+        trace: from `load` or `capture`.
+        snapshot: which one; negative numbers count from the end.
+        tokenizer: if given, it must be the one of the capture, too.
+        force: skip the check that the model is the one of the capture, for research; the dtype is converted.
+        into: an empty cache to fill, such as a StaticCache; by default a new one of the model's own kind.
+    Raises:
+        MismatchError: another model, the field that differs is named; or `into` is not such a cache. Nothing has been
+            touched.
+        CorruptError: the file is damaged.
+    """
+    device = next(model.parameters()).device
+    if not force:
+        fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
+    restored = trace.snapshot(snapshot, device=device)
+    if force:
+        dtype = next(model.parameters()).dtype
+        restored.keys[:] = [keys.to(dtype) for keys in restored.keys]
+        restored.values[:] = [values.to(dtype) for values in restored.values]
+        restored.indexer_keys[:] = [None if one is None else one.to(dtype) for one in restored.indexer_keys]
+    return restore(restored, model, trace.geometry.layers, into)
