@@ -18,7 +18,16 @@ from formats import LayerSpec, Snapshot, Trace, deduplicate, integrity, load
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from formats.geometry import DTYPE_BYTES
 from tests import second_reader
-from tests.format import liars_codecs, liars_json, liars_klt, liars_profile, liars_tables, samples
+from tests.format import (
+    liars_codecs,
+    liars_json,
+    liars_klt,
+    liars_profile,
+    liars_states,
+    liars_tables,
+    samples,
+    samples_states,
+)
 from tests.format.craft import Craft
 from tests.format.liars import LIARS, Liar
 from tests.format.mutate import mutant
@@ -28,6 +37,7 @@ assert liars_codecs
 assert liars_json
 assert liars_klt
 assert liars_profile
+assert liars_states
 assert liars_tables  # importing these adds their files to LIARS
 
 WIDE = LayerSpec("sliding", heads=3, key_size=1, value_size=5, window=2)
@@ -274,9 +284,10 @@ def bases() -> list[bytes]:
         "scalar, 5 levels", "scalar, 1,000 levels", "scalar, rotated", "vq", "pq", "delta, chains", "delta, edited",
         "h2o", "attention", "klt", "klt, two groups",
     )  # fmt: skip
+    newest = samples_states.SAMPLES if samples_states.READ_BY_PRODUCT else ()
     return [
         samples.file_bytes(small), samples.file_bytes(edited_trace()), samples.valid(),
-        *map(samples.sample, compressed),
+        *map(samples.sample, (*compressed, *newest)),
     ]  # fmt: skip
 
 
