@@ -353,6 +353,8 @@ class TraceFile:
         if len(records) > 1:
             raise self.reader.corrupt("there is more than one reference record")
         for offset, entry in records:
+            if self.labels.width > 1:
+                raise self.reader.corrupt("a reference beside sequences that hold different tokens", offset)
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
                 return _token_ids(tensors, (entry.count,), {})

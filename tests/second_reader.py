@@ -7,30 +7,17 @@ every rule of the specification, and either returns a `Document` or raises `Refu
 
 from __future__ import annotations
 
-import struct
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise, product
-from typing import NamedTuple
+from itertools import pairwise, product
 
 import numpy as np
 
-from tests.second_reader_codecs import (
-    CHAIN,
-    ITEM_SIZES,
-    Array,
-    Block,
-    Part,
-    Refused,
-    Tensor,
-    corrupt,
-    decode,
-    expect,
-    need,
-)
+from tests.second_reader_codecs import CHAIN, Array, Block, Part, Refused, Tensor, corrupt, decode, expect, need
 from tests.second_reader_klt import decode_klt
+from tests.second_reader_model import Geometry, read_model
 from tests.second_reader_payload import (
     I64_MAX,
     MIB,
@@ -40,179 +27,35 @@ from tests.second_reader_payload import (
     as_text,
     parse_json,
     read_tables,
-    unframe,
 )
 from tests.second_reader_profile import Profile, read_reference
+from tests.second_reader_records import (
+    ATTENTION,
+    HEADER,
+    KEPT,
+    KNOWN,
+    LABELS,
+    MODEL,
+    PROFILE,
+    REFERENCE,
+    ROWS,
+    STATES,
+    VIEWS,
+    Record,
+    payload,
+    read_records,
+    read_superblock,
+)
+from tests.second_reader_states import check_layers, check_size, check_states, check_states_record, read_states_record
 
-MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, REFERENCE, ATTENTION = *range(1, 10), 0x81, 0x82
-KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, REFERENCE, ATTENTION}
-LAYERED = {ROWS, KEPT, ATTENTION}  # types whose records are of some layers
-TABLE_BUDGET = 192 * MIB  # this reader's own: decompressed bytes of all tables but ROWS
+TABLE_BUDGET = 192 * MIB  # this reader's own: decompressed bytes of all tables but ROWS and STATES
 SNAPSHOT_BUDGET = 2048 * MIB  # this reader's own: bytes of one snapshot, eight times its token ids
-BLOCK_BUDGET = 64 * MIB  # this reader's own: arithmetic takes several times the bytes of a block of rows
+PARTS: tuple[Part, ...] = ("keys", "values", "indexer")
 
 Span = tuple[int, int]  # first row, row behind the last
 
 
-# Checksum
-
-
-def crc_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # 0x1EDC6F41 with its bits reversed
-        table.append(value)
-    return table
-
-
-CRC_TABLE = crc_table()
-
-
-def crc32c(data: bytes | memoryview) -> int:
-    table, crc = CRC_TABLE, 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
-
-
-# Records
-
-
-class Record(NamedTuple):
-    """What INDEX says of a record, in its order."""
-
-    offset: int
-    type: int
-    codec: int
-    stored: int
-    raw: int
-    part: int
-    first_layer: int
-    layer_count: int
-    first: int
-    number: int  # how many rows, snapshots, tokens or records ("count" in the text)
-
-    @property
-    def layers(self) -> range:
-        return range(self.first_layer, self.first_layer + self.layer_count)
-
-
-def read_superblock(data: memoryview) -> bytes:
-    """The file identity."""
-    need(len(data) >= 64, "shorter than a superblock")
-    signature = bytes(data[:8])
-    need(signature[:4] == b"\x89TSC" and signature[5:] == b"\r\n\x1a", "signature")
-    if data[4] != 1:
-        raise Refused(f"unsupported: major version {data[4]}")
-    need(crc32c(data[:60]) == int.from_bytes(data[60:64], "little"), "superblock CRC")
-    need(data[10] == 0, "reserved flag")
-    need(not any(data[12:16]) and not any(data[32:60]), "reserved bytes of the superblock")
-    return bytes(data[16:32])
-
-
-def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -> Record:
-    where = f"record {sequence}"
-    need(len(data) - offset >= 64, f"{where}: header is cut off")
-    header = bytes(data[offset : offset + 64])
-    (kind, reserved_a, codec, number, stored, raw, part, reserved_b, first_layer, layer_count, reserved_c,
-     first, count, payload_crc, header_crc) = struct.unpack("<BBHIQQHHIIIQQII", header)  # fmt: skip
-    need(crc32c(identity + header[:60]) == header_crc, f"{where}: header CRC")
-    need(number == sequence, f"{where}: sequence number {number}")
-    need(reserved_a == reserved_b == reserved_c == 0, f"{where}: reserved bytes")
-    need(kind not in (0x00, 0x80), f"{where}: type {kind}")
-    if kind not in KNOWN and kind < 0x80:
-        raise Refused(f"unsupported: {where}: type {kind}")
-    if kind in KNOWN:
-        need(kind == ROWS or codec == part == 0, f"{where}: codec and part must be 0")
-        need(kind in LAYERED or first_layer == layer_count == 0, f"{where}: layers must be 0")
-        need(kind in (ROWS, LABELS, KEPT, VIEWS, END) or first == 0, f"{where}: first must be 0")
-        need(kind not in (MODEL, HEADER, INDEX, PROFILE) or count == 0, f"{where}: count must be 0")
-    need(stored <= len(data) - offset - 64, f"{where}: payload is cut off")
-    need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * stored), f"{where}: raw length {raw}")
-    need(raw >= 1 or kind == END, f"{where}: empty payload")
-    need(crc32c(data[offset + 64 : offset + 64 + stored]) == payload_crc, f"{where}: payload CRC")
-    return Record(offset, kind, codec, stored, raw, part, first_layer, layer_count, first, count)
-
-
-def read_records(data: memoryview, identity: bytes) -> list[Record]:
-    """All records, in a valid order, up to an END that closes the file."""
-    records: list[Record] = []
-    offset = 64
-    while not records or records[-1].type != END:
-        need(len(records) < 2**20, "more than 2^20 records")
-        record = read_record(data, offset, len(records), identity)
-        records.append(record)
-        offset += 64 + record.stored
-    need(offset == len(data), "bytes behind END")
-    need(len(records) >= 4, "too few records")
-    for number, record in enumerate(records):
-        fixed = {0: MODEL, len(records) - 3: HEADER, len(records) - 2: INDEX, len(records) - 1: END}
-        expected = fixed.get(number)
-        if expected is None:
-            need(record.type not in (MODEL, HEADER, INDEX), f"record {number}: type {record.type} is out of place")
-        else:
-            need(record.type == expected, f"record {number}: type {record.type} in place of {expected}")
-    for kind, name in ((REFERENCE, "REFERENCE"), (PROFILE, "PROFILE")):
-        need(sum(record.type == kind for record in records) <= 1, f"more than one {name}")
-    end = records[-1]
-    need(end.stored == 8 and end.raw == 0, "length of END")
-    need(data[end.offset + 64 :] == data[:8], "payload of END")
-    need(end.first == records[-2].offset, "END does not point at INDEX")
-    need(end.number == len(records), "END counts another number of records")
-    return records
-
-
-def payload(data: memoryview, record: Record) -> bytes:
-    """The decompressed payload of one record; its checksum was right."""
-    frame = bytes(data[record.offset + 64 : record.offset + 64 + record.stored])
-    return unframe(frame, record.raw, f"payload at {record.offset}")
-
-
-# MODEL and HEADER
-
-
-@dataclass(frozen=True)
-class Layer:
-    heads: int
-    key_size: int
-    value_size: int
-    window: int | None  # None: full
-
-    def size(self, part: Part) -> int:
-        return self.key_size if part == "keys" else self.value_size
-
-
-@dataclass(frozen=True)
-class Geometry:
-    dtype: str
-    item: int
-    batch: int
-    layers: list[Layer]
-    row_bytes: list[int]  # bytes of one row in all layers before each layer; the last, in all layers
-
-
-def read_model(model: dict[str, object]) -> Geometry:
-    as_object(model, "MODEL", {"schema", "dtype", "batch", "layers", "fingerprint"})
-    need(model["schema"] == "tsc.model/1", "MODEL: schema")
-    dtype = as_text(model["dtype"], "MODEL: dtype")
-    need(dtype in ITEM_SIZES, "MODEL: dtype")
-    batch = as_integer(model["batch"], "MODEL: batch", 1, 2**20)
-    layers: list[Layer] = []
-    for entry in as_list(model["layers"], "MODEL: layers", 4096):
-        kind = as_object(entry, "MODEL: run of layers").get("kind")
-        need(kind in ("full", "sliding"), "MODEL: kind")
-        names = {"heads", "key_size", "value_size"} | ({"window"} if kind == "sliding" else set())
-        run = as_object(entry, "MODEL: run of layers", {"count", "kind"} | names)
-        size = {name: as_integer(run[name], f"MODEL: {name}", 1, 2**20) for name in sorted(names)}
-        count = as_integer(run["count"], "MODEL: count", 1, 4096 - len(layers))
-        layers += [Layer(size["heads"], size["key_size"], size["value_size"], size.get("window"))] * count
-    need(len(layers) >= 1, "MODEL: no layers")
-    for value in as_object(model["fingerprint"], "MODEL: fingerprint").values():
-        as_text(value, "MODEL: fingerprint")
-    item = ITEM_SIZES[dtype]
-    sizes = [item * batch * layer.heads * (layer.key_size + layer.value_size) for layer in layers]
-    return Geometry(dtype, item, batch, layers, list(accumulate(sizes, initial=0)))
+# HEADER
 
 
 def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: int) -> None:
@@ -242,15 +85,17 @@ def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: 
 # Tables
 
 
-def read_token_ids(tensor: Tensor, count: int) -> list[int]:
-    ids = list(expect(tensor, {"U16", "I32"}, [count], "token_ids").integers())
-    need(min(ids, default=0) >= 0, "token_ids: negative")
-    return ids
+def read_token_ids(tensor: Tensor, count: int, batch: int = 1) -> Array:
+    """Of one sequence, [count, 1], or, where the batch may have a column for each, [count, batch]."""
+    several = batch > 1 and len(tensor.shape) == 2
+    ids = expect(tensor, {"U16", "I32"}, [count, batch] if several else [count], "token_ids").values()
+    need(int(ids.min(initial=0)) >= 0, "token_ids: negative")
+    return ids.reshape(count, -1).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    next_token: int
+    next_tokens: tuple[int, ...]  # of each sequence, or one
     lines: array[int]  # its lines of `spans`, five numbers each
 
     def groups(self) -> list[tuple[int, int, list[Span]]]:
@@ -264,16 +109,27 @@ class Snapshot:
         return groups
 
 
-def read_views(raw: bytes, count: int, total_rows: int, total_layers: int) -> list[Snapshot]:
+def read_views(raw: bytes, count: int, labels: Array, geometry: Geometry) -> list[Snapshot]:
+    total_rows, columns = labels.shape
+    with_rows = [layer.has_rows for layer in geometry.layers]
+    total_layers = len(with_rows)
+
+    def following(layer: int) -> int:
+        """The first layer from `layer` on that has rows."""
+        while layer < total_layers and not with_rows[layer]:
+            layer += 1
+        return layer
+
     tables = read_tables(raw, {"spans", "next_tokens"})
-    next_tokens = expect(tables["next_tokens"], {"I64"}, [count], "next_tokens").integers()
+    chosen = [count] if columns == 1 else [count, columns]
+    next_tokens = expect(tables["next_tokens"], {"I64"}, chosen, "next_tokens").integers()
     shape = tables["spans"].shape
     need(len(shape) == 2 and shape[0] <= 2**22, "spans: shape")
     lines = expect(tables["spans"], {"I64"}, [shape[0], 5], "spans").integers()
     snapshots: list[Snapshot] = []
     at = 0
     for number in range(count):
-        begin, covered = at, 0
+        begin, covered = at, following(0)
         group: tuple[int, int] | None = None
         while at < len(lines) and lines[at] == number:
             _, layer, layers, first, rows = lines[at : at + 5]
@@ -286,10 +142,12 @@ def read_views(raw: bytes, count: int, total_rows: int, total_layers: int) -> li
                 need(group is None and layers == 1, "spans: history")
             else:
                 need(layer == covered and 1 <= layers <= total_layers - layer, "spans: layers")
-                covered = layer + layers
+                need(all(with_rows[layer : layer + layers]), "spans: rows of a layer that has none")
+                covered = following(layer + layers)
             group = (layer, layers)
         need(covered == total_layers, "spans: a snapshot does not cover all layers")
-        snapshots.append(Snapshot(next_tokens[number], lines[begin:at]))
+        tokens = tuple(next_tokens[number * columns : (number + 1) * columns])
+        snapshots.append(Snapshot(tokens, lines[begin:at]))
     need(at == len(lines), "spans: lines of no snapshot, or not sorted")
     return snapshots
 
@@ -314,6 +172,7 @@ class Kept:
 
 def read_kept(data: memoryview, record: Record, geometry: Geometry, total_rows: int) -> Kept:
     layer = check_layers(record, geometry)
+    need(layer.has_rows and not layer.index_size, "KEPT: layers without rows, or with indexer keys")
     need(record.number >= 1 and record.first + record.number <= total_rows, "KEPT: rows")
     shape = [record.layer_count, layer.heads, -(-record.number // 8)]
     octets = expect(read_tables(payload(data, record), {"kept"})["kept"], {"U8"}, shape, "kept").octets()
@@ -355,6 +214,7 @@ class Attention:
 
 def read_attention(data: memoryview, record: Record, geometry: Geometry, total_rows: int) -> Attention:
     layer = check_layers(record, geometry)
+    need(layer.has_rows, "ATTENTION: layers without rows")
     need(1 <= record.number <= total_rows, "ATTENTION: rows")
     shape = [4, record.layer_count, layer.heads, record.number]
     octets = expect(read_tables(payload(data, record), {"received"})["received"], {"U8"}, shape, "received").octets()
@@ -365,36 +225,27 @@ def read_attention(data: memoryview, record: Record, geometry: Geometry, total_r
 
 
 def parts_of(record: Record) -> tuple[Part, ...]:
-    return (("keys", "values"), ("keys",), ("values",))[record.part]
+    return (("keys", "values"), ("keys",), ("values",), ("indexer",))[record.part]
 
 
 def block_of(record: Record, geometry: Geometry, part: Part) -> Block:
     layer = geometry.layers[record.first_layer]
     return Block(
-        geometry.dtype, part, record.layer_count, geometry.batch, layer.heads, layer.size(part), record.first,
-        record.number,
-    )  # fmt: skip
-
-
-def check_layers(record: Record, geometry: Geometry) -> Layer:
-    """The layers that a record is of exist and are all alike; returns one."""
-    need(record.layer_count >= 1 and record.layers.stop <= len(geometry.layers), f"type {record.type}: layers")
-    alike = geometry.layers[record.first_layer]
-    need(all(geometry.layers[layer] == alike for layer in record.layers), f"type {record.type}: layers are not alike")
-    return alike
+        geometry.dtype, part, record.layer_count, geometry.batch, *layer.shape(part), record.first, record.number
+    )
 
 
 def check_rows_record(record: Record, geometry: Geometry, total_rows: int) -> None:
     need(record.codec != 0, "ROWS: codec 0")
     if record.codec > 6:
         raise Refused(f"unsupported: codec {record.codec}")
-    need(record.part == 0 if record.codec == 6 else record.part in (1, 2), "ROWS: part")
-    check_layers(record, geometry)
+    layer = check_layers(record, geometry)
+    need(layer.has_rows, "ROWS: layers without rows")
+    parts = (0,) if record.codec == 6 else (1, 2, 3) if layer.index_size else (1, 2)
+    need(record.part in parts, "ROWS: part")
     need(record.number >= 1 and record.first + record.number <= total_rows, "ROWS: rows")
-    size = sum(block_of(record, geometry, part).bytes for part in parts_of(record))
-    need(size <= 256 * MIB, f"ROWS: {size} bytes when decoded")
-    if size > BLOCK_BUDGET:
-        raise Refused(f"budget: {size} bytes of rows")
+    whole = geometry.item * geometry.batch * record.layer_count * record.number * layer.row_values
+    check_size("ROWS", whole, sum(block_of(record, geometry, part).bytes for part in parts_of(record)))
 
 
 class Rows:
@@ -443,7 +294,8 @@ class Rows:
     def base(self, record: Record, layer: int, number: int, depth: int) -> Array:
         holders = [
             other for other in self.stored
-            if other.part in (0, record.part) and layer in other.layers and 0 <= number - other.first < other.number
+            if parts_of(record)[0] in parts_of(other)
+            and layer in other.layers and 0 <= number - other.first < other.number
         ]  # fmt: skip
         need(len(holders) == 1, "delta: a base is not stored")
         rows = self.of(holders[0], depth + 1)[parts_of(record)[0]]
@@ -474,24 +326,25 @@ def contains(outer: list[Span], inner: list[Span]) -> bool:
     return True
 
 
-def check_coverage(stored: list[Record], snapshots: list[Snapshot], total_layers: int) -> None:
-    """Nothing stored twice, keys and values of the same rows, and every named row stored."""
+def check_coverage(stored: list[Record], snapshots: list[Snapshot], geometry: Geometry) -> None:
+    """Nothing stored twice, keys, values and indexer keys of the same rows, and every named row stored."""
     starts: dict[int, list[Record]] = {}
     for record in stored:
         starts.setdefault(record.first_layer, []).append(record)
     by_layer: list[list[Span]] = []
     active: list[Record] = []
-    for layer in range(total_layers):
+    for layer, described in enumerate(geometry.layers):
         still = [record for record in active if layer in record.layers]
         if by_layer and layer not in starts and len(still) == len(active):
             by_layer.append(by_layer[-1])  # the same records as for the layer before
             continue
         active = still + starts.get(layer, [])
-        keys, values = (
-            union(((r.first, r.first + r.number) for r in active if r.part in (0, part)), disjoint=True)
-            for part in (1, 2)
+        keys, values, indexer = (
+            union(((r.first, r.first + r.number) for r in active if part in parts_of(r)), disjoint=True)
+            for part in PARTS
         )
         need(keys == values, f"layer {layer}: keys and values of different rows are stored")
+        need(indexer == (keys if described.index_size else []), f"layer {layer}: indexer keys of different rows")
         by_layer.append(keys)
     named: dict[tuple[int, int], set[Span]] = {}
     for snapshot in snapshots:
@@ -514,7 +367,7 @@ def check_coverage(stored: list[Record], snapshots: list[Snapshot], total_layers
 class Document:
     model: dict[str, object]
     header: dict[str, object]
-    token_ids: list[int]
+    labels: Array  # token ids, [rows, 1], or [rows, batch] where the sequences hold different tokens
     positions: list[int]
     reference: list[int]
     snapshots: list[Snapshot]
@@ -522,14 +375,24 @@ class Document:
     kept: list[Kept]
     attention: list[Attention]
     rows: Rows = field(repr=False)
+    states_stored: list[Record] = field(repr=False)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the first sequence."""
+        ids: list[int] = self.labels[:, 0].tolist()
+        return ids
 
     def next_token(self, number: int) -> int | None:
-        token = self.snapshots[number].next_token
+        tokens = self.snapshots[number].next_tokens
+        token = min(tokens) if min(tokens) < 0 else tokens[0]
         return token if token >= 0 else None
 
-    def history(self, number: int) -> list[int]:
+    def history(self, number: int, sequence: int = 0) -> list[int]:
         """The token ids that the model had been fed at a snapshot."""
-        return [self.token_ids[row] for row in self.history_rows(number)]
+        column = sequence if self.labels.shape[1] > 1 else 0
+        ids: list[int] = self.labels[self.history_rows(number), column].tolist()
+        return ids
 
     def history_positions(self, number: int) -> list[int]:
         return [self.positions[row] for row in self.history_rows(number)]
@@ -542,7 +405,7 @@ class Document:
 
     def raw_bytes(self, number: int) -> int:
         """The bytes of the tensors of a snapshot."""
-        total = 0
+        total = self.geometry.state_bytes
         for first, layers, spans in self.snapshots[number].groups():
             rows = sum(stop - begin for begin, stop in spans)
             if first >= 0:
@@ -553,17 +416,21 @@ class Document:
         """The bytes that the tensors of a snapshot had if all rows were there that the model keeps."""
         groups = self.snapshots[number].groups()
         tokens = sum(stop - begin for layer, _, spans in groups if layer == -1 for begin, stop in spans)
-        sizes = pairwise(self.geometry.row_bytes)
-        return sum(
-            (after - before) * (tokens if layer.window is None else min(tokens, layer.window - 1))
-            for (before, after), layer in zip(sizes, self.geometry.layers, strict=True)
-        )
+        total = self.geometry.state_bytes
+        described = zip(pairwise(self.geometry.row_bytes), self.geometry.layers, self.spans(number), strict=True)
+        for (before, after), layer, spans in described:
+            rows = tokens if layer.window is None else min(tokens, layer.window - 1)
+            if layer.kind == "cross":
+                rows = sum(stop - begin for begin, stop in spans)
+            total += (after - before) * rows
+        return total
 
     def spans(self, number: int) -> list[list[Span]]:
         """For each layer the rows of a snapshot."""
-        rows: list[list[Span]] = []
+        rows: list[list[Span]] = [[]] * len(self.geometry.layers)
         for first, layers, spans in self.snapshots[number].groups():
-            rows += [spans] * (layers if first >= 0 else 0)
+            if first >= 0:
+                rows[first : first + layers] = [spans] * layers
         return rows
 
     def row_positions(self, number: int) -> list[list[list[int]]]:
@@ -573,7 +440,7 @@ class Document:
             maps = [one for one in self.kept if layer in one.layers]
             heads = []
             for head in range(self.geometry.layers[layer].heads):
-                meant = {}  # the row that a slot stands for
+                meant: dict[int, int] = {}  # the row that a slot stands for
                 for one in maps:
                     meant.update(enumerate(one.rows[layer - one.layers.start][head], one.span[0]))
                 numbers = [row for span in spans for row in range(*span)]
@@ -582,15 +449,39 @@ class Document:
         return result
 
     def snapshot(self, number: int) -> list[tuple[bytes, bytes]]:
-        """Keys and values of each layer: little-endian values, [batch, heads, rows, size]."""
+        """Keys and values of each layer: little-endian values, [batch, heads, rows, size]; empty without rows."""
+        keys, values, _ = self.tensors(number)
+        return list(zip(keys, values, strict=True))
+
+    def indexer_keys(self, number: int) -> list[bytes]:
+        """Those of each layer: little-endian values, [batch, 1, rows, size]; empty where it has none."""
+        return self.tensors(number)[2]
+
+    def states(self, number: int) -> list[list[bytes]]:
+        """All states of each layer: little-endian values, [batch, *shape]."""
+        self.check_budget(number)
+        found = [[b""] * len(layer.states) for layer in self.geometry.layers]
+        for record in self.states_stored:
+            if record.first <= number < record.first + record.number:
+                bits = read_states_record(self.rows.data, record, self.geometry)
+                for layer, of_layer in zip(record.layers, bits, strict=True):
+                    found[layer][record.part] = of_layer[:, :, number - record.first].tobytes()
+        return found
+
+    def check_budget(self, number: int) -> None:
         if self.raw_bytes(number) > SNAPSHOT_BUDGET:
             raise Refused("budget: snapshot")
+
+    def tensors(self, number: int) -> list[list[bytes]]:
+        """Of all keys, all values and all indexer keys those of each layer."""
+        self.check_budget(number)
         rows = self.spans(number)
-        found: dict[Part, list[Array]] = {"keys": [], "values": []}
+        found: dict[Part, list[Array]] = {part: [] for part in PARTS}
         for part, buffers in found.items():
             for layer, spans in zip(self.geometry.layers, rows, strict=True):
                 length = sum(stop - begin for begin, stop in spans)
-                shape = (self.geometry.batch, layer.heads, length, layer.size(part))
+                heads, size = layer.shape(part)
+                shape = (self.geometry.batch, heads, length, size)
                 buffers.append(np.zeros(shape, f"<u{self.geometry.item}"))
         for record in self.rows.stored:
             for part, at in product(parts_of(record), record.layers):
@@ -602,7 +493,7 @@ class Document:
                         there = found[part][at][:, :, target + low - begin : target + high - begin]
                         there[:] = source[:, :, low - record.first : high - record.first]
                     target += stop - begin
-        return [(k.tobytes(), v.tobytes()) for k, v in zip(found["keys"], found["values"], strict=True)]
+        return [[buffer.tobytes() for buffer in buffers] for buffers in found.values()]
 
 
 def read(data: bytes, profile: bytes | None = None) -> Document:
@@ -610,9 +501,9 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
     view = memoryview(data)
     records = read_records(view, read_superblock(view))
     of_type = {kind: [record for record in records if record.type == kind] for kind in KNOWN}
-    tables = sum(record.raw for kind in KNOWN - {MODEL, HEADER, ROWS} for record in of_type[kind])
-    if tables > TABLE_BUDGET:
-        raise Refused(f"budget: {tables} bytes of tables")
+    size = sum(record.raw for kind in KNOWN - {MODEL, HEADER, ROWS, STATES} for record in of_type[kind])
+    if size > TABLE_BUDGET:
+        raise Refused(f"budget: {size} bytes of tables")
 
     listed = [number for record in records[:-2] for number in record]
     index = read_tables(payload(view, records[-2]), {"records"})["records"]
@@ -624,16 +515,19 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
     model = parse_json(payload(view, records[0]))
     geometry = read_model(model)
 
-    token_ids: list[int] = []
+    columns: list[Array] = []
     positions: list[int] = []
     for record in of_type[LABELS]:
-        rows = min(2**20, 2**26 - record.first)
-        need(record.first == len(token_ids) and 1 <= record.number <= rows, "LABELS: rows")
-        labels = read_tables(payload(view, record), {"token_ids", "position_offsets"})
-        token_ids += read_token_ids(labels["token_ids"], record.number)
-        offsets = expect(labels["position_offsets"], {"I64"}, [record.number], "position_offsets").integers()
+        most = min(2**20, 2**26 - record.first)
+        need(record.first == len(positions) and 1 <= record.number <= most, "LABELS: rows")
+        tables = read_tables(payload(view, record), {"token_ids", "position_offsets"})
+        ids = read_token_ids(tables["token_ids"], record.number, geometry.batch)
+        need(not columns or ids.shape[1] == columns[0].shape[1], "LABELS: token ids of one and of all sequences")
+        columns.append(ids)
+        offsets = expect(tables["position_offsets"], {"I64"}, [record.number], "position_offsets").integers()
         positions += [row + offset for row, offset in enumerate(offsets, record.first)]
     need(all(0 <= position <= I64_MAX for position in positions), "LABELS: position out of range")
+    labels = np.concatenate(columns) if columns else np.zeros((0, 1), np.int64)
 
     for record in records:
         if record.type not in KNOWN:
@@ -643,7 +537,7 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
     for record in of_type[VIEWS]:
         most = min(2**20, 2**22 // len(geometry.layers))
         need(record.first == len(snapshots) and 1 <= record.number <= most - record.first, "VIEWS: snapshots")
-        snapshots += read_views(payload(view, record), record.number, len(token_ids), len(geometry.layers))
+        snapshots += read_views(payload(view, record), record.number, labels, geometry)
     need(len(snapshots) >= 1, "no snapshot")
     need(sum(len(snapshot.lines) for snapshot in snapshots) <= 5 * 2**22, "VIEWS: too many spans")
     for snapshot in snapshots:
@@ -654,22 +548,29 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
     reference: list[int] = []
     for record in of_type[REFERENCE]:
         need(1 <= record.number <= 2**20, "REFERENCE: tokens")
-        reference = read_token_ids(read_tables(payload(view, record), {"token_ids"})["token_ids"], record.number)
+        need(labels.shape[1] == 1, "REFERENCE: beside sequences that hold different tokens")
+        table = read_tables(payload(view, record), {"token_ids"})["token_ids"]
+        reference = read_token_ids(table, record.number)[:, 0].tolist()
 
     stored = of_type[ROWS]
     for record in stored:
-        check_rows_record(record, geometry, len(token_ids))
-    check_coverage(stored, snapshots, len(geometry.layers))
-    kept = [read_kept(view, record, geometry, len(token_ids)) for record in of_type[KEPT]]
+        check_rows_record(record, geometry, len(labels))
+    check_coverage(stored, snapshots, geometry)
+    for record in of_type[STATES]:
+        check_states_record(record, geometry, len(snapshots))
+    check_states(of_type[STATES], geometry, len(snapshots))
+    kept = [read_kept(view, record, geometry, len(labels)) for record in of_type[KEPT]]
     check_kept(kept, stored, snapshots)
-    attention = [read_attention(view, record, geometry, len(token_ids)) for record in of_type[ATTENTION]]
+    attention = [read_attention(view, record, geometry, len(labels)) for record in of_type[ATTENTION]]
 
     header = parse_json(payload(view, of_type[HEADER][0]))
     load = None
     for record in of_type[PROFILE]:
         load = read_reference(read_tables(payload(view, record)), profile)
     rows = Rows(view, geometry, stored, positions, load)
-    document = Document(model, header, token_ids, positions, reference, snapshots, geometry, kept, attention, rows)
+    document = Document(
+        model, header, labels, positions, reference, snapshots, geometry, kept, attention, rows, of_type[STATES]
+    )
     named, whole = (
         [raw_bytes(number) for number in range(len(snapshots))]
         for raw_bytes in (document.raw_bytes, document.unevicted_bytes)
@@ -680,4 +581,6 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
     check_header(header, raw, len(data))
     for record in stored:
         rows.of(record)
+    for record in of_type[STATES]:
+        read_states_record(view, record, geometry)
     return document

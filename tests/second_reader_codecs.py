@@ -1,4 +1,4 @@
-"""The lower half of the second reader: how it refuses, and what the tensors of a ROWS record stand for.
+"""The lower half of the second reader: how it refuses, and what the tensors of a ROWS or STATES record stand for.
 
 As `second_reader`, written from docs/format.md alone. Values of the cache are kept as the bits that they are stored
 as, unsigned integers of the dtype's width, so that equal means equal to the last bit. Arithmetic is numpy's, one
@@ -26,7 +26,7 @@ FLOATS = {2: "float16", 4: "float32", 8: "float64"}  # by bytes of an item
 EXACT_KINDS = {0: None, 1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
 CHAIN = 64  # records that are followed from one to the next
 
-Part = Literal["keys", "values"]
+Part = Literal["keys", "values", "indexer"]
 Array = np.ndarray[Any, np.dtype[Any]]
 Fetch = Callable[[list[int]], Array]  # the decoded rows of these numbers: bits, [layers, batch, heads, numbers, size]
 
@@ -82,14 +82,14 @@ def exactly(tables: Tables, names: set[str]) -> None:
 
 @dataclass(frozen=True)
 class Block:
-    """What MODEL and the record header say of the rows of a ROWS record."""
+    """What MODEL and the record header say of the rows of a ROWS record, or of the states of a STATES record."""
 
     dtype: str
     part: Part
     layers: int
     batch: int
     heads: int
-    size: int  # key or value size
+    size: int  # of a head
     first: int
     rows: int
 
@@ -180,7 +180,7 @@ def narrow(values: Array, dtype: str) -> Array:
 def decode_lossless(tables: Tables, block: Block) -> Array:
     exactly(tables, {"planes"})
     layers, batch, heads, rows, size = block.shape
-    if block.part == "keys":
+    if block.part != "values":
         return planes(tables["planes"], [layers, batch, heads, size, rows], block.dtype, "planes").swapaxes(3, 4)
     return planes(tables["planes"], [layers, batch, rows, heads, size], block.dtype, "planes").swapaxes(2, 3)
 
@@ -270,15 +270,24 @@ def decode_scalar(tables: Tables, block: Block) -> Array:
 
 
 def rotate(values: Array) -> Array:
-    """Each run of d channels times the Walsh-Hadamard matrix over the root of d."""
+    """Each run of d channels times the Walsh-Hadamard matrix over the root of d.
+
+    A matrix of Sylvester's order is the Kronecker product of smaller ones, so that of a long run, as heads of states
+    have, no large one is made.
+    """
     size = values.shape[-1]
-    length = size & -size
-    matrix = np.ones((1, 1))
-    while len(matrix) < length:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    matrix = (matrix / math.sqrt(length)).astype(values.dtype)
-    with np.errstate(all="ignore"):
-        turned = values.reshape(*values.shape[:-1], size // length, length) @ matrix
+    length, inner = size & -size, 1
+    turned = values
+    while inner < length:
+        step = min(length // inner, 1024)
+        matrix = np.ones((1, 1))
+        while len(matrix) < step:
+            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        matrix = (matrix / math.sqrt(step)).astype(values.dtype)
+        with np.errstate(all="ignore"):
+            rows = turned.reshape(-1, step, inner).swapaxes(1, 2).reshape(-1, step) @ matrix
+        turned = rows.reshape(-1, inner, step).swapaxes(1, 2)
+        inner *= step
     return turned.reshape(values.shape)
 
 

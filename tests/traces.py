@@ -84,4 +84,4 @@ def same_snapshots(a: Snapshot, b: Snapshot) -> bool:
 
 def octets(tensor: torch.Tensor) -> bytes:
     """Little-endian bytes in natural order."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

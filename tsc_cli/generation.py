@@ -73,6 +73,7 @@ def feed(
         UnsupportedCacheError: the model does not return the cache that it was given.
     """
     ids, seen = _as_tensor(model, token_ids), tokens_seen(cache)
+    padding = padding if seen else ()  # states alone count no tokens, and have padding behind them
     passes = [ids] if takes_several(cache) else list(torch.split(ids, 1, dim=1))
     found: list[torch.Tensor] = []
     for piece in passes:

@@ -19,7 +19,7 @@ from typing import Any
 import google_crc32c
 import zstandard
 
-MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, REFERENCE, ATTENTION = *range(1, 10), 0x81, 0x82
+MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, STATES, REFERENCE, ATTENTION = *range(1, 11), 0x81, 0x82
 SIGNATURE = bytes.fromhex("89 54 53 43 01 0d 0a 1a")
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 _HEADER_FORMAT = "<BBHIQQHHIIIQQI"  # without the header CRC, which follows

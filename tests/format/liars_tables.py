@@ -203,7 +203,7 @@ rows("first layer beyond the model", "cannot be stored together", field_of(4, fi
 rows("2^32 - 1 layers", "cannot be stored together", field_of(4, layer_count=2**32 - 1))
 rows("no layers", "cannot be stored together", field_of(4, layer_count=0))
 rows("layers not alike", "cannot be stored together", field_of(0, first_layer=1))
-rows("part 3", "a block of part 3", field_of(4, part=3))
+rows("part 3", "a block of indexer keys that its layers do not have", field_of(4, part=3))
 rows("part 0 with codec 1", "does not write records of part 0", joint)
 rows("codec 0", "codec 0 is never valid", field_of(4, codec=0))
 rows("codec 99", "codec 99 is not known", field_of(4, codec=99), UnsupportedFileError)

@@ -22,6 +22,7 @@ from tests.format.craft import (
     PROFILE,
     REFERENCE,
     ROWS,
+    STATES,
     VIEWS,
     Craft,
     Piece,
@@ -46,7 +47,7 @@ WIDTHS = {
     "stored": 64, "raw": 64, "reserved_a": 8, "reserved_b": 16, "reserved_c": 32,
 }  # fmt: skip
 DESCRIBED = list(WIDTHS)[:6]
-TABLES = (ROWS, LABELS, VIEWS, REFERENCE, KEPT, ATTENTION, PROFILE)
+TABLES = (ROWS, LABELS, VIEWS, REFERENCE, KEPT, ATTENTION, PROFILE, STATES)
 
 
 def near(random: Random, value: int, low: int, high: int) -> int:
@@ -97,8 +98,8 @@ def table_data(craft: Craft, random: Random) -> None:
 
 
 def table_shape(craft: Craft, random: Random) -> None:
-    """Rows of another codec: a tensor dropped, doubled, cut short or lengthened, its shape right."""
-    piece = pick(craft, random, ROWS, ROWS, KEPT, ATTENTION)
+    """Rows or states of another codec: a tensor dropped, doubled, cut short or lengthened, its shape right."""
+    piece = pick(craft, random, ROWS, KEPT, ATTENTION, STATES)
     tensors = piece.tensors()
     name = random.choice(list(tensors))
     dtype, shape, octets = tensors.pop(name)
@@ -118,8 +119,8 @@ def tensors_shape(piece: Piece, name: str) -> list[int]:
 
 
 def layout_number(craft: Craft, random: Random) -> None:
-    """What decoding of lossy rows goes by."""
-    coded = [piece for piece in craft.records if piece.type == ROWS and piece.codec > 1]
+    """What decoding of lossy rows and states goes by."""
+    coded = [piece for piece in craft.records if piece.type in (ROWS, STATES) and piece.codec > 1]
     piece = random.choice(coded)
     name = random.choice(("layout", "layout", "bases", "words", "apart"))
     values = piece.integers(name)
@@ -179,20 +180,22 @@ def split_labels(craft: Craft, random: Random) -> None:
     half = random.randint(1, piece.count - 1)
     for name in ("token_ids", "position_offsets"):
         values = piece.integers(name)
-        piece.set_integers(name, values[:half])
-        second.set_integers(name, values[half:])
+        cut = half * len(values) // piece.count  # of each sequence, where each has its own
+        piece.set_integers(name, values[:cut])
+        second.set_integers(name, values[cut:])
     second.first, second.count, piece.count = piece.first + half, piece.count - half, half
     craft.records.insert(craft.records.index(piece) + random.randint(0, 1), second)
 
 
 def split_rows(craft: Craft, random: Random) -> None:
-    """One record of rows as two, by rows or by layers: `planes` is cut along one axis."""
-    piece = pick(craft, random, ROWS)
+    """One record of rows or states as two, by these or by layers: `planes` is cut along one axis."""
+    piece = pick(craft, random, ROWS, STATES)
     second = copy.deepcopy(piece)
     header, data = split_table(piece.raw)
     shape = header["planes"]["shape"]
     by_rows = random.random() < 0.7
-    axis = (5 if piece.part == 1 else 3) if by_rows else 1
+    keys = piece.type == ROWS and piece.part in (1, 3)
+    axis = (5 if keys else 3) if by_rows else 1
     at = random.randint(1, shape[axis] - 1)
     inner = math.prod(shape[axis + 1 :])
     line = shape[axis] * inner
@@ -277,15 +280,115 @@ def other_ratios(craft: Craft, random: Random) -> None:
 
 
 def superblock(craft: Craft, random: Random) -> None:
-    craft.minor = random.choice((0, 1, 2, 65_535))
+    craft.minor = random.choice((0, 1, 2, 3, 65_535))
     craft.flags = random.choice((0, 1 << random.randrange(16)))
     craft.reserved = random.choice(({}, {random.choice((12, 15, 32, 59)): 1}))
+
+
+def state_spec(craft: Craft, random: Random) -> None:
+    """Another shape, dtype, name, number or place of the states of a run of layers."""
+
+    def edit(model: Any) -> None:
+        runs = model["layers"]
+        states = random.choice([run["states"] for run in runs if "states" in run])
+        state = random.choice(states)
+        what = random.randrange(8)
+        if what < 3:
+            change_json(state, random)
+        elif what == 3:  # what is stored may stay right
+            shape = state["shape"]
+            at = random.randrange(len(shape))
+            shape[at : at + 2] = random.choice(([math.prod(shape[at : at + 2])], [1, *shape[at : at + 2]]))
+        elif what == 4:
+            state["dtype"] = random.choice(("float32", "bfloat16", "float16"))
+        elif what == 5:
+            states.insert(random.randrange(3), state | {"name": random.choice((state["name"], "another", ""))})
+        elif what == 6:
+            random.shuffle(states)
+        else:
+            random.choice(runs)["states"] = copy.deepcopy(states)
+
+    craft[MODEL].edit_json(edit)
+
+
+def kind(craft: Craft, random: Random) -> None:
+    """Layers of another kind, with the fields of that kind or those of the old one, with indexer keys or without."""
+
+    def edit(model: Any) -> None:
+        run = random.choice(model["layers"])
+        what = random.randrange(4)
+        if what == 0:
+            run["index_size"] = near(random, run.get("index_size", 2), 0, 2**20 + 1)
+        elif what == 1:
+            del run["index_size"]
+        else:
+            run["kind"] = random.choice(("full", "full", "cross", "cross", "sliding", "none"))
+        if what == 3:  # the fields are those of the new kind
+            run.pop("window", None)
+            if run["kind"] == "sliding":
+                run["window"] = 5
+            for name in ("heads", "key_size", "value_size", "index_size") if run["kind"] == "none" else ():
+                run.pop(name, None)
+
+    craft[MODEL].edit_json(edit)
+
+
+def padding(craft: Craft, random: Random) -> None:
+    def edit(model: Any) -> None:
+        rows = model.get("padding", [1] * model["batch"])
+        what = random.randrange(4)
+        if what == 0:
+            del rows[random.randrange(len(rows))]
+        elif what == 1:
+            rows.insert(0, random.choice((0, 1)))
+        elif what == 2:
+            at = random.randrange(len(rows))
+            rows[at] = near(random, rows[at], -1, 2**20 + 1)
+        model["padding"] = rows if what < 3 or random.random() < 0.5 else [0] * model["batch"]
+
+    craft[MODEL].edit_json(edit)
+
+
+def states_field(craft: Craft, random: Random) -> None:
+    piece = pick(craft, random, STATES)
+    name = random.choice(DESCRIBED)
+    setattr(piece, name, near(random, getattr(piece, name), 0, 2 ** WIDTHS[name] - 1))
+
+
+def joined_states(craft: Craft, random: Random) -> None:
+    """A record of states moved to where another one is, or dropped and the other one doubled."""
+    piece, other = pick(craft, random, STATES), pick(craft, random, STATES)
+    for name in random.sample(DESCRIBED[1:], random.randint(1, 5)):
+        setattr(piece, name, getattr(other, name))
+    if random.random() < 0.5:
+        piece.raw, piece.codec = other.raw, other.codec
+
+
+def labels_of_each(craft: Craft, random: Random) -> None:
+    """Token ids of each sequence where there were those of one, or the other way round, in one record or in all."""
+    batch = json.loads(craft[MODEL].raw)["batch"]
+    pieces = [piece for piece in craft.records if piece.type == LABELS]
+    for piece in pieces if random.random() < 0.7 else [random.choice(pieces)]:
+        values, tensors = piece.integers("token_ids"), piece.tensors()
+        dtype, shape, octets = tensors["token_ids"]
+        item = len(octets) // len(values)
+        if len(shape) == 1:
+            octets = b"".join(octets[at : at + item] * batch for at in range(0, len(octets), item))
+            shape = [*shape, batch]
+        else:
+            octets, shape = octets[: item * shape[0]], shape[:1]
+        piece.set_tensors(tensors | {"token_ids": (dtype, shape, octets)})
 
 
 MUTATIONS: dict[Callable[[Craft, Random], None], int] = {
     json_value: 8, table_header: 6, table_data: 4, table_number: 10, span_line: 10, split_labels: 3, split_rows: 6,
     record_field: 6, record_order: 5, text: 4, odd_frame: 4, index_cell: 3, superblock: 1, table_shape: 4,
     layout_number: 8, kept_bits: 4, other_ratios: 1,
+}  # fmt: skip
+
+# what there is in files of 1.3 only; others are left as a reader of 1.2 reads them
+MUTATIONS_OF_STATES: dict[Callable[[Craft, Random], None], int] = {
+    state_spec: 12, kind: 6, padding: 6, states_field: 10, joined_states: 4, labels_of_each: 4,
 }  # fmt: skip
 
 
@@ -296,17 +399,23 @@ def fix_raw_bytes(craft: Craft, *, whole: bool) -> None:
         whole: of all tokens, as before eviction.
     """
     model = json.loads(craft[MODEL].raw)
-    item = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}.get(model["dtype"], 1)
-    sizes = []
+    items = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+    item = items.get(model["dtype"], 1)
+    sizes, cross, of_states = [], [], 0
     for run in model["layers"]:
-        sizes += [run["heads"] * (run["key_size"] + run["value_size"])] * min(run["count"], 5_000)
-    raw = [0] * min(craft[VIEWS].count, 100)
+        heads, *widths = (run.get(name, 0) for name in ("heads", "key_size", "value_size"))
+        count = min(run["count"], 5_000)
+        sizes += [heads * sum(widths) + run.get("index_size", 0)] * count
+        cross += [run["kind"] == "cross"] * count
+        of_states += count * sum(math.prod(one["shape"]) * items.get(one["dtype"], 1) for one in run.get("states", ()))
+    raw = [of_states * model["batch"]] * min(craft[VIEWS].count, 100)
     spans = craft[VIEWS].integers("spans")
     for number, layer, layers, _, rows in zip(*(spans[column::5] for column in range(5)), strict=True):
-        if layer >= 0 and not whole:
-            raw[number] += item * model["batch"] * rows * sum(sizes[layer : layer + layers])
+        named = range(layer, min(layer + layers, len(sizes))) if layer >= 0 else ()
+        counted = sum(sizes[at] for at in named if not whole or cross[at])
         if layer < 0 and whole:  # of models without sliding layers
-            raw[number] += item * model["batch"] * rows * sum(sizes)
+            counted = sum(size for size, other in zip(sizes, cross, strict=True) if not other)
+        raw[number] += item * model["batch"] * rows * counted
     craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=sum(raw), raw_bytes_final=raw[-1]))
 
 
@@ -314,9 +423,10 @@ def mutant(valid: bytes, random: Random) -> bytes:
     craft = Craft.of(valid)
     # an edit that no longer applies after another one is left out
     inapplicable = (KeyError, IndexError, ValueError, TypeError, AttributeError, StopIteration, struct.error)
+    mutations = MUTATIONS | (MUTATIONS_OF_STATES if craft.minor >= 3 else {})
     for _ in range(random.choice((1, 1, 2, 2, 3, 4))):
         with contextlib.suppress(*inapplicable):
-            random.choices(list(MUTATIONS), list(MUTATIONS.values()))[0](craft, random)
+            random.choices(list(mutations), list(mutations.values()))[0](craft, random)
     if random.random() < 0.7:
         with contextlib.suppress(*inapplicable, OverflowError, MemoryError):
             fix_raw_bytes(craft, whole=random.random() < 0.1)

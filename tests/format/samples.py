@@ -19,7 +19,7 @@ from formats.klt import store
 from formats.klt.profile import Profile
 from formats.timeline import Rows
 from formats.trace import MemoryReceived
-from tests.format import profiles
+from tests.format import profiles, samples_states
 from tests.format.craft import HEADER, ROWS, VIEWS, Craft, Piece
 from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace
 
@@ -237,4 +237,6 @@ COMPRESSED: dict[str, Callable[[], bytes]] = {
 
 @cache
 def sample(name: str) -> bytes:
+    if name in samples_states.SAMPLES:
+        return samples_states.file_bytes(name)
     return valid() if name == "valid" else COMPRESSED[name]()

@@ -12,7 +12,7 @@ import pytest
 
 from formats import Snapshot, TscError, integrity, load
 from formats.errors import CorruptError, StorageError, UnsupportedFileError, UsageError
-from tests.format import samples
+from tests.format import samples, samples_states
 from tests.format.craft import Craft
 from tests.traces import same_snapshots
 
@@ -121,7 +121,10 @@ def test_flipped_bits(path: Path, bits: range | list[int]) -> None:
     integrity.check(path)
 
 
-@pytest.mark.parametrize("name", ["h2o", "attention", "vq", "delta, edited"])
+@pytest.mark.parametrize(
+    "name",
+    ["h2o", "attention", "vq", "delta, edited", *samples_states.SAMPLES],
+)
 def test_flipped_bits_of_other_codecs(name: str, path: Path) -> None:
     data = samples.sample(name)
     path.write_bytes(data)

@@ -18,7 +18,16 @@ from formats import LayerSpec, Snapshot, Trace, deduplicate, integrity, load
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from formats.geometry import DTYPE_BYTES
 from tests import second_reader
-from tests.format import liars_codecs, liars_json, liars_klt, liars_profile, liars_tables, samples
+from tests.format import (
+    liars_codecs,
+    liars_json,
+    liars_klt,
+    liars_profile,
+    liars_states,
+    liars_tables,
+    samples,
+    samples_states,
+)
 from tests.format.craft import Craft
 from tests.format.liars import LIARS, Liar
 from tests.format.mutate import mutant
@@ -28,6 +37,7 @@ assert liars_codecs
 assert liars_json
 assert liars_klt
 assert liars_profile
+assert liars_states
 assert liars_tables  # importing these adds their files to LIARS
 
 WIDE = LayerSpec("sliding", heads=3, key_size=1, value_size=5, window=2)
@@ -62,7 +72,8 @@ def assert_same_content(trace: Trace, document: second_reader.Document, only: in
     """Everything that both found in a file, with the tensors of all snapshots or of one."""
     assert len(trace) == len(document.snapshots)
     assert trace.reference == document.reference
-    assert list(trace.labels.token_ids) == document.token_ids
+    assert list(trace.labels.token_ids) == document.labels.reshape(-1).tolist()
+    assert list(trace.geometry.padding or [0] * trace.geometry.batch) == document.geometry.padding
     assert list(trace.labels.positions) == document.positions
     header = document.header
     assert (trace.raw_bytes, trace.raw_bytes_final) == (header["raw_bytes_trace"], header["raw_bytes_final"])
@@ -89,7 +100,14 @@ def assert_same_values(snapshot: Snapshot, document: second_reader.Document, num
     """Equal to the last bit; near where a matrix was multiplied with, whose sums have no order of their own."""
     rotated = uses_rotation(document)
     transformed = any(record.codec == 6 for record in document.rows.stored)
-    for keys, values, stored in zip(snapshot.keys, snapshot.values, document.snapshot(number), strict=True):
+    indexer_keys = zip(snapshot.indexer_keys, document.indexer_keys(number), strict=True)
+    pairs = [
+        *zip(snapshot.keys, snapshot.values, document.snapshot(number), strict=True),
+        *((one, one, (data, data)) for one, data in indexer_keys if one is not None),
+        *((one, one, (data, data)) for found, stored in zip(snapshot.states, document.states(number), strict=True)
+          for one, data in zip(found.values(), stored, strict=True)),
+    ]  # fmt: skip
+    for keys, values, stored in pairs:
         for found, data in zip((keys, values), stored, strict=True):
             if octets(found) == data:
                 continue
@@ -274,9 +292,10 @@ def bases() -> list[bytes]:
         "scalar, 5 levels", "scalar, 1,000 levels", "scalar, rotated", "vq", "pq", "delta, chains", "delta, edited",
         "h2o", "attention", "klt", "klt, two groups",
     )  # fmt: skip
+    newest = samples_states.SAMPLES
     return [
         samples.file_bytes(small), samples.file_bytes(edited_trace()), samples.valid(),
-        *map(samples.sample, compressed),
+        *map(samples.sample, (*compressed, *newest)),
     ]  # fmt: skip
 
 
