@@ -212,6 +212,7 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], first_layer: int, codec
 
 
 _ROUNDS = 8  # of finding the ratio that a header states of the file that it is part of
+_NEAR = 8  # bytes by which files differ whose headers state neighbouring ratios
 
 
 def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
@@ -225,15 +226,19 @@ def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader
         if again == stated:
             break
         stated = again
-    else:  # the length and the ratio chase one another: take the header that is least wrong
+    else:  # the length and the ratios chase one another: take the header that is least wrong
+        for length in range(length - _NEAR, length + _NEAR + 1):
+            stated = header.with_ratios(length)
+            found.append((_off_by(stated, _close(writer.trial(), stated)), stated))
         _, stated = min(found, key=lambda one: one[0])
     return stated, _close(writer, stated)
 
 
 def _off_by(header: TierHeader, length: int) -> float:
-    """How far the stated ratio of the trace is from that of a file of this length."""
+    """How far the stated ratios are from those of a file of this length."""
     assert header.ratios is not None
-    return abs(header.ratios[0] * length / header.raw_bytes_trace - 1)
+    raw = (header.raw_bytes_trace, header.raw_bytes_final)
+    return max(abs(ratio * length / value - 1) for ratio, value in zip(header.ratios, raw, strict=True))
 
 
 def _close(writer: RecordWriter, header: TierHeader) -> int:

@@ -19,7 +19,7 @@ from formats.integrity import check
 from tests import second_reader
 from tests.format import profiles, samples
 from tests.format.test_second_reader import assert_same_content
-from tests.traces import FULL, growing_trace, same_snapshots
+from tests.traces import FULL, full_trace, growing_trace, same_snapshots
 
 FOLDER = Path(__file__).parent / "golden"
 SHA256 = {
@@ -33,6 +33,9 @@ SHA256 = {
     "1.1-h2o-bfloat16.tsc": "f6785b040f390fb462cbcb9c6cc7ab59ac8060e1315ec24ac20306de8c5d04af",
     "1.2-klt-float32.tsc": "4817deadc45dd7e36fb517bca20db4df335e9b746dab5f5ea4eb326c7e4b4e75",
     "1.2-klt-groups-bfloat16.tsc": "fccf7d0757a7ec667700c709b48d9481a40e9b1b40db631d090170335b8416b6",
+    "1.3-everything-bfloat16.tsc": "81ad99801aa83abe31f872eebd92e0c38ba48784de5f8919852bff9144057078",
+    "1.3-batch-float32.tsc": "99aef6e30bcd2b98c2cc1ac8bb2e6012ff8ad9fd598595825cbea30add853d24",
+    "1.3-scalar-bfloat16.tsc": "a079ac8fdc70d98b3cfb5f24ebd0f5e92781a3ce197396abc48d95975f113f77",
 }
 
 
@@ -55,6 +58,8 @@ EXACT: dict[str, Callable[[], Trace]] = {
         dtype="float16", batch=2, lengths=(5, 6, 7), keyframe_interval=2
     ),
     "1.1-lossless-bfloat16.tsc": lossless,
+    "1.3-everything-bfloat16.tsc": full_trace,
+    "1.3-batch-float32.tsc": lambda: full_trace(dtype="float32", batch=3, padding=(2, 0, 1)),
 }
 # What writes the files of the versions that today's writer still writes: 1.1 is 1.2 without codec klt
 WRITTEN: dict[str, Callable[[], bytes]] = {
@@ -75,8 +80,14 @@ WRITTEN: dict[str, Callable[[], bytes]] = {
     "1.2-klt-groups-bfloat16.tsc": lambda: samples.klt(
         profiles.two_groups, samples.finite((FULL,) * 3), fineness=60, rest="no"
     ),
+    "1.3-everything-bfloat16.tsc": lambda: samples.file_bytes(full_trace()),
+    "1.3-batch-float32.tsc": lambda: samples.file_bytes(full_trace(dtype="float32", batch=3, padding=(2, 0, 1))),
+    "1.3-scalar-bfloat16.tsc": lambda: samples.compressed(full_trace(finite=True), "scalar", {"levels": 11}),
 }
-REPRODUCED = ("1.1-lossless-bfloat16.tsc", "1.1-scalar-float32.tsc")  # the others' arithmetic may differ between CPUs
+# The others' arithmetic may differ between CPUs
+REPRODUCED = (
+    "1.1-lossless-bfloat16.tsc", "1.1-scalar-float32.tsc", "1.3-everything-bfloat16.tsc", "1.3-batch-float32.tsc",
+)  # fmt: skip
 # Of what the second reader made of the snapshots' tensors when the file was written
 DECODED = {
     "1.1-scalar-float32.tsc": "88c68142ac228020fc44c7c783fc6f57c46b9e7ab0139d862d370493b7d0c663",
@@ -85,6 +96,7 @@ DECODED = {
     "1.1-h2o-bfloat16.tsc": "ca86bceaedbc9b31357c10b4e4561b6bd6722ec0ace6e465ed5442c85d4a4200",
     "1.2-klt-float32.tsc": "697535037a95e9444ade2f4fba38aa9165154d910a648e0e06b7cac8a12342e7",
     "1.2-klt-groups-bfloat16.tsc": "170387d8d09dfe2ce5434bab6601da67607a6d52acc5d4e520d7113e0570c133",
+    "1.3-scalar-bfloat16.tsc": "4081bc5866b80ce89bb59e327252e5695a29c0e1a12ad511c0b0303c342fe9ed",
 }
 
 
@@ -105,6 +117,10 @@ def decoded(data: bytes) -> str:
     for number in range(len(document.snapshots)):
         for keys, values in document.snapshot(number):
             digest.update(keys + values)
+        for keys in document.indexer_keys(number):
+            digest.update(keys)
+        for states in document.states(number):
+            digest.update(b"".join(states))
     return digest.hexdigest()
 
 
@@ -147,7 +163,7 @@ def test_every_file_in_the_folder_is_listed() -> None:
 
 
 if __name__ == "__main__":
-    CURRENT = [name for name in WRITTEN if name.startswith("1.2-")]
+    CURRENT = [name for name in WRITTEN if name.startswith("1.3-")]
     for golden in CURRENT:
         (FOLDER / golden).write_bytes(written(golden))
         print(f'    "{golden}": "{hashlib.sha256((FOLDER / golden).read_bytes()).hexdigest()}",')
