@@ -113,7 +113,7 @@ def test_verify_misses_a_threshold(tsc: Any, tmp_path: Path, captured: Path) -> 
     base = ("verify", captured, "-m", other, "--positions", 100, "--greedy", 0)
     refused = tsc(*base)
     assert refused.code == 2
-    assert "another model: config is" in refused.err
+    assert "another model: config.rms_norm_eps is 1e-06 in the file and 0.01 here" in refused.err
     forced = tsc(*base, "--force-model-mismatch", "--max-kl", 1e-9)
     assert forced.code == 1
     assert "FAILED: snapshot 4: KL" in forced.out

@@ -198,3 +198,4 @@ def _check(model: PreTrainedModel, tokens: Sequence[int], options: CaptureOption
         raise UsageError(f"the model has no token {wrong}: its ids go from 0 to {known - 1}",
                          hint="take the tokenizer that belongs to the model")  # fmt: skip
     check_prompt(model, len(tokens), options.steps)
+    fingerprint.require_repeatable(model)
