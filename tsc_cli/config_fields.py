@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -106,7 +106,7 @@ def changed_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> str:
     It names what differs where the hashes do, and decides nothing: the next transformers may have other defaults.
     Empty if there are too many to be worth a file's bytes.
     """
-    usual = _defaults(type(config_of(model)))
+    usual = _defaults(cast("Hashable", type(config_of(model))))
     changed = {name: shown(value) for name, value in fields.items() if name not in usual or usual[name] != value}
     text = canonical(changed)
     return text if len(text) <= _ALL else ""

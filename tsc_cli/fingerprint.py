@@ -142,8 +142,8 @@ def _named(field: str, recorded: Mapping[str, str], found: Mapping[str, str]) ->
         inner = config_fields.name_of_difference(
             field, recorded.get("config_fields"), found.get("config_fields"), values=settings, missing="the default"
         )
-    elif field in ("rope", "adapters"):
-        inner = config_fields.name_of_difference(field, value, here)
+    elif field in ("rope", "adapters") and config_fields.parsed(value) and config_fields.parsed(here):
+        return config_fields.name_of_difference(field, value, here)  # None: 1 and 1.0 are one value
     return inner or f"{field} is {_short(value)} in the file and {_short(here)} here"
 
 
@@ -154,7 +154,7 @@ def differences_in_rounding(recorded: Mapping[str, str], found: Mapping[str, str
     other = []
     for field, what in _KERNELS.items():
         then, now = recorded.get(field, _EAGER), found.get(field, _EAGER)
-        if then != now and recorded:
+        if then != now and "attention" in recorded:
             other.append(f"{what} by {_short(then)} at capture and by {_short(now)} here")
     if not other:
         return None

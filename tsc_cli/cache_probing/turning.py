@@ -15,14 +15,8 @@ from formats.trace_file import TraceFile
 
 from ..output import Output
 
-_FIELDS = (
-    "architecture",
-    "config",
-    "layers",
-    "kv_heads",
-    "rope",
-    "rope_frequencies",
-)  # of a fingerprint, that RoPE rests on
+# of a fingerprint, that RoPE rests on
+_FIELDS = ("architecture", "config", "layers", "kv_heads", "rope", "rope_frequencies")
 
 
 @dataclass(frozen=True)
