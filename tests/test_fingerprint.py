@@ -21,7 +21,10 @@ def one_weight(model: Any) -> Any:
 
 CHANGES: dict[str, tuple[str, Callable[[], Any]]] = {
     "one weight": ("weights", lambda: one_weight(models.mistral_sliding())),
-    "rope theta": ("rope.rope_theta", lambda: models.mistral_sliding(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+    "rope theta": (
+        "rope.rope_theta",
+        lambda: models.mistral_sliding(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    ),
     "rope scaling": (
         "rope.factor",
         lambda: models.mistral_sliding(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),

@@ -133,7 +133,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[], Any]]] = {
     "name": ("llama", with_(lambda m: setattr(m.config, "_name_or_path", "elsewhere"))),
     "no cache by default": changed("llama", use_cache=False),
     "1 for 1.0": changed("llama", rope_parameters=ROPE | {"rope_theta": 10000}),
-    "quantization as loaded": ("llama", with_(lambda m: setattr(m.config, "quantization_config", {"quant_method": "x"}))),
+    "quantization as loaded": ("llama", with_(lambda m: setattr(m.config, "quantization_config", {"bits": 4}))),
     "a pass before": ("llama", with_(lambda m: m(torch.tensor([models.prompt(200)])))),
     "another device's rounding": ("llama", with_(lambda m: m.model.rotary_emb.inv_freq.mul_(1 + 2**-23))),
 }  # fmt: skip

@@ -106,10 +106,15 @@ def changed_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> str:
     It names what differs where the hashes do, and decides nothing: the next transformers may have other defaults.
     Empty if there are too many to be worth a file's bytes.
     """
-    usual = _defaults(cast("Hashable", type(config_of(model))))
+    usual = defaults(model)
     changed = {name: shown(value) for name, value in fields.items() if name not in usual or usual[name] != value}
     text = canonical(changed)
     return text if len(text) <= _ALL else ""
+
+
+def defaults(model: PreTrainedModel) -> dict[str, Any]:
+    """The fields of the config's class as the transformers that is installed has them."""
+    return _defaults(cast("Hashable", type(config_of(model))))
 
 
 @functools.cache
@@ -145,14 +150,14 @@ def parsed(text: str | None) -> dict[str, Any] | None:
 
 def name_of_difference(
     field: str, recorded: str | None, here: str | None, *, values: Mapping[str, Any] | None = None,
-    missing: str = "missing",
+    usual: Mapping[str, Any] | None = None,
 ) -> str | None:  # fmt: skip
     """Which member of two JSON objects differs, as "config.rms_norm_eps is 1e-06 in the file and 1e-05 here".
 
     Args:
         recorded, here: a file's object and the model's.
         values: the model's members that are not in `here`, too; their order decides which one is named first.
-        missing: what is said of a member that is not there.
+        usual: what a member is that is not there; by default it is missing.
     Returns:
         None if these are not objects, or agree.
     """
@@ -163,12 +168,16 @@ def name_of_difference(
     for name in dict.fromkeys([*values, *found, *there]):
         if (name in there) == (name in found) and there.get(name) == found.get(name):
             continue
-        one = there.get(name, missing)
-        other = found.get(name, shown(values[name]) if name in values else missing)
+        one = there.get(name, "missing" if usual is None else _default(name, usual))
+        other = found.get(name, shown(values[name]) if name in values else "missing")
         if any(isinstance(value, str) and value.startswith("#") for value in (one, other)):
             return f"{field}.{name} differs from the file's"
         return f"{field}.{name} is {_said(one)} in the file and {_said(other)} here"
     return None
+
+
+def _default(name: str, usual: Mapping[str, Any]) -> str:
+    return f"the default ({_said(usual[name])})" if name in usual else "the default"
 
 
 def _said(value: Any) -> str:

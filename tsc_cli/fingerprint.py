@@ -34,12 +34,17 @@ class Fingerprint(dict[str, str]):
 
     Attributes:
         settings: the fields of the config, by name, with those that are at their default.
+        usual: the defaults.
         before: values that the first version gave to the same model.
     """
 
-    def __init__(self, fields: Mapping[str, str], settings: Mapping[str, Any], before: Mapping[str, str]) -> None:
+    def __init__(
+        self, fields: Mapping[str, str], settings: Mapping[str, Any], usual: Mapping[str, Any],
+        before: Mapping[str, str],
+    ) -> None:  # fmt: skip
         super().__init__(fields)
         self.settings = settings
+        self.usual = usual
         self.before = before
 
 
@@ -78,7 +83,7 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
         "config": config_fields.hash_of_older_files(model),
         "adapters": ",".join(adapters.names_of(model)) or "none",
     }  # fmt: skip
-    return Fingerprint(fields, settings, before)
+    return Fingerprint(fields, settings, config_fields.defaults(model), before)
 
 
 def require_same(recorded: Mapping[str, str], found: Mapping[str, str], *, only: Collection[str] | None = None) -> None:
@@ -138,10 +143,9 @@ def _named(field: str, recorded: Mapping[str, str], found: Mapping[str, str]) ->
         buffer = rope_state.name_of_difference(value, here)
         return None if buffer is None else f"{field}: {buffer} differs from the file's"
     if field == "config":
-        settings = found.settings if isinstance(found, Fingerprint) else None
-        inner = config_fields.name_of_difference(
-            field, recorded.get("config_fields"), found.get("config_fields"), values=settings, missing="the default"
-        )
+        settings, usual = (found.settings, found.usual) if isinstance(found, Fingerprint) else ({}, {})
+        texts = recorded.get("config_fields"), found.get("config_fields")
+        inner = config_fields.name_of_difference(field, *texts, values=settings, usual=usual)
     elif field in ("rope", "adapters") and config_fields.parsed(value) and config_fields.parsed(here):
         return config_fields.name_of_difference(field, value, here)  # None: 1 and 1.0 are one value
     return inner or f"{field} is {_short(value)} in the file and {_short(here)} here"

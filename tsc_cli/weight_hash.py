@@ -99,7 +99,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif callable(getattr(value, "unpack", None)):  # torch.ao's packed parameters
         yield from _leaves(name, value.unpack())
     else:
-        raise _unreadable(name, f"a {type(value).__name__}")
+        raise _unreadable(name, f"of type {type(value).__name__}")
 
 
 def _quantized(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, Any]]:
