@@ -131,6 +131,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[], Any]]] = {
     "attention kernel": ("llama", with_(lambda m: m.set_attn_implementation("eager"))),
     "experts' kernel": ("mixtral", lambda: build("mixtral", experts_implementation="eager")),
     "name": ("llama", with_(lambda m: setattr(m.config, "_name_or_path", "elsewhere"))),
+    "name in a GGUF file": ("llama", with_(lambda m: setattr(m.config, "_model_name_or_path", "elsewhere"))),
     "no cache by default": changed("llama", use_cache=False),
     "1 for 1.0": changed("llama", rope_parameters=ROPE | {"rope_theta": 10000}),
     "quantization as loaded": ("llama", with_(lambda m: setattr(m.config, "quantization_config", {"bits": 4}))),

@@ -20,12 +20,12 @@ _REPORTING = {
     "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
     "quantization_config", "architectures", "_commit_hash",
 }  # fmt: skip
-# read when weights are drawn (the weights themselves are hashed), in a loss, by heads that classify, or by `generate`
+# read when weights are drawn (they are hashed themselves), in a loss, by heads that classify, by `generate`, or never
 _NEVER_RUN = {
     "initializer_range", "initializer_factor", "initializer_cutoff_factor", "init_std", "embed_init_std",
     "embedding_initializer_range", "output_router_logits", "router_aux_loss_coef", "aux_loss_coef",
     "router_z_loss_coef", "z_loss_coefficient", "moe_loss_weight", "mtp_loss_scaling_factor", "id2label", "label2id",
-    "problem_type", "bos_token_id", "eos_token_id",
+    "problem_type", "bos_token_id", "eos_token_id", "_model_name_or_path",
 }  # fmt: skip
 # router_jitter_noise is not one of them: Phi-3.5-MoE masks experts by it while evaluating, too
 _DROPOUT = re.compile(r"(^|_)(dropout|pdrop|layerdrop)(_|$)")
