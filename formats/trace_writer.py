@@ -227,8 +227,8 @@ def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader
             break
         stated = again
     else:  # the length and the ratios chase one another: take the header that is least wrong
-        for length in range(length - _NEAR, length + _NEAR + 1):
-            stated = header.with_ratios(length)
+        for near in range(length - _NEAR, length + _NEAR + 1):
+            stated = header.with_ratios(near)
             found.append((_off_by(stated, _close(writer.trial(), stated)), stated))
         _, stated = min(found, key=lambda one: one[0])
     return stated, _close(writer, stated)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from safetensors import safe_open
 
 from formats import load, save
 from tests import models
 from tests.traces import growing_trace
+from tsc_cli import capture
 from tsc_cli.main import run
 
 
@@ -113,10 +115,46 @@ def test_verify_misses_a_threshold(tsc: Any, tmp_path: Path, captured: Path) -> 
     base = ("verify", captured, "-m", other, "--positions", 100, "--greedy", 0)
     refused = tsc(*base)
     assert refused.code == 2
-    assert "another model: config is" in refused.err
+    assert "another model: config.rms_norm_eps is the default (1e-06) in the file and 0.01 here" in refused.err
     forced = tsc(*base, "--force-model-mismatch", "--max-kl", 1e-9)
     assert forced.code == 1
     assert "FAILED: snapshot 4: KL" in forced.out
+
+
+def test_a_forced_model_is_named_with_what_it_risks(tsc: Any, tmp_path: Path, captured: Path) -> None:
+    other = tmp_path / "other"
+    models.save_small_model(other, models.llama(rms_norm_eps=1e-2))
+    differs = "config.rms_norm_eps is the default (1e-06) in the file and 0.01 here"
+    line = f"--force-model-mismatch: {differs}; the results may be meaningless"
+    for base in (("resume", captured, "-m", other, "-n", 2), ("verify", captured, "-m", other, "--positions", 9)):
+        forced = tsc(*base, "--force-model-mismatch", "--json")
+        assert forced.code == 0
+        assert forced.err.splitlines() == [line]
+        assert forced.json
+        assert line not in tsc(*base).err
+    recorded = tsc("verify", captured, "-m", other, "--force-model-mismatch", "--record")
+    assert recorded.code == 2
+    assert "is not recorded" in recorded.err
+    for command in ("resume", "verify"):
+        assert "the result is meaningless unless you know why" in " ".join(tsc(command, "--help").out.split())
+
+
+def test_force_says_nothing_where_the_model_is_the_same(tsc: Any, captured: Path, folder: Path) -> None:
+    forced = tsc("resume", captured, "-m", folder, "-n", 2, "--force-model-mismatch")
+    assert forced.code == 0
+    assert "force" not in forced.err
+
+
+def test_another_kernel_than_at_capture_is_said(tsc: Any, tmp_path: Path, folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    path = tmp_path / "eager.tsc"
+    save(capture(model, models.prompt(9), steps=1), path)
+    for base in (("resume", path, "-m", folder, "-n", 2), ("verify", path, "-m", folder, "--positions", 9)):
+        done = tsc(*base)
+        assert done.code == 0
+        assert "computed attention by eager at capture and by sdpa here" in done.err
+        assert done.err.count("\n") == 1
+        assert tsc(*base, "-q").err == ""
 
 
 def test_resume_streams_what_the_run_would_have_said(tsc: Any, captured: Path, folder: Path) -> None:

@@ -21,13 +21,16 @@ def one_weight(model: Any) -> Any:
 
 CHANGES: dict[str, tuple[str, Callable[[], Any]]] = {
     "one weight": ("weights", lambda: one_weight(models.mistral_sliding())),
-    "rope theta": ("rope", lambda: models.mistral_sliding(rope_parameters={"rope_type": "default", "rope_theta": 5e5})),
+    "rope theta": (
+        "rope.rope_theta",
+        lambda: models.mistral_sliding(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    ),
     "rope scaling": (
-        "rope",
+        "rope.factor",
         lambda: models.mistral_sliding(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}),
     ),
     "sliding window": ("sliding_window", lambda: models.mistral_sliding(sliding_window=17)),
-    "norm epsilon": ("config", lambda: models.mistral_sliding(rms_norm_eps=1e-5)),
+    "norm epsilon": ("config.rms_norm_eps", lambda: models.mistral_sliding(rms_norm_eps=1e-5)),
     "dtype": ("dtype", lambda: models.mistral_sliding(torch.bfloat16)),
     "architecture": ("architecture", models.llama),
 }

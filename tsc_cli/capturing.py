@@ -207,3 +207,4 @@ def _check(model: PreTrainedModel, prompt: Prompt, options: CaptureOptions) -> N
     if options.attention and (prompt.batch > 1 or prompt.encoder):
         raise UsageError("attention is observed in one sequence of a model without an encoder only")
     check(model, prompt, options.steps)
+    fingerprint.require_repeatable(model)

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, cast
 
 from formats import Trace
 from formats.atomic import atomic_write, refuse_existing
-from formats.errors import StorageError, UsageError
+from formats.errors import StorageError, UnsupportedCacheError, UsageError
 
 from . import default_model
 from .models import Loaded, known_name
 from .models import load as load_model
-from .output import Output
+from .output import Output, message
 
 _RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
 MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
@@ -116,6 +116,25 @@ def model_for(trace: Trace, name: str | None, device: str, out: Output, *, any_m
     dtype = "auto" if any_model else trace.fingerprint.get("dtype", trace.geometry.dtype)
     with out.progress("loading the model"):
         return load_model(chosen, dtype=dtype, device=device, fetch=name is not None, say=out.note)
+
+
+def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) -> None:
+    """Say what is not as it was at capture: what was forced, or only another kernel; a refusal says so itself."""
+    from . import fingerprint
+
+    try:
+        found = fingerprint.of(loaded.model, loaded.tokenizer)
+    except UnsupportedCacheError as error:
+        if not forced:
+            raise
+        message(f"--force-model-mismatch: nothing was compared, {error.message}; the results may be meaningless")
+        return
+    differs = fingerprint.difference(trace.fingerprint, found)
+    if forced and differs is not None:
+        message(f"--force-model-mismatch: {differs}; the results may be meaningless")
+    rounding = fingerprint.differences_in_rounding(trace.fingerprint, found)
+    if rounding is not None and (forced or differs is None):
+        out.note(rounding)
 
 
 def model_at_hand(trace: Trace) -> bool:

@@ -8,109 +8,180 @@ from __future__ import annotations
 
 import hashlib
 import json
-import weakref
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
+from formats.errors import MismatchError, UsageError
 
-from formats.errors import MismatchError
+from . import adapters, config_fields, rope_state
+from .config_fields import canonical
+from .weight_hash import weights_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# of a config: where it was loaded from, by which version, and how it was asked to report; none changes a cache
-_VOLATILE = {
-    "_name_or_path", "name_or_path", "transformers_version", "_attn_implementation", "_attn_implementation_internal",
-    "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
-    "quantization_config", "architectures", "_commit_hash",
-}  # fmt: skip
-NOT_COMPARED = frozenset({"attention"})  # another kernel rounds differently but means the same cache
+__all__ = ["Fingerprint", "difference", "differences_in_rounding", "of", "require_same", "weights_of"]
 
-_tokenizers: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
-_weights: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
+_KERNELS = {"attention": "attention", "experts": "the experts"}  # another kernel rounds differently, no more
+_EAGER = "eager"  # what every model has
+NOT_COMPARED = frozenset({*_KERNELS, "config_fields"})
+_TRUNCATION, _PADDING = '{"version":"1.0","truncation":', ',"padding":'  # as a tokenizer's JSON begins
+_LATER = frozenset({"heads", "rope_frequencies"})  # files of the first version have none of them
 
 
-def of(model: PreTrainedModel, tokenizer: Any = None) -> dict[str, str]:
+class Fingerprint(dict[str, str]):
+    """Fields and their values, as a file keeps them, and what only a comparison needs.
+
+    Attributes:
+        settings: the fields of the config, by name, with those that are at their default.
+        usual: the defaults.
+        before: values that the first version gave to the same model.
+    """
+
+    def __init__(
+        self, fields: Mapping[str, str], settings: Mapping[str, Any], usual: Mapping[str, Any],
+        before: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        super().__init__(fields)
+        self.settings = settings
+        self.usual = usual
+        self.before = before
+
+
+def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
     """The fingerprint of a loaded model; the tokenizer's field is there only when one is given.
 
     Hashing the weights takes about a second a gigabyte and core, once a loaded model.
+
+    Raises:
+        UnsupportedCacheError: a weight cannot be hashed, or an adapter keeps rows of its own in the cache.
     """
-    config = model.config.get_text_config(decoder=True)
-    settings = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
+    config = config_fields.config_of(model)
+    settings = config_fields.meaningful(model)
+    experts = str(getattr(model.config, "_experts_implementation", None) or "")
     heads = getattr(config, "num_attention_heads", None)
     fields = {
         "architecture": type(model).__name__,
         "layers": str(getattr(config, "num_hidden_layers", "")),
+        "heads": str(heads or ""),
         "kv_heads": str(getattr(config, "num_key_value_heads", None) or heads or ""),
-        "rope": _canonical(getattr(config, "rope_parameters", None)),
+        "rope": canonical(getattr(config, "rope_parameters", None)),
         "sliding_window": str(getattr(config, "sliding_window", None)),
-        "config": _sha256([_canonical(settings).encode()]),
+        "config": config_fields.hash_of(settings),
+        "config_fields": config_fields.changed_fields(model, settings),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "adapters": ",".join(_adapters(model)) or "none",
+        "rope_frequencies": rope_state.frequencies_of(model),
+        "adapters": adapters.adapters_of(model),
         "weights": weights_of(model),
         "attention": str(getattr(model.config, "_attn_implementation", "")),
+        "experts": experts if experts != _EAGER else "",
     }
     if tokenizer is not None:
         fields["tokenizer"] = tokenizer_hash(tokenizer)
-    return fields
+    fields = {field: value for field, value in fields.items() if value or field not in NOT_COMPARED}
+    before = {
+        "config": config_fields.hash_of_older_files(model),
+        "adapters": ",".join(adapters.names_of(model)) or "none",
+    }  # fmt: skip
+    return Fingerprint(fields, settings, config_fields.defaults(model), before)
 
 
-def require_same(recorded: Mapping[str, str], found: Mapping[str, str]) -> None:
+def require_same(recorded: Mapping[str, str], found: Mapping[str, str], *, only: Collection[str] | None = None) -> None:
     """Raise MismatchError that names the first field in which a file's model and the one at hand differ.
 
     A trace that names nothing was made of somebody's own caches and is taken; one that leaves a field out is not.
+
+    Args:
+        only: the fields to compare; by default all but those that say how the model is computed.
     """
-    silent = next((field for field in found if field not in {*recorded, *NOT_COMPARED, "tokenizer"}), None)
-    if recorded and silent is not None:
+    silent = _silent(recorded, found, only)
+    if silent is not None:
         raise MismatchError(
             f"the file does not say what model it belongs to: it has no {silent}",
             hint="--force-model-mismatch (force=True in Python) takes it at your word",
         )
-    for field, value in recorded.items():
-        if field in NOT_COMPARED or (field == "tokenizer" and field not in found):
+    differs = difference(recorded, found, only=only)
+    if differs is not None:
+        raise MismatchError(
+            f"the file belongs to another model: {differs}", hint="give the model of the capture with -m"
+        )
+
+
+def _silent(recorded: Mapping[str, str], found: Mapping[str, str], only: Collection[str] | None) -> str | None:
+    """A field that the file should name and does not."""
+    known = {*recorded, *NOT_COMPARED, "tokenizer", *(_LATER if _is_older(recorded) else ())}
+    missing = (field for field in found if field not in known and (only is None or field in only))
+    return next(missing, None) if recorded else None
+
+
+def _is_older(recorded: Mapping[str, str]) -> bool:
+    return _LATER.isdisjoint(recorded)
+
+
+def difference(
+    recorded: Mapping[str, str], found: Mapping[str, str], *, only: Collection[str] | None = None
+) -> str | None:
+    """The first field in which a file's model and the one at hand differ, in words, or None; see `require_same`."""
+    before = found.before if isinstance(found, Fingerprint) and _is_older(recorded) else {}
+    for field in dict.fromkeys([*found, *recorded]):
+        value, here = recorded.get(field), found.get(field)
+        if value is None or field in NOT_COMPARED or (only is not None and field not in only):
             continue
-        if found.get(field) != value:
-            raise MismatchError(
-                f"the file belongs to another model: {field} is {_short(value)} in the file "
-                f"and {_short(found.get(field, 'missing'))} here",
-                hint="give the model of the capture with -m",
-            )
+        if value == here or (field in before and value == before[field]) or (field == "tokenizer" and here is None):
+            continue
+        named = _named(field, recorded, found)
+        if named is not None:
+            return named
+    return None
 
 
-def weights_of(model: torch.nn.Module) -> str:
-    """SHA-256 over all parameters and persistent buffers, by name, dtype, shape and bits; cached while unchanged."""
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
-    state = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items())
-    known = _weights.get(model)
-    if known is not None and known[0] == state:
-        return known[1]
-    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
-        digests = pool.map(_tensor_digest, sorted(tensors), [tensors[name] for name in sorted(tensors)])
-        value = _sha256(digests)
-    _weights[model] = (state, value)
-    return value
+def _named(field: str, recorded: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+    """How a field differs whose texts do, or None if it does not after all."""
+    value, here = recorded[field], found.get(field, "missing")
+    inner = None
+    if field == "rope_frequencies":
+        buffer = rope_state.name_of_difference(value, here)
+        return None if buffer is None else f"{field}: {buffer} differs from the file's"
+    if field == "config":
+        settings, usual = (found.settings, found.usual) if isinstance(found, Fingerprint) else ({}, {})
+        texts = recorded.get("config_fields"), found.get("config_fields")
+        inner = config_fields.name_of_difference(field, *texts, values=settings, usual=usual)
+    elif field in ("rope", "adapters") and config_fields.parsed(value) and config_fields.parsed(here):
+        return config_fields.name_of_difference(field, value, here)  # None: 1 and 1.0 are one value
+    return inner or f"{field} is {_short(value)} in the file and {_short(here)} here"
 
 
-def _tensor_digest(name: str, tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-    head = f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode()
-    digest = hashlib.sha256(head)
-    digest.update(flat.data)
-    return digest.digest()
+def differences_in_rounding(recorded: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+    """A line for a person where the same cache is computed by another kernel than at capture, or None."""
+    if _is_older(recorded):  # they do not say how experts were computed
+        found = {field: value for field, value in found.items() if field != "experts"}
+    other = []
+    for field, what in _KERNELS.items():
+        then, now = recorded.get(field, _EAGER), found.get(field, _EAGER)
+        if then != now and "attention" in recorded:
+            other.append(f"{what} by {_short(then)} at capture and by {_short(now)} here")
+    if not other:
+        return None
+    return f"computed {' and '.join(other)}: the same cache, but results may differ as rounding does"
+
+
+def require_repeatable(model: PreTrainedModel) -> None:
+    """Raise UsageError for a model that drops out at random; UnsupportedCacheError for one with virtual tokens."""
+    active = config_fields.dropouts(model)
+    if active:
+        raise UsageError(
+            f"the model is in training mode, and drops out at random ({active[0]}): no cache of it can be had again",
+            hint="model.eval()",
+        )
+    adapters.refuse_prompts(model)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of everything that turns text into token ids; cached while no token is added."""
-    known = _tokenizers.get(tokenizer)
-    if known is not None and known[0] == len(tokenizer):
-        return known[1]
+    """SHA-256 of everything that turns text into token ids; each time, since any part can be exchanged in place."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = _described(backend) if backend is not None else _canonical(tokenizer.get_vocab())
-    value = _sha256([text.encode()])
-    _tokenizers[tokenizer] = (len(tokenizer), value)
-    return value
+    text = _described(backend) if backend is not None else canonical(tokenizer.get_vocab())
+    data = text.encode()
+    return hashlib.sha256(len(data).to_bytes(8, "little") + data).hexdigest()
 
 
 def _described(backend: Any) -> str:
@@ -118,29 +189,17 @@ def _described(backend: Any) -> str:
     text: str = backend.to_str()
     if backend.padding is None and backend.truncation is None:
         return text
+    try:  # both stand at the beginning; making a second tokenizer takes seconds
+        _, end = json.JSONDecoder().raw_decode(text, len(_TRUNCATION))
+        _, rest = json.JSONDecoder().raw_decode(text, end + len(_PADDING))
+    except ValueError:
+        end = rest = 0
+    if text.startswith(_TRUNCATION) and text.startswith(_PADDING, end):
+        return f"{_TRUNCATION}null{_PADDING}null{text[rest:]}"
     plain = type(backend).from_str(text)
     plain.no_padding()
     plain.no_truncation()
     return str(plain.to_str())
-
-
-def _adapters(model: Any) -> list[str]:
-    """Names of active adapters; their weights are in the weights' hash."""
-    if not getattr(model, "_hf_peft_config_loaded", False):
-        return []
-    return sorted(model.active_adapters())
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-
-
-def _sha256(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))  # length-prefixed: no two lists of parts hash alike
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _short(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from formats.errors import MismatchError, TscError
@@ -15,7 +15,8 @@ from formats.trace_file import TraceFile
 
 from ..output import Output
 
-_FIELDS = ("architecture", "config", "layers", "kv_heads", "rope")  # of a fingerprint, that RoPE rests on
+# of a fingerprint, that RoPE rests on
+_FIELDS = ("architecture", "config", "layers", "kv_heads", "rope", "rope_frequencies")
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,11 @@ def turning_of(file: TraceFile, trace: Trace, model: str | None, out: Output) ->
     from .. import fingerprint, rotary
 
     loaded = model_for(trace, model, "cpu", out).model
-    fingerprint.require_same(_of_rope(trace.fingerprint), _of_rope(fingerprint.of(loaded)))
+    fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded), only=_FIELDS)
     layers = tuple(rotary.layers_of(loaded))
     if len(layers) != len(trace.geometry.layers):
         raise MismatchError(f"the file has {len(trace.geometry.layers)} layers, the model {len(layers)}")
     return Turning(layers, "model")
-
-
-def _of_rope(fields: Mapping[str, str]) -> dict[str, str]:
-    return {field: value for field, value in fields.items() if field in _FIELDS}
 
 
 def _profile(file: TraceFile, trace: Trace) -> tuple[Rotary, ...] | None:

@@ -34,7 +34,7 @@ def command(
     """
     from formats import load
 
-    from ..files import encode, model_for, read_text
+    from ..files import encode, model_for, read_text, say_differences
     from ..generation import Sampler
     from ..resuming import resume
     from ..streaming import TextStream
@@ -44,6 +44,7 @@ def command(
     number = trace.index(snapshot)
     text = read_text("-") if prompt == "-" else prompt
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
+    say_differences(trace, loaded, out, forced=force_model_mismatch)
     fed = encode(text, loaded.tokenizer, special=False) if text else []
     tokens = resume(
         trace, loaded.model, snapshot=number, prompt=fed, choose=Sampler(temperature, seed),

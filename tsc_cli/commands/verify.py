@@ -73,16 +73,19 @@ def command(
     from formats import load
     from formats.quality import record_quality
 
-    from ..files import model_for, numbers
+    from ..files import model_for, numbers, say_differences
     from ..verification import VerifyOptions, passes, verify
 
     if max_kl is not None and math.isnan(max_kl):
         raise UsageError("--max-kl is not a number")
+    if record and force_model_mismatch:
+        raise UsageError("a measurement with another model is not recorded")
     out = Output(as_json, quiet)
     trace = load(file)
     raw = load(against) if against is not None else None
     wanted = numbers(snapshots, len(trace), "snapshot")
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
+    say_differences(trace, loaded, out, forced=force_model_mismatch)
     options = VerifyOptions(wanted, positions, greedy, seed, recall)
     with out.progress("verifying", passes(trace, options, against=raw is not None)) as advance:
         results = verify(
@@ -91,8 +94,6 @@ def command(
         )  # fmt: skip
     failures = missed(results, max_kl, min_top1)
     if record:
-        if force_model_mismatch:
-            raise UsageError("a measurement with another model is not recorded")
         record_quality(file, [result.record() for result in results])
     facts: dict[str, Any] = {
         "path": file, "against": against, "seed": seed, "max_kl": max_kl, "min_top1": min_top1,

@@ -1,0 +1,81 @@
+"""Which adapters a model runs with, and how strongly: their weights are hashed with all others, that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from formats.errors import UnsupportedCacheError
+
+from .config_fields import canonical, digest
+
+_TOLD = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
+# where an adapter comes from, and how it was trained or begun
+_IGNORED = {
+    "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version",
+    "init_lora_weights", "init_weights", "lora_dropout", "module_dropout", "rank_dropout", "loftq_config",
+    "eva_config", "corda_config", "runtime_config", "base_model_class", "parent_library",
+}  # fmt: skip
+
+
+def names_of(model: Any) -> list[str]:
+    """Names of active adapters."""
+    if not (getattr(model, "_hf_peft_config_loaded", False) or _configs(model)):
+        return []
+    active = model.active_adapters
+    active = active() if callable(active) else active
+    return sorted([active] if isinstance(active, str) else active)
+
+
+def adapters_of(model: Any) -> str:
+    """The active adapters and their settings as JSON; their names alone where peft keeps no settings; or "none".
+
+    Raises:
+        UnsupportedCacheError: an adapter puts rows of its own into the cache.
+    """
+    refuse_prompts(model)
+    names, configs = names_of(model), _configs(model)
+    if not names or not configs:
+        return ",".join(names) or "none"
+    return canonical({name: _described(model, name, configs.get(name)) for name in names})
+
+
+def refuse_prompts(model: Any) -> None:
+    """Raise UnsupportedCacheError for prompt and prefix tuning, whose rows stand for no token of the history."""
+    for name, config in _configs(model).items():
+        if getattr(config, "is_prompt_learning", False) or getattr(config, "num_virtual_tokens", None):
+            raise UnsupportedCacheError(
+                f"adapter {name!r} is {_plain(getattr(config, 'peft_type', 'prompt tuning'))}: "
+                "its virtual tokens take cache rows that no token id stands for"
+            )
+
+
+def _configs(model: Any) -> Mapping[str, Any]:
+    found = getattr(model, "peft_config", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _described(model: Any, name: str, config: Any) -> dict[str, Any]:
+    settings = config.to_dict() if callable(getattr(config, "to_dict", None)) else dict(vars(config)) if config else {}
+    # what is empty or off is left out: the next peft has more of it
+    settings = {key: _plain(value) for key, value in settings.items() if value and key not in _IGNORED}
+    told = {key: settings.pop(key) for key in _TOLD if key in settings}
+    layers = {
+        path: module.scaling[name]
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "scaling", None), Mapping) and name in module.scaling
+    }
+    if layers:
+        different = set(layers.values())
+        told["scaling"] = different.pop() if len(different) == 1 else digest(canonical(layers))
+    tuned = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    if tuned and all(module._disable_adapters for module in tuned):
+        told["disabled"] = True
+    return told | {"others": digest(canonical(settings))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else value
