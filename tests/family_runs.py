@@ -30,12 +30,13 @@ AFTER = 24  # tokens after each
 
 def inputs_of(sample: Sample) -> dict[str, Any]:
     """What the family's model is given, as `capture` takes it."""
+    if not sample.encodes:
+        return {"input_ids": PROMPT}
+    begun = [sample.config["decoder_start_token_id"], *PROMPT[1:]]
     if sample.model_type == "whisper":
         noise = torch.randn(1, 8, 60, generator=torch.Generator().manual_seed(9))
-        return {"input_features": noise, "decoder_input_ids": PROMPT}
-    if sample.encodes:
-        return {"input_ids": PROMPT[:23], "decoder_input_ids": PROMPT}
-    return {"input_ids": PROMPT}
+        return {"input_features": noise, "decoder_input_ids": begun}
+    return {"input_ids": PROMPT[:23], "decoder_input_ids": begun}
 
 
 def capture_small(sample: Sample, model: Any, **settings: Any) -> Trace:
@@ -54,9 +55,10 @@ def capture_family(folder: Path, family: str, dtype: str) -> None:
             capture_to_file(model, prompt, folder / f"{family}.{dtype}.{kind}.tsc", options=options)
         filled = _by_transformers(model)
         hidden = {"hidden": _encode(model, prompt)} if sample.encodes else {}
-        chunk = sample.chunk if sample.in_chunks else len(PROMPT)
-        for start in range(0, len(PROMPT), chunk):
-            logits = _feed(model, filled, PROMPT[start : start + chunk], **hidden)
+        tokens = prompt.ids[0].tolist()
+        chunk = sample.chunk if sample.in_chunks else len(tokens)
+        for start in range(0, len(tokens), chunk):
+            logits = _feed(model, filled, tokens[start : start + chunk], **hidden)
         exact = _greedy(model, filled, int(logits.argmax()), STEPS["trace"] + AFTER)
         save_file({"logits": exact}, folder / f"{family}.{dtype}.exact")
     except Exception:

@@ -76,10 +76,16 @@ def test_deterministic_captures_are_equal_and_others_have_an_identity_of_their_o
     ([1], {"every": 0}, "every must be at least 1"),
     ([1], {"chunk": 0}, "chunk must be at least 1"),
     ([1], {"steps": -1}, "must not be negative"),
-    (torch.ones(2, 3, dtype=torch.int64), {}, "batch of one"),
+    (torch.ones(2, 3, dtype=torch.int64), {"attention": True}, "attention is observed in one sequence"),
+    (torch.ones(2, 3, dtype=torch.int64), {"reference": [1, 2]}, "a batch has no one text that followed"),
+    (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 1]]}, "the attention mask is"),
+    (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 0, 1]]}, "holes, or padding at the right"),
+    (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 1, 0]]}, "holes, or padding at the right"),
+    (torch.ones(2, 3, dtype=torch.int64), {"attention_mask": [[1] * 3, [0] * 3]}, "nothing but padding"),
+    (torch.ones(1, 3, dtype=torch.int64), {"decoder_input_ids": [1]}, "has no encoder"),
     ([1] * 250, {"steps": 7}, "250 tokens and 7 steps do not fit into the model's 256 positions"),
 ])  # fmt: skip
-def test_refused(prompt: Any, settings: dict[str, int], message: str) -> None:
+def test_refused(prompt: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         capture(models.gpt2() if len(prompt) > 9 else models.llama(), prompt, **settings)
 

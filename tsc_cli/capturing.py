@@ -89,6 +89,7 @@ def capture(
         model, input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids,
         input_features=input_features,
     )  # fmt: skip
+    _check_reference(prompt, reference)
     builders: list[TraceBuilder] = []
 
     def open_sink(geometry: Geometry) -> RowSink:
@@ -127,6 +128,7 @@ def capture_to_sink(
     """
     bridge.new_cache(model)
     prompt = prompt if isinstance(prompt, Prompt) else prompt_of(model, prompt)
+    _check_reference(prompt, reference)
     identity = fingerprint.of(model, tokenizer)
     facts = capture_info(options, prompt) | (info or {})
     writers: list[TraceWriter] = []
@@ -196,6 +198,11 @@ def capture_info(options: CaptureOptions, prompt: Prompt) -> dict[str, Any]:
     if options.keyframe_interval:
         info["keyframe_interval"] = options.keyframe_interval
     return info
+
+
+def _check_reference(prompt: Prompt, reference: Sequence[int]) -> None:
+    if reference and prompt.batch > 1:
+        raise UsageError("a batch has no one text that followed it: leave the reference out")
 
 
 def _check(model: PreTrainedModel, prompt: Prompt, options: CaptureOptions) -> None:

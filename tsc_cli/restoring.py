@@ -35,8 +35,9 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
     expected = new_cache(model)
     cache = expected if into is None else into
     layers = layers_of(cache)
-    if len(layers) != len(specs):
-        raise MismatchError(f"the file has {len(specs)} layers, the model {len(layers)}")
+    for what, count in (("model", len(layers_of(expected))), ("cache to fill", len(layers))):
+        if count != len(specs):
+            raise MismatchError(f"the file has {len(specs)} layers, the {what} {count}")
     seen = len(snapshot.token_ids)
     _check_kinds(specs, layers_of(expected), len(self_layers(expected)))
     evicted = _check_rows(snapshot, specs, seen)

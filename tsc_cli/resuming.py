@@ -62,7 +62,8 @@ def generate_inputs(
         tokenizer, force, into: as `to_cache` takes them.
     Raises:
         MismatchError: as `to_cache`.
-        UsageError: the capturing run chose no token, and none is given.
+        UsageError: the capturing run chose no token, and none is given; or `generate` would put a decoder's start token
+            in front of a prompt that has none.
     """
     view = trace.views[trace.index(snapshot)]
     batch, padding = trace.geometry.batch, trace.geometry.padding
@@ -79,6 +80,7 @@ def generate_inputs(
     ids = torch.cat([held, following], 1)
     mask = padded(model, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
     if isinstance(cache, EncoderDecoderCache):
+        _require_start(model, ids)
         return {
             "decoder_input_ids": ids, "decoder_attention_mask": mask, "past_key_values": cache,
             "encoder_outputs": BaseModelOutput(last_hidden_state=placeholder(model, cache)),
@@ -86,3 +88,12 @@ def generate_inputs(
     if bridge.cache_argument(model) == "cache_params":  # `generate` would feed all tokens again
         return {"input_ids": following, "cache_params": cache}
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+
+
+def _require_start(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    start = getattr(model.generation_config, "decoder_start_token_id", None)
+    if model.config.model_type != "whisper" and isinstance(start, int) and bool((ids[:, 0] != start).all()):
+        raise UsageError(
+            f"the decoder was not begun with its start token {start}, which generate would put in front",
+            hint="resume goes on without it",
+        )

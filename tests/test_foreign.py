@@ -1,0 +1,327 @@
+"""How a restored cache is used from Python: generate, batches, branches; caches that others made; the drill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
+
+from formats.errors import MismatchError, UnsupportedCacheError, UsageError
+from tests import models
+from tests.families import PROMPT, SUPPORTED, VOCABULARY
+from tests.family_runs import capture_small, inputs_of
+from tsc_cli import (
+    branch,
+    bridge,
+    capture,
+    drill,
+    from_cache,
+    from_tuples,
+    generate_inputs,
+    load,
+    repeat,
+    save,
+    to_cache,
+    to_tuples,
+    verify,
+)
+from tsc_cli.generation import feed, prefill
+
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
+DECODERS = [name for name, sample in SUPPORTED.items() if not sample.encodes]
+LENGTHS = (40, 31, 23, 36)
+
+
+def build(family: str) -> Any:
+    sample = SUPPORTED[family]
+    if family == "t5":  # with fewer layers in the encoder than in the decoder, transformers' own `generate` fails
+        sample = replace(sample, config=sample.config | {"num_layers": 2})
+    return sample.build(torch.float32)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Four prompts of different lengths, padded at the left, and their mask."""
+    ids, mask = torch.zeros(4, 40, dtype=torch.int64), torch.zeros(4, 40, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(3)
+    for row, length in enumerate(LENGTHS):
+        ids[row, 40 - length :] = torch.randint(3, VOCABULARY, (length,), generator=generator)
+        mask[row, 40 - length :] = 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_batch_of_four_prompts_generates_the_same(family: str, tmp_path: Path) -> None:
+    model, (ids, mask) = build(family), batch()
+    want = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **GREEDY)[:, 40:]
+    save(capture(model, ids, attention_mask=mask, steps=3), tmp_path / "t.tsc")
+    trace = load(tmp_path / "t.tsc")
+    for number in (0, 3):
+        assert torch.equal(torch.tensor(trace.views[number].next_tokens), want[:, number])
+        inputs = generate_inputs(trace, model, number)
+        made = model.generate(**inputs, max_new_tokens=11 - number, **GREEDY)
+        assert torch.equal(made[:, number - 11 :], want[:, number + 1 :])
+    second = trace.sequence(2)
+    assert second.token_ids(0) == ids[2, -23:].tolist()
+    [verified] = verify(second, model, snapshots=(0,), positions=4, greedy=2)
+    # an indexer chooses among other rows, and the switch of LongRoPE lies at another length, when padding is counted
+    assert verified.fidelity.kl_mean < (1e-2 if family in ("deepseek_v32", "glm_moe_dsa", "phi3-longrope") else 1e-9)
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_generate_goes_on_as_if_nothing_had_happened(family: str) -> None:
+    model, inputs = build(family), inputs_of(SUPPORTED[family])
+    given = {
+        name: value if isinstance(value, torch.Tensor) else torch.tensor([value]) for name, value in inputs.items()
+    }
+    if "decoder_input_ids" in given:  # `generate` prefills a decoder with the whole prompt only if it is told so
+        given["decoder_attention_mask"] = torch.ones_like(given["decoder_input_ids"])
+    want = model.generate(**given, max_new_tokens=12, **GREEDY)[0, -12:].tolist()
+    trace = capture_small(SUPPORTED[family], model, steps=2)
+    for number in range(3):
+        assert trace.views[number].next_token == want[number]
+        made = model.generate(**generate_inputs(trace, model, number), max_new_tokens=11 - number, **GREEDY)
+        assert made[0, number - 11 :].tolist() == want[number + 1 :]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mamba", "jamba", "t5"])
+def test_generate_takes_more_text(family: str) -> None:
+    model, more = build(family), [9, 8, 7]
+    trace = capture_small(SUPPORTED[family], model, steps=0)
+    cache = to_cache(trace, model)
+    logits = feed(model, cache, more, last_only=True)[-1]
+    want = [int(logits.argmax())]
+    for _ in range(3):
+        want.append(int(feed(model, cache, want[-1:])[-1].argmax()))
+    inputs = generate_inputs(trace, model, append=more)
+    assert model.generate(**inputs, max_new_tokens=4, **GREEDY)[0, -4:].tolist() == want
+
+
+def test_generate_would_put_a_start_token_in_front() -> None:
+    model = build("bart")
+    with pytest.raises(UsageError, match="was not begun with its start token 2"):
+        generate_inputs(capture(model, PROMPT[:9], decoder_input_ids=PROMPT, steps=0), model)
+
+
+def test_generate_needs_a_token_to_go_on_with() -> None:
+    model = models.llama()
+    cache, _ = prefill(model, [1, 2, 3], chunk=8)
+    with pytest.raises(UsageError, match="chose no next token"):
+        generate_inputs(from_cache(cache, model, [1, 2, 3]), model)
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "jamba", "deepseek_v32"])
+def test_several_tokens_mean_the_same_as_one_by_one(family: str) -> None:
+    model = build(family)
+    trace = capture_small(SUPPORTED[family], model, steps=0)
+    one, other = to_cache(trace, model), to_cache(trace, model)
+    together = feed(model, one, PROMPT[:6])
+    assert torch.equal(together, torch.cat([feed(model, other, [token]) for token in PROMPT[:6]]))
+    assert bridge.identical(one, other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "jamba", "falcon_h1", "lfm2", "mamba", "deepseek_v32", "t5"])
+def test_branches_and_repeats(family: str) -> None:
+    model = build(family)
+    cache = to_cache(capture_small(SUPPORTED[family], model, steps=0), model)
+    kept, other = branch(cache), branch(cache)
+    feed(model, other, [5])
+    assert bridge.identical(cache, kept)
+    assert not bridge.identical(cache, other)
+    three = repeat(cache, 3)
+    ids = torch.tensor([[5], [6], [7]])
+    together = feed(model, three, ids)
+    assert bridge.identical(cache, kept)
+    for row, token in enumerate((5, 6, 7)):
+        alone = feed(model, branch(cache), [token])
+        assert torch.allclose(together[row], alone, atol=1e-4)
+
+
+def test_a_restored_cache_can_be_cropped() -> None:
+    model = models.llama()
+    trace = capture(model, models.prompt(20), steps=3)
+    cache = to_cache(trace, model)
+    cache.crop(-3)
+    assert bridge.identical(cache, to_cache(trace, model, 0))
+
+
+def test_beams_are_a_batch(tmp_path: Path) -> None:
+    model = models.llama()
+    found = model.generate(
+        torch.tensor([PROMPT]), num_beams=3, max_new_tokens=6, return_dict_in_generate=True,
+        **(GREEDY | {"num_return_sequences": 3}),
+    )  # fmt: skip
+    seen = found.past_key_values.get_seq_length()
+    fed = torch.randint(3, 99, (3, seen))  # which tokens the beams hold is their scorer's to know
+    trace = from_cache(found.past_key_values, model, fed, next_tokens=[1, 2, 3])
+    save(trace, tmp_path / "t.tsc")
+    back = load(tmp_path / "t.tsc")
+    assert bridge.identical(to_cache(back, model), found.past_key_values)
+    assert back.sequence(1).token_ids() == fed[1].tolist()
+
+
+# Caches that others made
+
+
+@torch.no_grad()
+def run(model: Any, cache: Any, tokens: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0, -1]
+
+
+@pytest.mark.parametrize("length", [5, 40])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_next", "falcon_h1", "deepseek_v32"])
+def test_static_caches(family: str, length: int, tmp_path: Path) -> None:
+    model, tokens = build(family), PROMPT[:length]
+    static = StaticCache(config=model.config, max_cache_len=64)
+    token = int(run(model, static, tokens).argmax())
+    save(from_cache(static, model, tokens, next_tokens=[token]), tmp_path / "t.tsc")
+    trace = load(tmp_path / "t.tsc")
+    rows = {spec.kind: trace.views[0].rows(number) for number, spec in enumerate(trace.geometry.layers)}
+    assert rows.get("full", length) == length  # not 64
+    assert rows.get("sliding", min(length, 7)) == min(length, 7)
+    again = to_cache(trace, model, into=StaticCache(config=model.config, max_cache_len=64))
+    dynamic = to_cache(trace, model)
+    for step in range(6):
+        exact = run(model, static, [token])
+        assert torch.equal(run(model, again, [token]), exact), step
+        if family != "deepseek_v32":  # its indexer chooses among unfilled rows, too
+            assert torch.allclose(run(model, dynamic, [token]), exact, atol=1e-4), step
+        token = int(exact.argmax())
+
+
+def test_a_static_cache_to_fill_must_fit() -> None:
+    model = models.llama()
+    trace = capture(model, models.prompt(20), steps=0)
+    with pytest.raises(MismatchError, match="room for 16 tokens, the file has 20"):
+        to_cache(trace, model, into=StaticCache(config=model.config, max_cache_len=16))
+    used = to_cache(trace, model)
+    with pytest.raises(MismatchError, match="not empty"):
+        to_cache(trace, model, into=used)
+    sliding = models.mistral_sliding()
+    trace = capture(sliding, models.prompt(20), steps=0)
+    with pytest.raises(MismatchError, match="layer 0 of the cache to fill is full, in the file sliding"):
+        to_cache(trace, sliding, into=DynamicCache(config=models.llama().config))
+    with pytest.raises(MismatchError, match="the file has 3 layers, the cache to fill 0"):
+        to_cache(trace, sliding, into=DynamicCache())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_quantized_caches_are_dequantized(family: str) -> None:
+    model = build(family)
+    quantized = QuantizedCache("fp8", model.config)
+    run(model, quantized, PROMPT)
+    token = int(run(model, quantized, [9]).argmax())
+    trace = from_cache(quantized, model, [*PROMPT, 9], next_tokens=[token])
+    assert trace.info["dequantized"] == "Fp8QuantizedLayer"
+    assert quantized.get_seq_length() == 41
+    again = from_cache(quantized, model, [*PROMPT, 9])  # looking does not change it
+    for name in ("keys", "values"):
+        assert all(map(torch.equal, getattr(trace.snapshot(), name), getattr(again.snapshot(), name)))
+    error = (run(model, to_cache(trace, model), [token]) - run(model, quantized, [token])).abs().max()
+    assert float(error) < 0.05  # it goes on in full precision
+
+
+def test_caches_of_another_kind_are_refused_by_name() -> None:
+    model = models.mistral_sliding()
+    plain = DynamicCache()  # without the config every layer keeps all rows
+    run(model, plain, PROMPT)
+    with pytest.raises(UnsupportedCacheError, match="layer 0 of the cache is full, that of MistralForCausalLM sliding"):
+        from_cache(plain, model, PROMPT)
+    short = StaticCache(config=model.config, max_cache_len=8)
+    run(model, short, PROMPT[:6])
+    with pytest.raises(UnsupportedCacheError, match="keeps 8 tokens, the model's window is 16"):
+        from_cache(short, model, PROMPT[:6])
+    full = models.llama()
+    cache, _ = prefill(full, PROMPT, chunk=64)
+    for ids, message in (
+        (PROMPT[:-1], "has seen 40 tokens, input_ids has 39"),
+        ([PROMPT, PROMPT], "holds 1 sequences, input_ids has 2"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            from_cache(cache, full, ids)
+    with pytest.raises(UsageError, match="2 next tokens for 1 sequences"):
+        from_cache(cache, full, PROMPT, next_tokens=[1, 2])
+    with pytest.raises(UnsupportedCacheError, match="the cache has 2 layers, that of LlamaForCausalLM 3"):
+        from_cache(prefill(models.llama(layers=2), PROMPT, chunk=64)[0], full, PROMPT)
+
+    class Own(DynamicCache):
+        pass
+
+    with pytest.raises(UnsupportedCacheError, match="a Own cannot be stored"):
+        from_cache(Own(config=full.config), full, PROMPT)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_tuples(family: str) -> None:
+    model = build(family)
+    cache = to_cache(capture_small(SUPPORTED[family], model, steps=0), model)
+    tuples = to_tuples(cache)
+    assert len(tuples) == 2
+    assert {len(layer) for layer in tuples} == {4 if family == "t5" else 2}
+    back = from_tuples(tuples, model)
+    assert type(back) is type(cache)
+    assert bridge.identical(back, cache)
+    assert torch.equal(feed(model, branch(back), [5]), feed(model, branch(cache), [5]))
+    with pytest.raises(UsageError, match="the model has"):
+        from_tuples(tuples[:1], model)
+    with pytest.raises(UsageError, match="layer 0: keys and values of"):
+        from_tuples([(layer[0][0], *layer[1:]) for layer in tuples], model)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "jamba", "deepseek_v32"])
+def test_tuples_that_would_not_be_all(family: str) -> None:
+    model = build(family)
+    cache = to_cache(capture_small(SUPPORTED[family], model, steps=0), model)
+    with pytest.raises(UnsupportedCacheError, match="tuples hold keys and values of every token only"):
+        to_tuples(cache)
+    with pytest.raises(UnsupportedCacheError, match="keeps more than keys and values"):
+        from_tuples([(torch.zeros(1, 1, 3, 4),) * 2] * len(cache.layers), model)
+
+
+# The drill
+
+
+def test_a_model_that_keeps_state_elsewhere_is_refused(tmp_path: Path) -> None:
+    model = models.llama()
+    attention = model.model.layers[1].self_attn
+    plain = attention.forward
+
+    def forward(*arguments: Any, **named: Any) -> Any:
+        out, weights = plain(*arguments, **named)
+        before = getattr(attention, "carried", torch.zeros_like(out[:, -1]))
+        attention.carried = 0.5 * before + out[:, -1]
+        return out + 0.1 * before[:, None], weights
+
+    attention.forward = forward
+    with pytest.raises(
+        UnsupportedCacheError, match="LlamaForCausalLM cannot be captured: restored, its cache does not"
+    ):
+        capture(model, models.prompt(20), steps=1)
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_every_family_passes_the_drill_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(family)
+    drill.require_restorable(model)
+    models.must_not_run(model)
+    drill.require_restorable(model)
+
+
+def test_encoders_are_fed_alike(tmp_path: Path) -> None:
+    model = build("whisper")
+    given = inputs_of(SUPPORTED["whisper"])
+    save(capture(model, **given, steps=1), tmp_path / "t.tsc")
+    trace = load(tmp_path / "t.tsc")
+    assert trace.info["encoder"] == "input_features"
+    with pytest.raises(UsageError, match="does not hold what the encoder was fed"):
+        verify(trace, model, positions=4, greedy=0)
+    [verified] = verify(trace, model, positions=4, greedy=0, against=trace)
+    assert verified.identical
+    assert isinstance(to_cache(trace, model), EncoderDecoderCache)
+    text = build("bart")
+    start = capture(text, PROMPT[:9], steps=1)
+    assert start.token_ids(0) == [text.config.decoder_start_token_id]
+    assert verify(start, text, positions=4, greedy=2)[0].identical
