@@ -47,7 +47,9 @@ NAMES = [f"{name}-{'-'.join(f'{k}={v}' for k, v in values.items())}" for name, v
 
 
 def rows_for(part: Part, shape: Sequence[int], dtype: str, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    """Rows like a cache's: channels of different size and offset, a few of them large."""
+    """Rows like a cache's: channels of different size and offset, a few of them large; indexer keys have one head."""
+    if part is Part.INDEXER:
+        shape = (*shape[:2], 1, *shape[3:])
     generator = torch.Generator().manual_seed(seed * 2 + part)
     size = shape[-1]
     channels = torch.rand(size, generator=generator) ** 4 * 8 + 0.05
@@ -63,7 +65,8 @@ def there_and_back(codec: Codec, part: Part, rows: torch.Tensor, first_row: int 
     """Through a payload's bytes, as a file would."""
     dtype = str(rows.dtype).removeprefix("torch.")
     layers, batch, heads, count, size = rows.shape
-    shape = BlockShape(dtype, DTYPE_BYTES[dtype], layers, batch, count, LayerSpec("full", heads, size, size), first_row)
+    spec = LayerSpec("full", heads, size, size, index_size=size)
+    shape = BlockShape(dtype, DTYPE_BYTES[dtype], layers, batch, count, spec, first_row)
     tensors = parse(pack_tensors(codec.encode({part: rows}, Surroundings(bases=bases))), "test")
     CODECS[codec.id]().check(tensors, part, shape, "test")
 
@@ -194,8 +197,8 @@ def test_any_shape_of_blocks(
 def test_constant_and_zero_rows(name: str, values: dict[str, Any]) -> None:
     codec = codec_by_name(name, values)
     for constant in (0.0, -2.5):
-        rows = torch.full((1, 1, 2, 9, 16), constant)
         for part in codec.parts:
+            rows = torch.full((1, 1, 1 if part is Part.INDEXER else 2, 9, 16), constant)
             within_bound(codec, part, rows, there_and_back(codec, part, rows))
 
 

@@ -41,9 +41,9 @@ def test_only_output_prints_and_nobody_imports_click(path: Path) -> None:
         assert not [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"]
 
 
-def test_only_the_bridge_knows_cache_classes() -> None:
-    users = [path.name for path in PROGRAM if "cache_utils" in path.read_text()]
-    assert users == ["bridge.py"]
+def test_only_two_files_know_cache_layers() -> None:
+    users = {path.name for path in PROGRAM if "cache_utils" in path.read_text()}
+    assert users == {"cache_layers.py", "evicted.py"}
 
 
 @pytest.mark.parametrize(

@@ -123,5 +123,5 @@ def test_resuming_from_a_snapshot_without_next_token_feeds_the_last_one_again(mo
     assert list(islice(resume(own, model), 3)) == trace.token_ids(-1)[-3:]
     sliding = models.mistral_sliding()
     windowed = capture(sliding, models.prompt(40), steps=0)
-    with pytest.raises(UsageError, match="cannot give up its last row"):
+    with pytest.raises(UsageError, match="cannot give up its last token"):
         resume(windowed, sliding, choose=Sampler(temperature=1.0))
