@@ -121,6 +121,11 @@ class Geometry:
         """For each layer the bytes of its states at one moment, in all sequences."""
         return tuple(self.batch * sum(state.bytes for state in spec.states) for spec in self.layers)
 
+    def values(self, raw_bytes: int) -> int:
+        """How many numbers a snapshot of so many bytes holds; states may have another dtype than rows."""
+        states = self.batch * sum(state.bytes // state.item_bytes for spec in self.layers for state in spec.states)
+        return states + (raw_bytes - sum(self.state_bytes)) // self.item_bytes
+
     @cached_property
     def without_rows(self) -> frozenset[int]:
         """The numbers of the layers that keep no rows."""

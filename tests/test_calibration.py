@@ -19,7 +19,7 @@ from formats.klt.fitting import Rank
 from formats.klt.profile import Profile
 from formats.klt.statistics import Statistics, flat
 from formats.records import Part
-from tests import models
+from tests import families, models
 from tests.test_klt import (
     CONTEXT,
     FOLLOWING,
@@ -419,3 +419,28 @@ def test_a_disk_that_is_full_does_not_end_a_calibration(monkeypatch: pytest.Monk
     profile = calibrate(short_model(), None, texts=texts(), effort=EFFORT, say=said.append)
     assert profile.info["windows"] == 8
     assert any("cannot be put aside" in one and "No space left" in one for one in said)
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "qwen3_next", "deepseek_v32"])
+def test_layers_without_rows_and_what_is_beside_rows(family: str, tmp_path: Path) -> None:
+    model, tokens = families.SUPPORTED[family].build(torch.float32), [[t % 120 for t in text] for text in texts()]
+    profile = calibrate(model, None, texts=tokens, effort=EFFORT)
+    trace = capture(model, families.PROMPT, steps=1)
+    with_rows = [number for number, spec in enumerate(trace.geometry.layers) if spec.parts]
+    covered = [shape.first_layer + at for shape in profile.shapes for at in range(shape.layer_count)]
+    assert covered == with_rows
+    compress(trace, tmp_path / "t.tsc", recipe=Recipe("klt", {"profile": profile.digest, "fineness": 400}))
+    have, want = load(tmp_path / "t.tsc").snapshot(), trace.snapshot()
+    for layer in with_rows:
+        assert float((have.values[layer] - want.values[layer]).norm() / want.values[layer].norm()) < 0.5
+    for layer, states in enumerate(want.states):  # in 8 bits
+        for name, state in states.items():
+            assert 0 < float((have.states[layer][name] - state).norm() / state.norm()) < 0.02
+    indexed = [(a, b) for a, b in zip(have.indexer_keys, want.indexer_keys, strict=True) if a is not None]
+    assert all(b is not None and 0 < float((a - b).norm() / b.norm()) < 0.02 for a, b in indexed)
+
+
+@pytest.mark.parametrize(("family", "message"), [("mamba", "keeps states and no keys"), ("t5", "has an encoder")])
+def test_models_that_codec_klt_is_not_for(family: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        calibrate(families.SUPPORTED[family].build(torch.float32), None, texts=texts(), effort=EFFORT)

@@ -104,8 +104,18 @@ class Gatherer:
     def __init__(self, model: PreTrainedModel, options: CalibrationOptions) -> None:
         self.model, self.options = model, options
         model.requires_grad_(False)
+        if model.config.is_encoder_decoder:
+            raise UsageError(
+                f"{type(model).__name__} has an encoder: codec klt is for models without one",
+                hint="compress with --codec scalar",
+            )
         cache, _ = prefill(model, list(range(1, 9)), chunk=8)
         self.geometry = bridge.geometry_of(cache, type(model).__name__)
+        if not any(spec.parts for spec in self.geometry.layers):
+            raise UsageError(
+                f"{type(model).__name__} keeps states and no keys and values, which codec klt is for",
+                hint="compress with --codec scalar",
+            )
         self.shapes = plan(self.geometry, rotary.layers_of(model))
         _check_size(self.shapes, options.rank.most)
         self.statistics: list[Statistics] = []

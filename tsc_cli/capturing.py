@@ -142,7 +142,7 @@ def capture_to_sink(
 
     seconds = record(model, prompt, options, open_sink, progress)
     header, length = writers[0].finish(reference=reference, capture=facts)
-    values = header.raw_bytes_final // writers[0].geometry.item_bytes
+    values = writers[0].geometry.values(header.raw_bytes_final)
     return Captured(
         length, header.raw_bytes_trace, header.raw_bytes_final, values, prompt.tokens, writers[0].snapshots, seconds
     )

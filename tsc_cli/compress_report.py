@@ -50,7 +50,7 @@ def summary(
     from formats.tiers import verdict
 
     header, geometry = done.header, compressor.source.trace.geometry
-    fp32 = header.raw_bytes_final / geometry.item_bytes * 4 / done.file_bytes
+    fp32 = geometry.values(header.raw_bytes_final) * 4 / done.file_bytes
     given = ", ".join(f"{key}={value}" for key, value in recipe.given().items() if key != "profile")
     rows = [
         ["  codec", recipe.name],

@@ -49,6 +49,11 @@ def open_output(path: str, *, force: bool) -> Iterator[BinaryIO]:
             yield file
 
 
+def one_sequence(trace: Trace, number: int) -> Trace:
+    """A trace of one text: sequence `number` of a batch.  Raises UsageError if there is none."""
+    return trace if trace.geometry.batch == 1 and number == 0 else trace.sequence(number)
+
+
 def read_text(path: str) -> str:
     """A UTF-8 text file, or stdin for `-`."""
     try:

@@ -43,6 +43,8 @@ def layers_of(model: PreTrainedModel) -> list[Rotary]:
 
 
 def _explaining(candidates: list[Rotary], here: torch.Tensor, there: torch.Tensor) -> Rotary:
+    if not here.numel():  # a layer without rows
+        return _NONE
     places = torch.arange(here.shape[2])
 
     def left(rotary: Rotary) -> float:
@@ -63,7 +65,8 @@ def _keys_at(model: PreTrainedModel, start: int) -> list[torch.Tensor]:
         input_ids=tokens, position_ids=torch.arange(start, start + _TOKENS, device=device)[None],
         past_key_values=cache, use_cache=True,
     )  # fmt: skip
-    return [keys.float().cpu() for keys, _ in rows_of(cache)]
+    nothing = torch.empty(1, 0, 0, 0)
+    return [rows[0].float().cpu() if rows else nothing for rows in rows_of(cache)]
 
 
 def _frequencies(model: PreTrainedModel) -> Iterator[tuple[float, ...]]:

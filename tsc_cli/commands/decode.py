@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from formats import Snapshot as Moment
+    from formats import Trace
 
 
 def command(
@@ -34,6 +35,7 @@ def command(
     """Write a snapshot's tensors as a safetensors file.
 
     Tensors: layers.N.keys and layers.N.values, (batch, KV heads, rows, head size) with RoPE as cached;
+    layers.N.indexer_keys, (batch, 1, rows, index size), and states such as layers.N.conv.0, where layers have them;
     layers.N.positions, the position id of each row (heads by rows
     where heads hold different tokens); token_ids, all tokens fed so far.
     """
@@ -59,7 +61,7 @@ def command(
         "next_token": "" if moment.next_token is None else str(moment.next_token),
         "layers": json.dumps(wanted), "tier": trace.tier, "fingerprint": json.dumps(trace.fingerprint, sort_keys=True),
     }  # fmt: skip
-    data = save(_tensors(moment, wanted), metadata=metadata)
+    data = save(_tensors(trace, number, moment, wanted), metadata=metadata)
     with open_output(output, force=force) as sink:
         sink.write(data)
     if output != "-":
@@ -69,12 +71,22 @@ def command(
         out.report("tsc.decode/1", facts, text, output)
 
 
-def _tensors(moment: Moment, wanted: list[int]) -> dict[str, torch.Tensor]:
+def _tensors(trace: Trace, number: int, moment: Moment, wanted: list[int]) -> dict[str, torch.Tensor]:
     import torch
 
-    tensors = {"token_ids": torch.tensor(moment.token_ids, dtype=torch.int64)}
-    for number, keys, values, positions in zip(wanted, moment.keys, moment.values, moment.row_positions, strict=True):
-        tensors[f"layers.{number}.keys"] = keys
-        tensors[f"layers.{number}.values"] = values
-        tensors[f"layers.{number}.positions"] = positions.contiguous()
+    history, width = trace.views[number].history, trace.labels.width
+    ids = [trace.labels.tokens(history, sequence) for sequence in range(width)]
+    tensors = {"token_ids": torch.tensor(ids if width > 1 else ids[0], dtype=torch.int64)}
+    if trace.geometry.padding:
+        tensors["padding"] = torch.tensor(trace.geometry.padding, dtype=torch.int64)
+    for slot, layer in enumerate(wanted):
+        if trace.geometry.layers[layer].parts:
+            tensors[f"layers.{layer}.keys"] = moment.keys[slot]
+            tensors[f"layers.{layer}.values"] = moment.values[slot]
+            tensors[f"layers.{layer}.positions"] = moment.row_positions[slot].contiguous()
+        indexer = moment.indexer_keys[slot]
+        if indexer is not None:
+            tensors[f"layers.{layer}.indexer_keys"] = indexer
+        for name, state in moment.states[slot].items():
+            tensors[f"layers.{layer}.{name}"] = state.contiguous()
     return tensors

@@ -10,6 +10,7 @@ from ..output import Output, columns, ratio, size
 from .options import File, Json, Quiet
 
 if TYPE_CHECKING:
+    from formats.geometry import LayerSpec
     from formats.trace_file import TraceFile
 
 
@@ -41,7 +42,7 @@ def command(
 def facts_of(file: TraceFile) -> dict[str, Any]:
     """Everything that the JSON report holds, raw numbers with their unit in the key."""
     geometry, final, size_bytes = file.geometry, file.views[-1], file.size
-    values = file.header.raw_bytes_final // geometry.item_bytes
+    values = geometry.values(file.header.raw_bytes_final)
     return {
         "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}", "tier": file.header.tier,
         "codec": codec_of(file), "parameters": file.header.parameters,
@@ -49,8 +50,9 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
             "digest": file.profile.digest, "embedded": file.profile.data is not None,
         },
         "created_by": file.header.created_by, "dtype": geometry.dtype, "batch": geometry.batch,
-        "layer_count": len(geometry.layers), "snapshots": len(file.views), "tokens_first": file.views[0].tokens_seen,
-        "tokens_final": final.tokens_seen, "rows_stored": len(file.labels), "reference_tokens": len(file.reference),
+        "padding": list(geometry.padding), "layer_count": len(geometry.layers), "snapshots": len(file.views),
+        "tokens_first": file.views[0].tokens_seen, "tokens_final": final.tokens_seen, "rows_stored": len(file.labels),
+        "reference_tokens": len(file.reference),
         "keyframes": keyframes(file), "bytes_by_kind": bytes_by_kind(file),
         "raw_bytes_trace": file.header.raw_bytes_trace, "raw_bytes_final": file.header.raw_bytes_final,
         "raw_bytes_final_fp32": values * 4, "raw_bytes_final_fp16": values * 2,
@@ -78,6 +80,8 @@ def bytes_by_kind(file: TraceFile) -> dict[str, int]:
             "joint_rows",
             "labels",
             "views",
+            "states",
+            "indexer_keys",
             "reference",
             "attention",
             "kept",
@@ -87,11 +91,11 @@ def bytes_by_kind(file: TraceFile) -> dict[str, int]:
         ),
         0,
     )
-    rows = {Part.JOINT: "joint_rows", Part.KEYS: "keys", Part.VALUES: "values"}
+    rows = {Part.JOINT: "joint_rows", Part.KEYS: "keys", Part.VALUES: "values", Part.INDEXER: "indexer_keys"}
     names: dict[int, str] = {
         RecordType.LABELS: "labels", RecordType.VIEWS: "views", RecordType.REFERENCE: "reference",
         RecordType.MODEL: "header", RecordType.HEADER: "header", RecordType.ATTENTION: "attention",
-        RecordType.KEPT: "kept", RecordType.PROFILE: "profile",
+        RecordType.KEPT: "kept", RecordType.PROFILE: "profile", RecordType.STATES: "states",
     }  # fmt: skip
     for _, entry in file.entries:
         is_rows = entry.type == RecordType.ROWS
@@ -116,8 +120,9 @@ def layer_facts(file: TraceFile) -> list[dict[str, Any]]:
     return [
         {
             "layer": number, "kind": spec.kind, "window": spec.window, "kv_heads": spec.heads,
-            "key_size": spec.key_size, "value_size": spec.value_size, "rows_final": final.rows(number),
-            "raw_bytes_final": final.rows(number) * file.geometry.row_bytes[number],
+            "key_size": spec.key_size, "value_size": spec.value_size, "index_size": spec.index_size,
+            "state_bytes": file.geometry.state_bytes[number], "rows_final": final.rows(number),
+            "raw_bytes_final": final.rows(number) * file.geometry.row_bytes[number] + file.geometry.state_bytes[number],
         }
         for number, spec in enumerate(file.geometry.layers)
     ]  # fmt: skip
@@ -147,6 +152,7 @@ def _text(file: TraceFile, facts: dict[str, Any]) -> str:
         ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],
         ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
         ["geometry", _geometry(file)],
+        *([["batch", _batch(facts)]] if facts["batch"] > 1 else []),
         ["snapshots", f"{facts['snapshots']}{steps}, keyframes {_short(facts['keyframes'])}"],
         ["tokens", f"{facts['tokens_final']}, and {facts['reference_tokens']} of reference text"],
         ["raw", f"{size(facts['raw_bytes_trace'])} all snapshots, {size(facts['raw_bytes_final'])} the final cache"],
@@ -170,14 +176,27 @@ def _text(file: TraceFile, facts: dict[str, Any]) -> str:
 
 def _geometry(file: TraceFile) -> str:
     return "; ".join(
-        f"{count} {spec.kind}{f' (window {spec.window})' if spec.window else ''} layers of {spec.heads} KV heads, "
-        + (
-            f"size {spec.key_size}"
-            if spec.key_size == spec.value_size
-            else f"sizes {spec.key_size} and {spec.value_size}"
-        )
-        for _, count, spec in file.geometry.runs()
+        f"{count} layer{'s' if count > 1 else ''} of {_layer(spec)}" for _, count, spec in file.geometry.runs()
     )
+
+
+def _layer(spec: LayerSpec) -> str:
+    """What a layer keeps, in words."""
+    held = []
+    if spec.parts:
+        alike = spec.key_size == spec.value_size
+        sizes = f"size {spec.key_size}" if alike else f"sizes {spec.key_size} and {spec.value_size}"
+        window = f" (window {spec.window})" if spec.window else ""
+        held.append(f"{spec.kind} attention{window}, {spec.heads} KV heads, {sizes}")
+    if spec.index_size:
+        held.append(f"indexer keys of size {spec.index_size}")
+    held += [f"state {state.name} {list(state.shape)} {state.dtype}" for state in spec.states]
+    return ", ".join(held) or "nothing of their own"
+
+
+def _batch(facts: dict[str, Any]) -> str:
+    padded = f", with {_short(facts['padding'])} tokens of padding in front" if facts["padding"] else ""
+    return f"{facts['batch']} sequences{padded}"
 
 
 def _codec(facts: dict[str, Any]) -> list[list[str]]:

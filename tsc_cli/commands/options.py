@@ -31,6 +31,7 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of whatever is sampled.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 Snapshot = Annotated[int, typer.Option("--snapshot", help="Which snapshot; negative numbers count from the last.")]
+Sequence = Annotated[int, typer.Option("--sequence", min=0, help="Which sequence of a batch, from 0.")]
 AnyModel = Annotated[
     bool,
     typer.Option(

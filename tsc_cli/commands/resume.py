@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..output import Output, printable
-from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed, Snapshot, Temperature
+from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed, Sequence, Snapshot, Temperature
 
 
 def command(
@@ -17,6 +17,7 @@ def command(
         str | None, typer.Argument(metavar="[PROMPT]", help="Text to feed first; - reads stdin.", show_default=False)
     ] = None,
     snapshot: Snapshot = -1,
+    sequence: Sequence = 0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")] = 64,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on through an end-of-text token.")] = False,
     model: FileModel = None,
@@ -34,13 +35,13 @@ def command(
     """
     from formats import load
 
-    from ..files import encode, model_for, read_text, say_differences
+    from ..files import encode, model_for, one_sequence, read_text, say_differences
     from ..generation import Sampler
     from ..resuming import resume
     from ..streaming import TextStream
 
     out = Output(as_json, quiet)
-    trace = load(file)
+    trace = one_sequence(load(file), sequence)
     number = trace.index(snapshot)
     text = read_text("-") if prompt == "-" else prompt
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)

@@ -10,7 +10,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable
-from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed
+from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed, Sequence
 
 if TYPE_CHECKING:
     from ..recall import Recall
@@ -32,6 +32,7 @@ def command(
     snapshots: Annotated[
         str, typer.Option("--snapshots", metavar="LIST", help="last, all, or numbers such as 0,16-20,-1.")
     ] = "last",
+    sequence: Sequence = 0,
     positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
     greedy: Annotated[
         int, typer.Option("--greedy", min=0, help="Tokens to generate greedily from both caches; 0 skips it.")
@@ -73,7 +74,7 @@ def command(
     from formats import load
     from formats.quality import record_quality
 
-    from ..files import model_for, numbers, say_differences
+    from ..files import model_for, numbers, one_sequence, say_differences
     from ..verification import VerifyOptions, passes, verify
 
     if max_kl is not None and math.isnan(max_kl):
@@ -81,8 +82,11 @@ def command(
     if record and force_model_mismatch:
         raise UsageError("a measurement with another model is not recorded")
     out = Output(as_json, quiet)
-    trace = load(file)
-    raw = load(against) if against is not None else None
+    whole = load(file)
+    if record and whole.geometry.batch > 1:
+        raise UsageError("a measurement of one sequence is not recorded for its batch")
+    trace = one_sequence(whole, sequence)
+    raw = one_sequence(load(against), sequence) if against is not None else None
     wanted = numbers(snapshots, len(trace), "snapshot")
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
     say_differences(trace, loaded, out, forced=force_model_mismatch)
