@@ -429,7 +429,7 @@ def test_layers_without_rows_and_what_is_beside_rows(family: str, tmp_path: Path
     with_rows = [number for number, spec in enumerate(trace.geometry.layers) if spec.parts]
     covered = [shape.first_layer + at for shape in profile.shapes for at in range(shape.layer_count)]
     assert covered == with_rows
-    compress(trace, tmp_path / "t.tsc", recipe=Recipe("klt", {"profile": profile.digest, "fineness": 400}))
+    compress(trace, tmp_path / "t.tsc", recipe=Recipe("klt", {"profile": profile.digest, "fineness": 1000}))
     have, want = load(tmp_path / "t.tsc").snapshot(), trace.snapshot()
     for layer in with_rows:
         assert float((have.values[layer] - want.values[layer]).norm() / want.values[layer].norm()) < 0.5

@@ -123,9 +123,9 @@ def test_fewer_bits_cost_more(family: str, tmp_path: Path) -> None:
         [verified] = verify(load(path), model, positions=24, greedy=0, against=against)
         kl.append(verified.fidelity.kl_mean)
     assert 0 < kl[0] < kl[1] < kl[2]
-    for codec in ("vq", "pq", "delta"):
+    for codec, settings in (("vq", {}), ("pq", {}), ("delta", {"keyframe_bits": 6})):
         path = tmp_path / f"{codec}.tsc"
-        compress(trace, path, recipe=Recipe(codec))
+        compress(trace, path, recipe=Recipe(codec, settings))
         [verified] = verify(load(path), model, positions=8, greedy=0, against=against)
         assert 0 < verified.fidelity.kl_mean < 5
 
