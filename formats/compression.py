@@ -26,7 +26,7 @@ from .states import STATE_CODECS, MemoryStates
 from .trace import MemoryBlock, Trace
 from .trace_file import FileBlock
 from .trace_writer import TraceWriter
-from .views import BlockKey
+from .views import BlockKey, Span
 
 if TYPE_CHECKING:
     import torch
@@ -219,14 +219,16 @@ class _Encoder:
 
     def __init__(self, trace: Trace, filtered: Filtered, recipe: Recipe) -> None:
         self._codec = codec_by_name(recipe.codec, recipe.settings)
-        self._sinks = recipe.exact_sinks
+        # an encoder's rows, or padding, come before the first token
+        begin = next((span.first for span in filtered.views[0].history), 0)
+        self._sinks = Span(begin, recipe.exact_sinks)
         self._labels = trace.labels
         self._sink_codec = codec_by_name("scalar", {"bits": _SINK_BITS})
         rows = max((span.stop for view in filtered.views for spans in view.layers for span in spans), default=0)
         self._beside = codec_by_name("scalar", {"bits": _BESIDE_BITS})
         self._exact_from = rows - recipe.exact_last
         self._exact_codec = codec_by_name("lossless")
-        self.cuts: list[int] = [recipe.exact_sinks] if recipe.exact_sinks else []
+        self.cuts: list[int] = [begin, self._sinks.stop] if recipe.exact_sinks else []
         if recipe.exact_last:
             self.cuts.append(self._exact_from)
         self._predecessors: Predecessors | None = None
@@ -252,7 +254,8 @@ class _Encoder:
         )  # fmt: skip
 
     def encode(self, writer: TraceWriter, block: MemoryBlock) -> None:
-        sink = block.key.span.stop <= self._sinks and not self._codec.exact
+        sink = self._sinks.first <= block.key.first_row and block.key.span.stop <= self._sinks.stop
+        sink = sink and not self._codec.exact
         if self._predecessors is None:
             codec = self._exact_codec if block.key.first_row >= self._exact_from else self._codec
             codec = self._sink_codec if sink else codec

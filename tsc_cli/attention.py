@@ -55,7 +55,7 @@ class Observation:
                 scores = _masked(scores.flatten(0, 1), visible).view_as(scores)
             total += scores.softmax(-1).sum((1, 2))
         known = self.received.get(layer)
-        if known is not None:
+        if known is not None and known.shape[1] <= total.shape[1]:  # a window that moved on is of no use to anybody
             total[:, : known.shape[1]] += known
         self.received[layer] = total
 

@@ -1,0 +1,30 @@
+"""The blocks of docs/python.md, run one after another."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.families import PROMPT, SUPPORTED
+from tests.test_foreign import batch, build
+
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ids, mask = batch()
+    names = {
+        "model": SUPPORTED["llama"].build(torch.float32), "input_ids": torch.tensor([PROMPT]), "batch_ids": ids,
+        "batch_mask": mask, "translator": build("t5"), "source_ids": torch.tensor([PROMPT[:9]]),
+    }  # fmt: skip
+    assert len(BLOCKS) == 5
+    for block in BLOCKS:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert names["result"].fidelity.kl_mean < 1e-9
+    assert names["cache"].get_seq_length() == len(PROMPT) + 7
+    assert (tmp_path / "batch.tsc").exists()
