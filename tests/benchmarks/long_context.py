@@ -24,7 +24,6 @@ CONTEXT, STEPS, EVERY, CHUNK, RESUMED = 8064, 128, 32, 1024, 16
 FILES = {  # name -> options of `tsc compress`; scalar needs no profile
     "klt, `--tier 125x`": ["--tier", "125x"],
     "scalar, 4 bits": ["--codec", "scalar", "--set", "bits=4"],
-    "klt, `--tier 625x`": ["--tier", "625x"],
 }
 LIBRARY = """
 import sys
