@@ -145,6 +145,7 @@ def verify(
                 measure_recall(*again) if options.recall else None,
             )
         )  # fmt: skip
+        del exact, restored, again  # or they would stand beside the next snapshot's, a whole cache each
     return results
 
 
