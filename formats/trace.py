@@ -89,6 +89,13 @@ class Snapshot:
     indexer_keys: list[torch.Tensor | None] = field(default_factory=list)
     states: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """A snapshot put together of keys and values has nothing else."""
+        if not self.indexer_keys:
+            self.indexer_keys.extend([None] * len(self.keys))
+        if not self.states:
+            self.states.extend({} for _ in self.keys)
+
 
 @dataclass
 class Trace:

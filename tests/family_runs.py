@@ -1,7 +1,7 @@
-"""What `test_families` does with a family: the run that is not interrupted here, the resumed ones in another process.
+"""What `test_families` does with a family: the run that is not interrupted, and in another process the resumed ones.
 
-`python -m tests.family_runs FOLDER` restores every snapshot of every .tsc file there and writes, beside each, the
-logits that follow.  One process for all: starting one costs more than a family does.
+`python -m tests.family_runs capture FOLDER FAMILY.DTYPE...` captures; with `resume` it restores every snapshot of the
+files there and writes, beside each, the logits that follow.  One process for many: starting one costs more than a family.
 """
 
 from __future__ import annotations
@@ -159,5 +159,10 @@ def _greedy(model: Any, filled: Any, token: int, count: int) -> torch.Tensor:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for file in sorted(Path(sys.argv[1]).glob("*.tsc")):
-        resume_file(file)
+    what, place, *names = sys.argv[1:]
+    for name in names:
+        if what == "capture":
+            capture_family(Path(place), *name.split("."))
+        else:
+            for file in sorted(Path(place).glob(f"{name}.*.tsc")):
+                resume_file(file)

@@ -87,7 +87,7 @@ def test_inspect(tsc: Any, captured: Path) -> None:
     assert "raw_bytes_trace" in facts
     assert facts["raw_bytes_trace"] == load(captured).raw_bytes
     text = tsc("inspect", captured, "--layers", "--records").out
-    assert "3 full layers of 2 KV heads, size 12" in text
+    assert "3 layers of full attention, 2 KV heads, size 12" in text
     assert tsc("inspect", captured, "-q").out == f"{facts['ratio_trace']:.2f}x\n"
 
 
