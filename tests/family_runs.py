@@ -1,7 +1,7 @@
 """What `test_families` does with a family: the run that is not interrupted, and in another process the resumed ones.
 
 `python -m tests.family_runs capture FOLDER FAMILY.DTYPE...` captures; with `resume` it restores every snapshot of the
-files there and writes, beside each, the logits that follow.  One process for many: starting one costs more than one run.
+files there and writes, beside each, the logits that follow.  One process for many: to start one costs more than a run.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, Stat
 
 from formats.errors import MismatchError, UnsupportedCacheError, UsageError
 from tests import models
-from tests.families import PROMPT, SUPPORTED, VOCABULARY
+from tests.families import PROMPT, REFUSED, SUPPORTED, VOCABULARY
 from tests.family_runs import capture_small, inputs_of
 from tsc_cli import (
     branch,
@@ -214,10 +214,12 @@ def test_quantized_caches_are_dequantized(family: str) -> None:
     quantized = QuantizedCache("fp8", model.config)
     run(model, quantized, PROMPT)
     token = int(run(model, quantized, [9]).argmax())
-    trace = from_cache(quantized, model, [*PROMPT, 9], next_tokens=[token])
+    with pytest.warns(UserWarning, match="Fp8QuantizedLayer are stored dequantized"):
+        trace = from_cache(quantized, model, [*PROMPT, 9], next_tokens=[token])
     assert trace.info["dequantized"] == "Fp8QuantizedLayer"
     assert quantized.get_seq_length() == 41
-    again = from_cache(quantized, model, [*PROMPT, 9])  # looking does not change it
+    with pytest.warns(UserWarning):
+        again = from_cache(quantized, model, [*PROMPT, 9])  # looking does not change it
     for name in ("keys", "values"):
         assert all(map(torch.equal, getattr(trace.snapshot(), name), getattr(again.snapshot(), name)))
     error = (run(model, to_cache(trace, model), [token]) - run(model, quantized, [token])).abs().max()
@@ -308,6 +310,31 @@ def test_every_family_passes_the_drill_once(family: str, monkeypatch: pytest.Mon
     drill.require_restorable(model)
     models.must_not_run(model)
     drill.require_restorable(model)
+
+
+def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsc_cli.supported.refusal_of", lambda model_type: None)
+    model = REFUSED["recurrent_gemma"].build(torch.float32)
+    with pytest.raises(UnsupportedCacheError, match="RecurrentGemmaForCausalLM"):
+        capture(model, PROMPT, steps=1)
+
+
+@pytest.mark.parametrize(("of", "into", "message"), [
+    ("llama", "mistral-sliding", r"layer 0 is full in the file and sliding \(8\) in the model"),
+    ("mistral-sliding", "llama", r"layer 0 is sliding \(8\) in the file and full in the model"),
+    ("qwen2", "qwen3", "layer 0 has key size 16 in the file and 24 in the model"),
+    ("llama", "gpt2", "layer 0 has heads 2 in the file and 4 in the model"),
+    ("bamba", "jamba", "layer 0 has states"),
+    ("llama", "deepseek_v32", "layer 0 has heads 2 in the file and 1 in the model"),
+    ("jamba", "llama", "layer 0 is none in the file and full in the model"),
+    ("gemma3n", "llama", "the file has 10 layers, the model 2"),
+    ("gpt2", "llama", "layer 0 has heads 4 in the file and 2 in the model"),
+    ("llama", "gemma4", "the file has 2 layers, the model 6"),
+])  # fmt: skip
+def test_not_even_force_restores_into_another_kind_of_cache(of: str, into: str, message: str) -> None:
+    trace = capture_small(SUPPORTED[of], build(of), steps=0)
+    with pytest.raises(MismatchError, match=message):
+        to_cache(trace, build(into), force=True)
 
 
 def test_encoders_are_fed_alike(tmp_path: Path) -> None:

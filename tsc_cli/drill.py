@@ -14,8 +14,8 @@ import torch
 from formats import Recorder, TraceBuilder
 from formats.errors import UnsupportedCacheError
 
-from . import bridge, supported
-from .generation import feed, prefill
+from . import bridge, supported, trial
+from .generation import feed
 from .positions import limit_of
 from .prompts import by_row
 from .restoring import restore
@@ -23,7 +23,6 @@ from .restoring import restore
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TOKENS = 12
 _STEPS = 2
 _TOLERANCE = 1e-3  # of the largest logit; what is missing moved them by 0.0004 to 1 of it, rounding on one machine by 0
 
@@ -33,20 +32,17 @@ _passed: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 def require_restorable(model: PreTrainedModel) -> None:
     """Raise UnsupportedCacheError if the cache of a few tokens is not all that the model goes on from; once a model."""
     limit = limit_of(model)
-    if model in _passed or (limit is not None and limit < _TOKENS + _STEPS):
+    if model in _passed or (limit is not None and limit < trial.TOKENS + _STEPS):
         return
-    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    one, other, after = (torch.arange(start, start + _TOKENS)[None] * 7 % known for start in (3, 41, 90))
-    encoded = _encoded(model, 1), _encoded(model, 2)
-    cache, _ = prefill(model, one, chunk=_TOKENS, encoded=encoded[0])
+    cache, after = trial.filled(model, 3), trial.tokens_from(model, 90)
     geometry = bridge.geometry_of(cache, type(model).__name__)
     builder = TraceBuilder(geometry, {})
     recorder = Recorder(builder, geometry)
     recorder.encoder([0] * bridge.encoded_rows(cache))
-    recorder.snapshot(by_row(one), bridge.rows_of(cache), (), bridge.states_of(cache))
+    recorder.snapshot(by_row(trial.tokens_from(model, 3)), bridge.rows_of(cache), (), bridge.states_of(cache))
     recorder.finish()
     exact = [feed(model, cache, after[:, step : step + 1]) for step in range(_STEPS)]
-    prefill(model, other, chunk=_TOKENS, encoded=encoded[1])
+    trial.filled(model, 41)
     restored = restore(builder.trace.snapshot(), model, geometry.layers)
     again = [feed(model, restored, after[:, step : step + 1]) for step in range(_STEPS)]
     for have, want in zip(again, exact, strict=True):
@@ -57,12 +53,3 @@ def require_restorable(model: PreTrainedModel) -> None:
                 hint=supported.HINT,
             )
     _passed.add(model)
-
-
-def _encoded(model: PreTrainedModel, seed: int) -> torch.Tensor | None:
-    """Something that an encoder might have made, (1, 5, width)."""
-    if not model.config.is_encoder_decoder:
-        return None
-    parameter = next(model.parameters())
-    noise = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(seed))
-    return noise.to(parameter.device, parameter.dtype)

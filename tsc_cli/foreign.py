@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ def from_cache(
 ) -> Trace:  # fmt: skip
     """A trace of one snapshot: what a cache of the model's holds now.  `to_cache` is the inverse.
 
-    Of a static cache the filled part is taken; what a quantized one holds is dequantized (`trace.info` says so), and a
-    run that goes on from it does not round as the quantized one does.
+    Of a static cache the filled part is taken; what a quantized one holds is dequantized, with a warning (`trace.info`
+    says so, too): a run that goes on from it does not round as the quantized one does.
 
     Args:
         cache: a DynamicCache, StaticCache, QuantizedCache or EncoderDecoderCache that the model has filled.
@@ -69,7 +70,10 @@ def from_cache(
     if geometry.batch > 1:
         trace.info["sequences"] = geometry.batch
     if isinstance(cache, QuantizedCache):
-        trace.info["dequantized"] = type(cache.layers[0]).__name__
+        trace.info["dequantized"] = kind = type(cache.layers[0]).__name__
+        warnings.warn(
+            f"the rows of a {kind} are stored dequantized: a run that goes on from them rounds otherwise", stacklevel=2
+        )
     return trace
 
 

@@ -13,7 +13,7 @@ from formats.geometry import LayerSpec
 from formats.timeline import Rows
 from formats.trace import Snapshot, Trace
 
-from . import cache_layers, fingerprint
+from . import cache_layers, fingerprint, trial
 from .bridge import layers_of, new_cache, self_layers
 from .evicted import EvictedLayer
 
@@ -75,6 +75,20 @@ def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int) ->
             raise MismatchError(f"layer {number} {'lacks' if known.states else 'has'} states in the file")
 
 
+def _check_sizes(specs: Sequence[LayerSpec], own: Sequence[LayerSpec]) -> None:
+    """Raise MismatchError unless heads, their sizes and states are those of the model's own cache."""
+    for number, (spec, mine) in enumerate(zip(specs, own, strict=False)):  # `restore` says if there are others or more
+        for name in ("heads", "key_size", "value_size", "index_size"):
+            if spec.kind == mine.kind and getattr(spec, name) != getattr(mine, name):
+                raise MismatchError(
+                    f"layer {number} has {name.replace('_', ' ')} {getattr(spec, name)} in the file and "
+                    f"{getattr(mine, name)} in the model"
+                )
+        shapes = [[(state.name, state.shape) for state in one.states] for one in (spec, mine)]
+        if all(shapes) and shapes[0] != shapes[1]:
+            raise MismatchError(f"layer {number} has states {shapes[0]} in the file and {shapes[1]} in the model")
+
+
 def _named(kind: str, window: int | None) -> str:
     return f"{kind} ({window})" if kind == "sliding" else kind
 
@@ -124,7 +138,8 @@ def to_cache(
         trace: from `load` or `capture`.
         snapshot: which one; negative numbers count from the end.
         tokenizer: if given, it must be the one of the capture, too.
-        force: skip the check that the model is the one of the capture, for research; the dtype is converted.
+        force: skip the check that the model is the one of the capture, for research; the dtype is converted, and the
+            layers must still be of the same kinds and sizes.
         into: an empty cache to fill, such as a StaticCache; by default a new one of the model's own kind.
     Raises:
         MismatchError: another model, the field that differs is named; or `into` is not such a cache. Nothing has been
@@ -134,6 +149,8 @@ def to_cache(
     device = next(model.parameters()).device
     if not force:
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
+    else:
+        _check_sizes(trace.geometry.layers, trial.geometry(model).layers)
     restored = trace.snapshot(snapshot, device=device)
     if force:
         dtype = next(model.parameters()).dtype

@@ -1,0 +1,46 @@
+"""A few tokens fed to a model, to see what its cache is like."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from formats.geometry import Geometry
+
+from . import bridge
+from .generation import prefill
+from .positions import limit_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENS = 12
+
+_geometries: weakref.WeakKeyDictionary[torch.nn.Module, Geometry] = weakref.WeakKeyDictionary()
+
+
+def tokens_from(model: PreTrainedModel, start: int) -> torch.Tensor:
+    """Token ids, (1, 12) or as many as there are positions; other ones for another `start`."""
+    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    count = min(TOKENS, limit_of(model) or TOKENS)
+    return torch.arange(start, start + count)[None] * 7 % known
+
+
+def filled(model: PreTrainedModel, start: int) -> Any:
+    """The cache of such tokens, and of what an encoder might have made, if there is one."""
+    encoded = None
+    if model.config.is_encoder_decoder:
+        parameter = next(model.parameters())
+        noise = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(start))
+        encoded = noise.to(parameter.device, parameter.dtype)
+    cache, _ = prefill(model, tokens_from(model, start), chunk=TOKENS, encoded=encoded)
+    return cache
+
+
+def geometry(model: PreTrainedModel) -> Geometry:
+    """The shape of the model's caches; tried once a model."""
+    if model not in _geometries:
+        _geometries[model] = bridge.geometry_of(filled(model, 3), type(model).__name__)
+    return _geometries[model]
