@@ -22,7 +22,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SMALLEST = {"fp32": 1.17, "bf16": 1.48, "fp16": 1.16}  # ratio of one 1,024-token cache, everything counted
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.full)])
 def case(request: pytest.FixtureRequest) -> tuple[str, model_loading.Loaded, list[int]]:
     """(name of the dtype, the default model in it, tokens of the demo's text)."""
     loaded = model_loading.load(None, dtype=DTYPES[request.param], device="cpu", say=print)
