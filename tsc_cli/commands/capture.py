@@ -131,6 +131,8 @@ def command(
         if len(tokens) < context:
             raise UsageError(f"the prompt has {len(tokens)} tokens, --context asks for {context}")
         tokens, reference = tokens[:context], tokens[context : context + REFERENCE_TOKENS]
+        if loaded.model.config.is_encoder_decoder:  # what follows in the source is not what the decoder goes on with
+            reference = []
     options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention)
     with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
         captured = capture_to_sink(
