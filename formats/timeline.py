@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from .errors import UsageError
 from .geometry import Geometry
 from .limits import BLOCK_ROWS, TARGET_RECORD_RAW
 from .records import Part
@@ -90,6 +91,26 @@ class Recorder:
         self._shift = 0  # row number minus token number; grows when a keyframe stores rows again
         self._stored = [0] * len(geometry.layers)  # tokens up to which a layer's rows were taken
         self._pending = PendingRows(sink, geometry)
+
+    def go_on(self, labels: Labels, views: Sequence[View]) -> None:
+        """Go on where a trace ends, whose rows, labels and views the sink has already.
+
+        Raises:
+            UsageError: its last snapshot is not the last of a run that grew: rows were evicted, moved or replaced.
+        """
+        view, stop = views[-1], len(labels)
+        whole = len(view.history) == 1 and view.history[0].stop == stop
+        for spans, spec in zip(view.layers, self._geometry.layers, strict=True):
+            grown = len(spans) == 1 and spans[0].stop == stop
+            held = min(view.tokens_seen, spec.window - 1) if spec.window else view.tokens_seen
+            whole = whole and (spec.kind in ("cross", "none") or (grown and spans[0].rows == held))
+        if not whole:
+            raise UsageError("the trace cannot go on: its last snapshot does not hold all that the model keeps")
+        self._shift = view.history[0].first
+        self._fed = view.tokens_seen
+        self._tokens = list(labels.token_ids[self._shift * self._width :])
+        self._stored = [self._fed] * len(self._stored)
+        self._snapshots = len(views)
 
     def encoder(self, token_ids: Sequence[int]) -> None:
         """Say, before the first snapshot, which tokens the rows of "cross" layers belong to; ids as in `snapshot`."""

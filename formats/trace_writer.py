@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from .klt.profile import Profile
+    from .trace_file import TraceFile
 
 CREATED_BY = f"tsc {VERSION}"
 _VIEWS_PER_RECORD = 1 << 12
@@ -57,17 +58,32 @@ class TraceWriter:
     def __init__(
         self, sink: Sink, geometry: Geometry, fingerprint: Mapping[str, str],
         *, codec: Codec | None = None, file_id: bytes | None = None, label_width: int = 1,
+        opened: TraceFile | None = None,
     ) -> None:  # fmt: skip
         self.geometry = geometry
+        self._before = opened
         self._codec = codec or codec_by_name("lossless")
         self._labels = Labels(width=label_width)
         self._views: list[View] = []
         minor = MINOR if label_width > 1 else geometry.minor
+        if opened is not None:
+            self._writer = RecordWriter(sink, opened.reader.file_id, max(opened.reader.minor, minor))
+            return
         self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, minor)
         self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint))
 
+    @classmethod
+    def going_on(cls, sink: Sink, file: TraceFile) -> TraceWriter:
+        """A writer that has written all that a file holds, byte for byte, and goes on where its tier header stood."""
+        writer = cls(sink, file.geometry, file.fingerprint, label_width=file.labels.width, opened=file)
+        for offset, entry in file.entries[:-1]:
+            checked = file.reader.header_at(offset, entry.sequence)
+            writer._writer.copy_record(file.reader.stored(offset, checked), checked)
+        return writer
+
     @property
     def snapshots(self) -> int:
+        """Snapshots that were added."""
         return len(self._views)
 
     def add_block(
@@ -159,7 +175,8 @@ class TraceWriter:
         self._write_tables(reference)
         if captured_bytes is None:
             raw = [viewing.raw_bytes(self.geometry, view) for view in self._views]
-            captured_bytes = sum(raw), raw[-1]
+            before = 0 if self._before is None else self._before.header.raw_bytes_trace
+            captured_bytes = before + sum(raw), raw[-1]
         header = TierHeader(
             tier, *captured_bytes, CREATED_BY, dict(capture or {}), [dict(q) for q in quality],
             codec or self._codec.name, dict(asdict(self._codec.settings) if parameters is None else parameters),
@@ -169,14 +186,15 @@ class TraceWriter:
     def _write_tables(self, reference: Sequence[int]) -> None:
         import torch
 
+        rows, views_before = (0, 0) if self._before is None else (len(self._before.labels), len(self._before.views))
         for first in range(0, len(self._labels), MAX_LABELS_PER_RECORD):
             width = self._labels.width
             tokens = self._labels.token_ids[first * width : (first + MAX_LABELS_PER_RECORD) * width]
             positions = self._labels.positions[first : first + MAX_LABELS_PER_RECORD]
-            offsets = [position - row for row, position in enumerate(positions, first)]
+            offsets = [position - row for row, position in enumerate(positions, rows + first)]
             ids = _ids(tokens) if width == 1 else _ids(tokens).view(-1, width)
             payload = pack({"token_ids": ids, "position_offsets": torch.tensor(offsets, dtype=torch.int64)})
-            self._writer.record(RecordType.LABELS, payload, span=(first, len(positions)))
+            self._writer.record(RecordType.LABELS, payload, span=(rows + first, len(positions)))
         for first in range(0, len(self._views), _VIEWS_PER_RECORD):
             views = self._views[first : first + _VIEWS_PER_RECORD]
             spans, next_tokens = viewing.to_table(views, self._labels.width)
@@ -185,7 +203,7 @@ class TraceWriter:
                 "spans": torch.tensor(spans, dtype=torch.int64).view(-1, 5),
                 "next_tokens": chosen if self._labels.width == 1 else chosen.view(-1, self._labels.width),
             })  # fmt: skip
-            self._writer.record(RecordType.VIEWS, payload, span=(first, len(views)))
+            self._writer.record(RecordType.VIEWS, payload, span=(views_before + first, len(views)))
         if reference:
             self._writer.record(RecordType.REFERENCE, pack({"token_ids": _ids(reference)}), span=(0, len(reference)))
 

@@ -22,7 +22,8 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "model": SUPPORTED["llama"].build(torch.float32), "input_ids": torch.tensor([PROMPT]), "batch_ids": ids,
         "batch_mask": mask, "translator": build("t5"), "source_ids": torch.tensor([PROMPT[:9]]),
     }  # fmt: skip
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
+    assert "append(" in BLOCKS[1]
     for block in BLOCKS:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["result"].fidelity.kl_mean < 1e-9

@@ -22,6 +22,7 @@ from formats.version import VERSION as __version__
 if TYPE_CHECKING:
     from formats import load, save
 
+    from .appending import append
     from .calibrating import calibrate
     from .capturing import capture
     from .compressing import compress
@@ -31,15 +32,16 @@ if TYPE_CHECKING:
     from .verification import verify
 
 __all__ = [
-    "__version__", "branch", "calibrate", "capture", "compress", "from_cache", "from_tuples", "generate_inputs", "load",
-    "repeat", "save", "to_cache", "to_tuples", "verify",
+    "__version__", "append", "branch", "calibrate", "capture", "compress", "from_cache", "from_tuples",
+    "generate_inputs", "load", "repeat", "save", "to_cache", "to_tuples", "verify",
 ]  # fmt: skip
 
 _HOMES = {
-    "branch": "tsc_cli.foreign", "calibrate": "tsc_cli.calibrating", "capture": "tsc_cli.capturing",
-    "compress": "tsc_cli.compressing", "from_cache": "tsc_cli.foreign", "from_tuples": "tsc_cli.foreign",
-    "generate_inputs": "tsc_cli.resuming", "load": "formats", "repeat": "tsc_cli.foreign", "save": "formats",
-    "to_cache": "tsc_cli.restoring", "to_tuples": "tsc_cli.foreign", "verify": "tsc_cli.verification",
+    "append": "tsc_cli.appending", "branch": "tsc_cli.foreign", "calibrate": "tsc_cli.calibrating",
+    "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing", "from_cache": "tsc_cli.foreign",
+    "from_tuples": "tsc_cli.foreign", "generate_inputs": "tsc_cli.resuming", "load": "formats",
+    "repeat": "tsc_cli.foreign", "save": "formats", "to_cache": "tsc_cli.restoring", "to_tuples": "tsc_cli.foreign",
+    "verify": "tsc_cli.verification",
 }  # fmt: skip
 
 

@@ -11,19 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from formats import Trace
 from formats.errors import UsageError
 from formats.tiers import verdict
 
 from . import bridge, fingerprint, restoring
 from .fidelity import Fidelity, compare, first_difference
-from .generation import Progress, Sampler, continuation, feed, nothing, prefill, score
+from .generation import Progress, Sampler, continuation, nothing, score
 from .positions import room
 from .prompts import encoded_of
 from .recall import Recall, measure_recall, recall_passes
 from .references import followed, needs_sample, reference_of, sample_after
+from .replay import passes_to, replayed
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -172,7 +171,11 @@ class _Plan:
         few = len(everything) <= _KEPT
         first = everything if few else [len(trace) - 1] if sample else []
         second = [] if few else wanted
-        feeds = 0 if against else sum(_steps_to(trace, numbers[-1]) for numbers in (first, second) if numbers)
+        feeds = (
+            0
+            if against
+            else sum(passes_to(trace, len(trace.token_ids(numbers[-1]))) for numbers in (first, second) if numbers)
+        )
         return cls(first, second, sample, feeds)
 
 
@@ -206,25 +209,5 @@ def _exact_caches(
                 hint=f"--snapshots {number}",
             )
     lengths = {len(trace.token_ids(number)): number for number in wanted}
-    prompt, chunk = _prompt(trace), int(trace.info.get("chunk", 1024))
-    cache, _ = prefill(model, tokens[:prompt], chunk=chunk, encoded=encoded_of(trace, model))
-    progress(1)
-    if prompt in lengths:
-        yield lengths[prompt], bridge.fork(cache)
-    with torch.no_grad():
-        for position in range(prompt, len(tokens)):
-            feed(model, cache, [tokens[position]], last_only=True)
-            progress(1)
-            if position + 1 in lengths:
-                yield lengths[position + 1], bridge.fork(cache)
-
-
-def _prompt(trace: Trace) -> int:
-    """Tokens that were prefilled; the rest was fed one by one."""
-    first = len(trace.token_ids(0))
-    prompt = trace.info.get("prompt_tokens", first)
-    return int(prompt) if isinstance(prompt, int) and 0 < prompt <= first else first
-
-
-def _steps_to(trace: Trace, number: int) -> int:
-    return 1 + len(trace.token_ids(number)) - _prompt(trace)
+    for length, cache in replayed(trace, model, tokens, list(lengths), encoded_of(trace, model), progress):
+        yield lengths[length], cache

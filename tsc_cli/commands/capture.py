@@ -77,6 +77,15 @@ def command(
     ] = 1024,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    append_to: Annotated[
+        str | None,
+        typer.Option(
+            "--append",
+            metavar="FILE",
+            show_default=False,
+            help="Go on with a captured session: the prompt behind its last snapshot, and steps.",
+        ),
+    ] = None,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     deterministic: Annotated[
@@ -99,10 +108,25 @@ def command(
     The cache after the prompt, and after each of some decode steps, lossless. `--steps N` makes N + 1 snapshots: the
     prompt's, and one after each decoded token (decoding goes on through an end-of-text token).
 
+    With `--append FILE` a session grows: its last snapshot is restored, the prompt is fed behind it, and the new
+    snapshots are on the disk when the command returns. One process appends at a time; others read the session before
+    or after.
+
     A KV cache reveals its prompt: treat the file as you treat the text.
     """
     if list_supported:
         _show_supported(Output(as_json, quiet))
+        return
+    if append_to is not None:
+        given = {
+            "--output": output, "--context": context, "--keyframe-interval": keyframe_interval, "--messages": messages,
+            "--deterministic": deterministic or None, "--attention": attention or None,
+        }  # fmt: skip
+        _append(
+            append_to, [name for name, value in given.items() if value is not None], prompt, prompt_file, model, device,
+            {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed},
+            Output(as_json, quiet),
+        )  # fmt: skip
         return
     if output is None:  # not required by Typer, so that --list-supported can do without
         raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
@@ -144,6 +168,39 @@ def command(
         return
     facts = {"path": output, **facts_of(captured), "reference_tokens": len(reference)}
     out.report("tsc.capture/1", facts, f"{printable(output)}\n{summary(captured, len(reference))}", output)
+
+
+def _append(
+    path: str, wrong: Sequence[str], prompt: str | None, prompt_file: str | None, model: str | None, device: str,
+    settings: dict[str, Any], out: Output,
+) -> None:  # fmt: skip
+    from formats import load
+
+    from ..appending import append
+    from ..files import encode, model_for, read_text
+
+    if wrong:
+        raise UsageError(f"{wrong[0]} has no meaning with --append", hint="tsc capture --help")
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("give one prompt", hint="as an argument, with --prompt-file, or - for stdin")
+    if prompt_file is not None or prompt == "-":
+        prompt = read_text(prompt_file or "-")
+    trace = load(path)
+    loaded = model_for(trace, model, device, out)
+    tokens = encode(prompt, loaded.tokenizer, special=False) if prompt else []
+    with out.progress("appending", len(tokens) + settings["steps"]) as advance:
+        done = append(
+            loaded.model, tokens, path, tokenizer=loaded.tokenizer, progress=advance, **settings
+        )  # fmt: skip
+    facts = {
+        "path": path, "file_bytes": done.file_bytes, "snapshots": done.snapshots, "new_snapshots": done.new_snapshots,
+        "tokens": done.tokens, "new_tokens": done.new_tokens, "raw_bytes_trace": done.raw_bytes_trace,
+    }  # fmt: skip
+    text = (
+        f"{printable(path)}: {done.new_tokens} tokens and {done.new_snapshots} snapshots more, {done.tokens} and "
+        f"{done.snapshots} in all, {size(done.file_bytes)}"
+    )
+    out.report("tsc.append/1", facts, text, path)
 
 
 def facts_of(captured: Captured) -> dict[str, Any]:

@@ -1,0 +1,223 @@
+"""A session grows: its file is the old one and what is new, whoever reads, writes or is killed meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from formats import load, save
+from formats.compression import Recipe
+from formats.errors import MismatchError, StorageError, UsageError
+from formats.integrity import check
+from formats.trace_file import TraceFile
+from tests import models, second_reader
+from tests.families import PROMPT, SUPPORTED
+from tests.family_runs import capture_small
+from tests.format.test_second_reader import assert_same_content
+from tests.test_foreign import batch
+from tests.traces import same_snapshots
+from tsc_cli import bridge, capture, compress, from_cache, to_cache, verify
+from tsc_cli.appending import append, only_writer
+from tsc_cli.capturing import CaptureOptions, capture_to_file
+from tsc_cli.generation import feed, prefill
+from tsc_cli.replay import Feed, feeds_of, feeds_text
+
+MORE = [9, 8, 7, 6, 5]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral-sliding", "gemma3n", "qwen3_next", "mamba", "t5"])
+def test_the_file_is_the_old_one_and_what_is_new(family: str, tmp_path: Path) -> None:
+    model, path = SUPPORTED[family].build(torch.float32), tmp_path / "t.tsc"
+    save(capture_small(SUPPORTED[family], model, steps=3), path)
+    before, data, header = load(path), path.read_bytes(), TraceFile(path).entries[-1][0]
+    last = before.views[-1].next_token
+    done = append(model, MORE, path, steps=2, chunk=3)
+    assert (done.new_snapshots, done.snapshots, done.new_tokens) == (3, 7, 7)
+    done = append(model, [], path, steps=4, every=2)  # goes on with the token that was chosen
+    after = load(path)
+    check(path)
+    assert_same_content(after, second_reader.read(path.read_bytes()))
+    assert (len(after), done.tokens) == (9, len(after.token_ids()))
+    assert path.read_bytes().startswith(data[:header])  # all but the tier header, the index and the end mark
+    for number in range(len(before)):
+        assert same_snapshots(after.snapshot(number), before.snapshot(number))
+    tokens = after.token_ids()
+    assert tokens[: len(before.token_ids())] == before.token_ids()
+    assert tokens[len(before.token_ids()) :][:5] == MORE
+    assert last is not None
+    live = to_cache(before, model)
+    feed(model, live, MORE[:3])
+    feed(model, live, MORE[3:])
+    assert bridge.identical(to_cache(after, model, 4), live)
+    for token in tokens[len(before.token_ids()) + 5 :]:
+        feed(model, live, [token])
+    assert bridge.identical(to_cache(after, model), live)
+    results = verify(after, model, snapshots=tuple(range(len(after))), positions=4, greedy=2)
+    assert all(result.identical and result.fidelity.kl_mean == 0 for result in results)
+
+
+def test_a_session_in_parts_is_the_session_in_one(tmp_path: Path) -> None:
+    model = models.llama()
+    prompt = models.prompt(20)
+    whole = capture(model, prompt, steps=12)
+    capture_to_file(model, prompt, tmp_path / "t.tsc", options=CaptureOptions(steps=0))
+    for _ in range(4):
+        append(model, [], tmp_path / "t.tsc", steps=3)
+    parts = load(tmp_path / "t.tsc")
+    assert len(parts) == len(whole)
+    assert all(same_snapshots(parts.snapshot(number), whole.snapshot(number)) for number in range(13))
+    assert feeds_of(parts) == [Feed(20, 1024), Feed(12, 1)]
+    assert parts.info["appended"] == 4
+
+
+def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
+    model, path = models.llama(), tmp_path / "t.tsc"
+    trace = capture(model, models.prompt(20), steps=2)
+    save(trace, path)
+    data = path.read_bytes()
+    compress(trace, tmp_path / "small.tsc", recipe=Recipe("scalar"))
+    with pytest.raises(UsageError, match="was compressed"):
+        append(model, MORE, tmp_path / "small.tsc")
+    with pytest.raises(UsageError, match="there is nothing to append"):
+        append(model, [], path, steps=0)
+    with pytest.raises(MismatchError, match="weights"):
+        append(_other(), MORE, path)
+    short = SUPPORTED["llama"].build(torch.float32)
+    ids, mask = batch()
+    save(capture(short, ids, attention_mask=mask, steps=0), tmp_path / "batch.tsc")
+    with pytest.raises(UsageError, match="holds a batch"):
+        append(short, MORE, tmp_path / "batch.tsc")
+    cache, _ = prefill(model, PROMPT, chunk=64)
+    save(from_cache(cache, model, PROMPT), tmp_path / "own.tsc")
+    with pytest.raises(UsageError, match="chose no next token"):
+        append(model, [], tmp_path / "own.tsc", steps=1)
+    assert path.read_bytes() == data
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def _other() -> Any:
+    model = models.llama()
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    return model
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    model, path = models.llama(), tmp_path / "t.tsc"
+    save(capture(model, models.prompt(20), steps=0), path)
+    with only_writer(path), pytest.raises(StorageError, match="another process is appending to it"):
+        other(path, "append(model, [], path, steps=1)")
+    append(model, [], path, steps=1)
+    assert len(load(path)) == 2
+
+
+def other(path: Path, what: str) -> None:
+    """In another process; its error, raised here."""
+    code = (
+        "import sys\nfrom formats.errors import TscError\nfrom tests import models\n"
+        "from tsc_cli.appending import append\n"
+        f"model, path = models.llama(), {str(path)!r}\ntry:\n    {what}\nexcept TscError as error:\n"
+        "    sys.exit(error.message)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise StorageError(done.stderr.strip().splitlines()[-1])
+
+
+WRITER = """
+import sys
+from tests import models
+from tsc_cli.appending import append
+model, path, count = models.llama(), sys.argv[1], int(sys.argv[2])
+print("ready", flush=True)
+for _ in range(count):
+    print(append(model, [], path, steps=1, timeout=60).snapshots, flush=True)
+"""
+
+
+def writer(path: Path, count: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), str(count)], cwd=Path(__file__).parent.parent, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("writers", "each"), [(2, 6), pytest.param(8, 25, marks=pytest.mark.full)], ids=["2x6", "8x25"]
+)
+def test_writers_take_turns_and_readers_see_whole_sessions(writers: int, each: int, tmp_path: Path) -> None:
+    path = tmp_path / "t.tsc"
+    save(capture(models.llama(), models.prompt(20), steps=0), path)
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(len(check(path).views))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    processes = [writer(path, each) for _ in range(writers)]
+    acknowledged = [[int(line) for line in one.communicate()[0].split()[1:]] for one in processes]
+    stop.set()
+    reader.join()
+    assert sorted(itertools.chain(*acknowledged)) == list(range(2, writers * each + 2))  # none twice, none lost
+    assert len(load(path)) == writers * each + 1
+    assert seen == sorted(seen)
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize("moments", [2, pytest.param(60, marks=pytest.mark.full)])
+def test_killed_while_appending_nothing_acknowledged_is_lost(moments: int, tmp_path: Path) -> None:
+    path = tmp_path / "t.tsc"
+    save(capture(models.llama(), models.prompt(20), steps=0), path)
+    known = 1
+    for moment in range(moments):
+        process = writer(path, 1000)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        told = known
+        deadline = time.monotonic() + 0.05 + 0.11 * (moment % 7)
+        while time.monotonic() < deadline:
+            told = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+        rest = [int(line) for line in process.communicate()[0].split()]
+        told = max([told, *rest])
+        known = len(check(path).views)
+        assert known in (told, told + 1)  # acknowledged, or on the disk and not yet acknowledged
+    assert known > moments
+
+
+def test_feeds_as_text() -> None:
+    assert (
+        feeds_text([Feed(1024, 512), Feed(3, 1), Feed(4, 1), Feed(20, 1024), Feed(1, 1)]) == "1024/512,7/1,20/1024,1/1"
+    )
+
+
+def test_the_command(tsc: Any, tmp_path: Path) -> None:
+    folder, path = models.save_small_model(tmp_path / "model"), tmp_path / "t.tsc"
+    assert tsc("capture", "Once upon a time", "-m", folder, "--steps", 2, "-o", path).code == 0
+    done = tsc("capture", "--append", path, " there was", "-m", folder, "--steps", 3, "--json")
+    assert (done.code, done.json["schema"]) == (0, "tsc.append/1")
+    assert (done.json["new_tokens"], done.json["new_snapshots"], done.json["snapshots"]) == (13, 4, 7)
+    shown = tsc("capture", "--append", path, "-m", folder, "--steps", 1)
+    assert "1 tokens and 1 snapshots more, 32 and 8 in all" in shown.out
+    assert tsc("verify", path, "-m", folder, "--positions", 4, "--greedy", 2, "-q").out == "0\n"
+    for wrong in (("--output", tmp_path / "o.tsc"), ("--context", 3), ("--attention",)):
+        refused = tsc("capture", "--append", path, "x", "-m", folder, *wrong)
+        assert (refused.code, f"{wrong[0]} has no meaning with --append" in refused.err) == (2, True)
+    missing = tsc("capture", "--append", tmp_path / "none.tsc", "x", "-m", folder)
+    assert (missing.code, "cannot be opened" in missing.err) == (2, True)
+    assert not (tmp_path / "none.tsc").exists()

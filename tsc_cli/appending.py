@@ -1,0 +1,141 @@
+"""Append: a captured session goes on, and its file with it.
+
+The file is replaced as a whole: what it held is copied byte for byte, what is new is written behind it, and the result
+takes the file's name when it lies on the disk.  So a reader sees the session before or after, never between, and a
+process that is killed leaves the session as it was last acknowledged.  One writer at a time holds a lock beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from formats import Recorder
+from formats.atomic import atomic_write
+from formats.errors import StorageError, UsageError
+from formats.trace_file import TraceFile
+from formats.trace_writer import TraceWriter
+
+from . import bridge, restoring
+from .generation import Progress, Sampler, feed, nothing
+from .positions import require_room
+from .replay import Feed, feeds_of, feeds_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What an append tells: the file's length, its snapshots and tokens, and how many of them are new."""
+
+    file_bytes: int
+    snapshots: int
+    new_snapshots: int
+    tokens: int
+    new_tokens: int
+    raw_bytes_trace: int
+
+
+@contextlib.contextmanager
+def only_writer(path: str | os.PathLike[str], timeout: float = 0) -> Iterator[None]:
+    """Hold the lock of a file that is appended to: `.NAME.lock` beside it.
+
+    Raises:
+        StorageError: another process holds it, or it cannot be made.
+    """
+    target = Path(path)
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=timeout, mode=0o600)
+    try:
+        with lock:
+            yield
+    except Timeout as error:
+        raise StorageError("another process is appending to it", path=str(path)) from error
+    except PermissionError as error:
+        raise StorageError(f"cannot be locked: {error.strerror}", path=str(path)) from error
+
+
+def append(
+    model: PreTrainedModel, prompt: Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
+    steps: int = 64, every: int = 1, chunk: int = 1024, temperature: float = 0.0, seed: int = 0, timeout: float = 0,
+    force: bool = False, progress: Progress = nothing,
+) -> Appended:  # fmt: skip
+    """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
+
+    When this returns, the new snapshots are on the disk.
+
+    Args:
+        prompt: token ids to feed; without any, decoding goes on with the token that the last run chose.
+        steps, every, chunk, temperature, seed: as in `CaptureOptions`.
+        timeout: seconds to wait for another writer.
+        force: skip the check that the model is the one of the file.
+    Raises:
+        UsageError: the file was compressed, is a batch, or its last snapshot is not the end of a run.
+        MismatchError: another model.  StorageError: another process appends, or the disk refuses.
+    """
+    with only_writer(path, timeout):
+        file = TraceFile(path)
+        trace = file.trace()
+        if trace.codec not in ("", "lossless"):
+            raise UsageError("was compressed: a session can only go on from what is exact", path=str(path),
+                             hint="append to the captured file, and compress that")  # fmt: skip
+        if file.geometry.batch > 1:
+            raise UsageError("holds a batch, to which nothing is appended", path=str(path))
+        if steps < 0 or every < 1 or chunk < 1 or (not prompt and not steps):
+            raise UsageError("there is nothing to append: neither a prompt nor steps")
+        chosen = trace.views[-1].next_token
+        if not prompt and chosen is None:
+            raise UsageError("the last run chose no next token", path=str(path), hint="give a prompt")
+        cache = restoring.to_cache(trace, model, tokenizer=tokenizer, force=force)
+        require_room(model, len(trace.token_ids()), len(prompt) + steps)
+        with atomic_write(path, force=True) as sink:
+            os.fchmod(sink.fileno(), os.stat(path).st_mode & 0o777)
+            writer = TraceWriter.going_on(sink, file)
+            recorder = Recorder(writer, file.geometry)
+            recorder.go_on(file.labels, file.views)
+            feeds = _run(
+                model, cache, recorder, prompt, chosen, steps, every, chunk, Sampler(temperature, seed), progress
+            )
+            info = trace.info | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": _times(trace) + 1}
+            header, length = writer.finish(tier=trace.tier, capture=info, quality=trace.quality)
+            new = writer.snapshots
+    fed = sum(one.tokens for one in feeds)
+    return Appended(length, len(file.views) + new, new, len(trace.token_ids()) + fed, fed, header.raw_bytes_trace)
+
+
+def _times(trace: Any) -> int:
+    found = trace.info.get("appended", 0)
+    return found if isinstance(found, int) else 0
+
+
+def _run(
+    model: PreTrainedModel, cache: Any, recorder: Recorder, prompt: Sequence[int], chosen: int | None, steps: int,
+    every: int, chunk: int, choose: Sampler, progress: Progress,
+) -> list[Feed]:  # fmt: skip
+    """Feed the prompt and decode, with a snapshot after the prompt and after each `every` steps; what was fed."""
+    feeds = []
+    next_token = chosen
+    if prompt:
+        for start in range(0, len(prompt), chunk):
+            logits = feed(model, cache, prompt[start : start + chunk], last_only=True)[-1]
+            progress(len(prompt[start : start + chunk]))
+        next_token = choose(logits)
+        recorder.snapshot(list(prompt), bridge.rows_of(cache), [next_token], bridge.states_of(cache))
+        feeds.append(Feed(len(prompt), chunk))
+    fed: list[int] = []
+    for step in range(1, steps + 1):
+        assert next_token is not None
+        fed.append(next_token)
+        next_token = choose(feed(model, cache, [next_token], last_only=True)[-1])
+        progress(1)
+        if step % every == 0 or step == steps:
+            recorder.snapshot(fed, bridge.rows_of(cache), [next_token], bridge.states_of(cache))
+            fed = []
+    recorder.finish()
+    return [*feeds, *([Feed(steps, 1)] if steps else [])]
