@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -22,9 +23,9 @@ from .predecessors import Predecessors
 from .records import Part
 from .row_store import MAX_ROWS
 from .settings import require
-from .states import STATE_CODECS, MemoryStates
+from .states import STATE_CODECS
 from .trace import MemoryBlock, Trace
-from .trace_file import FileBlock
+from .trace_file import FileBlock, FileStates
 from .trace_writer import TraceWriter
 from .views import BlockKey, Span
 
@@ -128,11 +129,12 @@ class Source:
     """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
 
     def __init__(self, trace: Trace) -> None:
-        for block in trace.blocks:
-            if isinstance(block, FileBlock) and not CODECS[block.header.codec].exact:
+        for block in (*trace.blocks, *trace.states):
+            stored = getattr(block, "whole", block)  # of one sequence of a batch
+            if isinstance(stored, FileBlock | FileStates) and not CODECS[stored.header.codec].exact:
                 raise UsageError(
                     "was compressed already: what was lost then cannot be told from what was captured",
-                    path=block.file.path, hint="compress the captured file",
+                    path=stored.file.path, hint="compress the captured file",
                 )  # fmt: skip
         self.trace = trace
         self._filtered: dict[tuple[Any, ...], Filtered] = {}
@@ -146,15 +148,11 @@ class Source:
         return self._filtered[key]
 
     @cached_property
-    def states(self) -> list[MemoryStates]:
-        """The states of all snapshots, in memory."""
-        return [MemoryStates(one.key, one.read()) for one in self.trace.states]
-
-    @cached_property
     def stored_values(self) -> int:
         """Scalars that the snapshots need, each counted once."""
         rows = sum(t.numel() for group in self.filtered(Recipe("lossless")).rows for t in group.rows.values())
-        return rows + sum(one.tensor.numel() for one in self.states)
+        states = sum(math.prod(state.shape) for spec in self.trace.geometry.layers for state in spec.states)
+        return rows + states * self.trace.geometry.batch * len(self.trace)
 
     @cached_property
     def captured_bytes(self) -> tuple[int, int]:
@@ -197,10 +195,8 @@ def write(
             encoder.encode(writer, _on(block, device))
             if progress is not None:
                 progress(sum(tensor.nbytes for tensor in block.rows.values()))
-    for states in source.states:
-        writer.add_states(MemoryStates(states.key, states.read(device)), recipe.state_codec)
-        if progress is not None:
-            progress(states.tensor.nbytes)
+    for states in trace.states:
+        writer.add_states(states, recipe.state_codec, device)
     writer.add_labels(trace.labels.token_ids, trace.labels.positions)
     for view in filtered.views:
         writer.add_view(view)
@@ -219,7 +215,7 @@ class _Encoder:
 
     def __init__(self, trace: Trace, filtered: Filtered, recipe: Recipe) -> None:
         self._codec = codec_by_name(recipe.codec, recipe.settings)
-        # an encoder's rows, or padding, come before the first token
+        # an encoder's rows come before the first token
         begin = next((span.first for span in filtered.views[0].history), 0)
         self._sinks = Span(begin, recipe.exact_sinks)
         self._labels = trace.labels

@@ -18,7 +18,7 @@ import google_crc32c
 import zstandard
 
 from . import limits
-from .errors import CorruptError, StorageError, UnsupportedFileError
+from .errors import CorruptError, LimitError, StorageError, UnsupportedFileError
 from .records import (
     ANCILLARY,
     KNOWN_TYPES,
@@ -71,6 +71,12 @@ class RecordWriter:
     ) -> RecordHeader:
         """Compress `payload` into one zstd frame and write it as the next record."""
         frame = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(payload)
+        if len(payload) > limits.MAX_RECORD_RAW or len(self.entries) >= limits.MAX_RECORDS - 2:
+            raise LimitError(
+                f"a file holds at most {limits.MAX_RECORDS} records of at most {limits.MAX_RECORD_RAW} bytes"
+            )
+        if len(payload) > limits.FREE_RAW and len(payload) > limits.MAX_RATIO * len(frame):
+            raise LimitError(f"a record of {len(payload)} bytes that are all alike: no reader would take it")
         return self._record(kind, frame, len(payload), codec, part, layers, span)
 
     def end(self, index_offset: int) -> None:

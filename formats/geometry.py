@@ -137,6 +137,11 @@ class Geometry:
         new = any(spec.kind in ("cross", "none") or spec.index_size or spec.states for spec in self.layers)
         return 3 if new or self.padding else 2
 
+    @cached_property
+    def run_ends(self) -> tuple[int, ...]:
+        """For each layer the end of the run of equal layers that it is in."""
+        return tuple(first + count for first, count, _ in self.runs() for _ in range(count))
+
     def runs(self) -> Iterable[tuple[int, int, LayerSpec]]:
         """(first layer, count, spec) of each run of equal layers."""
         first = 0

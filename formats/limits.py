@@ -21,13 +21,14 @@ MAX_TENSOR_RANK = 8
 
 MAX_LAYERS = 4096
 MAX_EXTENT = 1 << 20  # heads, head size, batch, window
-MAX_ROWS = 1 << 26
+MAX_ROWS = 1 << 26  # and token ids, where the sequences of a batch have their own
 MAX_BLOCK_BYTES = 256 * MIB  # of a block of rows when it is decoded
 MAX_CHAIN = 64  # blocks of rows each of which is predicted from the next
 MAX_PROFILE_BYTES = GIB
 MAX_LABELS_PER_RECORD = 1 << 20
 MAX_SNAPSHOTS = 1 << 20
 MAX_COLUMNS = 1 << 22  # snapshots times layers
+MAX_NEXT_TOKENS = 1 << 22  # snapshots times sequences that have their own
 MAX_SPANS = 1 << 22  # ranges over all views of a file
 
 TARGET_RECORD_RAW = 8 * MIB  # what a writer aims at: small enough to decode a layer alone, large enough to compress

@@ -74,11 +74,13 @@ def sequence(trace: Trace, number: int) -> Trace:
 
 
 def _view(view: View, number: int, padding: int, cross: set[int], labels: Labels) -> View:
-    return View(
-        _behind(view.history, padding, labels),
-        tuple(spans if layer in cross else _behind(spans, padding, labels) for layer, spans in enumerate(view.layers)),
-        view.next_tokens[number : number + 1],
-    )
+    short: dict[tuple[Span, ...], tuple[Span, ...]] = {}  # neighbouring layers mostly name the same rows
+    layers = []
+    for layer, spans in enumerate(view.layers):
+        if spans not in short:
+            short[spans] = _behind(spans, padding, labels)
+        layers.append(spans if layer in cross else short[spans])
+    return View(_behind(view.history, padding, labels), tuple(layers), view.next_tokens[number : number + 1])
 
 
 def _behind(spans: tuple[Span, ...], padding: int, labels: Labels) -> tuple[Span, ...]:

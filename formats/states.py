@@ -101,8 +101,12 @@ def of_snapshot(
 
 def check_coverage(keys: Iterable[StateKey], snapshots: int, geometry: Geometry) -> None:
     """Every state of every layer is stored once for every snapshot.  Raises CorruptError."""
+    found = list(keys)
+    needed = sum(len(spec.states) for spec in geometry.layers) * snapshots
+    if sum(key.layer_count * key.snapshots for key in found) > needed:  # before anything grows with it
+        raise CorruptError("states are stored twice")
     stored: dict[tuple[int, int], list[Span]] = {}
-    for key in keys:
+    for key in found:
         for layer in range(key.first_layer, key.first_layer + key.layer_count):
             stored.setdefault((layer, key.number), []).append(key.span)
     for layer, spec in enumerate(geometry.layers):

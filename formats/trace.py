@@ -276,7 +276,8 @@ def _gather_states(
         read = block.read(device) if needed else None
         for layer in needed:
             assert read is not None
-            found[layer, key.number] = read[layer - key.first_layer, snapshot - key.first_snapshot]
+            # a copy: the model that it is restored into overwrites it
+            found[layer, key.number] = read[layer - key.first_layer, snapshot - key.first_snapshot].clone()
     return [
         {state.name: found[layer, number] for number, state in enumerate(trace.geometry.layers[layer].states)}
         for layer in wanted

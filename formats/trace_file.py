@@ -28,6 +28,7 @@ from .limits import (
     MAX_INTEGER,
     MAX_JSON_BYTES,
     MAX_LABELS_PER_RECORD,
+    MAX_NEXT_TOKENS,
     MAX_ROWS,
     MAX_SNAPSHOTS,
     MAX_SPANS,
@@ -323,6 +324,8 @@ class TraceFile:
                 widths.add(width)
                 if len(widths) != 1:
                     raise CorruptError("labels: some records have ids for each sequence, some for all")
+                if (len(labels) + entry.count) * width > MAX_ROWS:
+                    raise CorruptError(f"labels: more than {MAX_ROWS} token ids")
                 offsets = tensors["position_offsets"].integers()
                 positions = [row + shift for row, shift in enumerate(offsets, entry.first)]
                 if min(positions) < 0 or max(positions) > MAX_INTEGER:
@@ -338,6 +341,8 @@ class TraceFile:
         total_spans = 0
         if not total:
             raise self.reader.corrupt("there is no snapshot")
+        if self.labels.width > 1 and total * self.labels.width > MAX_NEXT_TOKENS:
+            raise self.reader.corrupt(f"more than {MAX_NEXT_TOKENS} next tokens")
         for offset, entry in records:
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
@@ -357,7 +362,7 @@ class TraceFile:
                 raise self.reader.corrupt("a reference beside sequences that hold different tokens", offset)
             tensors = self.buffer(offset, entry)
             with self.locating(offset, entry):
-                return _token_ids(tensors, (entry.count,), {})
+                return list(_token_ids(tensors, (entry.count,), {}))
         return []
 
     def _blocks(self) -> list[FileBlock]:
@@ -365,7 +370,7 @@ class TraceFile:
         for offset, entry in self._of_type(RecordType.ROWS):
             if entry.part not in _PARTS:
                 raise self.reader.corrupt(f"a block of part {entry.part}", offset, entry.sequence)
-            if Part(entry.part) not in (Part.JOINT, *self._layers(offset, entry, "a block")[0].parts):
+            if Part(entry.part) not in (Part.JOINT, *self._layers(offset, entry, "a block").parts):
                 raise self.reader.corrupt("a block of indexer keys that its layers do not have", offset, entry.sequence)
             if not 1 <= entry.count <= len(self.labels) - entry.first:
                 raise self.reader.corrupt("a block holds rows without labels", offset, entry.sequence)
@@ -374,19 +379,20 @@ class TraceFile:
             blocks.append(FileBlock(self, offset, entry))
         return blocks
 
-    def _layers(self, offset: int, entry: RecordHeader, what: str, *, rows: bool = True) -> list[LayerSpec]:
-        """The layers that a record covers, all alike; layers with rows unless it is not about rows."""
-        layers = list(self.geometry.layers[entry.first_layer : entry.first_layer + entry.layer_count])
-        if not layers or len(layers) != entry.layer_count or len(set(layers)) != 1:
+    def _layers(self, offset: int, entry: RecordHeader, what: str, *, rows: bool = True) -> LayerSpec:
+        """What the layers that a record covers are like, all of them; they have rows unless it is not about rows."""
+        first, stop = entry.first_layer, entry.first_layer + entry.layer_count
+        if not first < stop <= len(self.geometry.layers) or self.geometry.run_ends[first] < stop:
             raise self.reader.corrupt(f"{what} covers layers that cannot be stored together", offset, entry.sequence)
-        if rows and not layers[0].parts:
+        spec = self.geometry.layers[first]
+        if rows and not spec.parts:
             raise self.reader.corrupt(f"{what} covers layers that keep no rows", offset, entry.sequence)
-        return layers
+        return spec
 
     def _states(self) -> list[FileStates]:
         found = []
         for offset, entry in self._of_type(RecordType.STATES):
-            spec = self._layers(offset, entry, "a states record", rows=False)[0]
+            spec = self._layers(offset, entry, "a states record", rows=False)
             if entry.part >= len(spec.states):
                 raise self.reader.corrupt(f"a states record of state {entry.part}", offset, entry.sequence)
             if not 1 <= entry.count <= len(self.views) - entry.first:
@@ -400,7 +406,7 @@ class TraceFile:
     def _kept(self) -> list[Kept]:
         found = []
         for offset, entry in self._of_type(RecordType.KEPT):
-            spec = self._layers(offset, entry, "a map of kept rows")[0]
+            spec = self._layers(offset, entry, "a map of kept rows")
             if spec.index_size:
                 raise self.reader.corrupt("a map of kept rows with indexer keys", offset, entry.sequence)
             if not 1 <= entry.count <= len(self.labels) - entry.first:
@@ -416,7 +422,7 @@ class TraceFile:
     def _attention(self) -> list[FileReceived]:
         found = []
         for offset, entry in self._of_type(RecordType.ATTENTION):
-            spec = self._layers(offset, entry, "attention")[0]
+            spec = self._layers(offset, entry, "attention")
             if not 1 <= entry.count <= len(self.labels):
                 raise self.reader.corrupt("attention to rows without labels", offset, entry.sequence)
             found.append(FileReceived(self, offset, entry, spec.heads))
@@ -466,7 +472,7 @@ def _described(header: RecordHeader) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def _labelled_ids(tensors: Mapping[str, TensorView], count: int, batch: int) -> tuple[list[int], int]:
+def _labelled_ids(tensors: Mapping[str, TensorView], count: int, batch: int) -> tuple[Sequence[int], int]:
     """(token ids, how many a row) of a LABELS payload: one, or one for each sequence."""
     by_sequence = batch > 1 and "token_ids" in tensors and len(tensors["token_ids"].shape) == 2
     shape = (count, batch) if by_sequence else (count,)
@@ -476,10 +482,10 @@ def _labelled_ids(tensors: Mapping[str, TensorView], count: int, batch: int) -> 
 def _token_ids(
     tensors: Mapping[str, TensorView], shape: tuple[int, ...],
     others: Mapping[str, tuple[str, tuple[int | None, ...]]],
-) -> list[int]:  # fmt: skip
+) -> Sequence[int]:  # fmt: skip
     wide = "token_ids" in tensors and tensors["token_ids"].dtype == "I32"
     expect(tensors, {"token_ids": ("I32" if wide else "U16", shape), **others}, "token ids")
-    tokens = list(tensors["token_ids"].integers())
+    tokens = tensors["token_ids"].integers()
     if min(tokens) < 0:
         raise CorruptError("token ids: a negative token id")
     return tokens

@@ -22,7 +22,7 @@ from .geometry import Geometry
 from .header import TierHeader
 from .kept import Kept
 from .klt import reference
-from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW
+from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, TARGET_RECORD_RAW
 from .records import FILE_ID_BYTES, MINOR, Part, RecordType
 from .states import States
 from .tensor_buffer import pack
@@ -119,15 +119,17 @@ class TraceWriter:
             span=kept.span,
         )  # fmt: skip
 
-    def add_states(self, states: States, codec: Codec | None = None) -> None:
-        """Encode states and write them.
+    def add_states(
+        self, states: States, codec: Codec | None = None, device: str | torch.device = "cpu"
+    ) -> None:  # fmt: skip
+        """Encode states, on this device, and write them.
 
         Raises:
             UsageError: a value is NaN or infinite and the codec is not exact; the layer is named.
         """
         codec, key = codec or self._codec, states.key
         state = self.geometry.layers[key.first_layer].states[key.number]
-        values = state_blocks.as_values(states.read(), state)
+        values = state_blocks.as_values(states.read(device), state)
         if not codec.exact:
             _require_finite({state.name: values}, key.first_layer, codec.name)
         self._writer.record(
@@ -187,10 +189,11 @@ class TraceWriter:
         import torch
 
         rows, views_before = (0, 0) if self._before is None else (len(self._before.labels), len(self._before.views))
-        for first in range(0, len(self._labels), MAX_LABELS_PER_RECORD):
-            width = self._labels.width
-            tokens = self._labels.token_ids[first * width : (first + MAX_LABELS_PER_RECORD) * width]
-            positions = self._labels.positions[first : first + MAX_LABELS_PER_RECORD]
+        width = self._labels.width
+        most = MAX_LABELS_PER_RECORD if width == 1 else max(1, TARGET_RECORD_RAW // (4 * width + 8))
+        for first in range(0, len(self._labels), most):
+            tokens = self._labels.token_ids[first * width : (first + most) * width]
+            positions = self._labels.positions[first : first + most]
             offsets = [position - row for row, position in enumerate(positions, rows + first)]
             ids = _ids(tokens) if width == 1 else _ids(tokens).view(-1, width)
             payload = pack({"token_ids": ids, "position_offsets": torch.tensor(offsets, dtype=torch.int64)})

@@ -90,7 +90,7 @@ class Labels:
         return len(self.positions)
 
     def extend(self, token_ids: Iterable[int], positions: Iterable[int]) -> None:
-        self.token_ids.extend(token_ids)
+        self.token_ids.extend(iter(token_ids))  # an array of another width of integers, too
         self.positions.extend(positions)
 
     def tokens(self, spans: Iterable[Span], sequence: int = 0) -> list[int]:

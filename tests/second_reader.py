@@ -524,6 +524,7 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
         ids = read_token_ids(tables["token_ids"], record.number, geometry.batch)
         need(not columns or ids.shape[1] == columns[0].shape[1], "LABELS: token ids of one and of all sequences")
         columns.append(ids)
+        need(sum(one.size for one in columns) <= 2**26, "LABELS: token ids")
         offsets = expect(tables["position_offsets"], {"I64"}, [record.number], "position_offsets").integers()
         positions += [row + offset for row, offset in enumerate(offsets, record.first)]
     need(all(0 <= position <= I64_MAX for position in positions), "LABELS: position out of range")
@@ -539,6 +540,7 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
         need(record.first == len(snapshots) and 1 <= record.number <= most - record.first, "VIEWS: snapshots")
         snapshots += read_views(payload(view, record), record.number, labels, geometry)
     need(len(snapshots) >= 1, "no snapshot")
+    need(labels.shape[1] == 1 or len(snapshots) * labels.shape[1] <= 2**22, "VIEWS: next tokens")
     need(sum(len(snapshot.lines) for snapshot in snapshots) <= 5 * 2**22, "VIEWS: too many spans")
     for snapshot in snapshots:
         for _, _, spans in snapshot.groups():

@@ -80,7 +80,7 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
     ("65,536 code points", limits.MAX_STRING == 65536),
     ("in all 1 to 4,096", limits.MAX_LAYERS == 4096),
     ("H, DK, DV, W from 1 to 2^20", limits.MAX_EXTENT == 1 << 20),
-    ("at most 2^26 rows in all", limits.MAX_ROWS == 1 << 26),
+    ("at most 2^26 rows, and 2^26 token ids, in all", limits.MAX_ROWS == 1 << 26),
     ("`count` from 1 to 2^20", limits.MAX_LABELS_PER_RECORD == 1 << 20),
     ("at most 2^22 lines over all VIEWS", limits.MAX_SPANS == 1 << 22),
     ("at most 2^22 snapshots times layers", limits.MAX_COLUMNS == 1 << 22),

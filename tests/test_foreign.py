@@ -216,6 +216,90 @@ def test_a_static_cache_to_fill_must_fit() -> None:
         to_cache(trace, sliding, into=DynamicCache())
 
 
+def test_a_cache_to_fill_must_keep_what_the_model_keeps() -> None:
+    sample = SUPPORTED["mistral-sliding"]
+    model = sample.build(torch.float32)
+    trace = capture(model, PROMPT, steps=0)
+    for into in (
+        StaticCache(config=model.config, max_cache_len=5),
+        DynamicCache(config=replace(sample, config=sample.config | {"sliding_window": 4}).build(torch.float32).config),
+    ):
+        with pytest.raises(MismatchError, match=r"of the cache to fill keeps \d tokens, the model's window is 8"):
+            to_cache(trace, model, into=into)
+    bart = build("bart")
+    captured = capture_small(SUPPORTED["bart"], bart, steps=0)
+
+    def static(room: int, encoded: int) -> EncoderDecoderCache:
+        config = bart.get_decoder().config
+        return EncoderDecoderCache(
+            StaticCache(config=config, max_cache_len=room), StaticCache(config=config, max_cache_len=encoded)
+        )
+
+    for room, encoded, message in ((64, 64, "room for 64 tokens, the file has 23"), (16, 23, "has 40")):
+        with pytest.raises(MismatchError, match=message):
+            to_cache(captured, bart, into=static(room, encoded))
+    filled = to_cache(captured, bart, into=static(64, 23))
+    assert torch.allclose(feed(bart, filled, [5]), feed(bart, to_cache(captured, bart), [5]), atol=1e-5)
+    for use in (branch, lambda cache: repeat(cache, 2)):
+        with pytest.raises(UnsupportedCacheError, match="a StaticLayer is written in place"):
+            use(filled)
+
+
+def test_a_cache_that_records_its_past_is_refused() -> None:
+    model = SUPPORTED["mistral-sliding"].build(torch.float32)
+    cache = DynamicCache(config=model.config)
+    for layer in cache.layers:
+        layer.activate_past_recording()
+    run(model, cache, PROMPT)
+    with pytest.raises(UnsupportedCacheError, match="records what it has seen"):
+        from_cache(cache, model, PROMPT)
+
+
+@pytest.mark.parametrize("ids", [[1.5, 2.0], "abc", [[1, 2], [3]], None, [[[1]]]], ids=repr)
+def test_what_is_no_token_ids_is_refused(ids: Any) -> None:
+    with pytest.raises(UsageError, match="token ids are"):
+        capture(models.llama(), ids)
+
+
+def test_a_batch_takes_as_many_more_texts_as_it_has() -> None:
+    model, (ids, mask) = build("llama"), batch()
+    trace = capture(model, ids, attention_mask=mask, steps=0)
+    with pytest.raises(UsageError, match="2 sequences to append to 4"):
+        generate_inputs(trace, model, append=[[1], [2]])
+    with pytest.raises(UsageError, match="the model has no token 120"):
+        generate_inputs(trace, model, append=[120])
+    assert generate_inputs(trace, model, append=[7])["input_ids"][:, -1].tolist() == [7] * 4
+
+
+def test_encoders_are_asked_for_what_they_are_fed() -> None:
+    with pytest.raises(UsageError, match="is fed input_features"):
+        capture(build("whisper"), PROMPT)
+    with pytest.raises(UsageError, match="is fed input_ids"):
+        capture(build("bart"), input_features=torch.zeros(1, 8, 60))
+    bart = build("bart")
+    with pytest.raises(UsageError, match="do not fit into the model's"):
+        capture(bart, [5] * (bart.config.max_position_embeddings + 1))
+
+
+@pytest.mark.parametrize("fill", [-torch.inf, torch.finfo(torch.float32).min])
+def test_the_drill_looks_at_what_the_model_may_say(fill: float) -> None:
+    model = models.llama()
+    head = model.lm_head.forward
+
+    def masked(hidden: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden)
+        logits[..., 3] = fill
+        return logits
+
+    model.lm_head.forward = masked
+    drill.require_restorable(model)
+    stateful = keeping_state(models.llama())
+    head = stateful.lm_head.forward
+    stateful.lm_head.forward = masked
+    with pytest.raises(UnsupportedCacheError, match="keeps a part of its state elsewhere"):
+        drill.require_restorable(stateful)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_quantized_caches_are_dequantized(family: str) -> None:
     model = build(family)
@@ -247,6 +331,7 @@ def test_caches_of_another_kind_are_refused_by_name() -> None:
     full = models.llama()
     cache, _ = prefill(full, PROMPT, chunk=64)
     for ids, message in (
+        ([*PROMPT[:-1], 300], "the model has no token 300"),
         (PROMPT[:-1], "has seen 40 tokens, input_ids has 39"),
         ([PROMPT, PROMPT], "holds 1 sequences, input_ids has 2"),
     ):
@@ -294,8 +379,8 @@ def test_tuples_that_would_not_be_all(family: str) -> None:
 # The drill
 
 
-def test_a_model_that_keeps_state_elsewhere_is_refused(tmp_path: Path) -> None:
-    model = models.llama()
+def keeping_state(model: Any) -> Any:
+    """The model with an attention that carries something of its own from pass to pass."""
     attention = model.model.layers[1].self_attn
     plain = attention.forward
 
@@ -306,10 +391,15 @@ def test_a_model_that_keeps_state_elsewhere_is_refused(tmp_path: Path) -> None:
         return out + 0.1 * before[:, None], weights
 
     attention.forward = forward
-    with pytest.raises(
-        UnsupportedCacheError, match="LlamaForCausalLM cannot be captured: restored, its cache does not"
-    ):
-        capture(model, models.prompt(20), steps=1)
+    return model
+
+
+def test_a_model_that_keeps_state_elsewhere_is_refused() -> None:
+    model = keeping_state(models.llama())
+    cache, _ = prefill(model, PROMPT, chunk=64)
+    for job in (lambda: capture(model, models.prompt(20), steps=1), lambda: from_cache(cache, model, PROMPT)):
+        with pytest.raises(UnsupportedCacheError, match="LlamaForCausalLM cannot be captured: restored, its cache"):
+            job()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

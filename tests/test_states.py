@@ -219,6 +219,38 @@ def test_a_sequence_of_a_batch_is_a_trace_of_its_own(tmp_path: Path) -> None:
         assert same_snapshots(load(tmp_path / f"{number}.tsc").snapshot(1), moment)
 
 
+@pytest.mark.parametrize("recipe", [Recipe("scalar"), Recipe("lossless", state_bits=4)], ids=["rows", "states"])
+def test_what_was_compressed_is_no_source(recipe: Recipe, tmp_path: Path) -> None:
+    trace = full_trace(finite=True, batch=2)
+    with (tmp_path / "t.tsc").open("wb") as sink:
+        write(Source(trace), recipe, sink)
+    whole = load(tmp_path / "t.tsc")
+    for one in (whole, whole.sequence(1)):
+        with pytest.raises(UsageError, match="was compressed already"):
+            Source(one)
+
+
+def test_a_snapshot_has_states_of_its_own() -> None:
+    trace = full_trace()
+    trace.snapshot().states[0]["recurrent.0"].zero_()
+    assert bool((trace.snapshot().states[0]["recurrent.0"] != 0).any())
+
+
+def test_a_wide_batch_of_many_tokens_can_be_read(tmp_path: Path) -> None:
+    trace = full_trace((LayerSpec("sliding", 1, 1, 1, window=2),), batch=1 << 14, lengths=(300, 301))
+    save(trace, tmp_path / "t.tsc")
+    assert load(tmp_path / "t.tsc").labels == trace.labels
+
+
+def test_what_no_reader_would_take_is_not_written() -> None:
+    sink = io.BytesIO()
+    writer = TraceWriter(
+        sink, Geometry("float32", (LayerSpec("none", states=(StateSpec("s", (1 << 23,), "float32"),)),)), {}
+    )
+    with pytest.raises(LimitError, match="bytes that are all alike"):
+        writer.add_states(MemoryStates(StateKey(0, 0, 1, 0, 1), torch.zeros(1, 1, 1, 1 << 23)))
+
+
 def test_the_scalar_codec_of_states_is_the_rows_own() -> None:
     recipe = Recipe("scalar", {"bits": 5})
     assert recipe.state_codec.settings == codec_by_name("scalar", {"bits": 5}).settings

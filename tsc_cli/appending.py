@@ -25,6 +25,7 @@ from formats.trace_writer import TraceWriter
 from . import bridge, restoring
 from .generation import Progress, Sampler, feed, nothing
 from .positions import require_room
+from .prompts import as_ids, check_ids
 from .replay import Feed, feeds_of, feeds_text
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def append(
             raise UsageError("holds a batch, to which nothing is appended", path=str(path))
         if steps < 0 or every < 1 or chunk < 1 or (not prompt and not steps):
             raise UsageError("there is nothing to append: neither a prompt nor steps")
+        check_ids(model, as_ids(list(prompt)))
         chosen = trace.views[-1].next_token
         if not prompt and chosen is None:
             raise UsageError("the last run chose no next token", path=str(path), hint="give a prompt")

@@ -131,7 +131,7 @@ def spec_of(layer: Any, where: str, kind: str | None = None) -> LayerSpec:
     rows, states = rows_of(layer) if filled(layer) else (), states_of(layer)
     known = class_of(layer)
     if not rows and known.kind != "none":
-        raise UnsupportedCacheError(f"{where} was not filled: it shares another layer's cache")
+        raise UnsupportedCacheError(f"{where} was not filled: nothing was fed, or it shares another layer's cache")
     if known.states and not states:
         raise UnsupportedCacheError(f"{where} was not filled: its state is kept elsewhere")
     if len({part.dtype for part in rows}) > 1 or len({part.shape[2] for part in rows}) > 1:

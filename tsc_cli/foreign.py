@@ -14,7 +14,8 @@ from formats.errors import UnsupportedCacheError, UsageError
 from formats.timeline import Rows
 
 from . import bridge, cache_layers, fingerprint, supported
-from .prompts import as_ids, by_row, padding_of
+from .drill import require_restorable
+from .prompts import as_ids, by_row, check_ids, padding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ def from_cache(
     Args:
         cache: a DynamicCache, StaticCache, QuantizedCache or EncoderDecoderCache that the model has filled.
         input_ids: the tokens that it has been fed so far, (tokens,) or (batch, tokens); those of the decoder, if there
-            is an encoder.
+            is an encoder, whose own input must have had no padding.
         attention_mask: (batch, tokens), 0 at padding, which must be at the left.
         next_tokens: the tokens to go on with, if they are known, (batch,).
         tokenizer: if given, its hash becomes part of the fingerprint.
@@ -47,7 +48,10 @@ def from_cache(
     if type(cache) not in (DynamicCache, StaticCache, QuantizedCache, EncoderDecoderCache):
         raise UnsupportedCacheError(f"a {type(cache).__name__} cannot be stored", hint=supported.HINT)
     _check_layers(bridge.layers_of(cache), expected, name)
+    fingerprint.require_repeatable(model)
+    require_restorable(model)
     ids = as_ids(input_ids)
+    check_ids(model, ids)
     geometry = bridge.geometry_of(cache, name, padding_of(attention_mask, ids))
     seen = bridge.tokens_seen(cache)
     if ids.shape[0] != geometry.batch:
@@ -92,6 +96,10 @@ def _check_layers(layers: Sequence[Any], expected: Sequence[Any], name: str) -> 
             raise UnsupportedCacheError(
                 f"layer {number} of the cache is {known.kind}, that of {name} {of_model.kind}",
                 hint="make the cache with the model's config: DynamicCache(config=model.config)",
+            )
+        if getattr(layer, "record_past", False):
+            raise UnsupportedCacheError(
+                f"layer {number} records what it has seen beyond what it keeps", hint="crop(0) lets go of it"
             )
         if known.kind == "sliding" and cache_layers.window_of(layer) != own.sliding_window:
             raise UnsupportedCacheError(
@@ -154,8 +162,10 @@ def to_tuples(cache: Cache) -> tuple[tuple[torch.Tensor, ...], ...]:
 
 def branch(cache: Cache) -> Any:
     """A second cache with the same contents; feeding tokens to either leaves the other alone."""
-    if isinstance(cache, StaticCache | QuantizedCache):
-        raise UnsupportedCacheError(f"a {type(cache).__name__} is written in place", hint="restore it twice")
+    for layer in bridge.layers_of(cache):
+        known = cache_layers.class_of(layer)
+        if known.static or known.quantized:
+            raise UnsupportedCacheError(f"a {type(layer).__name__} is written in place", hint="restore it twice")
     return bridge.fork(cache)
 
 

@@ -62,10 +62,13 @@ def prefill(
 
 @torch.no_grad()
 def feed(
-    model: PreTrainedModel, cache: Cache, token_ids: Tokens, *, padding: Sequence[int] = (), last_only: bool = False
-) -> torch.Tensor:
+    model: PreTrainedModel, cache: Cache, token_ids: Tokens, *, padding: Sequence[int] = (),
+    encoded: torch.Tensor | None = None, last_only: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """Feed tokens, in one forward pass if the cache allows it; the cache grows by them.
 
+    Args:
+        encoded: what the encoder made, if it is at hand; beside a filled cross-attention cache zeros do.
     Returns:
         logits, (tokens or 1, vocabulary); of token ids (batch, tokens), (batch, tokens or 1, vocabulary).
     Raises:
@@ -77,7 +80,7 @@ def feed(
     passes = [ids] if takes_several(cache) else list(torch.split(ids, 1, dim=1))
     found: list[torch.Tensor] = []
     for piece in passes:
-        logits = _run(model, cache, piece, seen, padding, None, last_only=last_only)
+        logits = _run(model, cache, piece, seen, padding, encoded, last_only=last_only)
         found = [logits] if last_only else [*found, logits]
         seen += piece.shape[1]
     whole = torch.cat(found, 1)

@@ -84,7 +84,7 @@ class Judge:
         """The quality record of a recipe's file, as `verify --record` writes one."""
         fidelity = self.of_recipe(recipe)
         tokens = len(self.source.trace.token_ids(self.snapshot))
-        identical = recipe.codec == "lossless" and not recipe.evict
+        identical = recipe.codec == "lossless" and not recipe.evict and recipe.state_codec.exact
         return Verified(
             self.snapshot, tokens, self.reference, "capture", identical, fidelity, 0, None
         ).to_dict()  # fmt: skip

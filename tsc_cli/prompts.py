@@ -84,7 +84,12 @@ def prompt_of(
             raise UsageError(f"{type(model).__name__} has no encoder: it takes input_ids alone")
         ids = as_ids(input_ids)
         return Prompt(ids, padding_of(attention_mask, ids))
-    encoder = ("input_features", input_features) if input_features is not None else ("input_ids", as_ids(input_ids))
+    if (input_features is not None) != (model.main_input_name == "input_features"):
+        raise UsageError(f"the encoder of {type(model).__name__} is fed {model.main_input_name}")
+    encoder = (
+        ("input_ids", as_ids(input_ids)) if input_features is None
+        else ("input_features", torch.as_tensor(input_features))
+    )  # fmt: skip
     if attention_mask is not None and not bool(torch.as_tensor(attention_mask).bool().all()):
         raise UsageError("an encoder's input with padding cannot be captured", hint="one sequence at a time")
     if decoder_input_ids is None:
@@ -104,9 +109,14 @@ def _start_token(model: PreTrainedModel) -> int:
 
 
 def as_ids(input_ids: Any) -> torch.Tensor:
-    """Token ids as (batch, tokens), int64 on the CPU."""
-    ids = torch.as_tensor(input_ids, dtype=torch.int64).cpu()
-    return ids[None] if ids.dim() == 1 else ids
+    """Token ids as (batch, tokens), int64 on the CPU.  Raises UsageError for what is none."""
+    try:
+        ids = torch.as_tensor(input_ids).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError("token ids are a sequence of integers, or a tensor of (tokens,) or (batch, tokens)") from error
+    if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool or ids.dim() not in (1, 2)):
+        raise UsageError(f"token ids are integers of (tokens,) or (batch, tokens), not {ids.dtype} {tuple(ids.shape)}")
+    return ids.to(torch.int64)[None] if ids.dim() == 1 else ids.to(torch.int64)
 
 
 def padding_of(attention_mask: Any, ids: torch.Tensor) -> tuple[int, ...]:
@@ -132,15 +142,21 @@ def check(model: PreTrainedModel, prompt: Prompt, steps: int) -> None:
     """Raise UsageError unless the model knows all tokens of the prompt and has room for it and the steps after it."""
     if not prompt.ids.numel() or any(not tensor.numel() for _, tensor in prompt.encoder):
         raise UsageError("the prompt is empty")
-    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     for ids in (prompt.ids, *(tensor for name, tensor in prompt.encoder if name == "input_ids")):
-        wrong = [token for token in torch.unique(ids).tolist() if not 0 <= token < known]
-        if wrong:
-            raise UsageError(
-                f"the model has no token {wrong[0]}: its ids go from 0 to {known - 1}",
-                hint="take the tokenizer that belongs to the model",
-            )
+        check_ids(model, ids)
+        check_prompt(model, ids.shape[1], 0)
     check_prompt(model, prompt.tokens, steps)
+
+
+def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """Raise UsageError unless the model knows all of these tokens."""
+    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    wrong = [token for token in torch.unique(ids).tolist() if not 0 <= token < known]
+    if wrong:
+        raise UsageError(
+            f"the model has no token {wrong[0]}: its ids go from 0 to {known - 1}",
+            hint="take the tokenizer that belongs to the model",
+        )
 
 
 def encoded_of(trace: Trace, model: PreTrainedModel) -> torch.Tensor | None:

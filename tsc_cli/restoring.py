@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
 
 from formats.errors import MismatchError
 from formats.geometry import LayerSpec
@@ -42,8 +43,14 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
     _check_kinds(specs, layers_of(expected), len(self_layers(expected)))
     evicted = _check_rows(snapshot, specs, seen)
     if into is not None:
-        _check_empty(layers, specs, seen, evicted=evicted)
+        _check_empty(layers, snapshot, specs, seen, evicted=evicted)
     if evicted:
+        if any(
+            type(layer) is not DynamicLayer for layer, spec in zip(layers, specs, strict=True) if spec.kind == "full"
+        ):
+            raise MismatchError("rows were evicted, which this model's cache cannot be told")
+        if isinstance(cache, EncoderDecoderCache):
+            raise MismatchError("rows were evicted, which an encoder-decoder model's cache cannot be told")
         cache.layers = layers = [
             EvictedLayer(seen) if spec.kind == "full" else layer for layer, spec in zip(layers, specs, strict=True)
         ]
@@ -73,6 +80,12 @@ def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int) ->
             )
         if known.states != bool(spec.states):
             raise MismatchError(f"layer {number} {'lacks' if known.states else 'has'} states in the file")
+        for state in spec.states:
+            what, _, at = state.name.partition(".")
+            if what not in ("conv", "recurrent") or at not in map(str, range(layer.number_of_states)):
+                raise MismatchError(
+                    f"layer {number} has a state {state.name!r} in the file, which the model does not know"
+                )
 
 
 def _check_sizes(specs: Sequence[LayerSpec], own: Sequence[LayerSpec]) -> None:
@@ -85,7 +98,7 @@ def _check_sizes(specs: Sequence[LayerSpec], own: Sequence[LayerSpec]) -> None:
                     f"{getattr(mine, name)} in the model"
                 )
         shapes = [[(state.name, state.shape) for state in one.states] for one in (spec, mine)]
-        if all(shapes) and shapes[0] != shapes[1]:
+        if spec.kind == mine.kind and shapes[0] != shapes[1]:
             raise MismatchError(f"layer {number} has states {shapes[0]} in the file and {shapes[1]} in the model")
 
 
@@ -112,7 +125,9 @@ def _check_rows(snapshot: Snapshot, specs: Sequence[LayerSpec], seen: int) -> bo
     return bool(set(full.values()) - {seen})
 
 
-def _check_empty(layers: Sequence[Any], specs: Sequence[LayerSpec], seen: int, *, evicted: bool) -> None:
+def _check_empty(
+    layers: Sequence[Any], snapshot: Snapshot, specs: Sequence[LayerSpec], seen: int, *, evicted: bool
+) -> None:
     """Raise MismatchError unless a cache that was handed in can take the rows."""
     for number, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
         known = cache_layers.LAYER_CLASSES.get(type(layer))
@@ -120,10 +135,23 @@ def _check_empty(layers: Sequence[Any], specs: Sequence[LayerSpec], seen: int, *
             raise MismatchError(f"layer {number} of the cache to fill is a {type(layer).__name__}, which cannot be")
         if cache_layers.filled(layer) or any(state is not None for state in cache_layers.states_of(layer).values()):
             raise MismatchError("the cache to fill is not empty")
-        if known.kind != ("full" if spec.kind == "cross" else spec.kind) or (known.static and evicted):
+        if known.kind != ("full" if spec.kind == "cross" else spec.kind):
             raise MismatchError(f"layer {number} of the cache to fill is {known.kind}, in the file {spec.kind}")
-        if known.static and known.kind == "full" and seen > layer.max_cache_len:
-            raise MismatchError(f"the cache to fill has room for {layer.max_cache_len} tokens, the file has {seen}")
+        if known.static and evicted:
+            raise MismatchError("rows were evicted, which a static cache cannot be told")
+        if known.kind == "sliding" and cache_layers.window_of(layer) != spec.window:
+            raise MismatchError(
+                f"layer {number} of the cache to fill keeps {cache_layers.window_of(layer)} tokens, the model's window "
+                f"is {spec.window}"
+            )
+        if known.static and known.kind == "full":
+            held, cross = snapshot.keys[number].shape[2], spec.kind == "cross"
+            # what a static cross-attention layer has beyond the encoder's rows would be attended to
+            if layer.max_cache_len != held if cross else layer.max_cache_len < seen:
+                raise MismatchError(
+                    f"layer {number} of the cache to fill has room for {layer.max_cache_len} tokens, the file has "
+                    f"{held if cross else seen}"
+                )
 
 
 def to_cache(
@@ -149,7 +177,7 @@ def to_cache(
     device = next(model.parameters()).device
     if not force:
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
-    else:
+    if force or not trace.fingerprint:
         _check_sizes(trace.geometry.layers, trial.geometry(model).layers)
     restored = trace.snapshot(snapshot, device=device)
     if force:
@@ -157,4 +185,9 @@ def to_cache(
         restored.keys[:] = [keys.to(dtype) for keys in restored.keys]
         restored.values[:] = [values.to(dtype) for values in restored.values]
         restored.indexer_keys[:] = [None if one is None else one.to(dtype) for one in restored.indexer_keys]
+        captured = getattr(torch, trace.geometry.dtype)  # a state of another dtype than the rows has it in any model
+        restored.states[:] = [
+            {name: state.to(dtype) if state.dtype == captured else state for name, state in states.items()}
+            for states in restored.states
+        ]
     return restore(restored, model, trace.geometry.layers, into)

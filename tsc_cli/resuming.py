@@ -14,7 +14,7 @@ from formats.errors import UsageError
 
 from . import bridge, restoring
 from .generation import Sampler, continue_from, feed, feed_last_again, padded, placeholder
-from .prompts import as_ids
+from .prompts import as_ids, check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +71,9 @@ def generate_inputs(
     following = torch.tensor(view.next_tokens)[:, None] if append is None else as_ids(append)
     if not following.numel():
         raise UsageError("the capturing run chose no next token", hint="append= gives the tokens to go on with")
+    check_ids(model, following)
+    if following.shape[0] not in (1, batch):
+        raise UsageError(f"{following.shape[0]} sequences to append to {batch}")
     following = following.to(device).expand(batch, -1)
     cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force, into=into)
     held = torch.tensor([trace.labels.tokens(view.history, sequence) for sequence in range(batch)], device=device)

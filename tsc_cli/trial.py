@@ -30,13 +30,17 @@ def tokens_from(model: PreTrainedModel, start: int) -> torch.Tensor:
 
 def filled(model: PreTrainedModel, start: int) -> Any:
     """The cache of such tokens, and of what an encoder might have made, if there is one."""
-    encoded = None
-    if model.config.is_encoder_decoder:
-        parameter = next(model.parameters())
-        noise = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(start))
-        encoded = noise.to(parameter.device, parameter.dtype)
-    cache, _ = prefill(model, tokens_from(model, start), chunk=TOKENS, encoded=encoded)
+    cache, _ = prefill(model, tokens_from(model, start), chunk=TOKENS, encoded=encoded(model, start))
     return cache
+
+
+def encoded(model: PreTrainedModel, start: int) -> torch.Tensor | None:
+    """Something that an encoder might have made, (1, 5, width), if there is one."""
+    if not model.config.is_encoder_decoder:
+        return None
+    parameter = next(model.parameters())
+    noise = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(start))
+    return noise.to(parameter.device, parameter.dtype)
 
 
 def geometry(model: PreTrainedModel) -> Geometry:
