@@ -159,9 +159,9 @@ class Remains:
                 found = self.wreck.records[number]
                 if found.header.type == kind:
                     self._try(found, read)
-        for number, found in self.wreck.records.items():
+        for found in self.wreck.records.values():
             if found.header.type not in KNOWN_TYPES:
-                self._try(found, lambda one: self._payload(one) and None)
+                self._try(found, self._read_unknown)
         self._require_bases()
         self._hold_snapshots()
 
@@ -239,6 +239,9 @@ class Remains:
     def _read_attention(self, found: Found) -> None:
         (attention,) = self.pieces.one(found, self.pieces._attention)
         attention.check()
+
+    def _read_unknown(self, found: Found) -> None:
+        self._payload(found)
 
     def _read_header(self, found: Found) -> None:
         if found.header.raw > MAX_JSON_BYTES:

@@ -14,6 +14,7 @@ import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import google_crc32c
@@ -283,7 +284,7 @@ class Wreck(RecordReader):
     def _check_order(self) -> None:
         """What a strict reader would miss; bytes that are no record are noted already."""
         ordered = sorted(self.records.values())
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in pairwise(ordered):
             if after.header.sequence < before.header.sequence:
                 self._note(f"record {after.header.sequence} stands behind record {before.header.sequence}",
                            after.offset, after.header.sequence)  # fmt: skip
