@@ -11,7 +11,8 @@ from . import integrity, views
 from .errors import CorruptError, LimitError, TscError, UnsupportedFileError
 from .klt import store
 from .records import KNOWN_TYPES, MINOR, SUPERBLOCK
-from .remains import Need, Remains, examine, union, without
+from .remains import Need, Remains, examine
+from .row_sets import union, without
 from .scanning import Problem, Wreck
 from .trace_file import TraceFile
 

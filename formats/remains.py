@@ -1,4 +1,4 @@
-"""What of a damaged file can be relied on: each record checked by itself, then each snapshot by the records it needs."""
+"""What of a damaged file can be relied on: each record by itself, then each snapshot by the records that it needs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .kept import Kept
 from .klt.reference import ProfileReference
 from .limits import MAX_JSON_BYTES, MAX_ROWS, MAX_SNAPSHOTS
 from .records import KNOWN_TYPES, Part, RecordHeader, RecordType
+from .row_sets import common, inside, meets, without
 from .scanning import Found, Problem, Wreck
 from .trace_file import FileBlock, FileStates, TraceFile
 from .views import HISTORY, Labels, Span, View, merged
@@ -50,6 +51,7 @@ class Pieces(TraceFile):
         return read()
 
     def _header(self, offset: int, entry: RecordHeader) -> RecordHeader:
+        del offset
         return entry  # checked by `scanning`, which may have rebuilt it
 
     def _consecutive(self, kind: RecordType, most: int) -> tuple[list[tuple[int, RecordHeader]], int]:
@@ -182,7 +184,7 @@ class Remains:
         labels, span = self.pieces.one(found, self.pieces._labels), Span(found.header.first, found.header.count)
         if self.labels and labels.width != self.width:
             raise CorruptError("labels: some records have ids for each sequence, some for all")
-        if _inside(span, self.labelled) or _meets(span, self.labelled):
+        if inside(span, self.labelled) or meets(span, self.labelled):
             raise CorruptError("labels of rows that have labels")
         self.width = self.pieces.labels.width = labels.width
         self.labels[found.header.sequence] = labels
@@ -203,7 +205,7 @@ class Remains:
                 other.first_layer < one.first_layer + one.layer_count,
                 one.first_layer < (other.first_layer + other.layer_count),
             )
-            if all(layers) and _meets(one.span, [other.span]):
+            if all(layers) and meets(one.span, [other.span]):
                 raise CorruptError("two maps say what layers kept of the same rows")
         self.kept[found.header.sequence] = one
 
@@ -221,7 +223,7 @@ class Remains:
         span, number = block.key.span, found.header.sequence
         if codec.id == KLT and self.profile is None:
             raise CorruptError("rows that need a profile that the file does not have")
-        if codec.id == KLT and not _inside(span, self.labelled):
+        if codec.id == KLT and not inside(span, self.labelled):
             raise CorruptError("rows whose positions are lost, without which they cannot be decoded")
         if codec.id == DELTA:
             bases = {base for base in tensors["bases"].integers() if base >= 0}
@@ -300,7 +302,7 @@ class Remains:
 
     def common(self, numbers: Iterable[int] | None = None) -> list[tuple[Span, ...]]:
         """For each layer the rows of which records (all, or these) hold every part."""
-        return [_common(list(one.values())) for one in self.stored(numbers)]
+        return [common(list(one.values())) for one in self.stored(numbers)]
 
     def _hold_snapshots(self) -> None:
         available = self.common()
@@ -330,7 +332,7 @@ class Remains:
             yield Need(first, count, lacking[first])
         for layer, spec in enumerate(self.pieces.geometry.layers):
             for at, state in enumerate(spec.states):
-                if not _inside(Span(number, 1), states.get((layer, at), ())):
+                if not inside(Span(number, 1), states.get((layer, at), ())):
                     yield Need(layer, 1, (), state.name)
 
     def _meant(self, view: View) -> Iterable[Span]:
@@ -338,13 +340,13 @@ class Remains:
         for one in self.kept.values():
             slots = Span(one.span.first, one.slots)
             for layer in range(one.first_layer, one.first_layer + one.layer_count):
-                if _meets(slots, view.layers[layer]):
+                if meets(slots, view.layers[layer]):
                     for head in range(one.heads):
                         yield from (Span(row, 1) for row in one.rows(layer, head))
 
     def _mapped(self, view: View, one: RecordHeader) -> bool:
         layers = view.layers[one.first_layer : one.first_layer + one.layer_count]
-        return any(_meets(Span(one.first, one.count), spans) for spans in layers)
+        return any(meets(Span(one.first, one.count), spans) for spans in layers)
 
     def _perhaps_mapped(self, view: View) -> bool:
         """Whether a layer names fewer rows than there were tokens, and no map says which: one may be lost."""
@@ -390,49 +392,3 @@ def _runs(values: Sequence[Any]) -> Iterable[tuple[int, int]]:
             if values[first]:
                 yield first, at - first
             first = at
-
-
-def _inside(span: Span, spans: Sequence[Span]) -> bool:
-    """Whether merged, sorted spans hold all of this one."""
-    at = bisect_right(spans, span.first, key=lambda one: one.first) - 1
-    return at >= 0 and span.stop <= spans[at].stop
-
-
-def _meets(span: Span, spans: Iterable[Span]) -> bool:
-    return any(span.first < one.stop and one.first < span.stop for one in spans)
-
-
-def without(spans: Iterable[Span], held: Sequence[Span]) -> tuple[Span, ...]:
-    """The rows of `spans` that `held`, merged and sorted, does not hold; merged and sorted."""
-    result = []
-    for span in sorted(spans):
-        at = span.first
-        for one in held[max(0, bisect_right(held, at, key=lambda run: run.first) - 1) :]:
-            if one.first >= span.stop:
-                break
-            if one.first > at:
-                result.append(Span(at, one.first - at))
-            at = max(at, one.stop)
-        if at < span.stop:
-            result.append(Span(at, span.stop - at))
-    return union(result)
-
-
-def union(spans: Iterable[Span]) -> tuple[Span, ...]:
-    """The rows of all spans, merged and sorted; spans may overlap."""
-    result: list[Span] = []
-    for span in sorted(spans):
-        if result and span.first <= result[-1].stop:
-            result[-1] = Span(result[-1].first, max(result[-1].stop, span.stop) - result[-1].first)
-        elif span.rows:
-            result.append(span)
-    return tuple(result)
-
-
-def _common(sets: Sequence[tuple[Span, ...]]) -> tuple[Span, ...]:
-    """The rows that all of some sets hold."""
-    if not sets:
-        return ()
-    whole = union(span for spans in sets for span in spans)
-    lacking = [span for spans in sets for span in without(whole, spans)]
-    return without(whole, union(lacking))

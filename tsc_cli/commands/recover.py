@@ -12,7 +12,7 @@ from ..output import Output, printable, size
 from .options import File, Force, Json, Quiet
 
 if TYPE_CHECKING:
-    from formats.recovery import Salvage
+    from formats.recovery_plan import Plan
     from formats.remains import Need, Remains
 
 
@@ -36,27 +36,27 @@ def command(
         raise UsageError("a recovered file is checked before it takes its name: stdout will not do", hint="-o OUT.tsc")
     out = Output(as_json, quiet)
     with out.progress(f"recovering {file}"):
-        salvage, length = recover(file, output, force=force)
-    facts = {"path": file, "output": output, "file_bytes": length, **facts_of(salvage)}
-    out.report("tsc.recover/1", facts, _text(file, output, length, salvage), output)
+        plan, length = recover(file, output, force=force)
+    facts = {"path": file, "output": output, "file_bytes": length, **facts_of(plan)}
+    out.report("tsc.recover/1", facts, _text(file, output, length, plan), output)
 
 
-def facts_of(salvage: Salvage) -> dict[str, Any]:
+def facts_of(plan: Plan) -> dict[str, Any]:
     """What was kept and what was lost."""
     from formats.diagnosis import lost
 
-    remains = salvage.remains
-    why = dict(lost(remains))
+    remains = plan.remains
+    reasons = dict(lost(remains))
     known = range(remains.snapshots)
     return {
-        "damaged": salvage.damaged, "complete": salvage.complete,
+        "damaged": plan.damaged, "complete": plan.complete,
         "snapshots_known": remains.snapshots, "all_snapshots_known": remains.all_known,
-        "snapshots": [{"old": old, "new": salvage.numbers.get(old), "lost": _needs(remains, old),
-                       "reason": why.get(old)} for old in known],
+        "snapshots": [{"old": old, "new": plan.numbers.get(old), "lost": _needs(remains, old),
+                       "reason": reasons.get(old)} for old in known],
         "unread_bytes": [{"start": start, "stop": stop} for start, stop in remains.wreck.unread],
         "lost_records": [_record(one) for one in remains.lost_records()],
-        "dropped_records": [{"record": number, "reason": salvage.dropped[number]} for number in sorted(salvage.dropped)],
-        "rows_without_labels": [{"first": one.first, "rows": one.rows} for one in salvage.labels_for],
+        "dropped_records": [{"record": number, "reason": why} for number, why in sorted(plan.dropped.items())],
+        "rows_without_labels": [{"first": one.first, "rows": one.rows} for one in plan.labels_for],
         "problems": [{"message": one.message, "offset": one.offset, "record": one.record}
                      for one in [*remains.wreck.problems, *remains.problems]],
     }  # fmt: skip
@@ -84,23 +84,23 @@ def _record(header: Any) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _text(path: str, output: str, length: int, salvage: Salvage) -> str:
+def _text(path: str, output: str, length: int, plan: Plan) -> str:
     from formats.diagnosis import lost
 
-    remains = salvage.remains
+    remains = plan.remains
     of = f"{remains.snapshots}" if remains.all_known else f"at least {remains.snapshots}"
-    head = f"{printable(output)}: {len(salvage.numbers)} of {of} snapshots, {size(length)}"
-    if not salvage.damaged:
+    head = f"{printable(output)}: {len(plan.numbers)} of {of} snapshots, {size(length)}"
+    if not plan.damaged:
         return f"{printable(path)} is not damaged\n{head}"
-    lines = [head, "nothing is lost: only what can be made anew was damaged"] if salvage.complete else [head]
+    lines = [head, "nothing is lost: only what can be made anew was damaged"] if plan.complete else [head]
     lines += [f"  lost: snapshot {number}: {printable(why)}" for number, why in lost(remains)]
-    if any(old != new for old, new in salvage.numbers.items()):
-        renamed = ", ".join(f"{old} -> {new}" for old, new in salvage.numbers.items())
+    if any(old != new for old, new in plan.numbers.items()):
+        renamed = ", ".join(f"{old} -> {new}" for old, new in plan.numbers.items())
         lines.append(f"  snapshots are numbered anew: {renamed}")
     lines += [f"  lost: {_in_words(one)}" for one in remains.lost_records()]
-    lines += [f"  not kept: record {number} {salvage.dropped[number]}" for number in sorted(salvage.dropped)]
+    lines += [f"  not kept: record {number} {plan.dropped[number]}" for number in sorted(plan.dropped)]
     lines += [f"  not read: bytes {start} to {stop - 1}" for start, stop in remains.wreck.unread]
-    if not salvage.complete:
+    if not plan.complete:
         lines.append("  the file promises no tier any more: tsc verify measures what it has")
     return "\n".join(lines)
 
