@@ -15,7 +15,7 @@ from .kept import Kept
 from .klt.reference import ProfileReference
 from .limits import MAX_JSON_BYTES, MAX_ROWS, MAX_SNAPSHOTS
 from .records import KNOWN_TYPES, Part, RecordHeader, RecordType
-from .row_sets import common, inside, meets, without
+from .row_sets import common, inside, meets, union, without
 from .scanning import Found, Problem, Wreck
 from .trace_file import FileBlock, FileStates, TraceFile
 from .views import HISTORY, Labels, Span, View, merged
@@ -81,7 +81,6 @@ class Remains:
         views: snapshots whose VIEWS record is intact, by number.
         snapshots: how many there were at least; `all_known` says whether that is all.
         lacks: what each of `views` lacks; empty for a snapshot that can be restored.
-        dropped: intact records that are of no use, with why.
     """
 
     wreck: Wreck
@@ -102,7 +101,8 @@ class Remains:
     header: TierHeader | None = None
     lacks: dict[int, list[Need]] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)  # snapshots for which a lost record may have said what rows mean
-    dropped: dict[int, str] = field(default_factory=dict)
+    _outside: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # bases that are not in the record itself
+    _stands_for: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # rows that the slots of a KEPT record are
 
     @property
     def whole(self) -> list[int]:
@@ -144,7 +144,7 @@ class Remains:
     def complete(self) -> bool:
         """Whether everything that the file said before INDEX is there."""
         return self.wreck.total is not None and not self.lost_records() and self.header is not None and (
-            self.whole == list(range(self.snapshots)) and not self.dropped
+            self.whole == list(range(self.snapshots))
         )  # fmt: skip
 
     def read(self) -> None:
@@ -208,6 +208,9 @@ class Remains:
             if all(layers) and meets(one.span, [other.span]):
                 raise CorruptError("two maps say what layers kept of the same rows")
         self.kept[found.header.sequence] = one
+        layers_of = range(one.first_layer, one.first_layer + one.layer_count)
+        rows = {row for layer in layers_of for head in range(one.heads) for row in one.rows(layer, head)}
+        self._stands_for[found.header.sequence] = union(Span(row, 1) for row in rows)
 
     def _read_profile(self, found: Found) -> None:
         profile = self.pieces.one(found, self.pieces._profile)
@@ -226,8 +229,8 @@ class Remains:
         if codec.id == KLT and not inside(span, self.labelled):
             raise CorruptError("rows whose positions are lost, without which they cannot be decoded")
         if codec.id == DELTA:
-            bases = {base for base in tensors["bases"].integers() if base >= 0}
-            self.bases[number] = {base for base in bases if not span.first <= base < span.stop}
+            bases = union(Span(base, 1) for base in tensors["bases"].integers() if base >= 0)
+            self._outside[number] = without(bases, [span])
         self.blocks[number] = block
 
     def _read_states(self, found: Found) -> None:
@@ -264,12 +267,11 @@ class Remains:
                     runs = stored[layer].setdefault(part, [])
                     if runs and key.first_row < runs[-1][0].stop:
                         fault = f"rows of layer {layer} are stored twice"
-                    for base in self.bases.get(number, ()):
-                        at = bisect_right(runs, base, key=lambda run: run[0].first) - 1
-                        if at < 0 or base >= runs[at][0].stop:
-                            fault = fault or f"rows of layer {layer} are predicted from row {base}, which is lost"
-                        else:
-                            needs.add(runs[at][1])
+                    for bases in self._outside.get(number, ()):
+                        holders = _holding(bases, runs)
+                        if without([bases], [span for span, _ in holders]):
+                            fault = fault or f"rows of layer {layer} are predicted from rows that are lost"
+                        needs |= {holder for _, holder in holders}
             if fault:
                 del self.blocks[number], self.records[number]
                 self.problems.append(Problem(fault, block.offset, number))
@@ -337,12 +339,10 @@ class Remains:
 
     def _meant(self, view: View) -> Iterable[Span]:
         """Rows that slots of a snapshot stand for: their labels are needed."""
-        for one in self.kept.values():
+        for number, one in self.kept.items():
             slots = Span(one.span.first, one.slots)
-            for layer in range(one.first_layer, one.first_layer + one.layer_count):
-                if meets(slots, view.layers[layer]):
-                    for head in range(one.heads):
-                        yield from (Span(row, 1) for row in one.rows(layer, head))
+            if any(meets(slots, view.layers[one.first_layer + at]) for at in range(one.layer_count)):
+                yield from self._stands_for[number]
 
     def _mapped(self, view: View, one: RecordHeader) -> bool:
         layers = view.layers[one.first_layer : one.first_layer + one.layer_count]
@@ -382,6 +382,17 @@ def examine(wreck: Wreck) -> Remains:
 
 def _parts(block: FileBlock) -> tuple[Part, ...]:
     return (Part.KEYS, Part.VALUES) if block.key.part is Part.JOINT else (block.key.part,)
+
+
+def _holding(wanted: Span, runs: Sequence[tuple[Span, int]]) -> list[tuple[Span, int]]:
+    """Of sorted spans, each with its record, those that hold some of these rows."""
+    at = max(0, bisect_right(runs, wanted.first, key=lambda run: run[0].first) - 1)
+    found = []
+    while at < len(runs) and runs[at][0].first < wanted.stop:
+        if runs[at][0].stop > wanted.first:
+            found.append(runs[at])
+        at += 1
+    return found
 
 
 def _runs(values: Sequence[Any]) -> Iterable[tuple[int, int]]:

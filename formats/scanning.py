@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +39,7 @@ from .tensor_buffer import parse
 from .trace_file import INDEX_COLUMNS, open_file
 
 _CHUNK = MIB
+_READINGS = 64  # times the length of a file that checksums may take: headers may claim the same bytes
 _MODEL_WITHIN = MIB  # where the first record is looked for without a superblock
 # a header of any record: type and reserved bytes; and of MODEL, most of which is zero
 _ANY = re.compile(rb"(?=[^\x00\x80]\x00.{24}\x00\x00.{8}\x00{4}.{24})", re.DOTALL)
@@ -88,6 +90,7 @@ class Wreck(RecordReader):
         self.unsupported: UnsupportedFileError | None = None
         self._copies: list[Found] = []
         self._begin = SUPERBLOCK_BYTES
+        self._read = 0
         descriptor = open_file(os.fspath(path))
         weakref.finalize(self, os.close, descriptor)
         super().__init__(descriptor, os.fspath(path))
@@ -210,6 +213,9 @@ class Wreck(RecordReader):
         return None
 
     def _checksum(self, offset: int, length: int) -> int:
+        self._read += length
+        if self._read > _READINGS * self.size:
+            raise self.corrupt("headers of more records than can have been written", offset)
         crc: int = google_crc32c.value(b"")
         for at in range(offset, offset + length, _CHUNK):
             crc = google_crc32c.extend(crc, self._pread(at, min(_CHUNK, offset + length - at)))
@@ -258,10 +264,14 @@ class Wreck(RecordReader):
 
     def _rebuild(self) -> None:
         """Take records whose header is damaged, but where it should stand and with one of its two checksums."""
+        ordered = sorted(self.records.values())
         for offset, listed in self.index:
             if listed.sequence in self.records or offset + RECORD_BYTES + listed.stored > self.size:
                 continue
-            taken = (offset < one.stop and one.offset < offset + RECORD_BYTES for one in self.records.values())
+            behind = bisect_right(ordered, offset, key=lambda one: one.offset)
+            taken = (
+                offset < one.stop and one.offset < offset + RECORD_BYTES for one in ordered[max(0, behind - 1) :][:2]
+            )
             if offset < SUPERBLOCK_BYTES or any(taken):
                 continue
             found = self._pread(offset, RECORD_BYTES)
