@@ -8,6 +8,7 @@ Format: https://github.com/huggingface/safetensors (8-byte little-endian header 
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from array import array
@@ -115,6 +116,21 @@ def pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
     from safetensors.torch import save
 
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def pack_integers(tensors: Mapping[str, tuple[str, Sequence[int], Sequence[int]]]) -> bytes:
+    """As `pack` would, of (dtype, shape, values, row-major) of integer tensors, without torch."""
+    header, parts, at = {}, [], 0
+    for name, (dtype, shape, values) in sorted(tensors.items(), key=lambda one: (-ITEM_SIZES[one[1][0]], one[0])):
+        numbers = array(_CODES[dtype], values)
+        if sys.byteorder == "big":  # pragma: no cover - no such machine at hand
+            numbers.byteswap()
+        parts.append(numbers.tobytes())
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(parts[-1])]}
+        at += len(parts[-1])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def to_torch(view: TensorView, device: str | torch.device = "cpu") -> torch.Tensor:

@@ -142,7 +142,7 @@ class TraceFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        descriptor = _open(self.path)
+        descriptor = open_file(self.path)
         weakref.finalize(self, os.close, descriptor)  # blocks hold the file, so it stays open as long as they live
         self.reader = RecordReader(descriptor, self.path)
         self.entries = self._index()
@@ -491,7 +491,8 @@ def _token_ids(
     return tokens
 
 
-def _open(path: str) -> int:
+def open_file(path: str) -> int:
+    """A descriptor of a regular file, to read.  Raises StorageError, UsageError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:

@@ -25,7 +25,7 @@ from .klt import reference
 from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, TARGET_RECORD_RAW
 from .records import FILE_ID_BYTES, MINOR, Part, RecordType
 from .states import States
-from .tensor_buffer import pack
+from .tensor_buffer import pack, pack_integers
 from .trace import MemoryBlock, Received, Trace
 from .version import VERSION
 from .views import Labels, View
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .trace_file import TraceFile
 
 CREATED_BY = f"tsc {VERSION}"
-_VIEWS_PER_RECORD = 1 << 12
+VIEWS_PER_RECORD = 1 << 12
 
 
 def content_id(*parts: bytes) -> bytes:
@@ -198,8 +198,8 @@ class TraceWriter:
             ids = _ids(tokens) if width == 1 else _ids(tokens).view(-1, width)
             payload = pack({"token_ids": ids, "position_offsets": torch.tensor(offsets, dtype=torch.int64)})
             self._writer.record(RecordType.LABELS, payload, span=(rows + first, len(positions)))
-        for first in range(0, len(self._views), _VIEWS_PER_RECORD):
-            views = self._views[first : first + _VIEWS_PER_RECORD]
+        for first in range(0, len(self._views), VIEWS_PER_RECORD):
+            views = self._views[first : first + VIEWS_PER_RECORD]
             spans, next_tokens = viewing.to_table(views, self._labels.width)
             chosen = torch.tensor(next_tokens, dtype=torch.int64)
             payload = pack({
@@ -263,15 +263,14 @@ def _off_by(header: TierHeader, length: int) -> float:
 
 
 def _close(writer: RecordWriter, header: TierHeader) -> int:
-    import torch
-
     writer.record(RecordType.HEADER, header_json.to_json(header))
     table = [
-        (offset, h.type, h.codec, h.stored, h.raw, h.part, h.first_layer, h.layer_count, h.first, h.count)
-        for offset, h in writer.entries
-    ]
+        value for offset, h in writer.entries
+        for value in (offset, h.type, h.codec, h.stored, h.raw, h.part, h.first_layer, h.layer_count, h.first, h.count)
+    ]  # fmt: skip
     index_offset = writer.offset
-    writer.record(RecordType.INDEX, pack({"records": torch.tensor(table, dtype=torch.int64)}))
+    lines = len(writer.entries)
+    writer.record(RecordType.INDEX, pack_integers({"records": ("I64", (lines, len(table) // lines), table)}))
     writer.end(index_offset)
     return writer.offset
 

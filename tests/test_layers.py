@@ -47,11 +47,20 @@ def test_only_two_files_know_cache_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["capture", "--help"], ["tiers"], ["inspect", "FILE"], ["test", "FILE"]]
+    "command",
+    [
+        ["--help"],
+        ["capture", "--help"],
+        ["tiers"],
+        ["inspect", "FILE"],
+        ["test", "FILE"],
+        ["doctor", "FILE"],
+        ["recover", "FILE", "-o", "NEW"],
+    ],
 )
 def test_starts_without_torch(command: list[str], tmp_path: Path) -> None:
     save(growing_trace(), tmp_path / "t.tsc")
-    words = [str(tmp_path / "t.tsc") if word == "FILE" else word for word in command]
+    words = [{"FILE": str(tmp_path / "t.tsc"), "NEW": str(tmp_path / "n.tsc")}.get(word, word) for word in command]
     script = (
         "import sys\nfrom tsc_cli.main import run\n"
         f"code = run({words!r})\n"

@@ -123,7 +123,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal shape, dtype and bits; NaNs are equal to themselves and -0.0 is not 0.0."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return torch.equal(*(one.reshape(-1).contiguous().view(torch.uint8) for one in (a, b)))
 
 
 def same_snapshots(a: Snapshot, b: Snapshot) -> bool:

@@ -15,6 +15,7 @@ from .commands import (
     compress,
     decode,
     demo,
+    doctor,
     inspect,
     integrity,
     models,
@@ -23,6 +24,7 @@ from .commands import (
     probe_cache,
     probe_weights,
     profiles,
+    recover,
     resume,
     tiers,
     verify,
@@ -61,7 +63,8 @@ def tsc(
 
 for _name, _module in (
     ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
-    ("resume", resume), ("decode", decode), ("test", integrity), ("tiers", tiers), ("calibrate", calibrate),
+    ("resume", resume), ("decode", decode), ("test", integrity), ("doctor", doctor),
+    ("recover", recover), ("tiers", tiers), ("calibrate", calibrate),
     ("profiles", profiles), ("bench", bench), ("plot", plot), ("plan", plan),
     ("probe-weights", probe_weights), ("probe-cache", probe_cache), ("models", models),
 ):  # fmt: skip

@@ -154,6 +154,11 @@ def spec_of(layer: Any, where: str, kind: str | None = None) -> LayerSpec:
     )  # fmt: skip
 
 
+def can_lack_rows(layer: Any) -> bool:
+    """Whether an `EvictedLayer` can stand for this one."""
+    return type(layer) is cache_utils.DynamicLayer
+
+
 def filled(layer: Any) -> bool:
     """Whether the layer holds rows."""
     return class_of(layer).kind != "none" and bool(layer.is_initialized) and tokens_seen(layer) > 0

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer
 
 from formats.errors import MismatchError
 from formats.geometry import LayerSpec

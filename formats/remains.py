@@ -1,0 +1,405 @@
+"""What of a damaged file can be relied on: each record by itself, then each snapshot by the records that it needs."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from . import geometry as geometry_json
+from . import header as header_json
+from .errors import CorruptError, TscError, UnsupportedFileError
+from .header import TierHeader
+from .kept import Kept
+from .klt.reference import ProfileReference
+from .limits import MAX_JSON_BYTES, MAX_ROWS, MAX_SNAPSHOTS
+from .records import KNOWN_TYPES, Part, RecordHeader, RecordType
+from .row_sets import common, inside, meets, union, without
+from .scanning import Found, Problem, Wreck
+from .trace_file import FileBlock, FileStates, TraceFile
+from .views import HISTORY, Labels, Span, View, merged
+
+KLT, DELTA = 6, 5
+T = TypeVar("T")
+
+
+class _Unbounded(Labels):
+    """Stands for labels some of which may be lost: rows are held against them later."""
+
+    def __len__(self) -> int:
+        return MAX_ROWS
+
+
+class _UnboundedViews(list[View]):
+    def __len__(self) -> int:
+        return MAX_SNAPSHOTS
+
+
+class Pieces(TraceFile):
+    """The rules of a strict reader for one record at a time, without those that tie records together."""
+
+    def __init__(self, wreck: Wreck) -> None:
+        self.path, self.reader, self.entries = wreck.path, wreck, []
+        self.labels, self.views = _Unbounded(), _UnboundedViews()
+        self.blocks, self._decoded, self._depth = [], {}, 0
+        self.profile = None
+
+    def one(self, found: Found, read: Callable[[], T]) -> T:
+        """What `read`, which takes all records of some type, makes of this one.  Raises TscError."""
+        self.entries = [(found.offset, found.header)]
+        return read()
+
+    def _header(self, offset: int, entry: RecordHeader) -> RecordHeader:
+        del offset
+        return entry  # checked by `scanning`, which may have rebuilt it
+
+    def _consecutive(self, kind: RecordType, most: int) -> tuple[list[tuple[int, RecordHeader]], int]:
+        for offset, entry in self._of_type(kind):
+            if not 1 <= entry.count <= most - entry.first:
+                raise self.reader.corrupt(f"{entry.name} records out of bounds", offset, entry.sequence)
+        return self._of_type(kind), len(self.entries)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a snapshot needs and the file has not: rows of some layers, labels (layer -1), or states (`state`)."""
+
+    first_layer: int
+    layer_count: int
+    spans: tuple[Span, ...]
+    state: str | None = None
+
+
+@dataclass
+class Remains:
+    """What is left of a file.
+
+    Attributes:
+        records: those that are kept if nothing speaks against it, by number.
+        problems: everything that is wrong, beside what `wreck` knows.
+        views: snapshots whose VIEWS record is intact, by number.
+        snapshots: how many there were at least; `all_known` says whether that is all.
+        lacks: what each of `views` lacks; empty for a snapshot that can be restored.
+    """
+
+    wreck: Wreck
+    pieces: Pieces
+    fingerprint: dict[str, str]
+    problems: list[Problem] = field(default_factory=list)
+    records: dict[int, Found] = field(default_factory=dict)
+    labels: dict[int, Labels] = field(default_factory=dict)  # by the number of the record
+    labelled: tuple[Span, ...] = ()
+    width: int = 1
+    view_records: dict[int, Found] = field(default_factory=dict)
+    views: dict[int, View] = field(default_factory=dict)
+    blocks: dict[int, FileBlock] = field(default_factory=dict)
+    bases: dict[int, set[int]] = field(default_factory=dict)  # records that a record's rows are predicted from
+    kept: dict[int, Kept] = field(default_factory=dict)
+    states: dict[int, FileStates] = field(default_factory=dict)
+    profile: ProfileReference | None = None
+    header: TierHeader | None = None
+    lacks: dict[int, list[Need]] = field(default_factory=dict)
+    unsure: set[int] = field(default_factory=set)  # snapshots for which a lost record may have said what rows mean
+    _outside: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # bases that are not in the record itself
+    _stands_for: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # rows that the slots of a KEPT record are
+
+    @property
+    def whole(self) -> list[int]:
+        """The snapshots that can be restored."""
+        return [number for number in sorted(self.views) if not self.lacks[number] and number not in self.unsure]
+
+    @property
+    def snapshots(self) -> int:
+        """How many snapshots the file is known to have had."""
+        lines = [line for _, line in self.wreck.index if line.type == RecordType.VIEWS]
+        ends = [one.first + one.count for one in lines] + [number + 1 for number in self.views]
+        ends += [one.key.span.stop for one in self.states.values()]
+        return max(ends, default=0)
+
+    @property
+    def all_known(self) -> bool:
+        """Whether no VIEWS record can have been lost that nothing tells of."""
+        return not self.open_end and not any(one is None for one in self.lost_records())
+
+    @property
+    def open_end(self) -> bool:
+        return self.wreck.total is None and not self.wreck.index
+
+    def lost_records(self) -> list[RecordHeader | None]:
+        """What INDEX says of the records that are lost; None where nothing does."""
+        listed = {line.sequence: line for _, line in self.wreck.index}
+        gone = set(self.wreck.lost) | {number for number in listed if number not in self.wreck.records}
+        for number in self.faulty:
+            listed[number] = self.wreck.records[number].header
+        return [listed.get(number) for number in sorted(gone | self.faulty)]
+
+    @property
+    def faulty(self) -> set[int]:
+        """Records that are there but not in order: INDEX or their headers say what they were."""
+        stop = self.wreck.total or len(self.wreck.records)
+        return {number for number in self.wreck.records if number < stop and number not in self.records}
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that the file said before INDEX is there."""
+        return self.wreck.total is not None and not self.lost_records() and self.header is not None and (
+            self.whole == list(range(self.snapshots))
+        )  # fmt: skip
+
+    def read(self) -> None:
+        """Check every record by itself, then what each needs of others, then every snapshot."""
+        readers: list[tuple[int, Callable[[Found], None]]] = [
+            (RecordType.LABELS, self._read_labels), (RecordType.VIEWS, self._read_views),
+            (RecordType.KEPT, self._read_kept), (RecordType.PROFILE, self._read_profile),
+            (RecordType.ROWS, self._read_rows), (RecordType.STATES, self._read_states),
+            (RecordType.REFERENCE, self._read_reference), (RecordType.ATTENTION, self._read_attention),
+            (RecordType.HEADER, self._read_header),
+        ]  # fmt: skip
+        for kind, read in readers:
+            for number in sorted(self.wreck.records):
+                found = self.wreck.records[number]
+                if found.header.type == kind:
+                    self._try(found, read)
+        for found in self.wreck.records.values():
+            if found.header.type not in KNOWN_TYPES:
+                self._try(found, self._read_unknown)
+        self._require_bases()
+        self._hold_snapshots()
+
+    def _try(self, found: Found, read: Callable[[Found], None]) -> None:
+        try:
+            read(found)
+        except UnsupportedFileError:
+            raise
+        except TscError as error:
+            self.problems.append(Problem.of(error, found.offset, found.header.sequence))
+        else:
+            self.records[found.header.sequence] = found
+
+    def _payload(self, found: Found) -> bytes:
+        return self.pieces.payload(found.offset, found.header)
+
+    def _read_labels(self, found: Found) -> None:
+        labels, span = self.pieces.one(found, self.pieces._labels), Span(found.header.first, found.header.count)
+        if self.labels and labels.width != self.width:
+            raise CorruptError("labels: some records have ids for each sequence, some for all")
+        if inside(span, self.labelled) or meets(span, self.labelled):
+            raise CorruptError("labels of rows that have labels")
+        self.width = self.pieces.labels.width = labels.width
+        self.labels[found.header.sequence] = labels
+        self.labelled = merged(sorted([*self.labelled, span]))
+
+    def _read_views(self, found: Found) -> None:
+        views = self.pieces.one(found, self.pieces._views)
+        numbers = range(found.header.first, found.header.first + len(views))
+        if any(number in self.views for number in numbers):
+            raise CorruptError("a snapshot is described twice")
+        self.views.update(zip(numbers, views, strict=True))
+        self.view_records[found.header.sequence] = found
+
+    def _read_kept(self, found: Found) -> None:
+        (one,) = self.pieces.one(found, self.pieces._kept)
+        for other in self.kept.values():
+            layers = (
+                other.first_layer < one.first_layer + one.layer_count,
+                one.first_layer < (other.first_layer + other.layer_count),
+            )
+            if all(layers) and meets(one.span, [other.span]):
+                raise CorruptError("two maps say what layers kept of the same rows")
+        self.kept[found.header.sequence] = one
+        layers_of = range(one.first_layer, one.first_layer + one.layer_count)
+        rows = {row for layer in layers_of for head in range(one.heads) for row in one.rows(layer, head)}
+        self._stands_for[found.header.sequence] = union(Span(row, 1) for row in rows)
+
+    def _read_profile(self, found: Found) -> None:
+        profile = self.pieces.one(found, self.pieces._profile)
+        if self.profile is not None:
+            raise CorruptError("there is more than one profile record")
+        if profile is not None and profile.data is not None:
+            profile.load()
+        self.profile = self.pieces.profile = profile
+
+    def _read_rows(self, found: Found) -> None:
+        (block,) = self.pieces.one(found, self.pieces._blocks)
+        codec, tensors, _ = block.tensors()
+        span, number = block.key.span, found.header.sequence
+        if codec.id == KLT and self.profile is None:
+            raise CorruptError("rows that need a profile that the file does not have")
+        if codec.id == KLT and not inside(span, self.labelled):
+            raise CorruptError("rows whose positions are lost, without which they cannot be decoded")
+        if codec.id == DELTA:
+            bases = union(Span(base, 1) for base in tensors["bases"].integers() if base >= 0)
+            self._outside[number] = without(bases, [span])
+        self.blocks[number] = block
+
+    def _read_states(self, found: Found) -> None:
+        (states,) = self.pieces.one(found, self.pieces._states)
+        states.tensors()
+        self.states[found.header.sequence] = states
+
+    def _read_reference(self, found: Found) -> None:
+        self.pieces.one(found, self.pieces._reference)
+
+    def _read_attention(self, found: Found) -> None:
+        (attention,) = self.pieces.one(found, self.pieces._attention)
+        attention.check()
+
+    def _read_unknown(self, found: Found) -> None:
+        self._payload(found)
+
+    def _read_header(self, found: Found) -> None:
+        if found.header.raw > MAX_JSON_BYTES:
+            raise CorruptError(f"a header record of {found.header.raw} bytes")
+        self.header = header_json.from_json(self._payload(found))
+
+    def _require_bases(self) -> None:
+        """Rows that are stored twice, or predicted from rows that are lost, are dropped; bases come before them."""
+        stored: list[dict[Part, list[tuple[Span, int]]]] = [{} for _ in self.pieces.geometry.layers]
+        for number in sorted(self.blocks, key=lambda one: (self.blocks[one].header.first, one)):
+            block = self.blocks[number]
+            key, parts = block.key, _parts(block)
+            layers = range(key.first_layer, key.first_layer + key.layer_count)
+            needs: set[int] = set()
+            fault = None
+            for layer in layers:
+                for part in parts:
+                    runs = stored[layer].setdefault(part, [])
+                    if runs and key.first_row < runs[-1][0].stop:
+                        fault = f"rows of layer {layer} are stored twice"
+                    for bases in self._outside.get(number, ()):
+                        holders = _holding(bases, runs)
+                        if without([bases], [span for span, _ in holders]):
+                            fault = fault or f"rows of layer {layer} are predicted from rows that are lost"
+                        needs |= {holder for _, holder in holders}
+            if fault:
+                del self.blocks[number], self.records[number]
+                self.problems.append(Problem(fault, block.offset, number))
+                continue
+            self.bases[number] = needs
+            for layer in layers:
+                for part in parts:
+                    stored[layer][part].append((key.span, number))
+        self.pieces.blocks = list(self.blocks.values())
+        held: dict[tuple[int, int], list[Span]] = {}
+        for number in sorted(self.states, key=lambda one: self.states[one].key.first_snapshot):
+            one = self.states[number].key
+            which = [(layer, one.number) for layer in range(one.first_layer, one.first_layer + one.layer_count)]
+            if any(held.get(each, [Span(0, 0)])[-1].stop > one.first_snapshot for each in which):
+                self.problems.append(Problem("states are stored twice", self.states[number].offset, number))
+                del self.states[number], self.records[number]
+                continue
+            for each in which:
+                held.setdefault(each, []).append(one.span)
+
+    def stored(self, numbers: Iterable[int] | None = None) -> list[dict[Part, tuple[Span, ...]]]:
+        """For each layer and part the rows that records (all, or these) hold."""
+        found: list[dict[Part, list[Span]]] = [{part: [] for part in s.parts} for s in self.pieces.geometry.layers]
+        for number in self.blocks if numbers is None else numbers:
+            block = self.blocks[number]
+            for layer in range(block.key.first_layer, block.key.first_layer + block.key.layer_count):
+                for part in _parts(block):
+                    found[layer][part].append(block.key.span)
+        return [{part: merged(sorted(spans)) for part, spans in one.items()} for one in found]
+
+    def common(self, numbers: Iterable[int] | None = None) -> list[tuple[Span, ...]]:
+        """For each layer the rows of which records (all, or these) hold every part."""
+        return [common(list(one.values())) for one in self.stored(numbers)]
+
+    def _hold_snapshots(self) -> None:
+        available = self.common()
+        held: dict[tuple[int, int], list[Span]] = {}
+        for states in self.states.values():
+            for layer in range(states.key.first_layer, states.key.first_layer + states.key.layer_count):
+                held.setdefault((layer, states.key.number), []).append(states.key.span)
+        states_held = {which: merged(sorted(spans)) for which, spans in held.items()}
+        gone = self.lost_records()
+        unknown = self.open_end or any(one is None for one in gone)
+        maps = [one for one in gone if one is not None and one.type == RecordType.KEPT]
+        for number, view in self.views.items():
+            self.lacks[number] = list(self._lacks(number, view, available, states_held))
+            if any(self._mapped(view, one) for one in maps) or (unknown and self._perhaps_mapped(view)):
+                self.unsure.add(number)
+
+    def _lacks(
+        self, number: int, view: View, available: Sequence[tuple[Span, ...]],
+        states: dict[tuple[int, int], tuple[Span, ...]],
+    ) -> Iterable[Need]:  # fmt: skip
+        labels = without([*view.history, *(span for spans in set(view.layers) for span in spans),
+                           *self._meant(view)], self.labelled)  # fmt: skip
+        if labels:
+            yield Need(HISTORY, 1, labels)
+        lacking = [without(spans, available[layer]) for layer, spans in enumerate(view.layers)]
+        for first, count in _runs(lacking):
+            yield Need(first, count, lacking[first])
+        for layer, spec in enumerate(self.pieces.geometry.layers):
+            for at, state in enumerate(spec.states):
+                if not inside(Span(number, 1), states.get((layer, at), ())):
+                    yield Need(layer, 1, (), state.name)
+
+    def _meant(self, view: View) -> Iterable[Span]:
+        """Rows that slots of a snapshot stand for: their labels are needed."""
+        for number, one in self.kept.items():
+            slots = Span(one.span.first, one.slots)
+            if any(meets(slots, view.layers[one.first_layer + at]) for at in range(one.layer_count)):
+                yield from self._stands_for[number]
+
+    def _mapped(self, view: View, one: RecordHeader) -> bool:
+        layers = view.layers[one.first_layer : one.first_layer + one.layer_count]
+        return any(meets(Span(one.first, one.count), spans) for spans in layers)
+
+    def _perhaps_mapped(self, view: View) -> bool:
+        """Whether a layer names fewer rows than there were tokens, and no map says which: one may be lost."""
+        for layer, spec in enumerate(self.pieces.geometry.layers):
+            if spec.kind not in ("full", "sliding") or spec.index_size:
+                continue
+            there = min(view.tokens_seen, spec.window - 1) if spec.window else view.tokens_seen
+            covered = any(one.covers(layer) for one in self.kept.values())
+            if view.rows(layer) < there and not covered:
+                return True
+        return False
+
+
+def examine(wreck: Wreck) -> Remains:
+    """Check everything that is left of a file.
+
+    Raises:
+        CorruptError: MODEL is lost, without which nothing else can be understood.
+        UnsupportedFileError: the file needs a newer reader.
+    """
+    if wreck.unsupported is not None:
+        raise wreck.unsupported
+    found = wreck.records.get(0)
+    if found is None or found.header.type != RecordType.MODEL or found.header.raw > MAX_JSON_BYTES:
+        raise wreck.corrupt("the model record is damaged, without which no other can be understood")
+    pieces = Pieces(wreck)
+    with pieces.locating(found.offset, found.header):
+        pieces.geometry, fingerprint = geometry_json.from_json(pieces.payload(found.offset, found.header))
+    remains = Remains(wreck, pieces, fingerprint, records={0: found})
+    remains.read()
+    return remains
+
+
+def _parts(block: FileBlock) -> tuple[Part, ...]:
+    return (Part.KEYS, Part.VALUES) if block.key.part is Part.JOINT else (block.key.part,)
+
+
+def _holding(wanted: Span, runs: Sequence[tuple[Span, int]]) -> list[tuple[Span, int]]:
+    """Of sorted spans, each with its record, those that hold some of these rows."""
+    at = max(0, bisect_right(runs, wanted.first, key=lambda run: run[0].first) - 1)
+    found = []
+    while at < len(runs) and runs[at][0].first < wanted.stop:
+        if runs[at][0].stop > wanted.first:
+            found.append(runs[at])
+        at += 1
+    return found
+
+
+def _runs(values: Sequence[Any]) -> Iterable[tuple[int, int]]:
+    """(first, count) of runs of equal values that are not empty."""
+    first = 0
+    for at in range(1, len(values) + 1):
+        if at == len(values) or values[at] != values[first]:
+            if values[first]:
+                yield first, at - first
+            first = at
