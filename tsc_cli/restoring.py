@@ -44,9 +44,8 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
     if into is not None:
         _check_empty(layers, snapshot, specs, seen, evicted=evicted)
     if evicted:
-        if any(
-            type(layer) is not DynamicLayer for layer, spec in zip(layers, specs, strict=True) if spec.kind == "full"
-        ):
+        full = [layer for layer, spec in zip(layers, specs, strict=True) if spec.kind == "full"]
+        if not all(map(cache_layers.can_lack_rows, full)):
             raise MismatchError("rows were evicted, which this model's cache cannot be told")
         if isinstance(cache, EncoderDecoderCache):
             raise MismatchError("rows were evicted, which an encoder-decoder model's cache cannot be told")
