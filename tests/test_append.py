@@ -116,24 +116,9 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     model, path = models.llama(), tmp_path / "t.tsc"
     save(capture(model, models.prompt(20), steps=0), path)
     with only_writer(path), pytest.raises(StorageError, match="another process is appending to it"):
-        other(path, "append(model, [], path, steps=1)")
+        append(model, [], path, steps=1)
     append(model, [], path, steps=1)
     assert len(load(path)) == 2
-
-
-def other(path: Path, what: str) -> None:
-    """In another process; its error, raised here."""
-    code = (
-        "import sys\nfrom formats.errors import TscError\nfrom tests import models\n"
-        "from tsc_cli.appending import append\n"
-        f"model, path = models.llama(), {str(path)!r}\ntry:\n    {what}\nexcept TscError as error:\n"
-        "    sys.exit(error.message)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise StorageError(done.stderr.strip().splitlines()[-1])
 
 
 WRITER = """
@@ -155,7 +140,7 @@ def writer(path: Path, count: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("writers", "each"), [(2, 6), pytest.param(8, 25, marks=pytest.mark.full)], ids=["2x6", "8x25"]
+    ("writers", "each"), [(2, 4), pytest.param(8, 25, marks=pytest.mark.full)], ids=["2x4", "8x25"]
 )
 def test_writers_take_turns_and_readers_see_whole_sessions(writers: int, each: int, tmp_path: Path) -> None:
     path = tmp_path / "t.tsc"
@@ -179,7 +164,7 @@ def test_writers_take_turns_and_readers_see_whole_sessions(writers: int, each: i
     assert len(seen) > 3
 
 
-@pytest.mark.parametrize("moments", [2, pytest.param(60, marks=pytest.mark.full)])
+@pytest.mark.parametrize("moments", [1, pytest.param(60, marks=pytest.mark.full)])
 def test_killed_while_appending_nothing_acknowledged_is_lost(moments: int, tmp_path: Path) -> None:
     path = tmp_path / "t.tsc"
     save(capture(models.llama(), models.prompt(20), steps=0), path)

@@ -39,9 +39,12 @@ def test_one_cache_is_small_and_bit_identical(case: tuple[str, Any, list[int]], 
     assert bridge.identical(cache, to_cache(load(tmp_path / "t.tsc"), loaded.model, tokenizer=loaded.tokenizer))
 
 
-def test_every_snapshot_resumes_as_the_uninterrupted_run(case: tuple[str, Any, list[int]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [5, pytest.param(16, marks=pytest.mark.full)])
+def test_every_snapshot_resumes_as_the_uninterrupted_run(
+    case: tuple[str, Any, list[int]], steps: int, tmp_path: Path
+) -> None:
     _, loaded, tokens = case
-    steps, more = 16, 8
+    more = 8
     cache, logits = prefill(loaded.model, tokens[:256], chunk=1024)
     whole = list(islice(continue_from(loaded.model, cache, int(logits.argmax()), Sampler()), steps + more))
     save(capture(loaded.model, tokens[:256], steps=steps), tmp_path / "t.tsc")

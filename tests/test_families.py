@@ -17,6 +17,7 @@ from formats.errors import UnsupportedCacheError
 from tests import models
 from tests.families import DTYPES, PROMPT, REFUSED, SUPPORTED, TABLE
 from tests.family_runs import AFTER, STEPS, capture_small
+from tests.test_foreign import FAMILIES
 from tsc_cli import compress, supported, verify
 from tsc_cli.capturing import CaptureOptions, capture_to_file
 
@@ -109,7 +110,7 @@ def test_the_table_and_the_tests_name_the_same_model_types(samples: Any, status:
     assert listed == {(sample.family, sample.model_type) for sample in samples.values()}
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fewer_bits_cost_more(family: str, tmp_path: Path) -> None:
     sample = SUPPORTED[family]
     model = sample.build(torch.float32)
