@@ -359,3 +359,22 @@ def test_a_name_cannot_forge_a_line(tsc: Any, tmp_path: Path) -> None:
     assert done.code == 3
     assert done.out.count("\n") == 1
     assert "\x1b" not in done.out
+
+
+@pytest.mark.parametrize(("problem", "code"), [
+    (MemoryError(), 2),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 192 bytes. Error code 12"), 2),
+    (RuntimeError("can't start new thread"), 2),
+    (OSError(12, "Cannot allocate memory"), 2),
+    (RuntimeError("shapes do not fit"), 101),
+])  # fmt: skip
+def test_want_of_memory_is_said_in_a_line(
+    problem: Exception, code: int, tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("formats.integrity.check", fail)
+    done = tsc("test", captured)
+    assert done.code == code
+    assert ("tsc: error: out of memory" in done.err.splitlines()) == (code == 2)

@@ -55,7 +55,7 @@ def _explain(problem: Exception) -> int:
         command = context.command_path if context is not None else "tsc"
         output.error(problem.format_message(), f"{command} --help")
         return 2
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+    if _is_want_of_memory(problem):
         output.error("out of memory", "a smaller --chunk or --context needs less")
         return 2
     if isinstance(problem, OSError):
@@ -63,3 +63,13 @@ def _explain(problem: Exception) -> int:
         return 2
     output.error(f"{type(problem).__name__}: {problem}", "this is a bug in tsc; TSC_DEBUG=1 shows where")
     return BUG
+
+
+def _is_want_of_memory(problem: Exception) -> bool:
+    """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    text = str(problem).lower()
+    return isinstance(problem, RuntimeError | OSError | ImportError) and (
+        "allocate memory" in text or "not enough memory" in text or "can't start new thread" in text
+    ) or type(problem).__name__ == "ZstdError" and "not enough memory" in text  # fmt: skip
