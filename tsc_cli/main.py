@@ -70,6 +70,5 @@ def _is_want_of_memory(problem: Exception) -> bool:
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
     text = str(problem).lower()
-    return isinstance(problem, RuntimeError | OSError | ImportError) and (
-        "allocate memory" in text or "not enough memory" in text or "can't start new thread" in text
-    ) or type(problem).__name__ == "ZstdError" and "not enough memory" in text  # fmt: skip
+    told = any(words in text for words in ("allocate memory", "not enough memory", "can't start new thread"))
+    return told and (isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError")

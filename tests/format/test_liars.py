@@ -65,7 +65,7 @@ def written(folder: Path, data: bytes, name: str = "crafted.tsc") -> Path:
 
 
 @pytest.mark.parametrize("liar", [expected(liar) for liar in LIARS])
-def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None:
+def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path, tally: Any) -> None:
     path = written(tmp_path, liar.build())
     tracemalloc.start()
     with pytest.raises(TscError) as caught:
@@ -79,6 +79,8 @@ def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None
     assert caught.value.path == str(path)
     assert liar.message in caught.value.message
     assert peak < 12 * MIB  # what one honest MiB of JSON takes; some of these declare TiBs
+    with tally("crafted liars") as counts:
+        counts["files refused with their own reason"] += 1
 
 
 @by_name

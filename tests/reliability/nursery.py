@@ -100,8 +100,6 @@ def serve() -> None:
     import torch
     import transformers  # noqa: F401
 
-    import tests.models
-    import tests.traces
     import tsc_cli.app
     import tsc_cli.capturing
     import tsc_cli.compressing

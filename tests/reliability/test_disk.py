@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import resource
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,9 +107,7 @@ def saving(path: Path) -> int:
     try:
         save(growing_trace(lengths=(900, 1_000), rows=finite_rows), path, force=True)
     except StorageError as error:
-        assert "\n" not in str(error)
-        message = f"tsc: error: {error}"
-        print(message, file=__import__("sys").stderr)
+        print(f"tsc: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -125,10 +124,16 @@ def jobs(source: Path, model: Path, path: Path) -> dict[str, Job]:
     }
 
 
-@pytest.mark.parametrize("every", [pytest.param(3, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
 @pytest.mark.parametrize("job", ["save", "compress", "record", "capture"])
 def test_every_call_fails_in_turn(
-    job: str, every: int, source: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tally: Any
+    job: str,
+    every: int,
+    source: Path,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tally: Any,
 ) -> None:
     path = tmp_path / "t.tsc"
     do = jobs(source, small_model, path)[job]
