@@ -18,7 +18,7 @@ from safetensors import safe_open
 from formats import load, save
 from tests import models
 from tests.traces import growing_trace
-from tsc_cli import capture
+from tsc_cli import capture, main
 from tsc_cli.main import run
 
 
@@ -378,3 +378,18 @@ def test_want_of_memory_is_said_in_a_line(
     done = tsc("test", captured)
     assert done.code == code
     assert ("tsc: error: out of memory" in done.err.splitlines()) == (code == 2)
+
+
+def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers does with one that strikes an import."""
+
+    def fail(*_: object) -> None:
+        try:
+            main._interrupt(2, None)
+        except KeyboardInterrupt as interrupt:
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'") from interrupt
+
+    monkeypatch.setattr(main, "_interrupts", [])
+    monkeypatch.setattr("formats.integrity.check", fail)
+    done = tsc("test", captured)
+    assert (done.code, done.err) == (130, "interrupted\n")

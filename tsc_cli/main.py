@@ -20,10 +20,20 @@ BUG = 101
 INTERRUPTED = 130
 
 
+_interrupts: list[int] = []
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Ctrl-C, noted: where it strikes an import, libraries make another error of it."""
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `tsc` and exit.  `arguments` default to the command line's."""
     # a job that is told to stop cleans up as one that is interrupted: nothing half-written stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, _interrupt)
     quiet_environment()
     sys.exit(run(arguments))
 
@@ -39,7 +49,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as problem:
         if os.environ.get("TSC_DEBUG") == "1":
             raise
-        return _explain(problem)
+        if not _interrupts:
+            return _explain(problem)
+        code = INTERRUPTED
     if code == INTERRUPTED:
         output.message("interrupted")
     return code if isinstance(code, int) else 0

@@ -1,13 +1,16 @@
-"""Runs the fault matrix and writes docs/reliability.md.
+"""Runs the fault matrix and writes docs/reliability.md and .json.
 
 python -m tests.reliability [--full] [words for pytest]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,14 +22,16 @@ TESTS = [
     "tests/reliability", "tests/format/test_damage.py", "tests/format/test_liars.py",
     "tests/format/test_second_reader.py",
 ]  # fmt: skip
+FOUND = ROOT / "docs" / "reliability.json"
 HEAD = """# What was done to files and processes, and what came of it
 
-Written by `python -m tests.reliability{words}`; the counts are those that the tests made. `python -m pytest` runs a
-quick share of the same tests, `python -m pytest -m full` the rest. A row passes if each of its tests does, and a test
-fails on the first wrong tensor, lost file, other error or other exit code.
+Written by `python -m tests.reliability --full`, which replaces the rows that it runs; the counts are those that the
+tests made, and stand in [reliability.json](reliability.json). `python -m pytest` runs a quick share of the same tests,
+`python -m pytest -m full` the rest. A row passes if each of its tests does; a test fails on the first wrong tensor,
+lost file, other error or other exit code.
 
-| fault | what is done | count | result |
-| --- | --- | --- | --- |
+| fault | what is done | share | count | result |
+| --- | --- | --- | --- | --- |
 """
 TAIL = """
 ## What these rows do not say
@@ -65,13 +70,14 @@ class Collector:
                 self.failed[row] += report.failed
 
 
-def table(collected: Collector) -> str:
+def page(found: Mapping[str, Any]) -> str:
     lines = []
     for row, what in ROWS.items():
-        counts = collected.counts[row]
-        result = f"FAILED ({collected.failed[row]} tests)" if collected.failed[row] else "passed"
-        lines.append(f"| {row} | {what} | {counts or 'not run'} | {result if counts else ''} |")
-    return "\n".join(lines) + "\n"
+        one = found.get(row, {"counts": {}, "failed": 0, "share": ""})
+        result = f"FAILED ({one['failed']} tests)" if one["failed"] else "passed"
+        counts = str(Tally(one["counts"])) or "not run"
+        lines.append(f"| {row} | {what} | {one['share']} | {counts} | {result if one['counts'] else ''} |")
+    return HEAD + "\n".join(lines) + "\n" + TAIL
 
 
 def main(words: list[str]) -> int:
@@ -81,8 +87,13 @@ def main(words: list[str]) -> int:
     code = pytest.main(["-m", "full or not full" if full else "not full", *TESTS, *rest], plugins=[collected])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         return int(code)
-    shown = " ".join(["", *(f"'{word}'" if " " in word or "[" in word else word for word in words)])
-    PAGE.write_text(HEAD.format(words=shown) + table(collected) + TAIL, "utf-8")
+    found = json.loads(FOUND.read_text("utf-8")) if FOUND.exists() else {}
+    for row, counts in collected.counts.items():
+        if counts:
+            share = "full" if full else "quick"
+            found[row] = {"counts": dict(counts), "failed": collected.failed[row], "share": share}
+    FOUND.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    PAGE.write_text(page(found), "utf-8")
     return int(code)
 
 

@@ -74,6 +74,11 @@ class Watch:
         self.reached: dict[Guard, list[str]] = defaultdict(list)
         self._lines = {(str(ROOT / one.file), line): one for one in known for line in range(one.first, one.last + 1)}
         self._test = ""
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.seconds[report.nodeid] = report.duration
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self._test = item.nodeid
@@ -153,7 +158,7 @@ def noticed(guard: Guard, tests: list[str]) -> bool:
     if pid == 0:
         code = 77
         # without a check, reading may never end or ask for everything: that is noticed, too
-        resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
         resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
         try:
             remove(guard)
@@ -173,10 +178,11 @@ def main(every: int) -> None:
     chosen = known[::every]
     survivors = []
     for guard in chosen:
-        tests = watch.reached.get(guard, [])
+        tests = sorted(set(watch.reached.get(guard, [])), key=lambda test: watch.seconds.get(test, 99.0))
         if not tests or not noticed(guard, tests[:MOST]):
             survivors.append(guard.name + ("" if tests else "  [no test reaches it]"))
             print(survivors[-1], file=sys.stderr, flush=True)
+    print(f"{len(chosen)} removed", file=sys.stderr)
     print(json.dumps({"removed": len(chosen), "noticed": len(chosen) - len(survivors), "survivors": survivors}))
 
 
