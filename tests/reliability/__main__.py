@@ -59,6 +59,7 @@ class Collector:
     def __init__(self) -> None:
         self.counts = {row: Tally() for row in ROWS}
         self.failed: Counter[str] = Counter()
+        self.full = dict.fromkeys(ROWS, False)  # whether more than the quick share was run
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call":
@@ -68,6 +69,7 @@ class Collector:
                 row, counts = value
                 self.counts[row].update(counts)
                 self.failed[row] += report.failed
+                self.full[row] |= "full" in report.keywords
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -90,7 +92,7 @@ def main(words: list[str]) -> int:
     found = json.loads(FOUND.read_text("utf-8")) if FOUND.exists() else {}
     for row, counts in collected.counts.items():
         if counts:
-            share = "full" if full else "quick"
+            share = "full" if collected.full[row] else "quick"
             found[row] = {"counts": dict(counts), "failed": collected.failed[row], "share": share}
     FOUND.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     PAGE.write_text(page(found), "utf-8")

@@ -29,11 +29,14 @@ def test_counts_are_added_up_and_failures_shown() -> None:
         raise AssertionError
     collected = Collector()
     for failed in (False, True):
-        report: Any = type("Report", (), {"when": "call", "user_properties": recorded, "failed": failed})
+        report: Any = type(
+            "Report", (), {"when": "call", "user_properties": recorded, "failed": failed, "keywords": {"full": 1}}
+        )
         collected.pytest_runtest_logreport(report)
     assert recorded == [(PROPERTY, ("Ctrl-C", {"moments": 3}))]
     assert collected.counts["Ctrl-C"] == {"moments": 6}
     assert collected.failed["Ctrl-C"] == 1
+    assert collected.full["Ctrl-C"]
     text = page({"Ctrl-C": {"counts": {"moments": 6}, "failed": 1, "share": "full"}})
     assert "| full | 6 moments | FAILED (1 tests) |" in text
     assert "| not run |  |" in text
