@@ -354,9 +354,8 @@ class TraceFile:
         return views
 
     def _reference(self) -> list[int]:
+        # `first` is 0 in each of them, so that two do not follow on one another
         records, _ = self._consecutive(RecordType.REFERENCE, MAX_LABELS_PER_RECORD)
-        if len(records) > 1:
-            raise self.reader.corrupt("there is more than one reference record")
         for offset, entry in records:
             if self.labels.width > 1:
                 raise self.reader.corrupt("a reference beside sequences that hold different tokens", offset)

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import Any
 
 import pytest
+
+from tests.reliability.rows import tallying
 
 # before typer is imported anywhere: plain, 80 columns wide
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
@@ -32,3 +35,9 @@ def tsc(capsys: pytest.CaptureFixture[str]) -> Any:
         return Result(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def tally(record_property: Any) -> Any:
+    """`with tally(row) as counts:` counts for a row of the fault matrix."""
+    return partial(tallying, record=record_property)

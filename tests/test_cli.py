@@ -18,7 +18,7 @@ from safetensors import safe_open
 from formats import load, save
 from tests import models
 from tests.traces import growing_trace
-from tsc_cli import capture
+from tsc_cli import capture, main
 from tsc_cli.main import run
 
 
@@ -359,3 +359,37 @@ def test_a_name_cannot_forge_a_line(tsc: Any, tmp_path: Path) -> None:
     assert done.code == 3
     assert done.out.count("\n") == 1
     assert "\x1b" not in done.out
+
+
+@pytest.mark.parametrize(("problem", "code"), [
+    (MemoryError(), 2),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 192 bytes. Error code 12"), 2),
+    (RuntimeError("can't start new thread"), 2),
+    (OSError(12, "Cannot allocate memory"), 2),
+    (RuntimeError("shapes do not fit"), 101),
+])  # fmt: skip
+def test_want_of_memory_is_said_in_a_line(
+    problem: Exception, code: int, tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("formats.integrity.check", fail)
+    done = tsc("test", captured)
+    assert done.code == code
+    assert ("tsc: error: out of memory" in done.err.splitlines()) == (code == 2)
+
+
+def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers does with one that strikes an import."""
+
+    def fail(*_: object) -> None:
+        try:
+            main._interrupt(2, None)
+        except KeyboardInterrupt as interrupt:
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'") from interrupt
+
+    monkeypatch.setattr(main, "_interrupts", [])
+    monkeypatch.setattr("formats.integrity.check", fail)
+    done = tsc("test", captured)
+    assert (done.code, done.err) == (130, "interrupted\n")

@@ -20,10 +20,20 @@ BUG = 101
 INTERRUPTED = 130
 
 
+_interrupts: list[int] = []
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Ctrl-C, noted: where it strikes an import, libraries make another error of it."""
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `tsc` and exit.  `arguments` default to the command line's."""
     # a job that is told to stop cleans up as one that is interrupted: nothing half-written stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, _interrupt)
     quiet_environment()
     sys.exit(run(arguments))
 
@@ -39,7 +49,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as problem:
         if os.environ.get("TSC_DEBUG") == "1":
             raise
-        return _explain(problem)
+        if not _interrupts:
+            return _explain(problem)
+        code = INTERRUPTED
     if code == INTERRUPTED:
         output.message("interrupted")
     return code if isinstance(code, int) else 0
@@ -55,7 +67,7 @@ def _explain(problem: Exception) -> int:
         command = context.command_path if context is not None else "tsc"
         output.error(problem.format_message(), f"{command} --help")
         return 2
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+    if _is_want_of_memory(problem):
         output.error("out of memory", "a smaller --chunk or --context needs less")
         return 2
     if isinstance(problem, OSError):
@@ -63,3 +75,12 @@ def _explain(problem: Exception) -> int:
         return 2
     output.error(f"{type(problem).__name__}: {problem}", "this is a bug in tsc; TSC_DEBUG=1 shows where")
     return BUG
+
+
+def _is_want_of_memory(problem: Exception) -> bool:
+    """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    text = str(problem).lower()
+    told = any(words in text for words in ("allocate memory", "not enough memory", "can't start new thread"))
+    return told and (isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError")

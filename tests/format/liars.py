@@ -188,7 +188,7 @@ liar("record of another file", "checksum of a record header", record_of_another_
 liar("another sequence number", "stands where record", lambda c: c[LABELS].lies.update(sequence=8))
 liar("two MODEL", "one model record", twice(MODEL))
 liar("two HEADER", "one header record", twice(HEADER))
-liar("two REFERENCE", "reference", twice(REFERENCE))
+liar("two REFERENCE", "do not follow", twice(REFERENCE))
 extra("INDEX among the records", "cannot be", Piece(INDEX, b"{}"))
 extra("END among the records", "cannot be", Piece(END, b"", stored=SIGNATURE))
 liar("no MODEL", "one model record", without(MODEL))
@@ -262,3 +262,12 @@ liar("end: longer payload", "checksum of a record header", lambda c: setattr(c.e
 liar("end: another signature", "end mark is missing", lambda c: setattr(c.end, "stored", SIGNATURE[:-1] + b"\0"))
 liar("end: bytes behind", "end mark is missing", lambda c: setattr(c, "tail", b"\n"))
 liar("end: a second one", "does not point to the index", lambda c: c.build() + c.build()[-72:])
+
+
+def ends_too_early(craft: Craft) -> None:
+    """ROWS come last, of which opening reads no header, and INDEX lets them end a byte before it begins."""
+    craft.records.append(craft.records.pop(1))
+    craft.edit_index = lambda lines: lines[-1].__setitem__(3, lines[-1][3] - 1)
+
+
+liar("index: the last record ends too early", "does not tile", ends_too_early)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from formats.errors import CorruptError, TscError, UnsupportedFileError
-from tests.format.craft import LABELS, MODEL, REFERENCE, VIEWS, Craft, join_table, spell, split_table
+from tests.format.craft import LABELS, MODEL, REFERENCE, VIEWS, Craft, Piece, join_table, spell, split_table
 from tests.format.liars import MIB, liar
 
 Json = Any
@@ -109,6 +109,14 @@ labels("negative token", "negative token id", numbers(LABELS, "token_ids", 3, -1
 labels("negative position", "position is out of range", numbers(LABELS, "position_offsets", 3, -4))
 labels("position 2^63", "position is out of range", numbers(LABELS, "position_offsets", 1, 2**63 - 1))
 liar("reference: negative token", "negative token id", numbers(REFERENCE, "token_ids", 0, -1, "I32"))
+
+
+def reference_of_many(craft: Craft) -> None:
+    craft.insert(Piece(REFERENCE, b"", count=1)).set_tensors({"token_ids": ("U16", [1], b"\1\0")})
+
+
+liar("reference: beside sequences of their own", "sequences that hold different tokens", reference_of_many,
+     sample="1.3, padded")  # fmt: skip
 liar("reference: another count", "is U16 [3]", lambda c: setattr(c[REFERENCE], "count", 2))
 
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,10 +92,18 @@ def test_the_sample_is_valid_and_small(path: Path) -> None:
     assert 3_000 < SIZE < 5_000
 
 
-def test_every_truncation(path: Path) -> None:
-    for length in range(SIZE - 1, -1, -1):
-        os.truncate(path, length)
-        assert_refused(path, f"{length} of {SIZE} bytes")
+@pytest.mark.parametrize(
+    "name", ["valid", *(pytest.param(name, marks=pytest.mark.full) for name in ("1.3, hybrid", "klt", "vq", "h2o"))]
+)
+def test_every_truncation(name: str, path: Path, tally: Any) -> None:
+    data = samples.sample(name)
+    path.write_bytes(data)
+    with tally("truncation") as counts:
+        counts["files"] += 1
+        for length in range(len(data) - 1, -1, -1):
+            os.truncate(path, length)
+            assert_refused(path, f"{length} of {len(data)} bytes")
+            counts["lengths refused"] += 1
 
 
 def test_every_truncation_read_lazily(path: Path) -> None:
@@ -110,14 +119,28 @@ def test_every_truncation_read_lazily(path: Path) -> None:
     [
         pytest.param(SUPERBLOCK_BITS, id="superblock"),
         pytest.param(SOME_BITS, id="one-of-every-byte"),
-        pytest.param(EVERY_BIT, id="all", marks=pytest.mark.full),
     ],
 )
-def test_flipped_bits(path: Path, bits: range | list[int]) -> None:
-    with path.open("r+b") as file:
+def test_flipped_bits(path: Path, bits: range | list[int], tally: Any) -> None:
+    with path.open("r+b") as file, tally("bit rot") as counts:
         for bit in bits:
             with flipped(file.fileno(), bit):
                 assert_refused(path, f"bit {bit % 8} of byte {bit // 8} flipped")
+            counts["flips in a small file"] += 1
+    integrity.check(path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["valid", "1.3, hybrid", "klt, h2o"])
+def test_every_bit(name: str, path: Path, tally: Any) -> None:
+    data = samples.sample(name)
+    path.write_bytes(data)
+    with path.open("r+b") as file, tally("bit rot") as counts:
+        counts["small files with every bit inverted"] += 1
+        for bit in range(8 * len(data)):
+            with flipped(file.fileno(), bit, data):
+                assert_refused(path, f"bit {bit % 8} of byte {bit // 8} flipped")
+            counts["flips in a small file"] += 1
     integrity.check(path)
 
 

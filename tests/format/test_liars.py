@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from formats import TscError, integrity, load
-from formats.errors import CorruptError, UnsupportedFileError
+from formats.compression import Recipe, Source, write
+from formats.errors import CorruptError, LimitError, UnsupportedFileError
+from formats.trace_writer import TraceWriter
 from tests import second_reader
 from tests.format import (
     liars_codecs,
@@ -23,6 +26,7 @@ from tests.format import (
     liars_profile,
     liars_states,
     liars_tables,
+    profiles,
     samples,
 )
 from tests.format.craft import (
@@ -65,7 +69,7 @@ def written(folder: Path, data: bytes, name: str = "crafted.tsc") -> Path:
 
 
 @pytest.mark.parametrize("liar", [expected(liar) for liar in LIARS])
-def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None:
+def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path, tally: Any) -> None:
     path = written(tmp_path, liar.build())
     tracemalloc.start()
     with pytest.raises(TscError) as caught:
@@ -79,6 +83,8 @@ def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path) -> None
     assert caught.value.path == str(path)
     assert liar.message in caught.value.message
     assert peak < 12 * MIB  # what one honest MiB of JSON takes; some of these declare TiBs
+    with tally("crafted liars") as counts:
+        counts["files refused with their own reason"] += 1
 
 
 @by_name
@@ -264,3 +270,33 @@ def test_blocks_of_a_layer_in_any_order(reorder: Callable[[list[Piece]], list[Pi
 def test_crafting_without_edits_changes_nothing(name: str) -> None:
     assert Craft.of(samples.sample(name)).build() == samples.sample(name)
     assert len(frame(b"")) > 4
+
+
+def test_spans_of_a_file_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, samples.valid())
+    monkeypatch.setattr("formats.trace_file.MAX_SPANS", 3)
+    with pytest.raises(CorruptError, match="more than 3 spans"):
+        integrity.check(path)
+
+
+def test_predictions_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = integrity.check(written(tmp_path, samples.sample("delta, chains")))
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", "1")
+    with pytest.raises(LimitError, match="predictions take more than the budget of 1 bytes"):
+        for block in file.blocks:
+            block.read()
+
+
+def test_compressing_keeps_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = load(written(tmp_path, samples.valid()))
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", "1")
+    with pytest.raises(LimitError, match=r"the rows take [0-9]+ bytes, more than the budget of 1"):
+        write(Source(trace), Recipe("lossless"), io.BytesIO())
+
+
+def test_a_profile_that_no_record_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = samples.trace()
+    writer = TraceWriter(io.BytesIO(), trace.geometry, trace.fingerprint)
+    monkeypatch.setattr("formats.trace_writer.MAX_RECORD_RAW", 10)
+    with pytest.raises(LimitError, match="more than a file may hold in one record"):
+        writer.add_profile(profiles.two_groups(), embed=True)

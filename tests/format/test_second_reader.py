@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -299,14 +302,37 @@ def bases() -> list[bytes]:
     ]  # fmt: skip
 
 
-def compare_mutants(numbers: Iterable[int], path: Path) -> Counter[str]:
+class Bounds:
+    """How long reading took, and how much memory the process had more than before, at most."""
+
+    def __init__(self) -> None:
+        self.seconds, self.bytes = 0.0, 0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        before = self._memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        begin = time.thread_time()
+        yield
+        self.seconds = max(self.seconds, time.thread_time() - begin)
+        self.bytes = max(self.bytes, self._memory("VmHWM") - before)
+
+    @staticmethod
+    def _memory(what: str) -> int:
+        found = re.search(rf"^{what}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return 1024 * int(found[1]) if found else 0
+
+
+def compare_mutants(numbers: Iterable[int], path: Path, bounds: Bounds) -> Counter[str]:
     """Both readers on mutants of these numbers; returns how many had which outcome."""
     outcomes: Counter[str] = Counter()
     for number in numbers:
         random = Random(number)
         data = mutant(random.choice(bases()), random)
         path.write_bytes(data)
-        first, second = first_reader(path), other_reader(data)
+        with bounds.measured():
+            first = first_reader(path)
+        second = other_reader(data)
         if isinstance(second, second_reader.Refused) and str(second).startswith("budget:"):
             outcomes["refused by both" if isinstance(first, TscError) else "over budget"] += 1
         elif isinstance(first, TscError) or isinstance(second, second_reader.Refused):
@@ -321,15 +347,31 @@ def compare_mutants(numbers: Iterable[int], path: Path) -> Counter[str]:
     return outcomes
 
 
+BUDGET = 64 << 20
+
+
 @pytest.mark.parametrize(
     "numbers",
     [
         pytest.param(range(1_000), id="1000"),
-        pytest.param(range(1_000, 51_000), id="50000", marks=pytest.mark.full),
+        *(
+            pytest.param(range(first, first + 11_000), id=f"11000 from {first}", marks=pytest.mark.full)
+            for first in range(1_000, 100_000, 11_000)
+        ),
     ],
 )
-def test_mutants(numbers: range, tmp_path: Path) -> None:
-    outcomes = compare_mutants(numbers, tmp_path / "mutant.tsc")
-    print(dict(outcomes))
-    assert outcomes["over budget"] < len(numbers) / 1_000
-    assert outcomes["accepted by both"] > len(numbers) / 50  # else the mutants do not get far
+def test_mutants(numbers: range, tmp_path: Path, tally: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", str(BUDGET))
+    bounds = Bounds()
+    with tally("hostile mutation") as hostile, tally("the second reader") as readers:
+        for first in range(numbers.start, numbers.stop, 500):
+            chunk = range(first, min(first + 500, numbers.stop))
+            readers.update(compare_mutants(chunk, tmp_path / "mutant.tsc", bounds))
+            hostile["mutants"] += len(chunk)
+        readers["disagreements"] += 0
+        hostile["other errors than those of tsc"] += 0
+    print(f"at most {bounds.seconds:.2f} s and {bounds.bytes / 2**20:.1f} MiB")
+    assert readers["over budget"] < len(numbers) / 1_000
+    assert readers["accepted by both"] > len(numbers) / 50  # else the mutants do not get far
+    assert bounds.seconds < 2
+    assert bounds.bytes < BUDGET + (64 << 20)

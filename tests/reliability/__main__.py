@@ -1,0 +1,103 @@
+"""Runs the fault matrix and writes docs/reliability.md and .json.
+
+python -m tests.reliability [--full] [words for pytest]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reliability.rows import PROPERTY, ROWS, Tally
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+TESTS = [
+    "tests/reliability", "tests/format/test_damage.py", "tests/format/test_liars.py",
+    "tests/format/test_second_reader.py",
+]  # fmt: skip
+FOUND = ROOT / "docs" / "reliability.json"
+HEAD = """# What was done to files and processes, and what came of it
+
+Written by `python -m tests.reliability --full`, which replaces the rows that it runs; the counts are those that the
+tests made, and stand in [reliability.json](reliability.json). `python -m pytest` runs a quick share of the same tests,
+`python -m pytest -m full` the rest. A row passes if each of its tests does; a test fails on the first wrong tensor,
+lost file, other error or other exit code.
+
+| fault | what is done | share | count | result |
+| --- | --- | --- | --- | --- |
+"""
+TAIL = """
+## What these rows do not say
+
+- A process that is killed cannot clean up after itself. What it was writing stays beside the output as `.NAME.*.tmp`
+  (mode 0600), harmless to every reader and writer; nothing removes it but you. It holds what the output would have
+  held: remove it where the text is private. All other ways of ending remove it.
+- When the very last step, the sync of the folder, fails, the new file is in place and whole; the command says that it
+  failed, since nobody knows whether the name survives a power cut.
+- Disks that fail are imitated (a call that returns an error, a kernel limit on the length of files), and so is want of
+  memory (a limit on address space, for processes that have imported their libraries). Python itself may wait for ever
+  for a thread that dies for want of memory as it is born; `tsc` hashes weights in threads when a model is compared.
+- A cache of yours that is being filled (`to_cache(..., into=cache)`) is not emptied again if memory runs out on the
+  way.
+- Records that are exchanged by somebody who makes the checksums right again make a valid file that says something
+  else; see [SECURITY.md](../SECURITY.md).
+- Coverage of `formats/` is not measured here; the last row says more: it removes each check and looks for the test.
+- Recovering, appending and encryption are not built yet, and so are their rows.
+"""
+
+
+class Collector:
+    """Adds up what tests record, and whether they passed."""
+
+    def __init__(self) -> None:
+        self.counts = {row: Tally() for row in ROWS}
+        self.failed: Counter[str] = Counter()
+        self.full = dict.fromkeys(ROWS, False)  # whether more than the quick share was run
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call":
+            return
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                row, counts = value
+                self.counts[row].update(counts)
+                self.failed[row] += report.failed
+                self.full[row] |= "full" in report.keywords
+
+
+def page(found: Mapping[str, Any]) -> str:
+    lines = []
+    for row, what in ROWS.items():
+        one = found.get(row, {"counts": {}, "failed": 0, "share": ""})
+        result = f"FAILED ({one['failed']} tests)" if one["failed"] else "passed"
+        counts = str(Tally(one["counts"])) or "not run"
+        lines.append(f"| {row} | {what} | {one['share']} | {counts} | {result if one['counts'] else ''} |")
+    return HEAD + "\n".join(lines) + "\n" + TAIL
+
+
+def main(words: list[str]) -> int:
+    full = "--full" in words
+    rest = [word for word in words if word != "--full"]
+    collected = Collector()
+    code = pytest.main(["-m", "full or not full" if full else "not full", *TESTS, *rest], plugins=[collected])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return int(code)
+    found = json.loads(FOUND.read_text("utf-8")) if FOUND.exists() else {}
+    for row, counts in collected.counts.items():
+        if counts:
+            share = "full" if collected.full[row] else "quick"
+            found[row] = {"counts": dict(counts), "failed": collected.failed[row], "share": share}
+    FOUND.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    PAGE.write_text(page(found), "utf-8")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""The rows of the fault matrix, and the counters through which tests report to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PROPERTY = "fault matrix"  # of a test report: (row, counts)
+
+# row -> what its tests do; the numbers come from the tests
+ROWS = {
+    "bit rot": "every bit of three small files (plain, with states, klt) and random bits of a large one inverted; "
+    "strict reading must refuse",
+    "truncation": "a file cut at every length; strict reading and opening must refuse",
+    "hostile mutation": "structure-aware edits with checksums made right again; only errors of `tsc` may come out, "
+    "with at most the budget + 64 MiB of memory and 2 s each",
+    "the second reader": "the same mutants read by a reader written from docs/format.md alone; both must agree on "
+    "accepting and on content",
+    "crafted liars": "named files with right checksums and lying content; each must be refused with its own reason",
+    "swapped and replayed records": "records of a file of 8 layers and 8 snapshots exchanged, whole and payload for "
+    "payload, and replaced by those of another file; strict reading must refuse",
+    "SIGKILL while writing": "a process that saves over a file in a loop killed at random moments; the path must hold "
+    "the old or the new file, byte for byte",
+    "disk full, I/O error, short write": "every call that writes, syncs or renames made to fail in turn, in save, "
+    "compress, verify --record and capture; the old file must stay, the temporary go, exit 2, one line",
+    "Ctrl-C": "capture and compress interrupted at random moments; exit 130, no traceback, old file or whole new one, "
+    "no temporary",
+    "out of memory": "test, inspect, compress and restoring under limits on address space; exit 2 and one line, or "
+    "success; nothing half-written or half-restored",
+    "a reader during replacement": "processes open and check a file while another one replaces it; each must see a "
+    "whole old or new file",
+    "NaN, Inf, denormals, -0.0": "rows of special values: lossless must give back every bit, lossy codecs must refuse "
+    "and name the layer or, where all are finite, store them",
+    "validators": "each check of `formats/` that refuses a file removed in turn; a test must fail",
+}
+
+
+class Tally(Counter[str]):
+    """How often what was done or seen, in the order of the first time."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count:,} {what}" for what, count in self.items())
+
+
+Tallying = Callable[[str], "Iterator[Tally]"]
+
+
+@contextmanager
+def tallying(row: str, record: Callable[[str, object], None]) -> Iterator[Tally]:
+    """Counts for one row, printed and recorded when the block ends, also when it fails."""
+    assert row in ROWS, row
+    counts = Tally()
+    try:
+        yield counts
+    finally:
+        record(PROPERTY, (row, dict(counts)))
+        print(f"{row}: {counts}")
