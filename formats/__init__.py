@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .deduplication import deduplicate
+    from .encryption import Secret
     from .errors import TscError
     from .geometry import Geometry, LayerSpec
     from .timeline import Recorder, TraceBuilder
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from .trace_writer import TraceWriter, save
 
 __all__ = [
-    "Geometry", "LayerSpec", "Recorder", "Snapshot", "Trace", "TraceBuilder", "TraceWriter", "TscError",
+    "Geometry", "LayerSpec", "Recorder", "Secret", "Snapshot", "Trace", "TraceBuilder", "TraceWriter", "TscError",
     "deduplicate", "load", "save",
 ]  # fmt: skip
 
 _HOMES = {
     "TscError": "errors", "Geometry": "geometry", "LayerSpec": "geometry", "Recorder": "timeline",
     "TraceBuilder": "timeline", "deduplicate": "deduplication", "Snapshot": "trace", "Trace": "trace",
+    "Secret": "encryption",
     "load": "trace_file", "TraceWriter": "trace_writer", "save": "trace_writer",
 }  # fmt: skip
 

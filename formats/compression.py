@@ -14,6 +14,7 @@ from .codecs import CODECS, Codec, Surroundings, codec_by_name
 from .codecs.delta import Delta
 from .codecs.klt import Klt
 from .container import Sink
+from .encryption import Secret
 from .errors import UsageError
 from .eviction import FILTERS, Filtered
 from .header import TierHeader
@@ -154,6 +155,14 @@ class Source:
         states = sum(math.prod(state.shape) for spec in self.trace.geometry.layers for state in spec.states)
         return rows + states * self.trace.geometry.batch * len(self.trace)
 
+    @property
+    def passing_secret(self) -> Secret | None:
+        """For files that are made to be measured and thrown away: encrypted if the trace is, with a key nobody keeps.
+
+        They are as long as the trace's own would be, and a passphrase need not be stretched for each of them.
+        """
+        return None if self.trace.secret is None else Secret.random()
+
     @cached_property
     def captured_bytes(self) -> tuple[int, int]:
         return self.trace.raw_bytes, self.trace.raw_bytes_final
@@ -169,20 +178,22 @@ class Header:
 
 def write(
     source: Source, recipe: Recipe, sink: Sink, *, header: Header | None = None, file_id: bytes | None = None,
-    device: str | torch.device = "cpu", progress: Any = None,
+    device: str | torch.device = "cpu", progress: Any = None, secret: Secret | None = None,
 ) -> tuple[TierHeader, int]:  # fmt: skip
     """Write the trace by this recipe; returns the tier header and the file's length in bytes.
 
     Args:
         device: where rows are encoded.
         progress: called with the bytes of rows encoded since the last call.
+        secret: encrypt the file with it, by default with the trace's, if that has one.
     Raises:
         UsageError: a value is not finite and the codec is not exact; the filter cannot be applied.
     """
     header = header or Header()
     trace, filtered = source.trace, source.filtered(recipe)
     writer = TraceWriter(
-        sink, trace.geometry, trace.fingerprint, file_id=file_id, label_width=trace.labels.width
+        sink, trace.geometry, trace.fingerprint, file_id=file_id, label_width=trace.labels.width,
+        secret=trace.secret if secret is None else secret,
     )  # fmt: skip
     for kept in filtered.kept:
         writer.add_kept(kept)

@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from typing import Protocol
 
 import google_crc32c
 import zstandard
 
 from . import limits
-from .errors import CorruptError, LimitError, StorageError, UnsupportedFileError
+from .encryption import TAG_BYTES, Cipher, KeySource, Lock, Secret
+from .errors import CorruptError, LimitError, StorageError, TscError, UnsupportedFileError
 from .records import (
     ANCILLARY,
+    ENCRYPTED,
+    ENCRYPTION,
     KNOWN_TYPES,
     MAJOR,
     MUST_BE_ZERO,
@@ -31,6 +35,7 @@ from .records import (
     SUPERBLOCK_BYTES,
     RecordHeader,
     RecordType,
+    described,
     pack_record_header,
     pack_superblock,
     signature,
@@ -50,14 +55,26 @@ class _Nowhere:
 
 
 class RecordWriter:
-    """Appends records to a sink, strictly in order; never seeks, so that a pipe will do."""
+    """Appends records to a sink, strictly in order; never seeks, so that a pipe will do.
 
-    def __init__(self, sink: Sink, file_id: bytes, minor: int) -> None:
+    Args:
+        secret: encrypt the records; `salt` is random, but for files that must be made twice.
+    """
+
+    def __init__(
+        self, sink: Sink, file_id: bytes, minor: int, secret: Secret | None = None, salt: bytes | None = None
+    ) -> None:  # fmt: skip
         self._sink = sink
         self.file_id = file_id
         self.offset = 0
         self.entries: list[tuple[int, RecordHeader]] = []
-        self._write(pack_superblock(file_id, minor))
+        self._cipher: Cipher | None = None
+        if secret is None:
+            self._superblock = pack_superblock(file_id, minor)
+        else:
+            self._cipher = Cipher.fresh(secret, file_id) if salt is None else Cipher(secret, file_id, salt)
+            self._superblock = pack_superblock(file_id, max(minor, ENCRYPTION), self._cipher.lock.pack())
+        self._write(self._superblock)
 
     def record(
         self,
@@ -83,29 +100,37 @@ class RecordWriter:
         """The END record: where the index lies, how many records there are, and the signature once more."""
         self._record(RecordType.END, signature(), 0, 0, 0, (0, 0), (index_offset, len(self.entries) + 1))
 
-    def copy_record(self, stored: bytes, header: RecordHeader) -> None:
-        """Write a record of a file with the same identity and the same sequence number as it stands."""
+    def copy_record(self, frame: bytes, header: RecordHeader) -> None:
+        """Write a record that a reader's `frame` gave, under the same sequence number."""
         if header.sequence != len(self.entries):
             raise ValueError("records are copied in order")
         self._record(
-            header.type, stored, header.raw, header.codec, header.part,
+            header.type, frame, header.raw, header.codec, header.part,
             (header.first_layer, header.layer_count), (header.first, header.count),
         )  # fmt: skip
 
     def trial(self) -> RecordWriter:
-        """A writer that stands where this one does and writes nowhere: `offset` tells what records would take."""
+        """A writer that stands where this one does and writes nowhere: `offset` tells what records would take.
+
+        What it encrypts leaves the memory no more than its key does.
+        """
         twin = copy.copy(self)
         twin._sink = _Nowhere()
         twin.entries = list(self.entries)
         return twin
 
     def _record(
-        self, kind: int, stored: bytes, raw: int, codec: int, part: int,
+        self, kind: int, payload: bytes, raw: int, codec: int, part: int,
         layers: tuple[int, int], span: tuple[int, int],
     ) -> RecordHeader:  # fmt: skip
-        header = RecordHeader(
-            kind, len(self.entries), len(stored), raw, codec, part, *layers, *span, google_crc32c.value(stored)
-        )
+        """`payload` is a zstd frame, or what END holds."""
+        cipher = None if kind == RecordType.END else self._cipher
+        length = len(payload) + (0 if cipher is None else TAG_BYTES)
+        header = RecordHeader(kind, len(self.entries), length, raw, codec, part, *layers, *span)
+        stored = payload
+        if cipher is not None:
+            stored = cipher.seal(payload, header.sequence, self._superblock + described(header))
+        header = replace(header, payload_crc=google_crc32c.value(stored))
         self.entries.append((self.offset, header))
         self._write(pack_record_header(header, self.file_id))
         self._write(stored)
@@ -117,11 +142,23 @@ class RecordWriter:
 
 
 class RecordReader:
-    """Reads and checks records of an open file with `pread`: no memory map, no shared file position."""
+    """Reads and checks records of an open file with `pread`: no memory map, no shared file position.
 
-    def __init__(self, fd: int, path: str) -> None:
+    Args:
+        key: the secret of an encrypted file, or what gives it; asked for when a payload is read.
+
+    Attributes:
+        lock: what an encrypted file says of its key; None of others.
+    """
+
+    lock: Lock | None = None
+
+    def __init__(self, fd: int, path: str, key: KeySource | None = None) -> None:
         self.fd = fd
         self.path = path
+        self._key = key
+        self._unlocked: tuple[Secret, Cipher] | None = None
+        self._first_bytes = b""
         try:
             self.size = os.fstat(fd).st_size
         except OSError as error:
@@ -133,12 +170,33 @@ class RecordReader:
         self._check_signature(data[:8])
         if len(data) < SUPERBLOCK_BYTES:
             raise self.corrupt("truncated in the superblock", len(data))
-        _, minor, flags, reserved, file_id, crc = SUPERBLOCK.unpack(data)
+        _, minor, flags, reserved, file_id, lock, crc = SUPERBLOCK.unpack(data)
         if google_crc32c.value(data[:-4]) != crc:
             raise self.corrupt("checksum of the superblock does not match", 0)
-        if flags & RESERVED_FLAGS or reserved or any(data[32:60]):
+        if flags & RESERVED_FLAGS or reserved or (any(lock) and not flags & ENCRYPTED):
             raise self.corrupt("reserved bits of the superblock are set", 0)
+        if flags & ENCRYPTED:
+            try:
+                self.lock = Lock.unpack(lock)
+            except TscError as error:
+                error.path, error.offset = self.path, SUPERBLOCK_BYTES - 4 - len(lock)
+                raise
+        self._first_bytes = data
         return minor, file_id
+
+    @property
+    def secret(self) -> Secret | None:
+        """What the records are encrypted with; None if they are not.
+
+        Raises:
+            LockedError: the file is encrypted, and no key or another one was given.
+        """
+        return None if self.lock is None else self._unlock(self.lock)[0]
+
+    def _unlock(self, lock: Lock) -> tuple[Secret, Cipher]:
+        if self._unlocked is None:
+            self._unlocked = Cipher.of_file(self._key, self.file_id, lock, self.path)
+        return self._unlocked
 
     def _check_signature(self, found: bytes) -> None:
         want = signature()
@@ -194,11 +252,26 @@ class RecordReader:
 
     def payload(self, offset: int, header: RecordHeader) -> bytes:
         """The checked, decompressed payload of a record whose header was read with `header_at`."""
-        stored = self.stored(offset, header)
+        frame = self.frame(offset, header)
         try:
-            return unframed(stored, header.raw)
+            return unframed(frame, header.raw)
         except CorruptError as error:
             raise self.corrupt(error.message, offset, header.sequence) from error.__cause__
+
+    def frame(self, offset: int, header: RecordHeader) -> bytes:
+        """The checked zstd frame of a record, decrypted and authenticated if the file is encrypted.
+
+        Raises:
+            LockedError: it is encrypted, and no key or another one was given.
+        """
+        stored = self.stored(offset, header)
+        if self.lock is None:
+            return stored
+        _, cipher = self._unlock(self.lock)
+        try:
+            return cipher.open(stored, header.sequence, self._first_bytes + described(header))
+        except CorruptError as error:
+            raise self.corrupt(error.message, offset, header.sequence) from None
 
     def stored(self, offset: int, header: RecordHeader) -> bytes:
         """The checked payload as stored."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from . import integrity, views
+from .encryption import KeySource
 from .errors import CorruptError, LimitError, TscError, UnsupportedFileError
 from .klt import store
-from .records import KNOWN_TYPES, MINOR, SUPERBLOCK
+from .records import ENCRYPTED, KNOWN_TYPES, MINOR, SUPERBLOCK
 from .remains import Need, Remains, examine
 from .row_sets import union, without
 from .scanning import Problem, Wreck
@@ -43,14 +44,17 @@ class Diagnosis:
         return any(one.damage for one in self.problems)
 
 
-def diagnose(path: str | os.PathLike[str]) -> Diagnosis:
+def diagnose(path: str | os.PathLike[str], key: KeySource | None = None) -> Diagnosis:
     """Look at every byte of a file; no torch.
 
+    Args:
+        key: the secret of an encrypted file, or what gives it.
     Raises:
         StorageError, UsageError: it cannot be read.
+        LockedError: it is encrypted, and no key or another one was given.
     """
     try:
-        wreck = Wreck(path)
+        wreck = Wreck(path, key)
     except _REFUSALS as error:
         return Diagnosis(os.path.getsize(path), [Problem.of(error)])
     found = Diagnosis(wreck.size, list(wreck.problems), len(wreck.records), unread=wreck.unread)
@@ -63,7 +67,7 @@ def diagnose(path: str | os.PathLike[str]) -> Diagnosis:
         found.snapshots, found.whole = remains.snapshots, remains.whole
         found.problems += [Problem(f"snapshot {one} is lost: {why}") for one, why in lost(remains)]
     try:
-        file = integrity.check(path)
+        file = integrity.check(path, wreck.secret)
     except _REFUSALS as error:
         if not found.damaged:  # what ties sound records together
             found.problems.append(Problem.of(error))
@@ -102,7 +106,7 @@ def _unusual(file: TraceFile) -> Iterator[Problem]:
     if reader.minor > MINOR:
         yield _note(f"format 1.{reader.minor} is newer than this program, which knows 1.{MINOR}", 8)
     with open(file.path, "rb") as raw:
-        flags = SUPERBLOCK.unpack(raw.read(SUPERBLOCK.size))[2]
+        flags = SUPERBLOCK.unpack(raw.read(SUPERBLOCK.size))[2] & ~ENCRYPTED
     if flags:
         yield _note(f"unused flags of the superblock are set: 0x{flags:04x}", 10)
     for offset, entry in file.entries:

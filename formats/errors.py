@@ -69,6 +69,12 @@ class MismatchError(TscError):
     exit_code = 2
 
 
+class LockedError(TscError):
+    """The file is encrypted, and the key is not at hand or is another one."""
+
+    exit_code = 2
+
+
 class CorruptError(TscError):
     """The bytes are not what their writer wrote, or the writer did not follow the format."""
 

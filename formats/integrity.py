@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
-from .trace_file import TraceFile
+from .container import RecordReader
+from .encryption import KeySource
+from .records import RECORD_BYTES, SUPERBLOCK_BYTES, RecordType
+from .trace_file import TraceFile, open_file
+
+_CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
 
 
-def check(path: str | os.PathLike[str]) -> TraceFile:
+def check(path: str | os.PathLike[str], key: KeySource | None = None) -> TraceFile:
     """Read and check every byte of a file: all records against the index, all payloads, all rows' shapes.
 
+    Args:
+        key: the secret of an encrypted file, or what gives it.
     Raises:
         StorageError, UsageError: it cannot be read.
+        LockedError: it is encrypted, and no key or another one was given.
         CorruptError, UnsupportedFileError: the first thing that is wrong with it.
     """
-    file = TraceFile(path)
+    file = TraceFile(path, key)
     blocks = {block.offset: block for block in file.blocks}
     attention = {one.offset: one for one in file.attention}
     states = {one.offset: one for one in file.states}
@@ -31,3 +40,34 @@ def check(path: str | os.PathLike[str]) -> TraceFile:
         else:
             file.payload(offset, entry)
     return file
+
+
+def check_sealed(path: str | os.PathLike[str]) -> int | None:
+    """Check of an encrypted file what can be checked without its key: the checksums, order and number of its records.
+
+    Returns:
+        how many records there are, or None if the file is not encrypted.
+    Raises:
+        StorageError, UsageError: it cannot be read.
+        CorruptError, UnsupportedFileError: the first thing that is wrong with it.
+    """
+    descriptor = open_file(os.fspath(path))
+    with contextlib.closing(os.fdopen(descriptor, "rb")):
+        reader = RecordReader(descriptor, os.fspath(path))
+        if reader.lock is None:
+            return None
+        index_offset, count = reader.end()
+        offset = SUPERBLOCK_BYTES
+        for sequence in range(count):
+            header = reader.header_at(offset, sequence)
+            closing = sequence - count + 3  # HEADER, INDEX and END are the last
+            wanted = _CLOSING[closing] if closing >= 0 else RecordType.MODEL if sequence == 0 else None
+            if header.type != wanted if wanted is not None else header.type in (RecordType.MODEL, *_CLOSING):
+                raise reader.corrupt(f"a {header.name} record where it cannot be", offset, sequence)
+            if header.type == RecordType.INDEX and offset != index_offset:
+                raise reader.corrupt("the end mark does not point to the index", offset, sequence)
+            reader.stored(offset, header)
+            offset += RECORD_BYTES + header.stored
+        if offset != reader.size:
+            raise reader.corrupt("bytes behind the end mark", offset)
+        return count

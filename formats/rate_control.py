@@ -73,7 +73,7 @@ class Sizer:
         key = repr(recipe)
         if key not in self._known:
             sink = _Counter()
-            write(self.source, recipe, sink, device=self._device)
+            write(self.source, recipe, sink, device=self._device, secret=self.source.passing_secret)
             self._known[key] = sink.count
         return self._known[key]
 

@@ -8,14 +8,16 @@ from enum import IntEnum
 
 import google_crc32c
 
-MAJOR, MINOR = 1, 3
+MAJOR, MINOR = 1, 4
+OWN_TOKENS, ENCRYPTION = 3, 4  # minor versions since which sequences may hold different tokens, and files secrets
 FILE_ID_BYTES = 16
 
-SUPERBLOCK = struct.Struct("<8sHHI16s28xI")
+SUPERBLOCK = struct.Struct("<8sHHI16s28sI")
 RECORD = struct.Struct("<BBHIQQHHIIIQQII")
 SUPERBLOCK_BYTES = SUPERBLOCK.size
 RECORD_BYTES = RECORD.size
-RESERVED_FLAGS = 0x00FF  # of the superblock: must be zero; the other bits are ignored
+ENCRYPTED = 0x0001  # a flag of the superblock
+RESERVED_FLAGS = 0x00FE  # must be zero; bits 8 to 15 are ignored
 ANCILLARY = 0x80
 
 
@@ -89,14 +91,20 @@ def signature(major: int = MAJOR) -> bytes:
     return b"\x89TSC" + bytes([major]) + b"\r\n\x1a"
 
 
-def pack_superblock(file_id: bytes, minor: int) -> bytes:
-    head = SUPERBLOCK.pack(signature(), minor, 0, 0, file_id, 0)[:-4]
+def pack_superblock(file_id: bytes, minor: int, lock: bytes = b"") -> bytes:
+    """`lock` is what an encrypted file says of its key."""
+    head = SUPERBLOCK.pack(signature(), minor, ENCRYPTED if lock else 0, 0, file_id, lock, 0)[:-4]
     return head + struct.pack("<I", google_crc32c.value(head))
 
 
 def pack_record_header(header: RecordHeader, file_id: bytes) -> bytes:
-    head = RECORD.pack(
-        header.type, 0, header.codec, header.sequence, header.stored, header.raw, header.part, 0,
-        header.first_layer, header.layer_count, 0, header.first, header.count, header.payload_crc, 0,
-    )[:-4]  # fmt: skip
+    head = described(header) + struct.pack("<I", header.payload_crc)
     return head + struct.pack("<I", google_crc32c.value(file_id + head))
+
+
+def described(header: RecordHeader) -> bytes:
+    """A record header without its two checksums: 56 bytes."""
+    return RECORD.pack(
+        header.type, 0, header.codec, header.sequence, header.stored, header.raw, header.part, 0,
+        header.first_layer, header.layer_count, 0, header.first, header.count, 0, 0,
+    )[:-8]  # fmt: skip

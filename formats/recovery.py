@@ -18,15 +18,16 @@ from . import views as viewing
 from .atomic import atomic_write
 from .codecs import CODECS, codec_by_name
 from .container import RecordWriter
+from .encryption import KeySource
 from .errors import CorruptError, TscError, UsageError
 from .header import TierHeader
 from .limits import MAX_LABELS_PER_RECORD, TARGET_RECORD_RAW
-from .records import MINOR, Part, RecordType, pack_record_header
+from .records import FILE_ID_BYTES, Part, RecordType, pack_record_header
 from .recovery_plan import Plan, choose
 from .remains import examine
 from .scanning import Found, Wreck
 from .tensor_buffer import pack, pack_integers
-from .trace_writer import CREATED_BY, VIEWS_PER_RECORD, content_id, finish_records
+from .trace_writer import CREATED_BY, VIEWS_PER_RECORD, content_id, finish_records, minor_for
 
 
 class Writing:
@@ -38,8 +39,8 @@ class Writing:
     def write(self, sink: BinaryIO) -> int:
         """Write the new file; returns its length."""
         remains, pieces = self.remains, self.remains.pieces
-        minor = max(2, pieces.reader.minor, pieces.geometry.minor, MINOR if remains.width > 1 else 0)
-        writer = RecordWriter(sink, self._identity(), minor)
+        minor = max(2, pieces.reader.minor, minor_for(pieces.geometry, remains.width))
+        writer = RecordWriter(sink, self._identity(), minor, remains.wreck.secret)
         kept_rows = iter(sorted(remains.records.values(), key=lambda one: one.header.sequence))
         for found in kept_rows:
             header = found.header
@@ -59,15 +60,20 @@ class Writing:
         return length
 
     def _identity(self) -> bytes:
-        """Another one than the input's, since the same numbers mean other records; the same for the same content."""
+        """Another one than the input's, since the same numbers mean other records; the same for the same content.
+
+        That of an encrypted file is random.
+        """
         reader = self.remains.wreck
+        if reader.lock is not None:
+            return os.urandom(FILE_ID_BYTES)
         parts = [pack_record_header(one.header, reader.file_id) for one in sorted(self.remains.records.values())]
         return content_id(b"recovered", reader.file_id, repr(sorted(self.plan.numbers)).encode(), *parts)
 
     def _copy(self, writer: RecordWriter, found: Found, first: int | None = None) -> None:
-        stored = self.remains.wreck.stored(found.offset, found.header)
+        frame = self.remains.wreck.frame(found.offset, found.header)
         first = found.header.first if first is None else first
-        writer.copy_record(stored, replace(found.header, sequence=len(writer.entries), first=first))
+        writer.copy_record(frame, replace(found.header, sequence=len(writer.entries), first=first))
 
     def _states(self, writer: RecordWriter, found: Found) -> None:
         states = self.remains.states[found.header.sequence]
@@ -164,34 +170,42 @@ class Writing:
         return str(CODECS[counts.most_common(1)[0][0]].name) if counts else ""
 
 
-def salvage(path: str | os.PathLike[str]) -> Plan:
+def salvage(path: str | os.PathLike[str], key: KeySource | None = None) -> Plan:
     """What can be saved of a file; reads all of it and writes nothing.
 
+    Args:
+        key: the secret of an encrypted file, or what gives it.
     Raises:
+        LockedError: it is encrypted, and no key or another one was given.
         StorageError, UsageError: it cannot be read.
         CorruptError: no snapshot can be recovered.
         UnsupportedFileError: it needs a newer reader.
     """
-    return choose(examine(Wreck(path)))
+    return choose(examine(Wreck(path, key)))
 
 
-def recover(path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False) -> tuple[Plan, int]:
+def recover(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False, key: KeySource | None = None
+) -> tuple[Plan, int]:  # fmt: skip
     """Write what is left of a file as a new one, atomically; returns what was saved and the new file's length.
 
-    The input is only read.  What is written is checked as a whole before it takes its name.
+    The input is only read.  What is written is checked as a whole before it takes its name.  What is left of an
+    encrypted file is encrypted with the same secret.
 
+    Args:
+        key: the secret of an encrypted file, or what gives it.
     Raises:
         UsageError: the output exists and `force` is not set, or is the input.
         and what `salvage` raises.
     """
     if os.path.exists(output) and os.path.exists(path) and os.path.samefile(path, output):
         raise UsageError("the output is the input, which is never changed", path=os.fspath(output))
-    found = salvage(path)
+    found = salvage(path, key)
     with atomic_write(output, force=force) as sink:
         length = Writing(found).write(sink)
         sink.flush()
         try:
-            integrity.check(f"/dev/fd/{sink.fileno()}")
+            integrity.check(f"/dev/fd/{sink.fileno()}", found.remains.wreck.secret)
         except TscError as error:
             message = f"what is left does not make a valid file: {error.message}"
             raise CorruptError(message, path=os.fspath(path)) from error

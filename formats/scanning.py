@@ -21,6 +21,7 @@ from typing import NamedTuple
 import google_crc32c
 
 from .container import RecordReader, unframed
+from .encryption import KeySource
 from .errors import CorruptError, TscError, UnsupportedFileError
 from .limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
 from .records import (
@@ -83,7 +84,7 @@ class Wreck(RecordReader):
         unsupported: the first record that needs a newer reader, if any.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], key: KeySource | None = None) -> None:
         self.problems: list[Problem] = []
         self.records: dict[int, Found] = {}
         self.index: list[tuple[int, RecordHeader]] = []
@@ -93,7 +94,7 @@ class Wreck(RecordReader):
         self._read = 0
         descriptor = open_file(os.fspath(path))
         weakref.finalize(self, os.close, descriptor)
-        super().__init__(descriptor, os.fspath(path))
+        super().__init__(descriptor, os.fspath(path), key)
         for found in self._walk():
             self._take(found)
         self._read_index()
@@ -140,7 +141,7 @@ class Wreck(RecordReader):
         self.problems.append(Problem(fault.message, fault.offset))
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
         if _sealed(data):  # but reserved bits are set, which says nothing against the identity
-            _, minor, _, _, identity, _ = SUPERBLOCK.unpack(data)
+            _, minor, _, _, identity, _, _ = SUPERBLOCK.unpack(data)
             return minor, identity
         return 0, self._identity_without_superblock(fault)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import views as viewing
+from .encryption import Secret
 from .errors import LimitError, UsageError
 from .geometry import Geometry
 from .kept import Kept
@@ -115,6 +116,7 @@ class Trace:
         attention: attention that the rows of the first snapshot received, if it was observed.
         captured_bytes: bytes of the snapshots as they were captured, all and the last, if rows were evicted since.
         stored_bytes: length of the file that it came from, None for a trace in memory.
+        secret: what the file that it came from is encrypted with; files that are made of the trace are, too.
     """
 
     geometry: Geometry
@@ -133,6 +135,7 @@ class Trace:
     captured_bytes: tuple[int, int] | None = None
     stored_bytes: int | None = None
     states: Sequence[States] = ()
+    secret: Secret | None = None
 
     def __len__(self) -> int:
         return len(self.views)

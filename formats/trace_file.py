@@ -17,7 +17,8 @@ from . import views as viewing
 from .codecs import BlockShape, Codec, Surroundings, codec_by_id
 from .codecs.base import from_planes
 from .container import RecordReader
-from .errors import CorruptError, LimitError, StorageError, TscError, UsageError
+from .encryption import KeySource, Secret
+from .errors import CorruptError, LimitError, LockedError, StorageError, TscError, UsageError
 from .geometry import LayerSpec
 from .kept import Kept
 from .klt.reference import ProfileReference, from_tensors
@@ -138,13 +139,23 @@ class FileReceived:
 
 
 class TraceFile:
-    """An open .tsc file: everything but the rows, checked.  Needs no torch."""
+    """An open .tsc file: everything but the rows, checked.  Needs no torch.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        key: the secret of an encrypted file, or what gives it.
+    Raises:
+        LockedError: the file is encrypted, and no key or another one was given; or a secret was given, and it is not
+            encrypted: somebody may have put it there.
+        and what `load` raises.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], key: KeySource | None = None) -> None:
         self.path = os.fspath(path)
         descriptor = open_file(self.path)
         weakref.finalize(self, os.close, descriptor)  # blocks hold the file, so it stays open as long as they live
-        self.reader = RecordReader(descriptor, self.path)
+        self.reader = RecordReader(descriptor, self.path, key)
+        if self.reader.lock is None and isinstance(key, Secret):
+            raise LockedError("is not encrypted, and a key was given", path=self.path)
         self.entries = self._index()
         model = self._only(RecordType.MODEL, 0)
         header = self._only(RecordType.HEADER, len(self.entries) - 1)
@@ -182,7 +193,7 @@ class TraceFile:
             self.geometry, self.fingerprint, self.views, self.labels, self.blocks, self.reference,
             self.header.capture, self.header.quality, self.header.tier, self.header.codec, self.header.parameters,
             self.kept, self.attention, (self.header.raw_bytes_trace, self.header.raw_bytes_final), self.size,
-            self.states,
+            self.states, self.reader.secret,
         )  # fmt: skip
 
     def decoded(self, block: FileBlock, device: str | torch.device) -> Mapping[Part, torch.Tensor]:
@@ -502,11 +513,14 @@ def open_file(path: str) -> int:
     return descriptor
 
 
-def load(path: str | os.PathLike[str]) -> Trace:
+def load(path: str | os.PathLike[str], key: KeySource | None = None) -> Trace:
     """Open a .tsc file.  Rows are read and checked when a snapshot is asked for.
 
+    Args:
+        key: the secret of an encrypted file, or what gives it.
     Raises:
         StorageError, UsageError: it cannot be read.
+        LockedError: it is encrypted, and no key or another one was given.
         CorruptError, UnsupportedFileError: it is damaged, or needs a newer reader.
     """
-    return TraceFile(path).trace()
+    return TraceFile(path, key).trace()

@@ -17,13 +17,14 @@ from .atomic import atomic_write
 from .codecs import Codec, Surroundings, codec_by_name
 from .codecs.base import ALONE, to_planes
 from .container import RecordWriter, Sink
+from .encryption import Secret
 from .errors import LimitError, UsageError
 from .geometry import Geometry
 from .header import TierHeader
 from .kept import Kept
 from .klt import reference
 from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, TARGET_RECORD_RAW
-from .records import FILE_ID_BYTES, MINOR, Part, RecordType
+from .records import FILE_ID_BYTES, OWN_TOKENS, Part, RecordType
 from .states import States
 from .tensor_buffer import pack, pack_integers
 from .trace import MemoryBlock, Received, Trace
@@ -53,32 +54,42 @@ class TraceWriter:
 
     Args:
         label_width: token ids a row: 1, or the batch if its sequences hold different tokens.
+        secret: encrypt the file with it.
+    Raises:
+        UsageError: the identity of an encrypted file is given: it is random, and must not follow from the content.
     """
 
     def __init__(
         self, sink: Sink, geometry: Geometry, fingerprint: Mapping[str, str],
         *, codec: Codec | None = None, file_id: bytes | None = None, label_width: int = 1,
-        opened: TraceFile | None = None,
+        opened: TraceFile | None = None, secret: Secret | None = None,
     ) -> None:  # fmt: skip
         self.geometry = geometry
         self._before = opened
         self._codec = codec or codec_by_name("lossless")
         self._labels = Labels(width=label_width)
         self._views: list[View] = []
-        minor = MINOR if label_width > 1 else geometry.minor
+        minor = minor_for(geometry, label_width)
         if opened is not None:
-            self._writer = RecordWriter(sink, opened.reader.file_id, max(opened.reader.minor, minor))
+            older = max(opened.reader.minor, minor)
+            self._writer = RecordWriter(sink, opened.reader.file_id, older, opened.reader.secret)
             return
-        self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, minor)
+        if secret is not None and file_id is not None:
+            raise UsageError(
+                "an encrypted file is never the same twice",
+                hint="leave out --deterministic, or the encryption",
+            )
+        self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, minor, secret)
         self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint))
 
     @classmethod
     def going_on(cls, sink: Sink, file: TraceFile) -> TraceWriter:
-        """A writer that has written all that a file holds, byte for byte, and goes on where its tier header stood."""
+        """A writer that has written all that a file holds, and goes on where its tier header stood.
+
+        Records are copied byte for byte, or encrypted anew with the file's secret.
+        """
         writer = cls(sink, file.geometry, file.fingerprint, label_width=file.labels.width, opened=file)
-        for offset, entry in file.entries[:-1]:
-            checked = file.reader.header_at(offset, entry.sequence)
-            writer._writer.copy_record(file.reader.stored(offset, checked), checked)
+        copy_records(file, writer._writer)
         return writer
 
     @property
@@ -232,6 +243,18 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], first_layer: int, codec
             )
 
 
+def minor_for(geometry: Geometry, label_width: int) -> int:
+    """The oldest minor version whose readers know a file that holds this, unencrypted."""
+    return max(geometry.minor, OWN_TOKENS if label_width > 1 else 0)
+
+
+def copy_records(file: TraceFile, writer: RecordWriter) -> None:
+    """Write all records of a file but its tier header, index and end mark."""
+    for offset, entry in file.entries[:-1]:
+        checked = file.reader.header_at(offset, entry.sequence)
+        writer.copy_record(file.reader.frame(offset, checked), checked)
+
+
 _ROUNDS = 8  # of finding the ratio that a header states of the file that it is part of
 _NEAR = 8  # bytes by which files differ whose headers state neighbouring ratios
 
@@ -278,7 +301,7 @@ def _close(writer: RecordWriter, header: TierHeader) -> int:
 def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, deterministic: bool = False) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
-    `formats.compression` writes smaller ones.
+    `formats.compression` writes smaller ones.  The file is encrypted if the trace has a secret.
 
     Args:
         force: replace an existing file (the file from which the trace was loaded may be replaced, too).
@@ -292,7 +315,7 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, det
     with atomic_write(path, force=force) as file:
         writer = TraceWriter(
             file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None,
-            label_width=trace.labels.width,
+            label_width=trace.labels.width, secret=trace.secret,
         )  # fmt: skip
         for kept in trace.kept:
             writer.add_kept(kept)

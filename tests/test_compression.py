@@ -19,7 +19,6 @@ from formats.errors import PromiseError, UsageError
 from formats.header import rounded_down
 from formats.integrity import check
 from formats.predecessors import bases_of
-from formats.quality import record_quality
 from formats.rate_control import (
     Candidate,
     Sizer,
@@ -32,6 +31,7 @@ from formats.rate_control import (
     smallest_for,
 )
 from formats.records import Part
+from formats.rewriting import record_quality
 from formats.tiers import QUALITIES, TIERS, VERDICTS, Goal, goal_of, klt_family, tier_of, verdict
 from formats.timeline import Recorder
 from formats.views import Labels, Span

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from formats import limits, records
+from formats import encryption, limits, records
 from formats.codecs import CODECS, klt
 from formats.klt import profile, symbols
 from formats.records import RecordType
@@ -90,7 +90,10 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
     ("256 MiB; and, if over 16 MiB, 1,024 times",
      (limits.MAX_RECORD_RAW, limits.FREE_RAW, limits.MAX_RATIO) == (256 << 20, 16 << 20, 1024)),
     ("window size at most 8 MiB", limits.MAX_WINDOW == 8 << 20),
-    ("This version reads 0 to 3,", records.MINOR == 3),
+    ("This version reads 0 to 4,", records.MINOR == records.ENCRYPTION == 4),
+    ("and writes 4 where a file is encrypted, 3 where", records.OWN_TOKENS == 3),
+    ("with N = 131,072, r = 8, p = 1",
+     (encryption.SCRYPT_N, encryption.SCRYPT_R, encryption.SCRYPT_P) == (131_072, 8, 1)),
     ("| a profile | 1 GiB;", limits.MAX_PROFILE_BYTES == 1 << 30),
     ("fineness (−1,024 to 2,048)", klt.FINENESS == (-1024, 2048)),
     ("groups (1 to 256)", profile.MAX_GROUPS == 256),

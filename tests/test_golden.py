@@ -106,7 +106,7 @@ def written(name: str) -> bytes:
     superblock = container.pack_superblock
     with (
         mock.patch.object(trace_writer, "CREATED_BY", "tsc 0.1.0"),
-        mock.patch.object(container, "pack_superblock", lambda file_id, _: superblock(file_id, minor)),
+        mock.patch.object(container, "pack_superblock", lambda file_id, _, *lock: superblock(file_id, minor, *lock)),
     ):
         return WRITTEN[name]()
 

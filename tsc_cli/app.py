@@ -16,6 +16,7 @@ from .commands import (
     decode,
     demo,
     doctor,
+    encryption,
     inspect,
     integrity,
     models,
@@ -61,11 +62,13 @@ def tsc(
         raise typer.Exit(2)
 
 
-for _name, _module in (
-    ("demo", demo), ("capture", capture), ("compress", compress), ("inspect", inspect), ("verify", verify),
-    ("resume", resume), ("decode", decode), ("test", integrity), ("doctor", doctor),
-    ("recover", recover), ("tiers", tiers), ("calibrate", calibrate),
-    ("profiles", profiles), ("bench", bench), ("plot", plot), ("plan", plan),
-    ("probe-weights", probe_weights), ("probe-cache", probe_cache), ("models", models),
+for _name, _command in (
+    ("demo", demo.command), ("capture", capture.command), ("compress", compress.command),
+    ("inspect", inspect.command), ("verify", verify.command), ("resume", resume.command),
+    ("decode", decode.command), ("test", integrity.command), ("doctor", doctor.command),
+    ("recover", recover.command), ("encrypt", encryption.encrypt), ("decrypt", encryption.decrypt),
+    ("tiers", tiers.command), ("calibrate", calibrate.command), ("profiles", profiles.command),
+    ("bench", bench.command), ("plot", plot.command), ("plan", plan.command),
+    ("probe-weights", probe_weights.command), ("probe-cache", probe_cache.command), ("models", models.command),
 ):  # fmt: skip
-    app.command(_name)(_module.command)
+    app.command(_name)(_command)

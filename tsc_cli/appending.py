@@ -1,6 +1,6 @@
 """Append: a captured session goes on, and its file with it.
 
-The file is replaced as a whole: what it held is copied byte for byte, what is new is written behind it, and the result
+The file is replaced as a whole: what it held is copied, what is new is written behind it, and the result
 takes the file's name when it lies on the disk.  So a reader sees the session before or after, never between, and a
 process that is killed leaves the session as it was last acknowledged.  One writer at a time holds a lock beside it.
 """
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from formats import Recorder
 from formats.atomic import atomic_write
+from formats.encryption import KeySource
 from formats.errors import StorageError, UsageError
 from formats.trace_file import TraceFile
 from formats.trace_writer import TraceWriter
@@ -65,7 +66,7 @@ def only_writer(path: str | os.PathLike[str], timeout: float = 0) -> Iterator[No
 def append(
     model: PreTrainedModel, prompt: Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
     steps: int = 64, every: int = 1, chunk: int = 1024, temperature: float = 0.0, seed: int = 0, timeout: float = 0,
-    force: bool = False, progress: Progress = nothing,
+    force: bool = False, progress: Progress = nothing, key: KeySource | None = None,
 ) -> Appended:  # fmt: skip
     """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
 
@@ -76,12 +77,13 @@ def append(
         steps, every, chunk, temperature, seed: as in `CaptureOptions`.
         timeout: seconds to wait for another writer.
         force: skip the check that the model is the one of the file.
+        key: the secret of an encrypted file, or what gives it; the file stays encrypted.
     Raises:
         UsageError: the file was compressed, is a batch, or its last snapshot is not the end of a run.
         MismatchError: another model.  StorageError: another process appends, or the disk refuses.
     """
     with only_writer(path, timeout):
-        file = TraceFile(path)
+        file = TraceFile(path, key)
         trace = file.trace()
         if trace.codec not in ("", "lossless"):
             raise UsageError("was compressed: a session can only go on from what is exact", path=str(path),

@@ -12,6 +12,7 @@ import torch
 
 from formats import Geometry, Recorder, Trace, TraceBuilder, TraceWriter
 from formats.atomic import atomic_write
+from formats.encryption import Secret
 from formats.errors import UsageError
 from formats.timeline import RowSink
 from formats.trace_writer import content_id
@@ -106,25 +107,26 @@ def capture(
 def capture_to_file(
     model: PreTrainedModel, prompt: Prompt | Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
     reference: Sequence[int] = (), options: CaptureOptions, info: dict[str, Any] | None = None, force: bool = False,
-    deterministic: bool = False, progress: Progress = nothing,
+    deterministic: bool = False, progress: Progress = nothing, secret: Secret | None = None,
 ) -> Captured:  # fmt: skip
     """Capture straight into a .tsc file; rows are written as they come and never held twice."""
     with atomic_write(path, force=force) as file:
         return capture_to_sink(
             model, prompt, file, tokenizer=tokenizer, reference=reference, options=options, info=info,
-            deterministic=deterministic, progress=progress,
+            deterministic=deterministic, progress=progress, secret=secret,
         )  # fmt: skip
 
 
 def capture_to_sink(
     model: PreTrainedModel, prompt: Prompt | Sequence[int], sink: BinaryIO, *, tokenizer: Any = None,
     reference: Sequence[int] = (), options: CaptureOptions, info: dict[str, Any] | None = None,
-    deterministic: bool = False, progress: Progress = nothing,
+    deterministic: bool = False, progress: Progress = nothing, secret: Secret | None = None,
 ) -> Captured:  # fmt: skip
     """As `capture_to_file`, to anything that can be written to in order, such as a pipe.
 
     Args:
         prompt: from `prompt_of`, or the token ids of one sequence.
+        secret: encrypt the file with it.
     """
     bridge.new_cache(model)
     prompt = prompt if isinstance(prompt, Prompt) else prompt_of(model, prompt)
@@ -137,7 +139,9 @@ def capture_to_sink(
         given = repr((geometry, identity, facts, prompt.ids.tolist())).encode()
         fed = [tensor.numpy().tobytes() for _, tensor in prompt.encoder]
         file_id = content_id(given, *fed) if deterministic else None
-        writers.append(TraceWriter(sink, geometry, identity, file_id=file_id, label_width=geometry.batch))
+        writers.append(
+            TraceWriter(sink, geometry, identity, file_id=file_id, label_width=geometry.batch, secret=secret)
+        )
         return writers[0]
 
     seconds = record(model, prompt, options, open_sink, progress)

@@ -99,5 +99,6 @@ def scratch_file(source: Source, recipe: Recipe, device: str | torch.device = "c
     with tempfile.TemporaryDirectory(prefix="tsc-") as folder:
         path = Path(folder) / "candidate.tsc"
         with path.open("wb") as sink:
-            write(source, recipe, sink, device=device)
-        yield load(path)
+            secret = source.passing_secret
+            write(source, recipe, sink, device=device, secret=secret)
+        yield load(path, secret)

@@ -13,7 +13,7 @@ from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio, size
 from ..supported import FAMILIES, Family
-from .options import Device, Dtype, Force, Json, Model, Quiet, Seed, Temperature
+from .options import Device, Dtype, Encrypt, Force, Json, KeyFile, Model, Quiet, Seed, Temperature
 
 if TYPE_CHECKING:
     from ..capturing import Captured
@@ -99,6 +99,8 @@ def command(
     list_supported: Annotated[
         bool, typer.Option("--list-supported", help="Show which model families can be captured, and exit.")
     ] = False,
+    encrypt: Encrypt = False,
+    key_file: KeyFile = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -120,27 +122,31 @@ def command(
     if append_to is not None:
         given = {
             "--output": output, "--context": context, "--keyframe-interval": keyframe_interval, "--messages": messages,
-            "--deterministic": deterministic or None, "--attention": attention or None,
+            "--deterministic": deterministic or None, "--attention": attention or None, "--encrypt": encrypt or None,
         }  # fmt: skip
         _append(
             append_to, [name for name, value in given.items() if value is not None], prompt, prompt_file, model, device,
             {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed},
-            Output(as_json, quiet),
+            key_file, Output(as_json, quiet),
         )  # fmt: skip
         return
     if output is None:  # not required by Typer, so that --list-supported can do without
         raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
     from ..files import check_output, encode, encode_messages, open_output, read_messages, read_text
+    from ..keys import Keys
     from ..models import check_dtype, load
 
     if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
+    if key_file is not None and not encrypt:
+        raise UsageError("--key-file goes with --encrypt")
     check_output(output, force=force)
     check_dtype(dtype)
     # what is wrong with a prompt shows before the model is loaded
     chat = read_messages(messages) if messages is not None else None
     if prompt_file is not None or prompt == "-":
         prompt = read_text(prompt_file or "-")
+    secret = Keys(key_file).new() if encrypt else None
     out = Output(as_json, quiet)
     from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
 
@@ -161,7 +167,7 @@ def command(
     with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
         captured = capture_to_sink(
             loaded.model, tokens, sink, tokenizer=loaded.tokenizer, reference=reference, options=options,
-            info={"model": loaded.name}, deterministic=deterministic, progress=advance,
+            info={"model": loaded.name}, deterministic=deterministic, progress=advance, secret=secret,
         )  # fmt: skip
     if output == "-":  # stdout holds the file
         out.note(summary(captured, len(reference)))
@@ -172,12 +178,13 @@ def command(
 
 def _append(
     path: str, wrong: Sequence[str], prompt: str | None, prompt_file: str | None, model: str | None, device: str,
-    settings: dict[str, Any], out: Output,
+    settings: dict[str, Any], key_file: str | None, out: Output,
 ) -> None:  # fmt: skip
     from formats import load
 
     from ..appending import append
     from ..files import encode, model_for, read_text
+    from ..keys import Keys
 
     if wrong:
         raise UsageError(f"{wrong[0]} has no meaning with --append", hint="tsc capture --help")
@@ -185,12 +192,12 @@ def _append(
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, or - for stdin")
     if prompt_file is not None or prompt == "-":
         prompt = read_text(prompt_file or "-")
-    trace = load(path)
+    trace = load(path, Keys(key_file).source)
     loaded = model_for(trace, model, device, out)
     tokens = encode(prompt, loaded.tokenizer, special=False) if prompt else []
     with out.progress("appending", len(tokens) + settings["steps"]) as advance:
         done = append(
-            loaded.model, tokens, path, tokenizer=loaded.tokenizer, progress=advance, **settings
+            loaded.model, tokens, path, tokenizer=loaded.tokenizer, progress=advance, key=trace.secret, **settings
         )  # fmt: skip
     facts = {
         "path": path, "file_bytes": done.file_bytes, "snapshots": done.snapshots, "new_snapshots": done.new_snapshots,

@@ -13,7 +13,7 @@ from formats.errors import UsageError
 from ..compress_report import facts_of, published_text, summary
 from ..output import Output, columns, printable, ratio
 from ..targets import Target
-from .options import Device, File, FileModel, Force, Json, Quiet, Seed
+from .options import Device, Encrypt, File, FileModel, Force, Json, KeyFile, Quiet, Seed
 
 if TYPE_CHECKING:
     from formats import Trace
@@ -116,6 +116,8 @@ def command(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Derive the file's identity from its content.")
     ] = False,
+    encrypt: Encrypt = False,
+    key_file: KeyFile = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -133,6 +135,7 @@ def command(
     from formats.tiers import TIERS
 
     from ..files import check_output
+    from ..keys import Keys
 
     target = Target.of(tier, quality, max_kl, min_top1, bits, codec)
     if codec is None and (settings or evict):
@@ -147,7 +150,10 @@ def command(
     by_hand = recipe_of(codec, evict, pairs(settings or [])) if codec is not None else None
     if not dry_run:
         check_output(path, force=force)
-    trace = load(file)
+    keys = Keys(key_file)
+    trace = load(file, keys if encrypt else keys.source)
+    if encrypt and trace.secret is None:
+        trace.secret = keys.new()
     out = Output(as_json, quiet)
     chosen = _profile(profile, trace)
     if by_hand is not None and by_hand.codec == "klt":

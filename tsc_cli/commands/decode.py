@@ -9,7 +9,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, printable, size
-from .options import File, Force, Json, Quiet, Snapshot
+from .options import File, Force, Json, KeyFile, Quiet, Snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ def command(
     ],
     snapshot: Snapshot = -1,
     layers: Annotated[str, typer.Option("--layers", metavar="LIST", help="Such as 0-3,7.")] = "all",
+    key_file: KeyFile = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -44,14 +45,17 @@ def command(
     from formats import load
 
     from ..files import check_output, numbers, open_output
+    from ..keys import Keys
 
     if output != "-" and not output.endswith(".safetensors"):
         raise UsageError("only safetensors files are written", path=output, hint="name it OUT.safetensors")
     check_output(output, force=force)
-    trace = load(file)
+    trace = load(file, Keys(key_file).source)
     number = trace.index(snapshot)
     wanted = numbers(layers, len(trace.geometry.layers), "layer")
     out = Output(as_json, quiet)
+    if trace.secret is not None:
+        out.note("the tensors are not encrypted: the text can be made of them")
     with out.progress("decoding"):
         moment = trace.snapshot(number, layers=wanted)
     from safetensors.torch import save

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..output import Output, printable, size
-from .options import File, Json, Quiet
+from .options import File, Json, KeyFile, Quiet
 
 if TYPE_CHECKING:
     from formats.diagnosis import Diagnosis
     from formats.scanning import Problem
 
 
-def command(file: File, as_json: Json = False, quiet: Quiet = False) -> None:
+def command(file: File, key_file: KeyFile = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """List everything that is wrong with a .tsc file, or unusual, with byte offsets.
 
     Goes on after the first problem, unlike tsc test, and says what tsc recover could save. Needs no model and no torch.
@@ -22,9 +22,12 @@ def command(file: File, as_json: Json = False, quiet: Quiet = False) -> None:
     """
     from formats.diagnosis import diagnose
 
+    from ..keys import Keys
+
     out = Output(as_json, quiet)
+    keys = Keys(key_file).source
     with out.progress(f"examining {file}"):
-        found = diagnose(file)
+        found = diagnose(file, keys)
     damage = [one for one in found.problems if one.damage]
     facts = {
         "path": file, "ok": not damage, "file_bytes": found.size, "records": found.records,

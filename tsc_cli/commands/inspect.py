@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..output import Output, columns, ratio, size
-from .options import File, Json, Quiet
+from .options import File, Json, KeyFile, Quiet
 
 if TYPE_CHECKING:
     from formats.geometry import LayerSpec
@@ -18,6 +18,7 @@ def command(
     file: File,
     layers: Annotated[bool, typer.Option("--layers", help="List the layers.")] = False,
     records: Annotated[bool, typer.Option("--records", help="List the records.")] = False,
+    key_file: KeyFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -29,7 +30,9 @@ def command(
     """
     from formats.trace_file import TraceFile
 
-    opened = TraceFile(file)
+    from ..keys import Keys
+
+    opened = TraceFile(file, Keys(key_file).source)
     facts = facts_of(opened)
     if layers:
         facts["layers"] = layer_facts(opened)
@@ -44,7 +47,9 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
     geometry, final, size_bytes = file.geometry, file.views[-1], file.size
     values = geometry.values(file.header.raw_bytes_final)
     return {
-        "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}", "tier": file.header.tier,
+        "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}",
+        "encrypted": None if file.reader.lock is None else file.reader.lock.scheme.name.lower(),
+        "tier": file.header.tier,
         "codec": codec_of(file), "parameters": file.header.parameters,
         "profile": None if file.profile is None else {
             "digest": file.profile.digest, "embedded": file.profile.data is not None,
@@ -147,6 +152,7 @@ def _text(file: TraceFile, facts: dict[str, Any]) -> str:
     steps = "" if facts["snapshots"] == 1 else f", {facts['tokens_first']} to {facts['tokens_final']} tokens"
     parts = [columns([
         ["file", f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}"],
+        *([["encrypted", f"with a {facts['encrypted']}"]] if facts["encrypted"] else []),
         ["tier", facts["tier"] or "none: made by hand"],
         *_codec(facts), *_profile(facts),
         ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],

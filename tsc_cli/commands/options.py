@@ -32,6 +32,16 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of whatever is sa
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 Snapshot = Annotated[int, typer.Option("--snapshot", help="Which snapshot; negative numbers count from the last.")]
 Sequence = Annotated[int, typer.Option("--sequence", min=0, help="Which sequence of a batch, from 0.")]
+KeyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--key-file", metavar="KEYFILE", show_default=False,
+        help="The key of an encrypted file. [default: TSC_KEY or TSC_PASSPHRASE of the environment]",
+    ),
+]  # fmt: skip
+Encrypt = Annotated[
+    bool, typer.Option("--encrypt", help="Encrypt the file, with the key or a passphrase; see tsc encrypt.")
+]
 AnyModel = Annotated[
     bool,
     typer.Option(

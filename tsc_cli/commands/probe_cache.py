@@ -11,7 +11,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, printable
-from .options import File, FileModel, Force, Json, Quiet, Snapshot
+from .options import File, FileModel, Force, Json, KeyFile, Quiet, Snapshot
 
 if TYPE_CHECKING:
     from formats.trace import Trace
@@ -36,6 +36,7 @@ def command(
             "--plot", metavar="FILE", help="Draw bits by layer and head; FILE.png or FILE.svg.", show_default=False
         ),
     ] = None,
+    key_file: KeyFile = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -51,12 +52,13 @@ def command(
     """
     from formats.trace_file import TraceFile
 
+    from ..keys import Keys
     from .plot import figure_target
 
     target = figure_target(plot, force=force)
     if model is not None and not rope:
         raise UsageError("-m MODEL says how keys turn, and --no-rope does not ask")
-    opened = TraceFile(file)
+    opened = TraceFile(file, Keys(key_file).source)
     trace = opened.trace()
     number = trace.index(snapshot)
     out = Output(as_json, quiet)

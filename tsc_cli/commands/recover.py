@@ -9,7 +9,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, printable, size
-from .options import File, Force, Json, Quiet
+from .options import File, Force, Json, KeyFile, Quiet
 
 if TYPE_CHECKING:
     from formats.recovery_plan import Plan
@@ -21,6 +21,7 @@ def command(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="OUT.tsc", help="The file to write.", show_default=False)
     ],
+    key_file: KeyFile = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -32,11 +33,13 @@ def command(
     """
     from formats.recovery import recover
 
+    from ..keys import Keys
+
     if output == "-":
         raise UsageError("a recovered file is checked before it takes its name: stdout will not do", hint="-o OUT.tsc")
-    out = Output(as_json, quiet)
+    out, keys = Output(as_json, quiet), Keys(key_file).source
     with out.progress(f"recovering {file}"):
-        plan, length = recover(file, output, force=force)
+        plan, length = recover(file, output, force=force, key=keys)
     facts = {"path": file, "output": output, "file_bytes": length, **facts_of(plan)}
     out.report("tsc.recover/1", facts, _text(file, output, length, plan), output)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..output import Output, printable
-from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed, Sequence, Snapshot, Temperature
+from .options import AnyModel, Device, File, FileModel, Json, KeyFile, Quiet, Seed, Sequence, Snapshot, Temperature
 
 
 def command(
@@ -25,6 +25,7 @@ def command(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     force_model_mismatch: AnyModel = False,
+    key_file: KeyFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -37,11 +38,12 @@ def command(
 
     from ..files import encode, model_for, one_sequence, read_text, say_differences
     from ..generation import Sampler
+    from ..keys import Keys
     from ..resuming import resume
     from ..streaming import TextStream
 
     out = Output(as_json, quiet)
-    trace = one_sequence(load(file), sequence)
+    trace = one_sequence(load(file, Keys(key_file).source), sequence)
     number = trace.index(snapshot)
     text = read_text("-") if prompt == "-" else prompt
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)

@@ -10,7 +10,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable
-from .options import AnyModel, Device, File, FileModel, Json, Quiet, Seed, Sequence
+from .options import AnyModel, Device, File, FileModel, Json, KeyFile, Quiet, Seed, Sequence
 
 if TYPE_CHECKING:
     from ..recall import Recall
@@ -59,6 +59,7 @@ def command(
     record: Annotated[bool, typer.Option("--record", help="Write the result into the file's header.")] = False,
     device: Device = "auto",
     force_model_mismatch: AnyModel = False,
+    key_file: KeyFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -72,9 +73,10 @@ def command(
     word, and the predictions of both caches compared in the same way; the thresholds do not apply to it.
     """
     from formats import load
-    from formats.quality import record_quality
+    from formats.rewriting import record_quality
 
     from ..files import model_for, numbers, one_sequence, say_differences
+    from ..keys import Keys
     from ..verification import VerifyOptions, passes, verify
 
     if max_kl is not None and math.isnan(max_kl):
@@ -82,11 +84,12 @@ def command(
     if record and force_model_mismatch:
         raise UsageError("a measurement with another model is not recorded")
     out = Output(as_json, quiet)
-    whole = load(file)
+    keys = Keys(key_file).source
+    whole = load(file, keys)
     if record and whole.geometry.batch > 1:
         raise UsageError("a measurement of one sequence is not recorded for its batch")
     trace = one_sequence(whole, sequence)
-    raw = one_sequence(load(against), sequence) if against is not None else None
+    raw = one_sequence(load(against, keys), sequence) if against is not None else None
     wanted = numbers(snapshots, len(trace), "snapshot")
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
     say_differences(trace, loaded, out, forced=force_model_mismatch)
@@ -98,7 +101,7 @@ def command(
         )  # fmt: skip
     failures = missed(results, max_kl, min_top1)
     if record:
-        record_quality(file, [result.record() for result in results])
+        record_quality(file, [result.record() for result in results], whole.secret)
     facts: dict[str, Any] = {
         "path": file, "against": against, "seed": seed, "max_kl": max_kl, "min_top1": min_top1,
         "results": [
