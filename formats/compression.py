@@ -17,6 +17,7 @@ from .container import Sink
 from .encryption import Secret
 from .errors import UsageError
 from .eviction import FILTERS, Filtered
+from .file_blocks import FileBlock, FileStates
 from .header import TierHeader
 from .klt import store
 from .limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
@@ -26,7 +27,6 @@ from .row_store import MAX_ROWS
 from .settings import require
 from .states import STATE_CODECS
 from .trace import MemoryBlock, Trace
-from .trace_file import FileBlock, FileStates
 from .trace_writer import TraceWriter
 from .views import BlockKey, Span
 

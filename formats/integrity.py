@@ -7,8 +7,9 @@ import os
 
 from .container import RecordReader
 from .encryption import KeySource
+from .record_file import open_file
 from .records import RECORD_BYTES, SUPERBLOCK_BYTES, RecordType
-from .trace_file import TraceFile, open_file
+from .trace_file import TraceFile
 
 _CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .errors import CorruptError
+from .file_blocks import FileBlock
 from .records import KNOWN_TYPES, Part, RecordType
 from .remains import Remains
 from .row_sets import union, without
-from .trace_file import FileBlock
 from .views import Span
 
 _ONCE = (RecordType.REFERENCE, RecordType.ATTENTION)  # records that are about the first snapshot

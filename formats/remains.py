@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from . import geometry as geometry_json
 from . import header as header_json
+from .block_decoding import BlockDecoder
 from .errors import CorruptError, TscError, UnsupportedFileError
+from .file_blocks import FileBlock, FileStates
 from .header import TierHeader
 from .kept import Kept
 from .klt.reference import ProfileReference
@@ -17,7 +19,7 @@ from .limits import MAX_JSON_BYTES, MAX_ROWS, MAX_SNAPSHOTS
 from .records import KNOWN_TYPES, Part, RecordHeader, RecordType
 from .row_sets import common, inside, meets, union, without
 from .scanning import Found, Problem, Wreck
-from .trace_file import FileBlock, FileStates, TraceFile
+from .trace_file import TraceFile
 from .views import HISTORY, Labels, Span, View, merged
 
 KLT, DELTA = 6, 5
@@ -42,7 +44,7 @@ class Pieces(TraceFile):
     def __init__(self, wreck: Wreck) -> None:
         self.path, self.reader, self.entries = wreck.path, wreck, []
         self.labels, self.views = _Unbounded(), _UnboundedViews()
-        self.blocks, self._decoded, self._depth = [], {}, 0
+        self.blocks, self.decoder = [], BlockDecoder(self)
         self.profile = None
 
     def one(self, found: Found, read: Callable[[], T]) -> T:

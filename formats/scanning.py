@@ -24,6 +24,7 @@ from .container import RecordReader, unframed
 from .encryption import KeySource
 from .errors import CorruptError, TscError, UnsupportedFileError
 from .limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
+from .record_file import INDEX_COLUMNS, open_file
 from .records import (
     FILE_ID_BYTES,
     MUST_BE_ZERO,
@@ -37,7 +38,6 @@ from .records import (
     signature,
 )  # fmt: skip
 from .tensor_buffer import parse
-from .trace_file import INDEX_COLUMNS, open_file
 
 _CHUNK = MIB
 _READINGS = 64  # times the length of a file that checksums may take: headers may claim the same bytes

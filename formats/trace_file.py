@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 from . import geometry as geometry_json
 from . import header as header_json
 from . import kept as kept_rows
 from . import states as state_blocks
 from . import views as viewing
-from .codecs import BlockShape, Codec, Surroundings, codec_by_id
-from .codecs.base import from_planes
-from .container import RecordReader
-from .encryption import KeySource, Secret
-from .errors import CorruptError, LimitError, LockedError, StorageError, TscError, UsageError
+from .block_decoding import BlockDecoder
+from .encryption import KeySource
+from .errors import CorruptError
+from .file_blocks import FileBlock, FileReceived, FileStates
 from .geometry import LayerSpec
 from .kept import Kept
 from .klt.reference import ProfileReference, from_tensors
 from .limits import (
     MAX_BLOCK_BYTES,
-    MAX_CHAIN,
     MAX_COLUMNS,
     MAX_INTEGER,
     MAX_JSON_BYTES,
@@ -33,130 +27,25 @@ from .limits import (
     MAX_ROWS,
     MAX_SNAPSHOTS,
     MAX_SPANS,
-    memory_budget,
 )
-from .records import RECORD_BYTES, SUPERBLOCK_BYTES, Part, RecordHeader, RecordType
-from .states import STATE_CODECS, StateKey
-from .tensor_buffer import TensorView, expect, parse
+from .record_file import RecordFile
+from .records import Part, RecordHeader, RecordType
+from .tensor_buffer import TensorView, expect
 from .trace import Trace
-from .views import BlockKey, Labels, Span, View
-
-if TYPE_CHECKING:
-    import torch
+from .views import Labels, Span, View
 
 RATIO_TOLERANCE = 0.002  # a stated ratio is rounded down, and the file's length moves by a byte or two with it
 _PARTS = frozenset(part.value for part in Part)
-INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 
 
-@dataclass(frozen=True)
-class FileBlock:
-    """A block that is read, checked and decoded when it is asked for."""
-
-    file: TraceFile
-    offset: int
-    header: RecordHeader
-
-    @property
-    def key(self) -> BlockKey:
-        h = self.header
-        return BlockKey(Part(h.part), h.first_layer, h.layer_count, h.first, h.count)
-
-    def tensors(self) -> tuple[Codec, Mapping[str, TensorView], BlockShape]:
-        """The checked payload; no torch."""
-        shape = BlockShape.of(self.key, self.file.geometry)
-        codec = codec_by_id(self.header.codec, self.file.path)
-        tensors = self.file.buffer(self.offset, self.header)
-        with self.file.locating(self.offset, self.header):
-            if self.key.part not in codec.parts:
-                raise CorruptError(f"codec {codec.name} does not write records of part {self.header.part}")
-            codec.check(tensors, self.key.part, shape, "rows")
-        return codec, tensors, shape
-
-    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
-        return self.file.decoded(self, device)
-
-
-@dataclass(frozen=True)
-class FileStates:
-    """States that are read, checked and decoded when they are asked for."""
-
-    file: TraceFile
-    offset: int
-    header: RecordHeader
-
-    @property
-    def key(self) -> StateKey:
-        h = self.header
-        return StateKey(h.part, h.first_layer, h.layer_count, h.first, h.count)
-
-    def tensors(self) -> tuple[Codec, Mapping[str, TensorView], BlockShape]:
-        """The checked payload; no torch."""
-        shape = state_blocks.block_shape(self.key, self.file.geometry)
-        codec = codec_by_id(self.header.codec, self.file.path)
-        tensors = self.file.buffer(self.offset, self.header)
-        with self.file.locating(self.offset, self.header):
-            if codec.name not in STATE_CODECS:
-                raise CorruptError(f"codec {codec.name} does not write states")
-            codec.check(tensors, Part.VALUES, shape, "states")
-        return codec, tensors, shape
-
-    def read(self, device: str | torch.device = "cpu") -> torch.Tensor:
-        codec, tensors, shape = self.tensors()
-        with self.file.locating(self.offset, self.header):
-            values = codec.decode(tensors, Part.VALUES, shape, device)[Part.VALUES]
-        key = self.key
-        return state_blocks.from_values(values, self.file.geometry.layers[key.first_layer].states[key.number])
-
-
-@dataclass(frozen=True)
-class FileReceived:
-    """Attention that is read when it is asked for."""
-
-    file: TraceFile
-    offset: int
-    header: RecordHeader
-    heads: int
-
-    @property
-    def first_layer(self) -> int:
-        return self.header.first_layer
-
-    @property
-    def layer_count(self) -> int:
-        return self.header.layer_count
-
-    def check(self) -> TensorView:
-        tensors = self.file.buffer(self.offset, self.header)
-        with self.file.locating(self.offset, self.header):
-            expect(tensors, {"received": ("U8", (4, self.layer_count, self.heads, self.header.count))}, "attention")
-        return tensors["received"]
-
-    def read(self) -> torch.Tensor:
-        import torch
-
-        return from_planes(self.check(), torch.float32, "cpu")
-
-
-class TraceFile:
+class TraceFile(RecordFile):
     """An open .tsc file: everything but the rows, checked.  Needs no torch.
 
-    Args:
-        key: the secret of an encrypted file, or what gives it.
-    Raises:
-        LockedError: the file is encrypted, and no key or another one was given; or a secret was given, and it is not
-            encrypted: somebody may have put it there.
-        and what `load` raises.
+    Args and errors are those of `RecordFile`.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: KeySource | None = None) -> None:
-        self.path = os.fspath(path)
-        descriptor = open_file(self.path)
-        weakref.finalize(self, os.close, descriptor)  # blocks hold the file, so it stays open as long as they live
-        self.reader = RecordReader(descriptor, self.path, key)
-        if self.reader.lock is None and isinstance(key, Secret):
-            raise LockedError("is not encrypted, and a key was given", path=self.path)
-        self.entries = self._index()
+        super().__init__(path, key)
         model = self._only(RecordType.MODEL, 0)
         header = self._only(RecordType.HEADER, len(self.entries) - 1)
         for offset, entry in (model, header):
@@ -174,8 +63,7 @@ class TraceFile:
         self.states = self._states()
         self.attention = self._attention()
         self.profile = self._profile()
-        self._decoded: dict[tuple[int, str], Mapping[Part, torch.Tensor]] = {}
-        self._depth = 0
+        self.decoder = BlockDecoder(self)
         with self.locating():
             keys = [block.key for block in self.blocks]
             viewing.check_coverage(self.views, keys, self.geometry)
@@ -195,132 +83,6 @@ class TraceFile:
             self.kept, self.attention, (self.header.raw_bytes_trace, self.header.raw_bytes_final), self.size,
             self.states, self.reader.secret,
         )  # fmt: skip
-
-    def decoded(self, block: FileBlock, device: str | torch.device) -> Mapping[Part, torch.Tensor]:
-        """The rows of a block, and on the way those of the blocks that predict it, each decoded once.
-
-        Raises:
-            CorruptError: a block is damaged, or the chain of predictions is too long.
-            LimitError: the blocks of the chain take more than the memory budget.
-        """
-        known = self._decoded.get((block.offset, str(device)))
-        if known is not None:
-            return known
-        if self._depth > MAX_CHAIN:
-            raise self.reader.corrupt(f"a chain of more than {MAX_CHAIN} predictions", block.offset)
-        self._depth += 1
-        try:
-            codec, tensors, shape = block.tensors()
-            with self.locating(block.offset, block.header):
-                rows = codec.decode(tensors, block.key.part, shape, device, self._surroundings(block.key, device))
-            if self._depth > 1:
-                self._decoded[block.offset, str(device)] = rows
-                held = sum(t.nbytes for found in self._decoded.values() for t in found.values())
-                if held > memory_budget():
-                    raise LimitError(f"predictions take more than the budget of {memory_budget()} bytes")
-            return rows
-        finally:
-            self._depth -= 1
-            if not self._depth:
-                self._decoded.clear()
-
-    def _surroundings(self, key: BlockKey, device: str | torch.device) -> Surroundings:
-        return Surroundings(
-            first_layer=key.first_layer, positions=self.labels.positions[key.first_row : key.span.stop],
-            fetch=partial(self._fetch, key, device), profile=None if self.profile is None else self.profile.load,
-        )  # fmt: skip
-
-    def _fetch(self, wanted: BlockKey, device: str | torch.device, numbers: Sequence[int]) -> torch.Tensor:
-        """Decoded rows of the layers and the part of `wanted`: (layers, batch, heads, len(numbers), head size)."""
-        import torch
-
-        spec = self.geometry.layers[wanted.first_layer]
-        heads, size = spec.part_heads(wanted.part), spec.head_size(wanted.part)
-        shape = (wanted.layer_count, self.geometry.batch, heads, len(numbers), size)
-        result = torch.empty(shape, dtype=getattr(torch, self.geometry.dtype), device=device)
-        missing = wanted.layer_count * len(numbers)
-        for block in self.blocks:
-            first = max(block.key.first_layer, wanted.first_layer)
-            stop = min(block.key.first_layer + block.key.layer_count, wanted.first_layer + wanted.layer_count)
-            span = block.key.span
-            found = [(at, number - span.first) for at, number in enumerate(numbers) if span.first <= number < span.stop]
-            whole = block.key.part is Part.JOINT and wanted.part is not Part.INDEXER
-            if first >= stop or not found or not (whole or block.key.part is wanted.part):
-                continue
-            rows = self.decoded(block, device)[wanted.part][
-                first - block.key.first_layer : stop - block.key.first_layer
-            ]
-            target = result[first - wanted.first_layer : stop - wanted.first_layer]
-            target[..., [at for at, _ in found], :] = rows[..., [row for _, row in found], :]
-            missing -= (stop - first) * len(found)
-        if missing:
-            raise CorruptError("rows are predicted from rows that the file does not hold")
-        return result
-
-    def payload(self, offset: int, entry: RecordHeader) -> bytes:
-        """The payload of a record, whose own header must say what the index says of it."""
-        return self.reader.payload(offset, self._header(offset, entry))
-
-    def _header(self, offset: int, entry: RecordHeader) -> RecordHeader:
-        header = self.reader.header_at(offset, entry.sequence)
-        if _described(header) != _described(entry):
-            raise self.reader.corrupt("the index describes this record wrongly", offset, entry.sequence)
-        return header
-
-    def buffer(self, offset: int, entry: RecordHeader) -> dict[str, TensorView]:
-        payload = self.payload(offset, entry)
-        with self.locating(offset, entry):
-            return parse(payload, entry.name)
-
-    def locating(self, offset: int | None = None, entry: RecordHeader | None = None) -> _Locating:
-        """A context in which a TscError learns the file, record and offset concerned."""
-        return _Locating(self.path, offset, entry.sequence if entry else None)
-
-    def _index(self) -> list[tuple[int, RecordHeader]]:
-        index_offset, count = self.reader.end()
-        if count < 4 or not SUPERBLOCK_BYTES <= index_offset < self.size:
-            raise self.reader.corrupt("the end mark points outside the file", self.size)
-        header = self.reader.header_at(index_offset, count - 2)
-        end_offset = self.size - RECORD_BYTES - 8
-        if header.type != RecordType.INDEX or index_offset + RECORD_BYTES + header.stored != end_offset:
-            raise self.reader.corrupt("the end mark does not point to the index", index_offset, count - 2)
-        with self.locating(index_offset, header):
-            tensors = parse(self.reader.payload(index_offset, header), "index")
-            expect(tensors, {"records": ("I64", (count - 2, len(INDEX_COLUMNS)))}, "index")
-        table, entries, at = tensors["records"].integers(), [], SUPERBLOCK_BYTES
-        for sequence in range(count - 2):
-            line = table[sequence * len(INDEX_COLUMNS) : (sequence + 1) * len(INDEX_COLUMNS)]
-            offset, kind, codec, stored, raw, part, first_layer, layers, first, length = line
-            if min(line) < 0 or kind in (RecordType.INDEX, RecordType.END):
-                raise self.reader.corrupt(f"the index lists record {sequence} as what it cannot be", index_offset)
-            if offset != at or not 0 <= stored <= index_offset - at - RECORD_BYTES:
-                raise self.reader.corrupt("the index does not tile the file", index_offset, count - 2)
-            entry = RecordHeader(kind, sequence, stored, raw, codec, part, first_layer, layers, first, length)
-            if kind != RecordType.ROWS:  # of these few, the index could otherwise hide one, even one marked as needed
-                self._header(offset, entry)
-            entries.append((offset, entry))
-            at = offset + RECORD_BYTES + stored
-        if at != index_offset:
-            raise self.reader.corrupt("the index does not tile the file", index_offset, count - 2)
-        return entries
-
-    def _of_type(self, kind: RecordType) -> list[tuple[int, RecordHeader]]:
-        return [(offset, entry) for offset, entry in self.entries if entry.type == kind]
-
-    def _only(self, kind: RecordType, sequence: int) -> tuple[int, RecordHeader]:
-        found = self._of_type(kind)
-        if len(found) != 1 or found[0][1].sequence != sequence:
-            raise self.reader.corrupt(f"there must be one {kind.name.lower()} record, as record {sequence}")
-        return found[0]
-
-    def _consecutive(self, kind: RecordType, most: int) -> tuple[list[tuple[int, RecordHeader]], int]:
-        """The records of a type whose ranges follow on one another from 0, and where they stop."""
-        found, at = self._of_type(kind), 0
-        for offset, entry in found:
-            if entry.first != at or not 1 <= entry.count <= most - at:
-                raise self.reader.corrupt(f"{entry.name} records do not follow on one another", offset, entry.sequence)
-            at += entry.count
-        return found, at
 
     def _labels(self) -> Labels:
         labels = Labels()
@@ -463,25 +225,6 @@ class TraceFile:
                     raise CorruptError("the tier header states another ratio than the file has")
 
 
-class _Locating:
-    def __init__(self, path: str, offset: int | None, record: int | None) -> None:
-        self._place = (path, offset, record)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, TscError) and error.path is None:
-            error.path, error.offset, error.record = self._place
-
-
-def _described(header: RecordHeader) -> tuple[int, ...]:
-    return (
-        header.type, header.codec, header.stored, header.raw, header.part, header.first_layer, header.layer_count,
-        header.first, header.count,
-    )  # fmt: skip
-
-
 def _labelled_ids(tensors: Mapping[str, TensorView], count: int, batch: int) -> tuple[Sequence[int], int]:
     """(token ids, how many a row) of a LABELS payload: one, or one for each sequence."""
     by_sequence = batch > 1 and "token_ids" in tensors and len(tensors["token_ids"].shape) == 2
@@ -499,18 +242,6 @@ def _token_ids(
     if min(tokens) < 0:
         raise CorruptError("token ids: a negative token id")
     return tokens
-
-
-def open_file(path: str) -> int:
-    """A descriptor of a regular file, to read.  Raises StorageError, UsageError."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise StorageError(f"cannot be opened: {error.strerror}", path=path) from error
-    if not os.path.isfile(path):
-        os.close(descriptor)
-        raise UsageError("is not a regular file", path=path)
-    return descriptor
 
 
 def load(path: str | os.PathLike[str], key: KeySource | None = None) -> Trace:

@@ -232,7 +232,7 @@ def _measure_peer(prompt: Prompt, peer: Peer) -> Measured:
 def coded_share(trace: Trace) -> float | None:
     """The share of vq or pq blocks that are coded, the rest being kept in 16 bits; None without such blocks."""
     from formats.codecs.block_codebook import BlockCodebook
-    from formats.trace_file import FileBlock
+    from formats.file_blocks import FileBlock
 
     blocks = exact = 0
     for block in trace.blocks:
