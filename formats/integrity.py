@@ -1,4 +1,4 @@
-"""Checking a whole file: every byte, without torch and without keeping more than one record in memory."""
+"""Checking a whole file: every byte, without keeping more than one record in memory, and without torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from .trace_file import TraceFile
 _CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
 
 
-def check(path: str | os.PathLike[str], key: KeySource | None = None) -> TraceFile:
+def check(path: str | os.PathLike[str], key: KeySource | None = None, *, decode: bool = False) -> TraceFile:
     """Read and check every byte of a file: all records against the index, all payloads, all rows' shapes.
 
     Args:
         key: the secret of an encrypted file, or what gives it.
+        decode: decode all rows, states and attention, too, each by itself: with torch, and with the profile of codec
+            klt.  So nothing is left that a restore could refuse.
     Raises:
         StorageError, UsageError: it cannot be read.
         LockedError: it is encrypted, and no key or another one was given.
@@ -33,9 +35,9 @@ def check(path: str | os.PathLike[str], key: KeySource | None = None) -> TraceFi
             file.profile.load()
     for offset, entry in file.entries:
         if offset in blocks:
-            blocks[offset].tensors()
+            blocks[offset].read() if decode else blocks[offset].tensors()
         elif offset in states:
-            states[offset].tensors()
+            states[offset].read() if decode else states[offset].tensors()
         elif offset in attention:
             attention[offset].check()
         else:

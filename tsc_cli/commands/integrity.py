@@ -13,15 +13,18 @@ from .options import Json, KeyFile, Quiet
 
 def command(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="The .tsc files.", show_default=False)],
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Also decode all rows; needs torch, and the profile of codec klt.")
+    ] = False,
     key_file: KeyFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Check every byte of .tsc files.
 
-    All checksums, all records, all shapes; needs no model and no torch. Exit code 3 if a file is corrupt or
-    unsupported, 2 if one cannot be read. Of an encrypted file without its key, the checksums and the order of the
-    records.
+    All checksums, all records, all shapes; needs no model and no torch. `--decode` goes on to what only decoding shows:
+    symbols and profiles of codec klt, predictions of codec delta. Exit code 3 if a file is corrupt or unsupported, 2 if
+    one cannot be read. Of an encrypted file without its key, the checksums and the order of the records.
     """
     from formats.errors import TscError
     from formats.integrity import check, check_sealed
@@ -42,7 +45,7 @@ def command(
                         "snapshots": None,
                     })  # fmt: skip
                     continue
-                file = check(path, keys.source)
+                file = check(path, keys.source, decode=decode)
             results.append({
                 "path": path, "ok": True, "file_bytes": file.size, "records": len(file.entries) + 2,
                 "snapshots": len(file.views),
