@@ -19,6 +19,10 @@ MAX_WINDOW = 8 * MIB
 MAX_TENSORS = 4096  # in one safetensors buffer
 MAX_TENSOR_RANK = 8
 
+FREE_TABLES = 16 * MIB  # of all tables that are read at opening, decompressed; more only in a longer file
+TABLES_RATIO = 64  # bytes of them for each byte of the file: rows and snapshots that it holds take more than that
+TABLES_COST = 4  # bytes of memory for each of them
+
 MAX_LAYERS = 4096
 MAX_EXTENT = 1 << 20  # heads, head size, batch, window
 MAX_ROWS = 1 << 26  # and token ids, where the sequences of a batch have their own

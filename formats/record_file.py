@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterable
 
 from .container import RecordReader
 from .encryption import KeySource, Secret
-from .errors import LockedError, StorageError, TscError, UsageError
-from .records import RECORD_BYTES, SUPERBLOCK_BYTES, RecordHeader, RecordType
+from .errors import CorruptError, LimitError, LockedError, StorageError, TscError, UsageError
+from .limits import FREE_TABLES, TABLES_COST, TABLES_RATIO, memory_budget
+from .records import RECORD_BYTES, SUPERBLOCK_BYTES, TABLES, RecordHeader, RecordType
 from .tensor_buffer import TensorView, expect, parse
 
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
+
+
+def require_modest_tables(records: Iterable[RecordHeader], size: int) -> None:
+    """What a file says of rows and snapshots must not be out of all proportion to its length.
+
+    Without this, some 30 kB of zstd frames could describe 2^26 rows that nobody stored.
+
+    Args:
+        size: the length of the file in bytes.
+    Raises:
+        CorruptError: it is.
+        LimitError: it takes more than the memory budget.
+    """
+    total = sum(header.raw for header in records if header.type in TABLES)
+    if total > FREE_TABLES + TABLES_RATIO * size:
+        raise CorruptError(f"tables of {total} bytes in a file of {size}")
+    if TABLES_COST * total > memory_budget():
+        raise LimitError(
+            f"the tables take {TABLES_COST * total} bytes, more than the budget of {memory_budget()}",
+            hint="TSC_MEMORY_BUDGET=BYTES raises it",
+        )
 
 
 class RecordFile:
@@ -36,6 +59,8 @@ class RecordFile:
         if self.reader.lock is None and isinstance(key, Secret):
             raise LockedError("is not encrypted, and a key was given", path=self.path)
         self.entries = self._index()
+        with self.locating():
+            require_modest_tables((entry for _, entry in self.entries), self.size)
 
     @property
     def size(self) -> int:

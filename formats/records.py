@@ -38,6 +38,8 @@ class RecordType(IntEnum):
     ATTENTION = 0x82
 
 
+# what is read at opening, beside MODEL, HEADER and INDEX, and in proportion to rows and snapshots
+TABLES = frozenset((RecordType.LABELS, RecordType.VIEWS, RecordType.KEPT, RecordType.REFERENCE))
 KNOWN_TYPES = frozenset(kind.value for kind in RecordType)
 
 

@@ -16,6 +16,7 @@ from .header import TierHeader
 from .kept import Kept
 from .klt.reference import ProfileReference
 from .limits import MAX_JSON_BYTES, MAX_ROWS, MAX_SNAPSHOTS
+from .record_file import require_modest_tables
 from .records import KNOWN_TYPES, Part, RecordHeader, RecordType
 from .row_sets import common, inside, meets, union, without
 from .scanning import Found, Problem, Wreck
@@ -375,6 +376,8 @@ def examine(wreck: Wreck) -> Remains:
     if found is None or found.header.type != RecordType.MODEL or found.header.raw > MAX_JSON_BYTES:
         raise wreck.corrupt("the model record is damaged, without which no other can be understood")
     pieces = Pieces(wreck)
+    with pieces.locating():
+        require_modest_tables((one.header for one in wreck.records.values()), wreck.size)
     with pieces.locating(found.offset, found.header):
         pieces.geometry, fingerprint = geometry_json.from_json(pieces.payload(found.offset, found.header))
     remains = Remains(wreck, pieces, fingerprint, records={0: found})

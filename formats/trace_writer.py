@@ -23,8 +23,8 @@ from .geometry import Geometry
 from .header import TierHeader
 from .kept import Kept
 from .klt import reference
-from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, TARGET_RECORD_RAW
-from .records import FILE_ID_BYTES, OWN_TOKENS, Part, RecordType
+from .limits import FREE_TABLES, MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, TABLES_RATIO, TARGET_RECORD_RAW
+from .records import FILE_ID_BYTES, OWN_TOKENS, TABLES, Part, RecordType
 from .states import States
 from .tensor_buffer import pack, pack_integers
 from .trace import MemoryBlock, Received, Trace
@@ -261,6 +261,9 @@ _NEAR = 8  # bytes by which files differ whose headers state neighbouring ratios
 
 def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
     """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length."""
+    tables = sum(entry.raw for _, entry in writer.entries if entry.type in TABLES)
+    if tables > FREE_TABLES + TABLES_RATIO * writer.offset:
+        raise LimitError(f"tables of {tables} bytes in a file of {writer.offset}: no reader would take it")
     stated = header.with_ratios(writer.offset)
     found: list[tuple[float, TierHeader]] = []
     for _ in range(_ROUNDS):

@@ -505,6 +505,9 @@ def read(data: bytes, profile: bytes | None = None) -> Document:
     if size > TABLE_BUDGET:
         raise Refused(f"budget: {size} bytes of tables")
 
+    modest = sum(record.raw for kind in (LABELS, VIEWS, KEPT, REFERENCE) for record in of_type[kind])
+    need(modest <= 16 * MIB + 64 * len(data), f"tables of {modest} bytes in a file of {len(data)}")
+
     listed = [number for record in records[:-2] for number in record]
     index = read_tables(payload(view, records[-2]), {"records"})["records"]
     expect(index, {"I64"}, [len(records) - 2, 10], "INDEX")

@@ -89,6 +89,8 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
     ("at most 64 records from one to the next", limits.MAX_CHAIN == 64),
     ("256 MiB; and, if over 16 MiB, 1,024 times",
      (limits.MAX_RECORD_RAW, limits.FREE_RAW, limits.MAX_RATIO) == (256 << 20, 16 << 20, 1024)),
+    ("records together | 16 MiB and 64 times the length of the file |",
+     (limits.FREE_TABLES, limits.TABLES_RATIO) == (16 << 20, 64)),
     ("window size at most 8 MiB", limits.MAX_WINDOW == 8 << 20),
     ("This version reads 0 to 4,", records.MINOR == records.ENCRYPTION == 4),
     ("and writes 4 where a file is encrypted, 3 where", records.OWN_TOKENS == 3),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from formats import TscError, integrity, load
+from formats import TscError, integrity, load, save
 from formats.compression import Recipe, Source, write
 from formats.errors import CorruptError, LimitError, UnsupportedFileError
 from formats.trace_writer import TraceWriter
@@ -280,6 +280,21 @@ def test_spans_of_a_file_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("formats.trace_file.MAX_SPANS", 3)
     with pytest.raises(CorruptError, match="more than 3 spans"):
         integrity.check(path)
+
+
+def test_tables_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, samples.valid())
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", "1000")
+    with pytest.raises(LimitError, match=r"the tables take [0-9]+ bytes, more than the budget of 1000"):
+        integrity.check(path)
+
+
+def test_tables_that_no_reader_takes_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = samples.trace()
+    monkeypatch.setattr("formats.trace_writer.FREE_TABLES", -1_000_000)
+    with pytest.raises(LimitError, match="no reader would take it"):
+        save(trace, tmp_path / "t.tsc")
+    assert not list(tmp_path.iterdir())
 
 
 def test_predictions_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
