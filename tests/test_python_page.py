@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from formats import load
+from formats.errors import LockedError
 from tests.families import PROMPT, SUPPORTED
 from tests.test_foreign import batch, build
 
@@ -22,10 +24,12 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "model": SUPPORTED["llama"].build(torch.float32), "input_ids": torch.tensor([PROMPT]), "batch_ids": ids,
         "batch_mask": mask, "translator": build("t5"), "source_ids": torch.tensor([PROMPT[:9]]),
     }  # fmt: skip
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     assert "append(" in BLOCKS[1]
     for block in BLOCKS:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["result"].fidelity.kl_mean < 1e-9
     assert names["cache"].get_seq_length() == len(PROMPT) + 7
     assert (tmp_path / "batch.tsc").exists()
+    with pytest.raises(LockedError, match="encrypted with a key"):
+        load(tmp_path / "secret.tsc")

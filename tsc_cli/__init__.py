@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from formats.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from formats import load, save
+    from formats import Secret, load, save
 
     from .appending import append
     from .calibrating import calibrate
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from .verification import verify
 
 __all__ = [
-    "__version__", "append", "branch", "calibrate", "capture", "compress", "from_cache", "from_tuples",
+    "Secret", "__version__", "append", "branch", "calibrate", "capture", "compress", "from_cache", "from_tuples",
     "generate_inputs", "load", "repeat", "save", "to_cache", "to_tuples", "verify",
 ]  # fmt: skip
 
 _HOMES = {
+    "Secret": "formats",
     "append": "tsc_cli.appending", "branch": "tsc_cli.foreign", "calibrate": "tsc_cli.calibrating",
     "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing", "from_cache": "tsc_cli.foreign",
     "from_tuples": "tsc_cli.foreign", "generate_inputs": "tsc_cli.resuming", "load": "formats",
