@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = [
     "tests/format", "tests/test_klt.py", "tests/test_profile.py", "tests/test_codecs.py", "tests/test_lossless.py",
     "tests/test_states.py", "tests/test_eviction.py", "tests/test_compression.py", "tests/test_entropy.py",
+    "tests/test_append.py", "tests/test_cli_recover.py", "tests/test_golden.py",
 ]  # fmt: skip
 SLOW = "not mutants and not truncation and not zeroed and not flipped_bits_read_lazily"
 REFUSALS = {"CorruptError", "LimitError", "UnsupportedFileError", "corrupt"}
