@@ -13,9 +13,11 @@ import pytest
 from formats import load
 from formats.diagnosis import Diagnosis, diagnose
 from formats.errors import CorruptError, UnsupportedFileError
-from formats.limits import MAX_JSON_BYTES, MAX_RECORDS
+from formats.geometry import Geometry, LayerSpec, StateSpec
+from formats.limits import MAX_JSON_BYTES, MAX_RECORDS, MAX_ROWS, MAX_SNAPSHOTS
 from formats.recovery import recover, salvage
 from formats.scanning import Wreck
+from formats.states import StateKey, check_coverage
 from tests.format import profiles, samples
 from tests.format.craft import HEADER, KEPT, LABELS, MODEL, PROFILE, ROWS, STATES, VIEWS, Craft, Piece
 from tests.format.slices import Model, content, sliced
@@ -253,3 +255,47 @@ def test_many_pieces_are_noted(tmp_path: Path) -> None:
     found = diagnose(tmp_path / "pieces.tsc")
     assert not found.damaged, found.problems
     assert any("snapshot 0 names the rows of a layer in 70 pieces" in one.message for one in found.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "lies", "message"),
+    [
+        ("valid", VIEWS, {"first": MAX_SNAPSHOTS}, "views records out of bounds"),
+        ("valid", LABELS, {"first": MAX_ROWS}, "labels records out of bounds"),
+        ("valid", LABELS, {"count": 0}, "labels records out of bounds"),
+    ],
+)
+def test_ranges_out_of_bounds(name: str, kind: int, lies: dict[str, int], message: str, tmp_path: Path) -> None:
+    craft = Craft.of(samples.sample(name))
+    craft[kind].lies = lies
+    (tmp_path / "wreck.tsc").write_bytes(craft.build())
+    assert says(diagnose(tmp_path / "wreck.tsc"), message)
+
+
+def test_rows_whose_positions_are_lost(tmp_path: Path) -> None:
+    """Codec klt turns keys by their positions."""
+    data = samples.sample("klt")
+    (tmp_path / "wreck.tsc").write_bytes(flipped(data, numbers_of(data, LABELS)[0]))
+    assert says(diagnose(tmp_path / "wreck.tsc"), "rows whose positions are lost, without which they cannot be decoded")
+
+
+def test_what_is_written_is_checked_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_: object) -> None:
+        raise CorruptError("something is wrong")
+
+    (tmp_path / "wreck.tsc").write_bytes(samples.valid()[:-1])
+    monkeypatch.setattr("formats.integrity.check", refuses)
+    with pytest.raises(CorruptError, match="what is left does not make a valid file: something is wrong"):
+        recover(tmp_path / "wreck.tsc", tmp_path / "new.tsc")
+    assert [path.name for path in tmp_path.iterdir()] == ["wreck.tsc"]
+
+
+def test_states_are_counted_before_they_are_looked_at() -> None:
+    spec = LayerSpec("none", 0, 0, 0, states=(StateSpec("state", (2,), "float32"),))
+    keys = [StateKey(0, 0, 1, number, 1) for number in range(2)]
+    geometry = Geometry("float32", (spec,), 1)
+    check_coverage(keys, 2, geometry)
+    with pytest.raises(CorruptError, match=r"^states are stored twice$"):
+        check_coverage(keys * 3, 2, geometry)
+    with pytest.raises(CorruptError, match="is stored twice at snapshot 0"):
+        check_coverage(keys * 2, 2, geometry)
