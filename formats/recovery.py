@@ -128,7 +128,7 @@ class Writing:
             count = min(MAX_LABELS_PER_RECORD, stop - at)
             ids = (count,) if width == 1 else (count, width)
             payload = pack_integers({
-                "token_ids": ("U16", ids, bytes(count * width)), "position_offsets": ("I64", (count,), bytes(count)),
+                "token_ids": ("U16", ids, [0] * count * width), "position_offsets": ("I64", (count,), [0] * count),
             })  # fmt: skip
             writer.record(RecordType.LABELS, payload, span=(at, count))
 

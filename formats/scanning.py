@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -282,10 +283,8 @@ class Wreck(RecordReader):
             try:
                 packed = pack_record_header(header, self.file_id)
                 self._check_lengths(header, offset)
-            except Exception as error:  # numbers that no header holds (struct.error), or that no reader takes
-                if isinstance(error, TscError) or type(error).__name__ == "error":
-                    continue
-                raise
+            except (TscError, struct.error):  # numbers that no reader takes, or that no header holds
+                continue
             proven = packed[-4:] == found[-4:] or packed[-8:-4] == found[-8:-4]
             if proven and not any(getattr(header, name) for name in MUST_BE_ZERO.get(header.type, ())):
                 self.records[listed.sequence] = Found(offset, header, rebuilt=True)

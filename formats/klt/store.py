@@ -93,7 +93,8 @@ def resolve(digest: str) -> Profile:
     """
     if digest in _known:
         return _known[digest]
-    found = {known.digest: known for known in _known.values() if known.digest.startswith(_checked(digest))}
+    _checked(digest)  # also where no profile is known, with which it would be compared
+    found = {known.digest: known for known in _known.values() if known.digest.startswith(digest)}
     found |= {profile.digest: profile for _, profile in _matching(digest)}
     if len(found) > 1:
         raise UsageError(f"{len(found)} profiles begin with {digest}", hint="give more digits")

@@ -48,7 +48,8 @@ TAIL = """
   way.
 - Records that are exchanged by somebody who makes the checksums right again make a valid file that says something
   else; see [SECURITY.md](../SECURITY.md).
-- Coverage of `formats/` is not measured here; the last row says more: it removes each check and looks for the test.
+- That a line was run does not say that a test looks at what it did. `python -m tests.reliability.coverage` measures the
+  one (`--missing` lists what is left), `python -m tests.reliability.guards` the other, for checks: it removes each.
 - Recovering, appending and encryption are not built yet, and so are their rows.
 """
 

@@ -1,15 +1,16 @@
 """Removes each check of `formats/` in turn and sees whether a test notices.  Prints one JSON object.
 
-    python -m tests.reliability.guards [--every N]
+    python -m tests.reliability.guards [--every N] [--only WORD] [--jobs N] [TESTS]
 
 A check is a `raise` that refuses a file (CorruptError, LimitError, UnsupportedFileError, `corrupt(...)`).  Its removal
 changes nothing unless it is reached, so that one run of the tests finds, for each check, the tests that reach it; then
-these alone are run against the package without the check, each time in a fork of this process in which the code of
-the function around it is exchanged.
+these alone are run against the package without the check, the quickest first and until one fails, each time in a fork
+of the process that ran them all, in which the code of the function around the check is exchanged.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import importlib
@@ -17,6 +18,7 @@ import json
 import os
 import resource
 import sys
+import time
 import types
 from collections import defaultdict
 from dataclasses import dataclass
@@ -31,10 +33,19 @@ ROOT = Path(__file__).parents[2]
 TESTS = [
     "tests/format", "tests/test_klt.py", "tests/test_profile.py", "tests/test_codecs.py", "tests/test_lossless.py",
     "tests/test_states.py", "tests/test_eviction.py", "tests/test_compression.py", "tests/test_entropy.py",
+    "tests/test_append.py", "tests/test_cli_recover.py", "tests/test_golden.py", "tests/test_timeline.py",
 ]  # fmt: skip
-SLOW = "not mutants and not truncation and not zeroed and not flipped_bits_read_lazily"
+# tests that do the same many times, and what only the second reader is asked: other tests reach the same checks
+SLOW = " and ".join(
+    f"not {words}" for words in (
+        "mutants", "truncation", "zeroed", "flipped_bits", "every_bit", "damaged_byte",
+        "(test_second_reader and liars)",
+    )
+)  # fmt: skip
 REFUSALS = {"CorruptError", "LimitError", "UnsupportedFileError", "corrupt"}
-MOST = 60  # tests tried of those that reach a check; more say the same
+MOST, SECONDS = 60, 10.0  # tests tried of those that reach a check, and how long they take; more say the same
+CPU = 30  # seconds of a fork: without a check, reading may never end, which is noticed, too
+MEMORY = 16 << 30
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,16 @@ class Watch:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self._test = item.nodeid
+
+    def quickest(self, guard: Guard) -> list[str]:
+        """Tests that reach a check, by duration; no more than say something new."""
+        found, seconds = [], 0.0
+        for test in sorted(set(self.reached.get(guard, [])), key=lambda one: self.seconds.get(one, 99.0)):
+            seconds += self.seconds.get(test, 0.0)
+            if len(found) == MOST or (found and seconds > SECONDS):
+                break
+            found.append(test)
+        return found
 
     def install(self) -> None:
         made = errors.TscError.__init__
@@ -147,44 +168,102 @@ def silence() -> Any:
         os.dup2(kept, 1)
 
 
-def run(tests: list[str], *words: str, plugins: list[Any] | None = None) -> int:
-    with silence():
-        return pytest.main([*words, "-q", "-p", "no:cacheprovider", *tests], plugins=plugins or [])
+class Session:
+    """Runs all tests once, and then, for each check, those that reach it in a fork that lacks it."""
 
+    def __init__(self, chosen: list[Guard], watch: Watch, jobs: int) -> None:
+        self._chosen, self._watch, self._jobs = chosen, watch, jobs
+        self._failed: list[str] = []
+        self.survivors: list[str] = []
 
-def noticed(guard: Guard, tests: list[str]) -> bool:
-    """Whether one of the tests fails without the check."""
-    pid = os.fork()
-    if pid == 0:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._failed.append(report.nodeid)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        assert session.items, "there are no tests"
+        assert not session.testsfailed, "some tests cannot be collected"
+        begin = time.monotonic()
+        self._run(session.items)
+        assert not self._failed, f"tests fail as they are: {', '.join(self._failed[:9])}"
+        tell(f"{len(session.items)} tests once in {time.monotonic() - begin:.0f} s")
+        self._remove_each({item.nodeid: item for item in session.items})
+        return True
+
+    def _run(self, items: list[pytest.Item], *, until_failure: bool = False) -> None:
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if until_failure and self._failed:
+                return
+
+    def _remove_each(self, items: dict[str, pytest.Item]) -> None:
+        running: dict[int, Guard] = {}
+        for guard in self._chosen:
+            tests = [items[name] for name in self._watch.quickest(guard)]
+            if not tests:
+                self._survived(guard, "  [no test reaches it]")
+                continue
+            if len(running) >= self._jobs:
+                self._reap(running)
+            pid = os.fork()
+            if pid == 0:
+                self._without(guard, tests)
+            running[pid] = guard
+        while running:
+            self._reap(running)
+
+    def _without(self, guard: Guard, tests: list[pytest.Item]) -> None:
+        """In a fork: exit code 0 where no test fails, 1 where one does."""
         code = 77
-        # without a check, reading may never end or ask for everything: that is noticed, too
-        resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
-        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         try:
             remove(guard)
-            code = run(tests, "-x")
+            self._run(tests, until_failure=True)
+            code = 1 if self._failed else 0
+        except BaseException as problem:  # a test that ends the session
+            tell(f"{guard.name}: {problem!r}")
         finally:
             os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code in (0, 1, 2) or code < 0, (guard.name, code)
-    return code != 0
+
+    def _reap(self, running: dict[int, Guard]) -> None:
+        pid, status = os.wait()
+        guard, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+        assert code in (0, 1) or code < 0, (guard.name, code)
+        if code == 0:
+            self._survived(guard)
+
+    def _survived(self, guard: Guard, note: str = "") -> None:
+        self.survivors.append(guard.name + note)
+        tell(self.survivors[-1])
 
 
-def main(every: int) -> None:
+def tell(what: str) -> None:
+    print(what, file=sys.__stderr__, flush=True)
+
+
+def main() -> None:
+    words = argparse.ArgumentParser()
+    words.add_argument("--every", type=int, default=1, help="remove one of so many checks")
+    words.add_argument("--only", default="", help="remove those whose file or line has this in it")
+    words.add_argument("--jobs", type=int, default=1, help="how many forks at once")
+    words.add_argument("tests", nargs="*", default=TESTS, help="files or folders of tests, instead of all that matter")
+    asked = words.parse_args()
     known = guards()
     watch = Watch(known)
     watch.install()
-    assert run(TESTS, "-k", SLOW, "-m", "not full", plugins=[watch]) == 0, "the tests fail as they are"
-    chosen = known[::every]
-    survivors = []
-    for guard in chosen:
-        tests = sorted(set(watch.reached.get(guard, [])), key=lambda test: watch.seconds.get(test, 99.0))
-        if not tests or not noticed(guard, tests[:MOST]):
-            survivors.append(guard.name + ("" if tests else "  [no test reaches it]"))
-            print(survivors[-1], file=sys.stderr, flush=True)
-    print(f"{len(chosen)} removed", file=sys.stderr)
-    print(json.dumps({"removed": len(chosen), "noticed": len(chosen) - len(survivors), "survivors": survivors}))
+    chosen = [one for one in known if asked.only in one.name][:: asked.every]
+    session, begin = Session(chosen, watch, asked.jobs), time.monotonic()
+    with silence():
+        # what tests print must not be kept back by a fork: -s
+        code = pytest.main(
+            ["-q", "-s", "-p", "no:cacheprovider", "-k", SLOW, "-m", "not full", *asked.tests], plugins=[watch, session]
+        )
+    assert code == 0, "the tests fail as they are"
+    tell(f"{len(chosen)} removed in {time.monotonic() - begin:.0f} s")
+    found = {"removed": len(chosen), "noticed": len(chosen) - len(session.survivors), "survivors": session.survivors}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    main()
