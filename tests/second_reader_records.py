@@ -16,6 +16,7 @@ KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, STATES, 
 CODED = {ROWS, STATES}  # types whose records have a codec and a part
 LAYERED = {ROWS, KEPT, STATES, ATTENTION}  # types whose records are of some layers
 PLACED = {ROWS, LABELS, KEPT, VIEWS, STATES, END}  # types that say where they begin
+TAG = 16  # bytes behind the ciphertext of a payload
 
 
 # Checksum
@@ -62,6 +63,10 @@ class Record(NamedTuple):
         return range(self.first_layer, self.first_layer + self.layer_count)
 
 
+def is_encrypted(data: memoryview) -> bool:
+    return bool(data[10] & 1)
+
+
 def read_superblock(data: memoryview) -> bytes:
     """The file identity."""
     need(len(data) >= 64, "shorter than a superblock")
@@ -70,8 +75,9 @@ def read_superblock(data: memoryview) -> bytes:
     if data[4] != 1:
         raise Refused(f"unsupported: major version {data[4]}")
     need(crc32c(data[:60]) == int.from_bytes(data[60:64], "little"), "superblock CRC")
-    need(data[10] == 0, "reserved flag")
-    need(not any(data[12:16]) and not any(data[32:60]), "reserved bytes of the superblock")
+    need(data[10] & 0xFE == 0, "reserved flag")
+    need(not any(data[12:16]), "reserved bytes of the superblock")
+    need(is_encrypted(data) or not any(data[32:60]), "a lock, or reserved bytes, in a file that is not encrypted")
     return bytes(data[16:32])
 
 
@@ -128,6 +134,7 @@ def read_records(data: memoryview, identity: bytes) -> list[Record]:
 
 
 def payload(data: memoryview, record: Record) -> bytes:
-    """The decompressed payload of one record; its checksum was right."""
-    frame = bytes(data[record.offset + 64 : record.offset + 64 + record.stored])
+    """The decompressed payload of one record; its checksum was right, and `data` is decrypted."""
+    length = record.stored - (TAG if is_encrypted(data) else 0)
+    frame = bytes(data[record.offset + 64 : record.offset + 64 + length])
     return unframe(frame, record.raw, f"payload at {record.offset}")
