@@ -243,8 +243,11 @@ class RecordReader:
         if not header.raw and header.type != RecordType.END:
             # an empty frame is not worth having: python-zstandard looks no further than a declared size of 0
             raise self.corrupt("a record declares an empty payload", offset, header.sequence)
+        frame = header.stored - (0 if self.lock is None or header.type == RecordType.END else TAG_BYTES)
+        if frame < 0:
+            raise self.corrupt("a record is shorter than the tag of its encryption", offset, header.sequence)
         if header.raw > limits.MAX_RECORD_RAW or (
-            header.raw > limits.FREE_RAW and header.raw > limits.MAX_RATIO * header.stored
+            header.raw > limits.FREE_RAW and header.raw > limits.MAX_RATIO * frame
         ):
             raise self.corrupt(
                 f"a record declares {header.raw} bytes for {header.stored} stored", offset, header.sequence

@@ -65,7 +65,6 @@ def decrypted(data: memoryview, records: list[Record], secret: Secret | None) ->
         if record.type == END:
             continue
         at, stop = record.offset + 64, record.offset + 64 + record.stored
-        need(record.stored >= TAG, f"record {sequence}: shorter than a tag")
         about = superblock + bytes(data[record.offset : record.offset + 56])
         try:
             frame = cipher.decrypt(sequence.to_bytes(12, "little"), bytes(data[at:stop]), about)

@@ -82,7 +82,7 @@ def read_superblock(data: memoryview) -> bytes:
 
 
 def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -> Record:
-    where = f"record {sequence}"
+    where, encrypted = f"record {sequence}", is_encrypted(data)
     need(len(data) - offset >= 64, f"{where}: header is cut off")
     header = bytes(data[offset : offset + 64])
     (kind, reserved_a, codec, number, stored, raw, part, reserved_b, first_layer, layer_count, reserved_c,
@@ -99,7 +99,9 @@ def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -
         need(kind in PLACED or first == 0, f"{where}: first must be 0")
         need(kind not in (MODEL, HEADER, INDEX, PROFILE) or count == 0, f"{where}: count must be 0")
     need(stored <= len(data) - offset - 64, f"{where}: payload is cut off")
-    need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * stored), f"{where}: raw length {raw}")
+    frame = stored - (TAG if encrypted and kind != END else 0)
+    need(frame >= 0, f"{where}: shorter than a tag")
+    need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * frame), f"{where}: raw length {raw}")
     need(raw >= 1 or kind == END, f"{where}: empty payload")
     need(crc32c(data[offset + 64 : offset + 64 + stored]) == payload_crc, f"{where}: payload CRC")
     return Record(offset, kind, codec, stored, raw, part, first_layer, layer_count, first, count)

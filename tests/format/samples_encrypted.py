@@ -20,13 +20,12 @@ SALT, OTHER_SALT = bytes(range(100, 116)), bytes(range(50, 66))
 FILE_ID = bytes(range(200, 216))
 
 
+@cache
 def secret_of(given: bytes | str) -> Secret:
     return Secret.of_passphrase(given) if isinstance(given, str) else Secret.of_key(given)
 
 
-def encrypted(
-    data: bytes, given: bytes | str = KEY, *, salt: bytes = SALT, file_id: bytes = FILE_ID
-) -> bytes:  # fmt: skip
+def encrypted(data: bytes, given: bytes | str = KEY, *, salt: bytes = SALT, file_id: bytes = FILE_ID) -> bytes:
     """A file under a key or passphrase, as `tsc encrypt` writes it, but for the salt and the identity."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plain.tsc"
