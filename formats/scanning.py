@@ -21,8 +21,8 @@ from typing import NamedTuple
 import google_crc32c
 
 from .container import RecordReader, unframed
-from .encryption import KeySource
-from .errors import CorruptError, TscError, UnsupportedFileError
+from .encryption import KeySource, Secret
+from .errors import CorruptError, LockedError, TscError, UnsupportedFileError
 from .limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
 from .records import (
     FILE_ID_BYTES,
@@ -95,6 +95,8 @@ class Wreck(RecordReader):
         descriptor = open_file(os.fspath(path))
         weakref.finalize(self, os.close, descriptor)
         super().__init__(descriptor, os.fspath(path), key)
+        if self.lock is None and isinstance(key, Secret) and not self.problems:  # a damaged superblock may have had one
+            raise LockedError("is not encrypted, and a key was given", path=self.path)
         for found in self._walk():
             self._take(found)
         self._read_index()
