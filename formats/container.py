@@ -166,7 +166,9 @@ class RecordReader:
         self.minor, self.file_id = self._superblock()
 
     def _superblock(self) -> tuple[int, bytes]:
-        data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
+        return self._read_superblock(self._pread(0, min(SUPERBLOCK_BYTES, self.size)))
+
+    def _read_superblock(self, data: bytes) -> tuple[int, bytes]:
         self._check_signature(data[:8])
         if len(data) < SUPERBLOCK_BYTES:
             raise self.corrupt("truncated in the superblock", len(data))

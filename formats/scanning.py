@@ -14,8 +14,9 @@ import re
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import google_crc32c
@@ -142,6 +143,8 @@ class Wreck(RecordReader):
             fault = error
         self.problems.append(Problem(fault.message, fault.offset))
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
+        with suppress(CorruptError, UnsupportedFileError):
+            return self._read_superblock(_mended(data))
         if _sealed(data):  # but reserved bits are set, which says nothing against the identity
             _, minor, _, _, identity, _, _ = SUPERBLOCK.unpack(data)
             return minor, identity
@@ -321,6 +324,20 @@ class Wreck(RecordReader):
 
 
 _CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
+
+
+def _mended(data: bytes) -> bytes:
+    """A superblock of which one byte was damaged, as it was; another one as it is.
+
+    An encrypted file has its salt nowhere else, and every bit of its superblock is authenticated with every record.
+    """
+    if len(data) < SUPERBLOCK_BYTES or _sealed(data):
+        return data
+    for at, change in product(range(SUPERBLOCK_BYTES), range(1, 256)):
+        tried = data[:at] + bytes([data[at] ^ change]) + data[at + 1 :]
+        if _sealed(tried):
+            return tried
+    return data
 
 
 def _sealed(superblock: bytes) -> bool:

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.second_reader_codecs import Refused, need
-from tests.second_reader_records import END, TAG, Record, is_encrypted
+from tests.second_reader_records import END, Record, is_encrypted
 
 KEY, PASSPHRASE = 1, 2
 

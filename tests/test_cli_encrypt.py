@@ -369,7 +369,8 @@ def test_verify_records_into_an_encrypted_file(
 
 
 def test_compressing_keeps_it_encrypted_and_the_promise_kept(
-    tsc: Any, folder: Path, plain: Path, locked: Path, key: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tsc: Any, folder: Path, plain: Path, locked: Path, key: list[object], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     watch = Watch(tmp_path, monkeypatch)
     target = tmp_path / "small.tsc"

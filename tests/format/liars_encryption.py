@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from formats.errors import CorruptError, LockedError, TscError, UnsupportedFileError
@@ -238,7 +237,8 @@ liar("two records exchanged", WRONGLY, lambda c: c.records.insert(3, c.records.p
 liar("a record left out", CHANGED, without(9, numbered=False))
 liar("a record left out, the others numbered as before", "", without(9, numbered=True), sealed=True)
 liar("a record twice", CHANGED, lambda c: c.records.insert(-1, copy.deepcopy(c[REFERENCE])))
-liar("a record in the clear put in", CHANGED, lambda c: c.insert(Piece(0x90, b"a note in the clear", sealed=frame(b"a note in the clear"))))
+NOTE = b"a note in the clear"
+liar("a record in the clear put in", CHANGED, lambda c: c.insert(Piece(0x90, NOTE, sealed=frame(NOTE))))
 liar("cut, with an END and the old INDEX", CHANGED, cut_to(9, lambda craft: craft.index))
 liar("cut, and LABELS is INDEX now", CHANGED, cut_to(7, renamed(7)))
 liar("cut, with the INDEX in the clear", CHANGED, cut_to(9, forged_index))
@@ -265,5 +265,6 @@ liar("VIEWS from another snapshot on", WRONGLY, lying(VIEWS, first=1))
 liar("ROWS of another layer", WRONGLY, lying(ROWS, first_layer=1))
 liar("INDEX of another raw length", CHANGED, lying(INDEX, raw=2_000))
 liar("REFERENCE as an unknown record", WRONGLY, lying(REFERENCE, type=0x90))
-liar("more than 1,024 times the frame, not the record", "declares 16793600 bytes", partial(Craft.insert, piece=Piece(
-    0x90, b"", sealed=bytes(16_400), lies={"raw": 1_024 * 16_400})), with_key=True, sealed=True, read=False)  # fmt: skip
+UNREAD = Piece(0x90, b"", sealed=bytes(16_400), lies={"raw": 1_024 * 16_400})
+liar("more than 1,024 times the frame, not the record", "declares 16793600 bytes",
+     lambda craft: craft.insert(UNREAD), with_key=True, sealed=True, read=False)  # fmt: skip

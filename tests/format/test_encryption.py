@@ -9,9 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
 
-from formats import Trace, encryption, integrity, load, rewriting, save
+from formats import Trace, diagnosis, encryption, integrity, load, recovery, rewriting, save
 from formats.compression import Recipe, Source
 from formats.encryption import Cipher, Scheme, Secret
 from formats.errors import CorruptError, LockedError, UnsupportedFileError, UsageError
@@ -337,7 +338,7 @@ def test_every_truncation(path: Path, tally: Any) -> None:
 
 @pytest.mark.parametrize("every", [pytest.param(7, id="some"), pytest.param(1, id="all", marks=full)])
 def test_every_truncation_with_a_forged_end(path: Path, every: int, tally: Any) -> None:
-    """END is not encrypted: anybody can put one behind what is left.  It points to the last record that begins there."""
+    """END is not encrypted: anybody can put one behind what is left, which points to the last record there."""
     _, *offsets = [0, *(offset for offset, _ in TraceFile(path, SECRET).entries)]
     offsets.append(len(DATA) - 72 - len(sealed_pieces(DATA)[-1]) - 64)
     with tally("truncation") as counts:
@@ -376,3 +377,31 @@ def test_what_stays_readable_is_what_the_page_lists() -> None:
         assert own[kind].raw[-40:] not in DATA
     for a, b in pairwise(sealed_pieces(DATA)):
         assert a[:8] != b[:8]
+
+
+def test_no_two_damaged_bytes_of_a_superblock_look_alike() -> None:
+    """Else a wrong one could be mended, and the file be lost that another way would have found."""
+
+    def syndrome(data: bytes) -> int:
+        return google_crc32c.value(data[:60]) ^ int.from_bytes(data[60:], "little")
+
+    found = {syndrome(bytes(at) + bytes([byte]) + bytes(63 - at)) for at in range(64) for byte in range(1, 256)}
+    assert len(found) == 64 * 255
+
+
+@pytest.mark.parametrize("every", [pytest.param(4, id="some"), pytest.param(1, id="all", marks=full)])
+def test_a_damaged_byte_of_the_superblock_loses_nothing(every: int, path: Path, tmp_path: Path) -> None:
+    """Without the salt nothing could be read; but its checksum tells what one byte was."""
+    want = [load(path, SECRET).snapshot(number) for number in range(4)]
+    for byte in range(0, 64, every):
+        data = bytearray(DATA)
+        data[byte] ^= 1 + 37 * byte % 255
+        path.write_bytes(data)
+        assert diagnosis.diagnose(path, SECRET).whole == [0, 1, 2, 3]
+        found, _ = recovery.recover(path, tmp_path / "new.tsc", force=True, key=SECRET)
+        assert found.damaged
+        assert found.complete
+        again = load(tmp_path / "new.tsc", SECRET)
+        assert all(same_snapshots(again.snapshot(number), one) for number, one in enumerate(want))
+        with pytest.raises((CorruptError, UnsupportedFileError)):
+            load(path, SECRET)

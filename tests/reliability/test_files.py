@@ -207,7 +207,8 @@ def test_records_of_another_encrypted_file(eight: Path, every: int, tmp_path: Pa
     data, path = encrypted(eight), tmp_path / "t.tsc"
     save(growing_trace(SMALL, lengths=range(5, 13), keyframe_interval=1), tmp_path / "other.tsc")
     older = {"salt": samples_encrypted.OTHER_SALT}
-    others = (encrypted(eight, **older), encrypted(eight, file_id=bytes(16)), encrypted(tmp_path / "other.tsc", **older))
+    copies = (encrypted(eight, **older), encrypted(eight, file_id=bytes(16)))
+    others = (*copies, encrypted(tmp_path / "other.tsc", **older))
     records = sealed_records(data)
     with tally("swapped and replayed records") as counts:
         for foreign in map(sealed_records, others):
