@@ -166,7 +166,9 @@ class RecordReader:
         self.minor, self.file_id = self._superblock()
 
     def _superblock(self) -> tuple[int, bytes]:
-        data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
+        return self._read_superblock(self._pread(0, min(SUPERBLOCK_BYTES, self.size)))
+
+    def _read_superblock(self, data: bytes) -> tuple[int, bytes]:
         self._check_signature(data[:8])
         if len(data) < SUPERBLOCK_BYTES:
             raise self.corrupt("truncated in the superblock", len(data))
@@ -243,8 +245,11 @@ class RecordReader:
         if not header.raw and header.type != RecordType.END:
             # an empty frame is not worth having: python-zstandard looks no further than a declared size of 0
             raise self.corrupt("a record declares an empty payload", offset, header.sequence)
+        frame = header.stored - (0 if self.lock is None or header.type == RecordType.END else TAG_BYTES)
+        if frame < 0:
+            raise self.corrupt("a record is shorter than the tag of its encryption", offset, header.sequence)
         if header.raw > limits.MAX_RECORD_RAW or (
-            header.raw > limits.FREE_RAW and header.raw > limits.MAX_RATIO * header.stored
+            header.raw > limits.FREE_RAW and header.raw > limits.MAX_RATIO * frame
         ):
             raise self.corrupt(
                 f"a record declares {header.raw} bytes for {header.stored} stored", offset, header.sequence

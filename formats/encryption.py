@@ -52,6 +52,8 @@ class Lock:
         scheme, reserved, salt, check = _LOCK.unpack(data)
         if any(reserved):
             raise CorruptError("reserved bytes of the superblock are set")
+        if scheme == 0:
+            raise CorruptError("an encrypted file does not say how")
         if scheme not in tuple(Scheme):
             raise UnsupportedFileError(f"encryption scheme {scheme} is not known to this reader", hint="update tsc")
         return cls(Scheme(scheme), salt, check)

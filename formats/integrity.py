@@ -60,6 +60,8 @@ def check_sealed(path: str | os.PathLike[str]) -> int | None:
         if reader.lock is None:
             return None
         index_offset, count = reader.end()
+        if count < 1 + len(_CLOSING):
+            raise reader.corrupt("the end mark counts too few records", index_offset)
         offset = SUPERBLOCK_BYTES
         for sequence in range(count):
             header = reader.header_at(offset, sequence)

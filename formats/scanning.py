@@ -15,15 +15,16 @@ import struct
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import google_crc32c
 
 from .container import RecordReader, unframed
-from .encryption import KeySource
-from .errors import CorruptError, TscError, UnsupportedFileError
+from .encryption import KeySource, Secret
+from .errors import CorruptError, LockedError, TscError, UnsupportedFileError
 from .limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
 from .record_file import INDEX_COLUMNS, open_file
 from .records import (
@@ -96,6 +97,8 @@ class Wreck(RecordReader):
         descriptor = open_file(os.fspath(path))
         weakref.finalize(self, os.close, descriptor)
         super().__init__(descriptor, os.fspath(path), key)
+        if self.lock is None and isinstance(key, Secret) and not self.problems:  # a damaged superblock may have had one
+            raise LockedError("is not encrypted, and a key was given", path=self.path)
         for found in self._walk():
             self._take(found)
         self._read_index()
@@ -141,6 +144,8 @@ class Wreck(RecordReader):
             fault = error
         self.problems.append(Problem(fault.message, fault.offset))
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
+        with suppress(CorruptError, UnsupportedFileError):
+            return self._read_superblock(_mended(data))
         if _sealed(data):  # but reserved bits are set, which says nothing against the identity
             _, minor, _, _, identity, _, _ = SUPERBLOCK.unpack(data)
             return minor, identity
@@ -318,6 +323,20 @@ class Wreck(RecordReader):
 
 
 _CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
+
+
+def _mended(data: bytes) -> bytes:
+    """A superblock of which one byte was damaged, as it was; another one as it is.
+
+    An encrypted file has its salt nowhere else, and every bit of its superblock is authenticated with every record.
+    """
+    if len(data) < SUPERBLOCK_BYTES or _sealed(data):
+        return data
+    for at, change in product(range(SUPERBLOCK_BYTES), range(1, 256)):
+        tried = data[:at] + bytes([data[at] ^ change]) + data[at + 1 :]
+        if _sealed(tried):
+            return tried
+    return data
 
 
 def _sealed(superblock: bytes) -> bool:

@@ -16,6 +16,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from tests.second_reader_codecs import CHAIN, Array, Block, Part, Refused, Tensor, corrupt, decode, expect, need
+from tests.second_reader_encryption import Secret, decrypted
 from tests.second_reader_klt import decode_klt
 from tests.second_reader_model import Geometry, read_model
 from tests.second_reader_payload import (
@@ -496,10 +497,12 @@ class Document:
         return [[buffer.tobytes() for buffer in buffers] for buffers in found.values()]
 
 
-def read(data: bytes, profile: bytes | None = None) -> Document:
-    """Check a whole file by every rule of the specification; `profile` is one that the file may name."""
+def read(data: bytes, profile: bytes | None = None, secret: Secret | None = None) -> Document:
+    """Check a whole file by every rule of the specification; `profile` is one that the file may name, `secret` the key
+    or passphrase of an encrypted one."""
     view = memoryview(data)
     records = read_records(view, read_superblock(view))
+    view = decrypted(view, records, secret)
     of_type = {kind: [record for record in records if record.type == kind] for kind in KNOWN}
     size = sum(record.raw for kind in KNOWN - {MODEL, HEADER, ROWS, STATES} for record in of_type[kind])
     if size > TABLE_BUDGET:

@@ -16,6 +16,7 @@ KNOWN = {MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, STATES, 
 CODED = {ROWS, STATES}  # types whose records have a codec and a part
 LAYERED = {ROWS, KEPT, STATES, ATTENTION}  # types whose records are of some layers
 PLACED = {ROWS, LABELS, KEPT, VIEWS, STATES, END}  # types that say where they begin
+TAG = 16  # bytes behind the ciphertext of a payload
 
 
 # Checksum
@@ -62,6 +63,10 @@ class Record(NamedTuple):
         return range(self.first_layer, self.first_layer + self.layer_count)
 
 
+def is_encrypted(data: memoryview) -> bool:
+    return bool(data[10] & 1)
+
+
 def read_superblock(data: memoryview) -> bytes:
     """The file identity."""
     need(len(data) >= 64, "shorter than a superblock")
@@ -70,13 +75,14 @@ def read_superblock(data: memoryview) -> bytes:
     if data[4] != 1:
         raise Refused(f"unsupported: major version {data[4]}")
     need(crc32c(data[:60]) == int.from_bytes(data[60:64], "little"), "superblock CRC")
-    need(data[10] == 0, "reserved flag")
-    need(not any(data[12:16]) and not any(data[32:60]), "reserved bytes of the superblock")
+    need(data[10] & 0xFE == 0, "reserved flag")
+    need(not any(data[12:16]), "reserved bytes of the superblock")
+    need(is_encrypted(data) or not any(data[32:60]), "a lock, or reserved bytes, in a file that is not encrypted")
     return bytes(data[16:32])
 
 
 def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -> Record:
-    where = f"record {sequence}"
+    where, encrypted = f"record {sequence}", is_encrypted(data)
     need(len(data) - offset >= 64, f"{where}: header is cut off")
     header = bytes(data[offset : offset + 64])
     (kind, reserved_a, codec, number, stored, raw, part, reserved_b, first_layer, layer_count, reserved_c,
@@ -93,7 +99,9 @@ def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -
         need(kind in PLACED or first == 0, f"{where}: first must be 0")
         need(kind not in (MODEL, HEADER, INDEX, PROFILE) or count == 0, f"{where}: count must be 0")
     need(stored <= len(data) - offset - 64, f"{where}: payload is cut off")
-    need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * stored), f"{where}: raw length {raw}")
+    frame = stored - (TAG if encrypted and kind != END else 0)
+    need(frame >= 0, f"{where}: shorter than a tag")
+    need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * frame), f"{where}: raw length {raw}")
     need(raw >= 1 or kind == END, f"{where}: empty payload")
     need(crc32c(data[offset + 64 : offset + 64 + stored]) == payload_crc, f"{where}: payload CRC")
     return Record(offset, kind, codec, stored, raw, part, first_layer, layer_count, first, count)
@@ -128,6 +136,7 @@ def read_records(data: memoryview, identity: bytes) -> list[Record]:
 
 
 def payload(data: memoryview, record: Record) -> bytes:
-    """The decompressed payload of one record; its checksum was right."""
-    frame = bytes(data[record.offset + 64 : record.offset + 64 + record.stored])
+    """The decompressed payload of one record; its checksum was right, and `data` is decrypted."""
+    length = record.stored - (TAG if is_encrypted(data) else 0)
+    frame = bytes(data[record.offset + 64 : record.offset + 64 + length])
     return unframe(frame, record.raw, f"payload at {record.offset}")

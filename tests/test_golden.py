@@ -15,9 +15,10 @@ import pytest
 import zstandard
 
 from formats import Trace, container, load, trace_writer
+from formats.encryption import Secret
 from formats.integrity import check
 from tests import second_reader
-from tests.format import profiles, samples
+from tests.format import profiles, samples, samples_encrypted
 from tests.format.test_second_reader import assert_same_content
 from tests.traces import FULL, full_trace, growing_trace, same_snapshots
 
@@ -36,6 +37,13 @@ SHA256 = {
     "1.3-everything-bfloat16.tsc": "81ad99801aa83abe31f872eebd92e0c38ba48784de5f8919852bff9144057078",
     "1.3-batch-float32.tsc": "99aef6e30bcd2b98c2cc1ac8bb2e6012ff8ad9fd598595825cbea30add853d24",
     "1.3-scalar-bfloat16.tsc": "a079ac8fdc70d98b3cfb5f24ebd0f5e92781a3ce197396abc48d95975f113f77",
+    "1.4-key-bfloat16.tsc": "6e7303bc69bbcda5ef7c426ada0e92fdf2fd57413761fff0bde0d63db59785d6",
+    "1.4-passphrase-scalar-float32.tsc": "4652b11578da9d087197562f5028931bde1d9db4a8f877a18bf16a0d61623505",
+}
+# What the encrypted ones are encrypted with
+SECRETS: dict[str, bytes | str] = {
+    "1.4-key-bfloat16.tsc": bytes.fromhex("6b" * 31 + "21"),
+    "1.4-passphrase-scalar-float32.tsc": "ein sehr geheimes Wörtchen",
 }
 
 
@@ -60,6 +68,7 @@ EXACT: dict[str, Callable[[], Trace]] = {
     "1.1-lossless-bfloat16.tsc": lossless,
     "1.3-everything-bfloat16.tsc": full_trace,
     "1.3-batch-float32.tsc": lambda: full_trace(dtype="float32", batch=3, padding=(2, 0, 1)),
+    "1.4-key-bfloat16.tsc": lossless,
 }
 # What writes the files of the versions that today's writer still writes: 1.1 is 1.2 without codec klt
 WRITTEN: dict[str, Callable[[], bytes]] = {
@@ -83,10 +92,16 @@ WRITTEN: dict[str, Callable[[], bytes]] = {
     "1.3-everything-bfloat16.tsc": lambda: samples.file_bytes(full_trace()),
     "1.3-batch-float32.tsc": lambda: samples.file_bytes(full_trace(dtype="float32", batch=3, padding=(2, 0, 1))),
     "1.3-scalar-bfloat16.tsc": lambda: samples.compressed(full_trace(finite=True), "scalar", {"levels": 11}),
+    "1.4-key-bfloat16.tsc": lambda: encrypted("1.4-key-bfloat16.tsc", samples.file_bytes(lossless())),
+    "1.4-passphrase-scalar-float32.tsc": lambda: encrypted(
+        "1.4-passphrase-scalar-float32.tsc",
+        samples.compressed(samples.finite(dtype="float32"), "scalar", {"levels": 11, "group": 3}),
+    ),
 }
 # The others' arithmetic may differ between CPUs
 REPRODUCED = (
     "1.1-lossless-bfloat16.tsc", "1.1-scalar-float32.tsc", "1.3-everything-bfloat16.tsc", "1.3-batch-float32.tsc",
+    "1.4-key-bfloat16.tsc", "1.4-passphrase-scalar-float32.tsc",
 )  # fmt: skip
 # Of what the second reader made of the snapshots' tensors when the file was written
 DECODED = {
@@ -97,7 +112,18 @@ DECODED = {
     "1.2-klt-float32.tsc": "697535037a95e9444ade2f4fba38aa9165154d910a648e0e06b7cac8a12342e7",
     "1.2-klt-groups-bfloat16.tsc": "170387d8d09dfe2ce5434bab6601da67607a6d52acc5d4e520d7113e0570c133",
     "1.3-scalar-bfloat16.tsc": "4081bc5866b80ce89bb59e327252e5695a29c0e1a12ad511c0b0303c342fe9ed",
+    "1.4-passphrase-scalar-float32.tsc": "88c68142ac228020fc44c7c783fc6f57c46b9e7ab0139d862d370493b7d0c663",
 }
+
+
+def encrypted(name: str, data: bytes) -> bytes:
+    """With a salt and an identity that are the same every time; only a golden file may have them."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return samples_encrypted.encrypted(data, SECRETS[name], salt=digest[:16], file_id=digest[16:])
+
+
+def secret(name: str) -> Secret | None:
+    return samples_encrypted.secret_of(SECRETS[name]) if name in SECRETS else None
 
 
 def written(name: str) -> bytes:
@@ -111,8 +137,8 @@ def written(name: str) -> bytes:
         return WRITTEN[name]()
 
 
-def decoded(data: bytes) -> str:
-    document = second_reader.read(data)
+def decoded(name: str) -> str:
+    document = second_reader.read((FOLDER / name).read_bytes(), secret=SECRETS.get(name))
     digest = hashlib.sha256()
     for number in range(len(document.snapshots)):
         for keys, values in document.snapshot(number):
@@ -131,8 +157,8 @@ def test_the_file_is_the_one_that_was_released(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_it_reads_bit_exactly(name: str) -> None:
-    check(FOLDER / name)
-    have, want = load(FOLDER / name), EXACT[name]()
+    check(FOLDER / name, secret(name))
+    have, want = load(FOLDER / name, secret(name)), EXACT[name]()
     assert (have.geometry, have.fingerprint, have.views) == (want.geometry, want.fingerprint, want.views)
     assert (have.reference, have.info, have.quality) == (want.reference, want.info, want.quality)
     assert (have.raw_bytes, have.raw_bytes_final) == (want.raw_bytes, want.raw_bytes_final)
@@ -142,13 +168,14 @@ def test_it_reads_bit_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHA256)
 def test_both_readers_find_the_same(name: str) -> None:
-    check(FOLDER / name)
-    assert_same_content(load(FOLDER / name), second_reader.read((FOLDER / name).read_bytes()))
+    check(FOLDER / name, secret(name))
+    document = second_reader.read((FOLDER / name).read_bytes(), secret=SECRETS.get(name))
+    assert_same_content(load(FOLDER / name, secret(name)), document)
 
 
 @pytest.mark.parametrize("name", DECODED)
 def test_decoding_has_not_changed(name: str) -> None:
-    assert decoded((FOLDER / name).read_bytes()) == DECODED[name]
+    assert decoded(name) == DECODED[name]
 
 
 @pytest.mark.parametrize("name", REPRODUCED)
@@ -163,9 +190,9 @@ def test_every_file_in_the_folder_is_listed() -> None:
 
 
 if __name__ == "__main__":
-    CURRENT = [name for name in WRITTEN if name.startswith("1.3-")]
+    CURRENT = [name for name in WRITTEN if name.startswith("1.4-")]
     for golden in CURRENT:
         (FOLDER / golden).write_bytes(written(golden))
         print(f'    "{golden}": "{hashlib.sha256((FOLDER / golden).read_bytes()).hexdigest()}",')
     for golden in CURRENT:
-        print(f'    "{golden}": "{decoded((FOLDER / golden).read_bytes())}",')
+        print(f'    "{golden}": "{decoded(golden)}",')

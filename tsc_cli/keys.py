@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
 
+from formats.container import RecordReader
 from formats.encryption import KEY_BYTES, KeySource, Scheme, Secret
-from formats.errors import LockedError, StorageError, UsageError
+from formats.errors import LockedError, StorageError, TscError, UsageError
+from formats.trace_file import open_file
 
 from .output import message, printable
 
@@ -34,6 +37,18 @@ class Keys:
     def source(self) -> KeySource:
         """For reading: a key that is named on the command line is insisted on, so that no other file can stand in."""
         return self if self._key is None else self._key
+
+    def ready(self, path: str) -> KeySource:
+        """`source`, with what has to be typed for this file typed: later a progress bar would write over the question.
+
+        Raises:
+            UsageError: what was typed is no passphrase.
+        """
+        if self._key is None and self._may_ask:
+            scheme = _scheme_of(path)
+            if scheme is Scheme.PASSPHRASE:
+                self(path, scheme)
+        return self.source
 
     @property
     def known(self) -> bool:
@@ -81,6 +96,16 @@ class Keys:
     @property
     def _may_ask(self) -> bool:
         return self._ask and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _scheme_of(path: str) -> Scheme | None:
+    """How a file is encrypted; None also where it cannot be read, which shows later."""
+    with contextlib.suppress(TscError):
+        descriptor = open_file(path)
+        with contextlib.closing(os.fdopen(descriptor, "rb")):
+            lock = RecordReader(descriptor, path).lock
+        return None if lock is None else lock.scheme
+    return None
 
 
 def read_key(path: str) -> Secret:

@@ -19,7 +19,10 @@ from typing import Any
 import google_crc32c
 import zstandard
 
+from tests.format.seal import TAG, Seal
+
 MODEL, ROWS, LABELS, VIEWS, HEADER, INDEX, END, KEPT, PROFILE, STATES, REFERENCE, ATTENTION = *range(1, 11), 0x81, 0x82
+ENCRYPTED = 1  # a flag
 SIGNATURE = bytes.fromhex("89 54 53 43 01 0d 0a 1a")
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 _HEADER_FORMAT = "<BBHIQQHHIIIQQI"  # without the header CRC, which follows
@@ -37,7 +40,10 @@ Tensor = tuple[str, list[int], bytes]  # dtype, shape, octets
 
 @dataclass
 class Piece:
-    """One record.  `stored` replaces the zstd frame of `raw`; `lies` are written over header fields at the very end."""
+    """One record.  `stored` replaces the zstd frame of `raw`; `lies` are written over header fields at the very end.
+
+    In an encrypted file `sealed` replaces what its payload is encrypted to, and `encrypted` says whether it is.
+    """
 
     type: int
     raw: bytes
@@ -49,6 +55,8 @@ class Piece:
     count: int = 0
     stored: bytes | None = None
     lies: dict[str, int] = field(default_factory=dict)
+    sealed: bytes | Callable[[bytes], bytes] | None = None  # or what is to be made of it
+    encrypted: bool | None = None  # None: all but END are
 
     def header(self, sequence: int, stored: bytes) -> dict[str, int]:
         true = {name: getattr(self, name) for name in ("type", *_DESCRIBED)}
@@ -101,7 +109,10 @@ class Piece:
 
 @dataclass
 class Craft:
-    """A whole file.  INDEX, END and the ratios are made anew unless `index_raw` and `ratios` say otherwise."""
+    """A whole file.  INDEX, END and the ratios are made anew unless `index_raw` and `ratios` say otherwise.
+
+    With a `seal` it is encrypted; the flag that says so is one of `flags`.
+    """
 
     file_id: bytes
     records: list[Piece]
@@ -114,19 +125,34 @@ class Craft:
     end: Piece = field(default_factory=lambda: Piece(END, b"", stored=SIGNATURE))
     tail: bytes = b""
     ratios: bool = True  # whether HEADER is to state the ratios of the file that comes out
+    seal: Seal | None = None
+    lock: bytes | None = None  # instead of that of `seal`
 
     @classmethod
-    def of(cls, data: bytes) -> Craft:
-        """The parts of a valid file."""
+    def of(cls, data: bytes, seal: Seal | None = None) -> Craft:
+        """The parts of a valid file; of an encrypted one whose seal is not given, what is stored of them."""
         pieces, at = [], 64
+        encrypted = bool(data[10] & ENCRYPTED)
         while at < len(data):
             found = dict(zip(_HEADER_FIELDS, struct.unpack_from(_HEADER_FORMAT, data, at), strict=True))
             stored = data[at + 64 : at + 64 + found["stored"]]
-            raw = b"" if found["type"] == END else zstandard.ZstdDecompressor().decompress(stored)
             kept = {name: found[name] for name in _DESCRIBED}
+            if encrypted and seal is None and found["type"] != END:
+                pieces.append(Piece(found["type"], b"", **kept, lies={"raw": found["raw"]}, sealed=stored))
+                at += 64 + len(stored)
+                continue
+            about, frame = data[:64] + data[at : at + 56], stored
+            if encrypted and seal is not None and found["type"] != END:
+                frame = seal.opened(stored, len(pieces), about)
+            raw = b"" if found["type"] == END else zstandard.ZstdDecompressor().decompress(frame)
             pieces.append(Piece(found["type"], raw, **kept))
             at += 64 + len(stored)
-        return cls(data[16:32], pieces[:-2], minor=int.from_bytes(data[8:10], "little"))
+        craft = cls(data[16:32], pieces[:-2], minor=int.from_bytes(data[8:10], "little"))
+        if encrypted:
+            craft.flags, craft.seal = ENCRYPTED, seal
+        if encrypted and seal is None:  # what is stored of INDEX stays, too, and states what it did
+            craft.lock, craft.index, craft.ratios = data[32:60], pieces[-2], False
+        return craft
 
     def __getitem__(self, type_: int) -> Piece:
         """The first record of a type."""
@@ -153,7 +179,8 @@ class Craft:
         return data
 
     def _once(self) -> bytes:
-        out = bytearray(superblock(self.file_id, self.minor, self.flags, self.reserved))
+        lock = self.lock or (b"" if self.seal is None else self.seal.lock)
+        out = bytearray(superblock(self.file_id, self.minor, self.flags, self.reserved, lock))
         lines: list[list[int]] = []
         for sequence, piece in enumerate(self.records):
             offset = len(out)
@@ -172,11 +199,22 @@ class Craft:
         return bytes(out) + self.tail
 
     def _append(self, out: bytearray, piece: Piece, sequence: int) -> dict[str, int]:
-        stored = frame(piece.raw) if piece.stored is None else piece.stored
+        stored = self._sealed(piece, frame(piece.raw) if piece.stored is None else piece.stored, sequence, out)
         header = piece.header(sequence, stored)
         packed = struct.pack(_HEADER_FORMAT, *(header[name] for name in _HEADER_FIELDS))
         out += packed + struct.pack("<I", google_crc32c.value(self.file_id + packed)) + stored
         return header
+
+    def _sealed(self, piece: Piece, stored: bytes, sequence: int, out: bytearray) -> bytes:
+        """What is stored of a record whose frame is given."""
+        if isinstance(piece.sealed, bytes):
+            return piece.sealed
+        encrypted = piece.type != END if piece.encrypted is None else piece.encrypted
+        if self.seal is not None and encrypted:
+            header = piece.header(sequence, stored + bytes(TAG))
+            packed = struct.pack(_HEADER_FORMAT, *(header[name] for name in _HEADER_FIELDS))
+            stored = self.seal.sealed(stored, sequence, bytes(out[:64]) + packed[:56])
+        return stored if piece.sealed is None else piece.sealed(stored)
 
 
 _FOUR_DIGITS = decimal.Context(prec=4, rounding=decimal.ROUND_DOWN)
@@ -208,8 +246,10 @@ def _state_ratios(header: Piece, length: int) -> None:
     header.raw = _RATIO.sub(spelled, header.raw) if raw else header.raw
 
 
-def superblock(file_id: bytes, minor: int = 0, flags: int = 0, reserved: dict[int, int] | None = None) -> bytes:
-    head = bytearray(SIGNATURE + struct.pack("<HHI", minor, flags, 0) + file_id + bytes(28))
+def superblock(
+    file_id: bytes, minor: int = 0, flags: int = 0, reserved: dict[int, int] | None = None, lock: bytes = b""
+) -> bytes:  # fmt: skip
+    head = bytearray(SIGNATURE + struct.pack("<HHI", minor, flags, 0) + file_id + (lock or bytes(28)))
     for offset, value in (reserved or {}).items():
         head[offset] = value
     return bytes(head) + struct.pack("<I", google_crc32c.value(bytes(head)))

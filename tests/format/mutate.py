@@ -11,6 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from tests.format import mutate_encrypted
 from tests.format.craft import (
     ATTENTION,
     END,
@@ -32,6 +33,7 @@ from tests.format.craft import (
     spell,
     split_table,
 )
+from tests.format.seal import Seal
 
 NUMBERS = (
     -(2**63), -(2**31), -4, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 255, 256, 4_096, 4_097, 65_535, 65_536, 2**20,
@@ -419,11 +421,20 @@ def fix_raw_bytes(craft: Craft, *, whole: bool) -> None:
     craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=sum(raw), raw_bytes_final=raw[-1]))
 
 
-def mutant(valid: bytes, random: Random) -> bytes:
-    craft = Craft.of(valid)
+def has_states(craft: Craft) -> bool:
+    return any(piece.type == STATES for piece in craft.records)
+
+
+def mutant(valid: bytes, random: Random, seal: Seal | None = None) -> bytes:
+    """`seal`: of an encrypted file; every other mutant of one is made without it."""
+    with_key = seal is not None and random.random() < 0.5
+    craft = Craft.of(valid, seal if with_key else None)
     # an edit that no longer applies after another one is left out
     inapplicable = (KeyError, IndexError, ValueError, TypeError, AttributeError, StopIteration, struct.error)
-    mutations = MUTATIONS | (MUTATIONS_OF_STATES if craft.minor >= 3 else {})
+    mutations = MUTATIONS | (MUTATIONS_OF_STATES if craft.minor == 3 or has_states(craft) else {})
+    if seal is not None:
+        keyless = {record_field: 5, record_order: 5, index_cell: 1} | mutate_encrypted.WITHOUT_KEY
+        mutations = mutations | mutate_encrypted.WITH_KEY if with_key else keyless
     for _ in range(random.choice((1, 1, 2, 2, 3, 4))):
         with contextlib.suppress(*inapplicable):
             random.choices(list(mutations), list(mutations.values()))[0](craft, random)

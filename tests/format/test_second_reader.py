@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from formats import LayerSpec, Snapshot, Trace, deduplicate, integrity, load
-from formats.errors import CorruptError, TscError, UnsupportedFileError
+from formats.encryption import Secret
+from formats.errors import CorruptError, LockedError, TscError, UnsupportedFileError
 from formats.geometry import DTYPE_BYTES
 from tests import second_reader
 from tests.format import (
@@ -29,11 +30,13 @@ from tests.format import (
     liars_states,
     liars_tables,
     samples,
+    samples_encrypted,
     samples_states,
 )
 from tests.format.craft import Craft
 from tests.format.liars import LIARS, Liar
 from tests.format.mutate import mutant
+from tests.format.seal import Seal
 from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace, octets, same_bits
 
 assert liars_codecs
@@ -46,27 +49,32 @@ assert liars_tables  # importing these adds their files to LIARS
 WIDE = LayerSpec("sliding", heads=3, key_size=1, value_size=5, window=2)
 
 
+def key(*_: object) -> Secret:
+    """That of encrypted files; of others nobody asks for one."""
+    return samples_encrypted.secret_of(samples_encrypted.KEY)
+
+
 def first_reader(path: Path) -> Trace | TscError:
     """What the product makes of a file that it reads to the last row; other exceptions fail the test."""
     try:
-        trace = integrity.check(path).trace()
+        trace = integrity.check(path, key).trace()
         for block in trace.blocks:
             block.read()
-    except (CorruptError, UnsupportedFileError) as refused:
+    except (CorruptError, UnsupportedFileError, LockedError) as refused:
         return refused
     return trace
 
 
 def open_lazily(path: Path, number: int) -> None:
     """What `check` refuses may open, and give snapshots of rows that are in order, but fails in no other way."""
-    with suppress(CorruptError, UnsupportedFileError):
-        trace = load(path)
+    with suppress(CorruptError, UnsupportedFileError, LockedError):
+        trace = load(path, key)
         trace.snapshot(number % len(trace))
 
 
 def other_reader(data: bytes) -> second_reader.Document | second_reader.Refused:
     try:
-        return second_reader.read(data)
+        return second_reader.read(data, secret=samples_encrypted.KEY)
     except second_reader.Refused as refused:
         return refused
 
@@ -323,12 +331,23 @@ class Bounds:
         return 1024 * int(found[1]) if found else 0
 
 
+SEAL = samples_encrypted.seal()
+ENCRYPTED = ("valid", "scalar, 5 levels", "1.3, hybrid")
+
+
+@cache
+def all_bases() -> list[tuple[bytes, Seal | None]]:
+    encrypted = [samples_encrypted.sample(name) for name in ENCRYPTED]
+    return [*((data, None) for data in bases()), *((data, SEAL) for data in encrypted)]
+
+
 def compare_mutants(numbers: Iterable[int], path: Path, bounds: Bounds) -> Counter[str]:
     """Both readers on mutants of these numbers; returns how many had which outcome."""
     outcomes: Counter[str] = Counter()
     for number in numbers:
         random = Random(number)
-        data = mutant(random.choice(bases()), random)
+        valid, seal = random.choice(all_bases())
+        data = mutant(valid, random, seal)
         path.write_bytes(data)
         with bounds.measured():
             first = first_reader(path)
@@ -344,6 +363,7 @@ def compare_mutants(numbers: Iterable[int], path: Path, bounds: Bounds) -> Count
         else:
             assert_same_content(first, second, only=number)
             outcomes["accepted by both"] += 1
+        outcomes["of encrypted files"] += seal is not None
     return outcomes
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import google_crc32c
 import pytest
 
 from formats import LayerSpec, integrity, load, save
 from formats.errors import CorruptError, UnsupportedFileError
 from formats.trace_file import TraceFile
+from tests.format import samples_encrypted
 from tests.format.test_damage import flipped
 from tests.traces import full_trace, growing_trace
 
@@ -144,6 +147,78 @@ def replayed(own: bytes, foreign: bytes) -> Iterator[bytes]:
     yield foreign[:64] + own[64:]
     if foreign[64:] != own[64:]:
         yield own[:64] + foreign[64:]
+
+
+def encrypted(path: Path, **how: bytes) -> bytes:
+    return samples_encrypted.encrypted(path.read_bytes(), **how)
+
+
+def sealed_records(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Header and payload of each record but END."""
+    found, at = [], 64
+    while at < len(data) - 72:
+        stop = at + 64 + int.from_bytes(data[at + 8 : at + 16], "little")
+        found.append((data[at : at + 64], data[at + 64 : stop]))
+        at = stop
+    return found
+
+
+def refuses_sealed(path: Path, head: bytes, records: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a file of these records is refused with the key, all numbers, lengths and checksums made right."""
+    data = bytearray(head)
+    last = 0
+    for number, (header, payload) in enumerate((*records, (b"\7" + bytes(63), head[:8]))):
+        is_end = number == len(records)
+        fields = bytearray(header[:60])
+        fields[4:16] = struct.pack("<IQ", number, len(payload))
+        fields[56:60] = struct.pack("<I", google_crc32c.value(payload))
+        if is_end:
+            fields[40:56] = struct.pack("<QQ", last, number + 1)
+        last = len(data)
+        data += fields + struct.pack("<I", google_crc32c.value(head[16:32] + bytes(fields))) + payload
+    path.write_bytes(data)
+    try:
+        integrity.check(path, samples_encrypted.secret_of(samples_encrypted.KEY))
+    except (CorruptError, UnsupportedFileError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("every", [pytest.param(120, id="some"), pytest.param(1, id="all", marks=full)])
+def test_swapped_records_of_an_encrypted_file(eight: Path, every: int, tmp_path: Path, tally: Any) -> None:
+    """All checksums are made right again, which takes no key; HEADER and INDEX are among the records."""
+    data, path = encrypted(eight), tmp_path / "t.tsc"
+    records = sealed_records(data)
+    with tally("swapped and replayed records") as counts:
+        for a, b in list(combinations(range(len(records)), 2))[::every]:
+            one, other = records[a], records[b]
+            for first, second in ((other, one), ((one[0], other[1]), (other[0], one[1]))):  # whole, and payloads alone
+                swapped = list(records)
+                swapped[a], swapped[b] = first, second
+                assert refuses_sealed(path, data[:64], swapped)
+            counts["encrypted pairs"] += 1
+        counts["accepted"] += 0
+    assert not refuses_sealed(path, data[:64], records)
+
+
+@pytest.mark.parametrize("every", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=full)])
+def test_records_of_another_encrypted_file(eight: Path, every: int, tmp_path: Path, tally: Any) -> None:
+    """Of the same key: an older version of the file, a copy under another identity, and a file of other content."""
+    data, path = encrypted(eight), tmp_path / "t.tsc"
+    save(growing_trace(SMALL, lengths=range(5, 13), keyframe_interval=1), tmp_path / "other.tsc")
+    older = {"salt": samples_encrypted.OTHER_SALT}
+    copies = (encrypted(eight, **older), encrypted(eight, file_id=bytes(16)))
+    others = (*copies, encrypted(tmp_path / "other.tsc", **older))
+    records = sealed_records(data)
+    with tally("swapped and replayed records") as counts:
+        for foreign in map(sealed_records, others):
+            assert len(foreign) == len(records)
+            for number in range(0, len(records), every):
+                for piece in (foreign[number], (records[number][0], foreign[number][1])):
+                    mixed = [*records[:number], piece, *records[number + 1 :]]
+                    assert refuses_sealed(path, data[:64], mixed)
+                    counts["records of another encrypted file"] += 1
+        counts["accepted"] += 0
 
 
 def test_a_flip_is_looked_for_where_it_is(large: Path) -> None:

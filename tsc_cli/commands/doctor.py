@@ -25,7 +25,7 @@ def command(file: File, key_file: KeyFile = None, as_json: Json = False, quiet: 
     from ..keys import Keys
 
     out = Output(as_json, quiet)
-    keys = Keys(key_file).source
+    keys = Keys(key_file).ready(file)
     with out.progress(f"examining {file}"):
         found = diagnose(file, keys)
     damage = [one for one in found.problems if one.damage]

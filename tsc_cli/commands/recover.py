@@ -37,7 +37,7 @@ def command(
 
     if output == "-":
         raise UsageError("a recovered file is checked before it takes its name: stdout will not do", hint="-o OUT.tsc")
-    out, keys = Output(as_json, quiet), Keys(key_file).source
+    out, keys = Output(as_json, quiet), Keys(key_file).ready(file)
     with out.progress(f"recovering {file}"):
         plan, length = recover(file, output, force=force, key=keys)
     facts = {"path": file, "output": output, "file_bytes": length, **facts_of(plan)}
