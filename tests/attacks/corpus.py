@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.errors import CorruptError, TscError, UnsupportedFileError
-from tests.format import liars_codecs, liars_json, liars_klt, liars_profile, liars_states, liars_tables, samples
+from tests.format import liars_codecs, liars_json, liars_klt, liars_profile, liars_states, liars_tables
 from tests.format.craft import HEADER, LABELS, MODEL, STATES, Craft, join_table, spell, split_table
 from tests.format.liars import LIARS, Edit
 
@@ -125,7 +125,8 @@ of_liar("end-of-2-to-the-64-records", "end: 2^64 - 1 records", "an end mark that
 of_liar("bomb-of-1-tib", "frame: bomb that declares 1 TiB", "a zstd frame of a few bytes that declares 1 TiB")
 of_liar("bomb-that-declares-little", "frame: bomb of 64 MiB that declares little",
         "a zstd frame that declares 264 bytes and holds 64 MiB")  # fmt: skip
-of_liar("bomb-in-an-empty-frame", "empty frame: 64 MiB of content", "a zstd frame that declares 0 bytes and holds 64 MiB")
+of_liar("bomb-in-an-empty-frame", "empty frame: 64 MiB of content",
+        "a zstd frame that declares 0 bytes and holds 64 MiB")  # fmt: skip
 of_liar("bomb-of-256-mib-and-1", "raw length over 256 MiB", "a record that declares a byte more than 256 MiB")
 of_liar("bomb-by-ratio", "raw length over 1,024 times the stored", "a record of 16 MiB out of 200 bytes")
 of_liar("raw-length-2-to-the-64", "raw length 2^64 - 1", "a record that declares 2^64 - 1 bytes")
@@ -207,7 +208,8 @@ attack("escapes-in-a-field", "a field named by escape sequences that clear the s
        r"unknown field '\x1b[2J\x1b]0;owned", field(ESCAPES))  # fmt: skip
 attack("bidi-in-a-field", "a field whose name reads backwards", r"unknown field '\u202egnp", field(BIDI))
 attack("markup-in-a-field", "a field named in a terminal library's markup", "[bold red]owned", field(MARKUP))
-attack("newline-in-a-field", "a field with a line of its own: a forged message", r"'x\ntsc: ok\n'", field("x\ntsc: ok\n"))
+attack("newline-in-a-field", "a field with a line of its own: a forged message",
+       r"'x\ntsc: ok\n'", field("x\ntsc: ok\n"))  # fmt: skip
 attack("escapes-in-a-duplicate-key", "a duplicate key of escape sequences", "duplicate key", raw_key)
 attack("escapes-in-a-tensor", "a tensor named by escape sequences", "were expected", named_tensor)
 attack("escapes-in-a-state", "a state named by escape sequences, which is missing", "is missing at snapshot",
@@ -262,7 +264,7 @@ of_liar("pq-fallback-map-all", "pq: all blocks marked", "a map that calls every 
 of_liar("delta-cycle", "delta: two rows predicted from each other", "two rows, each predicted from the other")
 of_liar("delta-itself", "delta: row 7 predicted from itself", "a row predicted from itself")
 of_liar("delta-keyframe-missing", "delta: a base that was never stored", "rows predicted from a row that is nowhere")
-of_liar("delta-chain-of-65", "delta: 65 records followed", "65 records, each predicted from the next, against the stack")
+of_liar("delta-chain-of-65", "delta: 65 records followed", "65 records, each predicted from the next")
 of_liar("kept-bit-beyond", "kept: a bit behind the last row", "a map of kept rows that keeps a row beyond the last")
 of_liar("kept-uneven", "kept: a head with a row more", "a head that kept more rows than the others")
 of_liar("attention-of-more-rows", "attention: more rows than there are", "attention to rows that there are not")
@@ -305,4 +307,3 @@ of_liar("views-of-a-layer-without-rows", "1.3: views, rows of a dummy layer", "r
 of_liar("indexer-keys-missing", "1.3: rows, indexer keys missing for a row", "a row without its indexer keys")
 of_liar("indexer-keys-of-another-width", "1.3: rows, indexer keys of the width of keys", "indexer keys as wide as keys")
 of_liar("cross-rows-missing", "1.3: views, rows that cross-attention does not store", "encoder's rows that are nowhere")
-
