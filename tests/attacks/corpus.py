@@ -151,7 +151,9 @@ of_liar("index-lies-about-rows", "index: first of ROWS", "an index that moves ro
 of_liar("index-overlaps", "index: stored of ROWS", "an index in which one record reaches into the next")
 of_liar("index-hole", "index: the last record ends too early", "an index that leaves a byte to no record")
 of_liar("index-negative-layer", "index: negative layer", "an index that counts layers from the end")
-of_liar("index-line-missing", "index: line missing", "an index that hides a record")
+attack("index-of-2-to-the-40-snapshots", "an index that speaks of 2^40 snapshots, against tools that list lost ones",
+       "the index describes this record wrongly",
+       lambda craft: setattr(craft, "edit_index", lambda lines: lines[8].__setitem__(9, 1 << 40)))  # fmt: skip
 of_liar("model-twice", "two MODEL", "two descriptions of the model, for readers that take the last")
 of_liar("labels-missing", "no LABELS", "snapshots of rows that nothing labels")
 of_liar("records-missing", "no records", "a file of no records but its end")
