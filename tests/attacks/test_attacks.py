@@ -13,6 +13,7 @@ import zstandard
 
 from formats import integrity, load
 from formats.errors import CorruptError, UnsupportedFileError
+from formats.scanning import Wreck
 from tests import second_reader
 from tests.attacks.__main__ import EXPECTED, expected
 from tests.attacks.corpus import ATTACKS, BASES, FOLDER, VALID, Attack
@@ -153,6 +154,14 @@ def test_the_kinds_of_lies_are_all_there() -> None:
         "states", "indexer", "cross",
     }  # fmt: skip
     assert {one["met_by"] for one in FOUND.values()} == {"open", "test", "restore"}
+
+
+def test_two_records_at_one_place_are_put_in_order() -> None:
+    """What coverage-guided mutation found: headers that an index rebuilt, for two numbers out of the same bytes."""
+    wreck = Wreck(VALID / "plain.tsc")
+    wreck.records[4] = wreck.records[4]._replace(offset=wreck.records[3].offset)
+    gap = 64 + wreck.records[4].header.stored
+    assert [stop - start for start, stop in wreck.unread] in ([gap], [])
 
 
 def test_a_sound_file_passes_where_hostile_ones_do_not(tsc: Any) -> None:
