@@ -25,7 +25,7 @@ from .limits import MAX_LABELS_PER_RECORD, TARGET_RECORD_RAW
 from .records import FILE_ID_BYTES, Part, RecordType, pack_record_header
 from .recovery_plan import Plan, choose
 from .remains import examine
-from .scanning import Found, Wreck
+from .scanning import Found, Wreck, in_order
 from .tensor_buffer import pack, pack_integers
 from .trace_writer import CREATED_BY, VIEWS_PER_RECORD, content_id, finish_records, minor_for
 
@@ -67,7 +67,7 @@ class Writing:
         reader = self.remains.wreck
         if reader.lock is not None:
             return os.urandom(FILE_ID_BYTES)
-        parts = [pack_record_header(one.header, reader.file_id) for one in sorted(self.remains.records.values())]
+        parts = [pack_record_header(one.header, reader.file_id) for one in in_order(self.remains.records.values())]
         return content_id(b"recovered", reader.file_id, repr(sorted(self.plan.numbers)).encode(), *parts)
 
     def _copy(self, writer: RecordWriter, found: Found, first: int | None = None) -> None:

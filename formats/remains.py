@@ -24,6 +24,7 @@ from .trace_file import TraceFile
 from .views import HISTORY, Labels, Span, View, merged
 
 KLT, DELTA = 6, 5
+_SNAPSHOTS_A_BYTE = 8  # of a file: no writer's tables come near it
 T = TypeVar("T")
 
 
@@ -114,11 +115,12 @@ class Remains:
 
     @property
     def snapshots(self) -> int:
-        """How many snapshots the file is known to have had."""
+        """How many snapshots the file is known to have had; what names more than so many bytes can tell of lies."""
         lines = [line for _, line in self.wreck.index if line.type == RecordType.VIEWS]
         ends = [one.first + one.count for one in lines] + [number + 1 for number in self.views]
         ends += [one.key.span.stop for one in self.states.values()]
-        return max(ends, default=0)
+        most = min(MAX_SNAPSHOTS, _SNAPSHOTS_A_BYTE * self.wreck.size)
+        return max((end for end in ends if end <= most), default=0)
 
     @property
     def all_known(self) -> bool:

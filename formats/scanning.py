@@ -61,6 +61,11 @@ class Found(NamedTuple):
         return self.offset + RECORD_BYTES + self.header.stored
 
 
+def in_order(found: Iterable[Found]) -> list[Found]:
+    """By place; a lying index may give one place to two records."""
+    return sorted(found, key=lambda one: one.offset)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something wrong with a file, or (`damage` False) only unusual."""
@@ -127,7 +132,7 @@ class Wreck(RecordReader):
         gaps, at = [], min(self._begin, self.size)
         if at and any(one.offset == 0 for one in self.problems):
             gaps.append((0, at))
-        for found in sorted([*self.records.values(), *self._copies]):
+        for found in in_order([*self.records.values(), *self._copies]):
             if found.offset > at:
                 gaps.append((at, found.offset))
             at = max(at, found.stop)
@@ -271,7 +276,7 @@ class Wreck(RecordReader):
 
     def _rebuild(self) -> None:
         """Take records whose header is damaged, but where it should stand and with one of its two checksums."""
-        ordered = sorted(self.records.values())
+        ordered = in_order(self.records.values())
         for offset, listed in self.index:
             if listed.sequence in self.records or offset + RECORD_BYTES + listed.stored > self.size:
                 continue
@@ -298,7 +303,7 @@ class Wreck(RecordReader):
 
     def _check_order(self) -> None:
         """What a strict reader would miss; bytes that are no record are noted already."""
-        ordered = sorted(self.records.values())
+        ordered = in_order(self.records.values())
         for before, after in pairwise(ordered):
             if after.header.sequence < before.header.sequence:
                 self._note(f"record {after.header.sequence} stands behind record {before.header.sequence}",

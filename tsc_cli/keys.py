@@ -10,7 +10,7 @@ import sys
 from formats.container import RecordReader
 from formats.encryption import KEY_BYTES, KeySource, Scheme, Secret
 from formats.errors import LockedError, StorageError, TscError, UsageError
-from formats.trace_file import open_file
+from formats.record_file import open_file
 
 from .output import message, printable
 

@@ -21,6 +21,11 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def plain(name: str) -> str:
+    """A name out of a file for a figure: as it is, not as a formula."""
+    return printable(name).replace("$", r"\$")
+
+
 def size(count: float) -> str:
     """Bytes for a person, in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -64,11 +69,11 @@ class Output:
     quiet: bool = False
 
     def report(self, schema: str, facts: Mapping[str, Any], text: str, headline: str) -> None:
-        """The command's result, in the form that was asked for."""
+        """The command's result, in the form that was asked for; what steers a terminal is escaped in a text."""
         if self.as_json:
             self.data(json.dumps({"schema": schema, **facts}, indent=2, allow_nan=False) + "\n")
         else:
-            self.data((headline if self.quiet else text) + "\n")
+            self.data((headline if self.quiet else printable(text, keep="\n")) + "\n")
 
     def data(self, text: str) -> None:
         """Text to stdout, at once; a reader that went away is not an error."""
@@ -93,7 +98,7 @@ class Output:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        parts = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        parts = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         if total is not None:
             parts = (*parts, TextColumn("left"), TimeRemainingColumn())  # type: ignore[assignment]
         with Progress(*parts, console=Console(stderr=True), transient=True) as bar:

@@ -8,6 +8,8 @@ from typing import Any
 
 from formats.errors import UsageError
 
+from .output import plain
+
 _MARKERS = {"published": "o", "promised": "D", "hand": "s", "klt": "D", "baseline": "s", "peer": "o"}
 _NAMES = {
     "published": "as published", "promised": "as promised", "hand": "by hand", "klt": "codec klt",
@@ -39,7 +41,7 @@ def draw(documents: Sequence[tuple[str, Mapping[str, Any]]], outputs: Sequence[P
     colours = plt.get_cmap("tab10")
     for number, (name, kind) in enumerate(groups):
         chosen = [row for other, row in rows if (other, row["kind"]) == (name, kind)]
-        label = _NAMES.get(kind, kind) if len(documents) == 1 else f"{name}, {_NAMES.get(kind, kind)}"
+        label = plain(_NAMES.get(kind, kind) if len(documents) == 1 else f"{name}, {_NAMES.get(kind, kind)}")
         style = {"marker": _MARKERS.get(kind, "^"), "linestyle": "none", "color": colours(number % 10), "capsize": 3}
         ratios = [row["ratio_trace"] for row in chosen]
         left.errorbar(
@@ -85,7 +87,7 @@ def _name(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
         others = taken[:number] + taken[number + 1 :]
         for offset in _OFFSETS:
             side = "left" if offset[0] > 0 else "right"
-            text = axes.annotate(label, (x, y), textcoords="offset points", xytext=offset, fontsize=8, ha=side)
+            text = axes.annotate(plain(label), (x, y), textcoords="offset points", xytext=offset, fontsize=8, ha=side)
             box = text.get_window_extent()
             inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
             if inside and not any(box.overlaps(other) for other in others):

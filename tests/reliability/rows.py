@@ -14,10 +14,11 @@ ROWS = {
     "strict reading must refuse",
     "truncation": "a file cut at every length; strict reading and opening must refuse",
     "hostile mutation": "structure-aware edits with checksums made right again; only errors of `tsc` may come out, "
-    "with at most the budget + 64 MiB of memory and 2 s each",
+    "with at most the budget + 64 MiB of memory and 2 s each; so, too, mutants that atheris makes by coverage",
     "the second reader": "the same mutants read by a reader written from docs/format.md alone; both must agree on "
     "accepting and on content",
-    "crafted liars": "named files with right checksums and lying content; each must be refused with its own reason",
+    "crafted liars": "named files with right checksums and lying content, some of them in tests/attacks; each must be "
+    "refused with its own reason",
     "swapped and replayed records": "records of a file of 8 layers and 8 snapshots exchanged, whole and payload for "
     "payload, and replaced by those of another file; strict reading must refuse",
     "SIGKILL while writing": "a process that saves over a file in a loop killed at random moments; the path must hold "

@@ -9,7 +9,7 @@ import numpy as np
 
 from formats.errors import UsageError
 
-from ..output import printable
+from ..output import plain
 from .directions import MEAN, PARTS
 from .job import Probe
 from .report import NAMES, PARTS_SHOWN
@@ -60,7 +60,7 @@ def draw(found: Probe, output: Path, title: str) -> None:
     bar = figure.colorbar(image, ax=panels, extend="both", fraction=0.03, pad=0.01)
     bar.set_label("bits a value saved (blue) or cost (red); grey: no figure", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(printable(title).replace("$", r"\$"), fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix.lower() == ".svg" else None)
     plt.close(figure)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from formats.errors import UsageError
+from formats.errors import UnsupportedFileError, UsageError
 
 from ..output import Output, printable, size
 from .options import File, Force, Json, KeyFile, Quiet, Snapshot
@@ -92,5 +92,8 @@ def _tensors(trace: Trace, number: int, moment: Moment, wanted: list[int]) -> di
         if indexer is not None:
             tensors[f"layers.{layer}.indexer_keys"] = indexer
         for name, state in moment.states[slot].items():
-            tensors[f"layers.{layer}.{name}"] = state.contiguous()
+            title = f"layers.{layer}.{name}"
+            if title in tensors:  # one of the two would be lost
+                raise UnsupportedFileError(f"layer {layer} has a state named {name!r}, as its rows are in the output")
+            tensors[title] = state.contiguous()
     return tensors

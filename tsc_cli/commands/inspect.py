@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..output import Output, columns, ratio, size
+from ..output import Output, columns, printable, ratio, size
 from .options import File, Json, KeyFile, Quiet
 
 if TYPE_CHECKING:
@@ -228,11 +228,16 @@ def _short(items: list[int]) -> str:
 
 
 def _quality(record: dict[str, Any]) -> str:
-    kl, top1 = record.get("kl_mean"), record.get("top1")
-    return (
-        f"quality of snapshot {record.get('snapshot')}: KL {kl if kl is None else f'{kl:.3g}'}, "
-        f"top-1 {top1 if top1 is None else f'{top1:.4f}'} "
+    """A line for a measured snapshot, whose values may be of any kind: the file says them."""
+    verdict = record.get("verdict")
+    return printable(
+        f"quality of snapshot {record.get('snapshot')}: KL {_figure(record.get('kl_mean'), '.3g')}, "
+        f"top-1 {_figure(record.get('top1'), '.4f')} "
         f"over {record.get('positions')} positions ({record.get('reference')})"
         + ("" if record.get("sufficient", True) else ", insufficient")
-        + (f": {record['verdict']}" if isinstance(record.get("verdict"), str) else "")
+        + (f": {verdict}" if isinstance(verdict, str) else "")
     )
+
+
+def _figure(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else str(value)

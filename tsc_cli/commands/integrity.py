@@ -71,4 +71,4 @@ def _line(result: dict[str, Any]) -> str:
         return f"{path}: ok, {counts}, {size(result['file_bytes'])}"
     place = [f"record {result['record']}"] if result["record"] is not None else []
     place += [f"byte {result['offset']}"] if result["offset"] is not None else []
-    return f"{path}: FAILED: {result['error']}" + (f" ({', '.join(place)})" if place else "")
+    return f"{path}: FAILED: {printable(result['error'])}" + (f" ({', '.join(place)})" if place else "")

@@ -101,8 +101,8 @@ def _notes(trace: Trace, turning: Turning | None, *, rope: bool) -> list[str]:
     notes = []
     if _codec(trace) != "lossless":
         notes.append(
-            f"rows as codec {_codec(trace)} restores them; what it lost hides redundancy, or makes some: a lossless "
-            "file shows the model's"
+            f"rows as codec {printable(_codec(trace))} restores them; what it lost hides redundancy, or makes some: a "
+            "lossless file shows the model's"
         )
     if turning is None and rope:
         notes.append("keys as cached only: neither a profile nor the model says how they turn; -m MODEL does")

@@ -10,7 +10,7 @@ import numpy as np
 
 from formats.errors import UsageError
 
-from ..output import printable
+from ..output import plain
 from .weights import TypeReport
 
 _MOST = 16  # panels
@@ -37,7 +37,7 @@ def draw(reports: Sequence[TypeReport], output: Path, title: str, against: str |
     wide = min(4, len(shown) + 1)
     high = -(-(len(shown) + 1) // wide)
     figure = plt.figure(figsize=(3.2 * wide, 2.5 * high + 0.9), layout="constrained")
-    names = {"ratio": "R: the layer before" if against is None else f"R: the same layer of {_plain(against)}"}
+    names = {"ratio": "R: the layer before" if against is None else f"R: the same layer of {plain(against)}"}
     colours = {"ratio": _ADJACENT, "best": _BEST}
     if against is None:
         names["best"] = "R: the best of all other layers"
@@ -50,7 +50,7 @@ def draw(reports: Sequence[TypeReport], output: Path, title: str, against: str |
         if against is None:
             axes.axhline(1, color="black", linewidth=0.8, linestyle=":", label="a difference as large as R")
         outputs, inputs = one.type.series[0].shape
-        axes.set_title(f"{_plain(one.type.name)}  ({outputs} x {inputs})", fontsize=9)
+        axes.set_title(f"{plain(one.type.name)}  ({outputs} x {inputs})", fontsize=9)
         axes.set_xlabel("layer", fontsize=8)
         if at % wide == 0:
             axes.set_ylabel("r = max|W - R| / max|R|", fontsize=8)
@@ -64,14 +64,9 @@ def draw(reports: Sequence[TypeReport], output: Path, title: str, against: str |
     handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     left_out = f", {_MOST} of {len(reports)} types" if len(reports) > len(shown) == _MOST else ""
-    figure.suptitle(_plain(title) + left_out, fontsize=11)
+    figure.suptitle(plain(title) + left_out, fontsize=11)
     figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix.lower() == ".svg" else None)
     plt.close(figure)
-
-
-def _plain(name: str) -> str:
-    """A name out of a file as it is, not as a formula."""
-    return printable(name).replace("$", r"\$")
 
 
 def _line(axes: Any, one: TypeReport, field: str, label: str, colour: str) -> None:
@@ -116,7 +111,7 @@ def _bits(axes: Any, reports: Sequence[TypeReport]) -> None:
     some = [one for one in reports if one.saved is not None]
     saved = [one.saved or 0.0 for one in some]
     axes.bar(range(len(some)), saved, color=[_ADJACENT if value < 0 else "#55a868" for value in saved], width=0.6)
-    axes.set_xticks(range(len(some)), [_plain(one.type.name) for one in some], rotation=90 if len(some) > 8 else 0)
+    axes.set_xticks(range(len(some)), [plain(one.type.name) for one in some], rotation=90 if len(some) > 8 else 0)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_title("bits a weight saved by coding W - R", fontsize=9)
     axes.margins(y=0.15)
