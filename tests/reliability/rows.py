@@ -11,8 +11,10 @@ PROPERTY = "fault matrix"  # of a test report: (row, counts)
 # row -> what its tests do; the numbers come from the tests
 ROWS = {
     "bit rot": "every bit of three small files (plain, with states, klt) and random bits of a large one inverted; "
-    "strict reading must refuse",
-    "truncation": "a file cut at every length; strict reading and opening must refuse",
+    "strict reading must refuse, doctor name the offset of the damaged record, and recover return only what does not "
+    "depend on it, bit for bit",
+    "truncation": "a file cut at every length; strict reading and opening must refuse, and recover must return exactly "
+    "the snapshots whose records are complete, bit for bit",
     "hostile mutation": "structure-aware edits with checksums made right again; only errors of `tsc` may come out, "
     "with at most the budget + 64 MiB of memory and 2 s each",
     "the second reader": "the same mutants read by a reader written from docs/format.md alone; both must agree on "
