@@ -137,7 +137,7 @@ class Wreck(RecordReader):
             if _sealed(self._pread(0, min(SUPERBLOCK_BYTES, self.size))):
                 raise  # not damaged: a newer format
             fault = error
-        self.problems.append(Problem(fault.message, fault.offset))
+        self.problems.append(Problem.of(fault, 0))
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
         if _sealed(data):  # but reserved bits are set, which says nothing against the identity
             _, minor, _, _, identity, _ = SUPERBLOCK.unpack(data)
