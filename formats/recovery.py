@@ -18,7 +18,7 @@ from . import views as viewing
 from .atomic import atomic_write
 from .codecs import CODECS, codec_by_name
 from .container import RecordWriter
-from .errors import CorruptError, TscError, UsageError
+from .errors import CorruptError, StorageError, TscError, UsageError
 from .header import TierHeader
 from .limits import MAX_LABELS_PER_RECORD, TARGET_RECORD_RAW
 from .records import MINOR, Part, RecordType, pack_record_header
@@ -192,6 +192,8 @@ def recover(path: str | os.PathLike[str], output: str | os.PathLike[str], *, for
         sink.flush()
         try:
             integrity.check(f"/dev/fd/{sink.fileno()}")
+        except StorageError as error:
+            raise StorageError(error.message, path=os.fspath(output)) from error
         except TscError as error:
             message = f"what is left does not make a valid file: {error.message}"
             raise CorruptError(message, path=os.fspath(path)) from error

@@ -144,7 +144,7 @@ def _child(asked: dict[str, Any], tell: int) -> None:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    faulthandler.dump_traceback_later(120, exit=True)  # nobody waits for one that hangs
+    faulthandler.dump_traceback_later(600, exit=True)  # nobody waits for one that hangs
     code = 99
     try:
         os.write(tell, b".")

@@ -65,7 +65,7 @@ def test_killed_while_appending(
     with tally("SIGKILL while writing") as counts:
         for _ in range(moments):
             pid = nursery.start("append_in_turn", session=str(path), each=1, times=0)
-            time.sleep(random.uniform(0.0, took))
+            time.sleep(random.uniform(0.0, 2 * took))
             os.kill(pid, signal.SIGKILL)
             assert nursery.wait(pid) == -signal.SIGKILL, nursery.log()
             acknowledged = [int(line) for line in nursery.log().split()]
