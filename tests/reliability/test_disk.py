@@ -7,7 +7,6 @@ import io
 import os
 import resource
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,14 +59,14 @@ def on(disk: Disk) -> Iterator[None]:
     """All writing inside of the block goes to `disk`."""
     with pytest.MonkeyPatch.context() as patch:
 
-        def through(name: str, module: Any = os) -> None:
-            real = getattr(module, name)
+        def through(name: str) -> None:
+            real = getattr(os, name)
 
             def called(*arguments: Any, **named: Any) -> Any:
                 disk.call(name)
                 return real(*arguments, **named)
 
-            patch.setattr(module, name, called)
+            patch.setattr(os, name, called)
 
         def fdopen(descriptor: int, mode: str = "r", *arguments: Any, **named: Any) -> Any:
             if mode != "wb":
@@ -76,11 +75,16 @@ def on(disk: Disk) -> Iterator[None]:
             raw.disk = disk
             return io.BufferedWriter(raw)
 
-        real_fdopen = os.fdopen
+        def create(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+            if flags & os.O_CREAT and str(path).endswith(".tmp"):
+                disk.call("open")
+            return real_open(path, flags, *arguments, **named)
+
+        real_fdopen, real_open = os.fdopen, os.open
         patch.setattr(os, "fdopen", fdopen)
         for name in ("fsync", "replace", "link", "fchmod"):
             through(name)
-        through("mkstemp", tempfile)
+        patch.setattr(os, "open", create)
         yield
 
 
