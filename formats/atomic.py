@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,8 +36,9 @@ def atomic_write(path: str | os.PathLike[str], *, force: bool = False) -> Iterat
     refuse_existing(target, force=force)
     temporary: str | None = None
     try:
-        # mkstemp creates with mode 0600 and O_EXCL
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        # named before it exists, unlike by mkstemp: Ctrl-C may strike while it is being created
+        temporary = str(target.parent / f".{target.name}.{secrets.token_urlsafe(6)}.tmp")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()

@@ -19,7 +19,7 @@ from .atomic import atomic_write
 from .codecs import CODECS, codec_by_name
 from .container import RecordWriter
 from .encryption import KeySource
-from .errors import CorruptError, TscError, UsageError
+from .errors import CorruptError, StorageError, TscError, UsageError
 from .header import TierHeader
 from .limits import MAX_LABELS_PER_RECORD, TARGET_RECORD_RAW
 from .records import FILE_ID_BYTES, Part, RecordType, pack_record_header
@@ -206,6 +206,8 @@ def recover(
         sink.flush()
         try:
             integrity.check(f"/dev/fd/{sink.fileno()}", found.remains.wreck.secret)
+        except StorageError as error:
+            raise StorageError(error.message, path=os.fspath(output)) from error
         except TscError as error:
             message = f"what is left does not make a valid file: {error.message}"
             raise CorruptError(message, path=os.fspath(path)) from error

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from . import geometry as geometry_json
 from . import header as header_json
 from .block_decoding import BlockDecoder
-from .errors import CorruptError, TscError, UnsupportedFileError
+from .errors import CorruptError, StorageError, TscError, UnsupportedFileError
 from .file_blocks import FileBlock, FileStates
 from .header import TierHeader
 from .kept import Kept
@@ -175,8 +175,8 @@ class Remains:
     def _try(self, found: Found, read: Callable[[Found], None]) -> None:
         try:
             read(found)
-        except UnsupportedFileError:
-            raise
+        except (StorageError, UnsupportedFileError):
+            raise  # what cannot be read now may be whole
         except TscError as error:
             self.problems.append(Problem.of(error, found.offset, found.header.sequence))
         else:

@@ -147,7 +147,7 @@ class Wreck(RecordReader):
             if _sealed(self._pread(0, min(SUPERBLOCK_BYTES, self.size))):
                 raise  # not damaged: a newer format
             fault = error
-        self.problems.append(Problem(fault.message, fault.offset))
+        self.problems.append(Problem.of(fault, 0))
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
         with suppress(CorruptError, UnsupportedFileError):
             return self._read_superblock(_mended(data))

@@ -35,6 +35,7 @@ class RowSink(Protocol):
     def add_view(self, view: View) -> None: ...
     def add_states(self, states: States) -> None: ...
     def add_attention(self, attention: Received) -> None: ...
+    def complete(self) -> None: ...  # whatever the snapshots so far need was added
 
 
 class TraceBuilder:
@@ -67,6 +68,9 @@ class TraceBuilder:
 
     def add_attention(self, attention: Received) -> None:
         self._attention.append(attention)
+
+    def complete(self) -> None:
+        """Nothing: a trace in memory is not salvaged."""
 
 
 class Recorder:
@@ -156,11 +160,13 @@ class Recorder:
                 self._pending.add(layer, total - new + self._shift, tuple(part[:, :, -new:] for part in rows))
             self._stored[layer] = total
             spans.append((Span(total - present + self._shift, present),))
-        self._pending.flush_if_large()
+        flushed = self._pending.flush_if_large()
         for one in of_snapshot(self._snapshots, states, self._geometry):
             self._sink.add_states(one)
         self._sink.add_view(View((Span(self._shift, total),), tuple(spans), tuple(next_tokens)))
         self._snapshots += 1
+        if flushed:  # not more often: a file gets as many tables as it has blocks of rows, and its rows stay in blocks
+            self._sink.complete()
 
     def finish(self) -> None:
         self._pending.flush()
@@ -189,10 +195,13 @@ class PendingRows:
         self._rows[layer].append(rows)
         self._spans[layer] = Span(first, count) if span is None else Span(span.first, span.rows + count)
 
-    def flush_if_large(self) -> None:
+    def flush_if_large(self) -> bool:
+        """Hand rows on if they are worth it; whether they were."""
         # a prompt's rows are handed on while they are the live cache, not a copy of it
-        if any(span is not None and span.rows >= _SMALL for span in self._spans):
+        large = any(span is not None and span.rows >= _SMALL for span in self._spans)
+        if large:
             self.flush()
+        return large
 
     def flush(self) -> None:
         for first_layer, count, _ in self._geometry.runs():

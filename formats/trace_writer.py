@@ -23,7 +23,7 @@ from .geometry import Geometry
 from .header import TierHeader
 from .kept import Kept
 from .klt import reference
-from .limits import FREE_TABLES, MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, TABLES_RATIO, TARGET_RECORD_RAW
+from .limits import FREE_TABLES, MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, MAX_RECORDS, TABLES_RATIO, TARGET_RECORD_RAW
 from .records import FILE_ID_BYTES, OWN_TOKENS, TABLES, Part, RecordType
 from .states import States
 from .tensor_buffer import pack, pack_integers
@@ -69,6 +69,7 @@ class TraceWriter:
         self._codec = codec or codec_by_name("lossless")
         self._labels = Labels(width=label_width)
         self._views: list[View] = []
+        self._written = [0, 0]  # labels and views that are written
         minor = minor_for(geometry, label_width)
         if opened is not None:
             older = max(opened.reader.minor, minor)
@@ -172,6 +173,15 @@ class TraceWriter:
     def add_view(self, view: View) -> None:
         self._views.append(view)
 
+    def complete(self) -> None:
+        """All rows and states of the snapshots so far were added.
+
+        Their labels and views are written, so that `recover` can save them of a file that is never finished.  Half of
+        the records that a file may hold are left for rows: beyond, labels and views wait for the end.
+        """
+        if len(self._writer.entries) < MAX_RECORDS // 2:
+            self._write_tables()
+
     def finish(
         self, *, tier: str = "lossless", reference: Sequence[int] = (), capture: Mapping[str, Any] | None = None,
         quality: Sequence[Mapping[str, Any]] = (), codec: str | None = None,
@@ -185,7 +195,9 @@ class TraceWriter:
         """
         if not self._views:
             raise UsageError("a trace without snapshots cannot be written")
-        self._write_tables(reference)
+        self._write_tables()
+        if reference:
+            self._writer.record(RecordType.REFERENCE, pack({"token_ids": _ids(reference)}), span=(0, len(reference)))
         if captured_bytes is None:
             raw = [viewing.raw_bytes(self.geometry, view) for view in self._views]
             before = 0 if self._before is None else self._before.header.raw_bytes_trace
@@ -196,20 +208,23 @@ class TraceWriter:
         )  # fmt: skip
         return finish_records(self._writer, header)
 
-    def _write_tables(self, reference: Sequence[int]) -> None:
+    def _write_tables(self) -> None:
+        """The labels and views that are not written yet."""
         import torch
 
         rows, views_before = (0, 0) if self._before is None else (len(self._before.labels), len(self._before.views))
         width = self._labels.width
         most = MAX_LABELS_PER_RECORD if width == 1 else max(1, TARGET_RECORD_RAW // (4 * width + 8))
-        for first in range(0, len(self._labels), most):
+        labels_written, views_written = self._written
+        self._written = [len(self._labels), len(self._views)]
+        for first in range(labels_written, len(self._labels), most):
             tokens = self._labels.token_ids[first * width : (first + most) * width]
             positions = self._labels.positions[first : first + most]
             offsets = [position - row for row, position in enumerate(positions, rows + first)]
             ids = _ids(tokens) if width == 1 else _ids(tokens).view(-1, width)
             payload = pack({"token_ids": ids, "position_offsets": torch.tensor(offsets, dtype=torch.int64)})
             self._writer.record(RecordType.LABELS, payload, span=(rows + first, len(positions)))
-        for first in range(0, len(self._views), VIEWS_PER_RECORD):
+        for first in range(views_written, len(self._views), VIEWS_PER_RECORD):
             views = self._views[first : first + VIEWS_PER_RECORD]
             spans, next_tokens = viewing.to_table(views, self._labels.width)
             chosen = torch.tensor(next_tokens, dtype=torch.int64)
@@ -218,8 +233,6 @@ class TraceWriter:
                 "next_tokens": chosen if self._labels.width == 1 else chosen.view(-1, self._labels.width),
             })  # fmt: skip
             self._writer.record(RecordType.VIEWS, payload, span=(views_before + first, len(views)))
-        if reference:
-            self._writer.record(RecordType.REFERENCE, pack({"token_ids": _ids(reference)}), span=(0, len(reference)))
 
 
 def _ids(tokens: Sequence[int]) -> torch.Tensor:

@@ -113,3 +113,16 @@ def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
             seen.add(check(path).views[-1].tokens_seen)
     assert seen <= {600, 700}
     assert seen, "no attempt got as far as writing a file"
+
+
+def test_interrupted_while_the_temporary_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def create(path: str, flags: int, mode: int = 0o777) -> int:
+        os.close(real(path, flags, mode))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", create)
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "t.tsc"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from formats.errors import UsageError
+from formats.errors import CorruptError, UsageError
 from formats.integrity import check
+from formats.records import RecordType
+from formats.recovery import recover
+from formats.trace_file import TraceFile
 from tests import models
+from tests.traces import same_snapshots
 from tsc_cli import capture, load
 from tsc_cli.capturing import CaptureOptions, capture_to_file, capture_to_sink
 
@@ -111,3 +116,26 @@ def test_reference_and_settings_are_in_the_file(model: Any, tmp_path: Path) -> N
     assert trace.reference == [7, 8, 99999]
     assert (trace.info["chunk"], trace.info["model"], trace.info["prompt_tokens"]) == (4, "small", 9)
     check(path)
+
+
+def test_a_capture_that_is_cut_gives_the_snapshots_before(model: Any, tmp_path: Path) -> None:
+    """Labels and views are written with each block of rows, so that what a killed capture leaves can be recovered."""
+    sink, options = io.BytesIO(), CaptureOptions(steps=3, keyframe_interval=1)
+    capture_to_sink(model, models.prompt(300), sink, options=options)
+    whole, cut, saved = tmp_path / "whole.tsc", tmp_path / ".t.tsc.x.tmp", tmp_path / "saved.tsc"
+    whole.write_bytes(sink.getvalue())
+    check(whole)
+    views = [(offset, entry) for offset, entry in TraceFile(whole).entries if entry.type == RecordType.VIEWS]
+    assert len(views) == 4
+    for number, (offset, entry) in enumerate(views):
+        for length in (offset + 64 + entry.stored - 1, offset + 64 + entry.stored):
+            cut.write_bytes(sink.getvalue()[:length])
+            count = number + (length > offset + 64 + entry.stored - 1)
+            if not count:
+                with pytest.raises(CorruptError, match="no snapshot"):
+                    recover(cut, saved)
+                continue
+            recover(cut, saved, force=True)
+            found = load(saved)
+            assert len(found) == count
+            assert all(same_snapshots(found.snapshot(at), load(whole).snapshot(at)) for at in range(count))

@@ -55,12 +55,15 @@ def only_writer(path: str | os.PathLike[str], timeout: float = 0) -> Iterator[No
     target = Path(path)
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=timeout, mode=0o600)
     try:
-        with lock:
-            yield
+        lock.acquire()
     except Timeout as error:
         raise StorageError("another process is appending to it", path=str(path)) from error
-    except PermissionError as error:
+    except OSError as error:
         raise StorageError(f"cannot be locked: {error.strerror}", path=str(path)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def append(

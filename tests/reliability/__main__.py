@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 TESTS = [
     "tests/reliability", "tests/format/test_damage.py", "tests/format/test_liars.py",
-    "tests/format/test_second_reader.py", "tests/attacks",
+    "tests/format/test_second_reader.py", "tests/format/test_recovery.py", "tests/attacks",
 ]  # fmt: skip
 FOUND = ROOT / "docs" / "reliability.json"
 HEAD = """# What was done to files and processes, and what came of it
@@ -37,8 +37,12 @@ TAIL = """
 ## What these rows do not say
 
 - A process that is killed cannot clean up after itself. What it was writing stays beside the output as `.NAME.*.tmp`
-  (mode 0600), harmless to every reader and writer; nothing removes it but you. It holds what the output would have
-  held: remove it where the text is private. All other ways of ending remove it.
+  (mode 0600, or that of the session that it appended to), harmless to every reader and writer; nothing removes it but
+  you. It holds what the output would have held: remove it where the text is private. All other ways of ending remove
+  it.
+- `tsc recover` takes such a remainder of a capture, too. Labels and snapshots are written with each block of rows, that
+  is when the prompt has 256 tokens, and after 256 decoded ones: snapshots since then, and all of a capture that has not
+  come so far, are lost with the process. A session that is appended to loses nothing that was acknowledged.
 - When the very last step, the sync of the folder, fails, the new file is in place and whole; the command says that it
   failed, since nobody knows whether the name survives a power cut.
 - Disks that fail are imitated (a call that returns an error, a kernel limit on the length of files), and so is want of
@@ -48,9 +52,15 @@ TAIL = """
   way.
 - Records that are exchanged by somebody who makes the checksums right again make a valid file that says something
   else; see [SECURITY.md](../SECURITY.md).
+- `recover` keeps a snapshot whole or not at all. What it is tested against are files whose snapshots come one after
+  the other; in a file that `compress` or `save` wrote, labels and snapshots stand at the end, so that one that was cut
+  off before them gives no snapshot.
+- A session's lock keeps out other processes that append with `tsc`, on file systems that know locks; it keeps out
+  nobody who writes to the file by other means. `.NAME.lock` stays beside the file, empty.
+- A second `tsc capture --append` does not wait: it is refused (exit 2). Callers of the library may give it time.
+- Where a file cannot be read (an I/O error, not damage), `recover` and `doctor` stop: copy the disk first.
 - That a line was run does not say that a test looks at what it did. `python -m tests.reliability.coverage` measures the
   one (`--missing` lists what is left), `python -m tests.reliability.guards` the other, for checks: it removes each.
-- Recovering, appending and encryption are not built yet, and so are their rows.
 """
 
 

@@ -19,6 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.reliability import sessions
+from tests.reliability.sessions import append_in_turn, read_in_turn
+
 MIB = 1 << 20
 
 
@@ -88,7 +91,9 @@ def _limit(headroom: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard if headroom < 0 else now + headroom, hard))
 
 
-JOBS: dict[str, Callable[..., int]] = {job.__name__: job for job in (save_in_turn, read_until, command_line, restore)}
+JOBS: dict[str, Callable[..., int]] = {
+    job.__name__: job for job in (save_in_turn, read_until, command_line, restore, append_in_turn, read_in_turn)
+}
 
 
 def serve() -> None:
@@ -101,6 +106,7 @@ def serve() -> None:
     import transformers  # noqa: F401
 
     import tsc_cli.app
+    import tsc_cli.appending
     import tsc_cli.capturing
     import tsc_cli.compressing
     import tsc_cli.models
@@ -120,6 +126,8 @@ def serve() -> None:
                 code = run(asked["run"])
             print(code, flush=True)
             continue
+        if asked["job"] == "append_in_turn":
+            sessions.model()
         told, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -136,7 +144,7 @@ def _child(asked: dict[str, Any], tell: int) -> None:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    faulthandler.dump_traceback_later(120, exit=True)  # nobody waits for one that hangs
+    faulthandler.dump_traceback_later(600, exit=True)  # nobody waits for one that hangs
     code = 99
     try:
         os.write(tell, b".")

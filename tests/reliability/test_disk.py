@@ -7,7 +7,6 @@ import io
 import os
 import resource
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,14 +59,14 @@ def on(disk: Disk) -> Iterator[None]:
     """All writing inside of the block goes to `disk`."""
     with pytest.MonkeyPatch.context() as patch:
 
-        def through(name: str, module: Any = os) -> None:
-            real = getattr(module, name)
+        def through(name: str) -> None:
+            real = getattr(os, name)
 
             def called(*arguments: Any, **named: Any) -> Any:
                 disk.call(name)
                 return real(*arguments, **named)
 
-            patch.setattr(module, name, called)
+            patch.setattr(os, name, called)
 
         def fdopen(descriptor: int, mode: str = "r", *arguments: Any, **named: Any) -> Any:
             if mode != "wb":
@@ -76,11 +75,16 @@ def on(disk: Disk) -> Iterator[None]:
             raw.disk = disk
             return io.BufferedWriter(raw)
 
-        real_fdopen = os.fdopen
+        def create(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+            if flags & os.O_CREAT and str(path).endswith(".tmp"):
+                disk.call("open")
+            return real_open(path, flags, *arguments, **named)
+
+        real_fdopen, real_open = os.fdopen, os.open
         patch.setattr(os, "fdopen", fdopen)
         for name in ("fsync", "replace", "link", "fchmod"):
             through(name)
-        through("mkstemp", tempfile)
+        patch.setattr(os, "open", create)
         yield
 
 
@@ -93,6 +97,14 @@ def at_most_bytes(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def damaged(source: Path) -> Path:
+    """The source without its end."""
+    path = source.with_name("damaged.tsc")
+    path.write_bytes(source.read_bytes()[:-10])
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +124,15 @@ def saving(path: Path) -> int:
     return 0
 
 
-def jobs(source: Path, model: Path, path: Path) -> dict[str, Job]:
+def appending(model: Path, path: Path) -> list[str]:
+    return ["capture", "--append", str(path), TEXT[:9], "-m", str(model), "--steps", "1", "-q"]
+
+
+def recovering(damaged: Path, path: Path) -> list[str]:
+    return ["recover", str(damaged), "-o", str(path), "--force", "-q"]
+
+
+def jobs(source: Path, damaged: Path, model: Path, path: Path) -> dict[str, Job]:
     """A few jobs that write `path`, which holds a copy of `source`."""
     lossy = ["compress", str(source), "--codec", "scalar", "--no-verify", "-o", str(path), "--force", "-q"]
     words = ["-m", str(model), "-q"]
@@ -121,24 +141,36 @@ def jobs(source: Path, model: Path, path: Path) -> dict[str, Job]:
         "compress": lambda: run(lossy),
         "record": lambda: run(["verify", str(path), "--record", "--positions", "8", "--greedy", "0", *words]),
         "capture": lambda: run(["capture", TEXT, "-o", str(path), "--steps", "2", "--force", *words]),
+        "append": lambda: run(appending(model, path)),
+        "recover": lambda: run(recovering(damaged, path)),
     }
 
 
+def others(path: Path) -> list[str]:
+    """What lies beside a file, but for the lock of those that append to it."""
+    return [one.name for one in path.parent.iterdir() if one.name not in (path.name, f".{path.name}.lock")]
+
+
 @pytest.mark.parametrize("every", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
-@pytest.mark.parametrize("job", ["save", "compress", "record", "capture"])
+@pytest.mark.parametrize("job", ["save", "compress", "record", "capture", "append", "recover"])
 def test_every_call_fails_in_turn(
     job: str,
     every: int,
     source: Path,
+    damaged: Path,
     small_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     tally: Any,
 ) -> None:
     path = tmp_path / "t.tsc"
-    do = jobs(source, small_model, path)[job]
+    do = jobs(source, damaged, small_model, path)[job]
     old = source.read_bytes()
     path.write_bytes(old)
+    if job == "append":  # the lock is made once
+        with on(Disk(0, errno.EROFS)):
+            assert do() == 2
+        assert capsys.readouterr().err == f"tsc: error: {path}: cannot be locked: Read-only file system\n"
     with on(disk := Disk()):
         assert do() == 0
     size = path.stat().st_size
@@ -154,7 +186,7 @@ def test_every_call_fails_in_turn(
             integrity.check(path)
         else:
             assert path.read_bytes() == old, what
-        assert list(tmp_path.iterdir()) == [path], what
+        assert not others(path), what
         path.write_bytes(old)
 
     path.write_bytes(old)
@@ -177,3 +209,59 @@ def test_every_call_fails_in_turn(
         assert load(path).snapshot() is not None
         counts["short writes made up for"] += disk.calls.count("write")
         counts["damaged or missing originals"] += 0
+
+
+@pytest.mark.parametrize("every", [pytest.param(9, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
+def test_every_read_fails_in_turn(
+    every: int, source: Path, damaged: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    tally: Any,
+) -> None:  # fmt: skip
+    """A disk that cannot be read is no damage: nothing is recovered without what it may still give."""
+    path, new = tmp_path / "t.tsc", tmp_path / "new.tsc"
+    path.write_bytes(source.read_bytes())
+    with tally("disk full, I/O error, short write") as counts:
+        for words, file in (
+            (["doctor", str(path)], path), (recovering(damaged, new), damaged), (appending(small_model, path), path),
+        ):  # fmt: skip
+            held = file.read_bytes()
+            number = 0
+            while True:
+                with failing_reads(number) as reads:
+                    code = run(words)
+                if not reads.failed:
+                    break
+                error = capsys.readouterr().err
+                assert code == 2, (words, number, error)
+                said = [f"tsc: error: {one}: cannot be read: Input/output error" for one in (file, new)]  # read back
+                assert error.startswith(tuple(said)), (words, error)
+                assert len([line for line in error.splitlines() if "error" in line]) == 1
+                assert file.read_bytes() == held
+                assert not new.exists()
+                assert not others(path)
+                counts["reads failed"] += 1
+                number += every
+            assert code == 0
+            new.unlink(missing_ok=True)
+            path.write_bytes(source.read_bytes())
+        counts["damaged or missing originals"] += 0
+
+
+class Reads:
+    failed = False
+
+
+@contextmanager
+def failing_reads(number: int) -> Iterator[Reads]:
+    """The read of this number fails, of a .tsc file."""
+    reads, left, real = Reads(), [number], os.pread
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        left[0] -= 1
+        if left[0] == -1:
+            reads.failed = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, length, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        yield reads

@@ -97,29 +97,44 @@ def compress(source: Path, path: Path) -> list[str]:
     return ["compress", str(source), "-t", "20x", "--no-verify", "-o", str(path), "--force"]
 
 
+def appending(model: Path, path: Path) -> list[str]:
+    return ["capture", "--append", str(path), "and more", "-m", str(model), "--steps", "8"]
+
+
+def recovering(source: Path, path: Path) -> list[str]:
+    """From the source without its end."""
+    damaged = source.with_name("damaged.tsc")
+    damaged.write_bytes(source.read_bytes()[:-10])
+    return ["recover", str(damaged), "-o", str(path), "--force"]
+
+
 def is_whole(path: Path) -> bool:
     return check(path).trace().snapshot() is not None
 
 
-@pytest.mark.parametrize("moments", [pytest.param(4, id="4"), pytest.param(40, id="40", marks=full)])
+@pytest.mark.parametrize("moments", [pytest.param(4, id="4"), pytest.param(60, id="60", marks=full)])
 def test_interrupted(
     moments: int, nursery: Nursery, small_model: Path, captured: Path, tmp_path: Path, tally: Any
 ) -> None:
     path, random = tmp_path / "t.tsc", Random(moments)
     with tally("Ctrl-C") as counts:
-        for words in (capture(small_model, path), compress(captured, path)):
+        for words in (
+            capture(small_model, path), compress(captured, path), appending(small_model, path),
+            recovering(captured, path),
+        ):  # fmt: skip
+            path.write_bytes(captured.read_bytes())
             begin = time.monotonic()
             assert nursery.wait(nursery.start("command_line", words=words)) == 0, nursery.log()
             took = time.monotonic() - begin
             old, done = path.read_bytes(), 0
-            while done < moments // 2:
+            while done < moments // 4:
                 path.write_bytes(old)
                 pid = nursery.start("command_line", words=words)
                 time.sleep(random.uniform(0.0, took))
                 os.kill(pid, signal.SIGINT)
                 code, log = nursery.wait(pid), nursery.log()
                 assert "Traceback" not in log
-                assert [one.name for one in tmp_path.iterdir()] == ["t.tsc"]
+                assert {one.name for one in tmp_path.iterdir()} <= {"t.tsc", ".t.tsc.lock"}
                 if code == 0:  # it was quicker
                     assert is_whole(path)
                     continue
@@ -174,13 +189,15 @@ def test_out_of_memory(headrooms: list[float], nursery: Nursery, large: Path, tm
             ["test", str(large)], ["inspect", str(large)], ["inspect", str(large), "--json"],
             ["compress", str(large), "--codec", "scalar", "--no-verify", "-o", str(path)],
             ["compress", str(large), "-t", "4x", "--no-verify", "-o", str(path)],
+            ["doctor", str(large)], recovering(large, path)[:-1],
         ):  # fmt: skip
             for megabytes in headrooms:
                 pid = nursery.start("command_line", words=words, headroom=int(megabytes * MIB))
                 code, log = nursery.wait(pid), nursery.log()
                 counts["runs"] += 1
                 if code == 0:
-                    assert path.exists() == (words[0] == "compress")
+                    assert path.exists() == (words[0] in ("compress", "recover"))
+                    assert words[0] != "recover" or len(check(path).views) == 2
                     path.unlink(missing_ok=True)
                     continue
                 lines = log.splitlines()
