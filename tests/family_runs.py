@@ -1,8 +1,8 @@
 """What `test_families` does with a family: the run that is not interrupted, and in another process the resumed ones.
 
 `python -m tests.family_runs FOLDER FAMILY.DTYPE.KIND...` captures in processes that end, and then, in others, restores
-every snapshot of each file and writes, beside it, the logits that follow.  All are forks of one that has imported what
-they need and done nothing else: to import costs more than a run.
+every snapshot of each file and writes, beside it, the logits that follow.  All are forks of one that has made the
+models and run none: to import and to make them costs more than a run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def capture_family(folder: Path, family: str, dtype: str, kinds: Sequence[str]) 
     """Write FAMILY.DTYPE.KIND.tsc of each kind, and the logits of the uninterrupted run; an error into a text."""
     sample = SUPPORTED[family]
     try:
-        model = sample.build(DTYPES[dtype])
+        model = _model(family, dtype)
         prompt = prompt_of(model, **({"input_ids": None} | inputs_of(sample)))
         for kind in kinds:
             options = CaptureOptions(STEPS[kind], chunk=sample.chunk)
@@ -183,6 +184,9 @@ def main(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         family, dtype, kind = name.split(".")
         kinds.setdefault((family, dtype), []).append(kind)
+    for model in kinds:
+        with suppress(Exception):  # capturing meets it again, and writes it down
+            _model(*model)
     in_forks([partial(capture_family, folder, *model, made) for model, made in kinds.items()])
     in_forks([partial(resume_all, folder, *model, made) for model, made in kinds.items()])
 
