@@ -9,6 +9,8 @@ import pytest
 
 from tests.reliability.rows import tallying
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core to itself; before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # before typer is imported anywhere: plain, 80 columns wide
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ["TERMINAL_WIDTH"] = "80"

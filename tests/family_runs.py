@@ -1,15 +1,18 @@
 """What `test_families` does with a family: the run that is not interrupted, and in another process the resumed ones.
 
-`python -m tests.family_runs capture FOLDER FAMILY.DTYPE...` captures; with `resume` it restores every snapshot of the
-files there and writes, beside each, the logits that follow.  One process for many: to start one costs more than a run.
+`python -m tests.family_runs FOLDER FAMILY.DTYPE.KIND...` captures in processes that end, and then, in others, restores
+every snapshot of each file and writes, beside it, the logits that follow.  All are forks of one that has made the
+models and run none: to import and to make them costs more than a run.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +47,14 @@ def capture_small(sample: Sample, model: Any, **settings: Any) -> Trace:
     return capture(model, **inputs_of(sample), chunk=sample.chunk, **settings)
 
 
-def capture_family(folder: Path, family: str, dtype: str) -> None:
-    """Write FAMILY.DTYPE.KIND.tsc for both kinds, and the logits of the uninterrupted run; an error into a text."""
+def capture_family(folder: Path, family: str, dtype: str, kinds: Sequence[str]) -> None:
+    """Write FAMILY.DTYPE.KIND.tsc of each kind, and the logits of the uninterrupted run; an error into a text."""
     sample = SUPPORTED[family]
     try:
-        model = sample.build(DTYPES[dtype])
+        model = _model(family, dtype)
         prompt = prompt_of(model, **({"input_ids": None} | inputs_of(sample)))
-        for kind, steps in STEPS.items():
-            options = CaptureOptions(steps, chunk=sample.chunk)
+        for kind in kinds:
+            options = CaptureOptions(STEPS[kind], chunk=sample.chunk)
             capture_to_file(model, prompt, folder / f"{family}.{dtype}.{kind}.tsc", options=options)
         filled = _by_transformers(model)
         hidden = {"hidden": _encode(model, prompt)} if sample.encodes else {}
@@ -59,7 +62,7 @@ def capture_family(folder: Path, family: str, dtype: str) -> None:
         chunk = sample.chunk if sample.in_chunks else len(tokens)
         for start in range(0, len(tokens), chunk):
             logits = _feed(model, filled, tokens[start : start + chunk], **hidden)
-        exact = _greedy(model, filled, int(logits.argmax()), STEPS["trace"] + AFTER)
+        exact = _greedy(model, filled, int(logits.argmax()), max(STEPS[kind] for kind in kinds) + AFTER)
         save_file({"logits": exact}, folder / f"{family}.{dtype}.exact")
     except Exception:
         (folder / f"{family}.{dtype}.error").write_text(traceback.format_exc())
@@ -157,12 +160,44 @@ def _greedy(model: Any, filled: Any, token: int, count: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def in_forks(jobs: Sequence[Callable[[], object]]) -> None:
+    """Does the jobs in two processes that are born for it."""
+    pids = []
+    for share in range(2):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                for job in jobs[share::2]:
+                    job()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
+
+
+def main(folder: Path, names: Sequence[str]) -> None:
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        family, dtype, kind = name.split(".")
+        kinds.setdefault((family, dtype), []).append(kind)
+    for model in kinds:
+        with suppress(Exception):  # capturing meets it again, and writes it down
+            _model(*model)
+    in_forks([partial(capture_family, folder, *model, made) for model, made in kinds.items()])
+    in_forks([partial(resume_all, folder, *model, made) for model, made in kinds.items()])
+
+
+def resume_all(folder: Path, family: str, dtype: str, kinds: Sequence[str]) -> None:
+    """Both kinds with one model; nothing where capturing failed, which a text says already."""
+    for kind in kinds:
+        if (path := folder / f"{family}.{dtype}.{kind}.tsc").exists():
+            resume_file(path)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, place, *names = sys.argv[1:]
-    for name in names:
-        if what == "capture":
-            capture_family(Path(place), *name.split("."))
-        else:
-            for file in sorted(Path(place).glob(f"{name}.*.tsc")):
-                resume_file(file)
+    main(Path(sys.argv[1]), sys.argv[2:])

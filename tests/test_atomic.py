@@ -98,6 +98,7 @@ def test_a_file_may_be_saved_over_itself(tmp_path: Path) -> None:
     check(tmp_path / "t.tsc")
 
 
+@pytest.mark.full  # processes with a start of their own; the quick share of `tests/reliability` kills forks
 def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "t.tsc"
     seen = set()

@@ -304,7 +304,10 @@ def test_a_reader_that_goes_away_is_no_error(captured: Path) -> None:
     assert done.stderr == "0\n"
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+# quick: the signal that `tests/reliability` does not send
+@pytest.mark.parametrize(
+    ("sign", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.full), (signal.SIGTERM, 143)]
+)
 def test_a_stopped_capture_leaves_nothing(sign: signal.Signals, code: int, folder: Path, tmp_path: Path) -> None:
     words = ["capture", "abc", "-m", str(folder), "-o", str(tmp_path / "t.tsc"), "--steps", "2000"]
     process = subprocess.Popen([sys.executable, "-m", "tsc_cli", *words], stderr=subprocess.PIPE, text=True)

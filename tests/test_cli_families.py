@@ -50,7 +50,7 @@ def test_from_capture_to_decode(family: str, tsc: Any, tmp_path: Path) -> None:
     assert whole[4:] == tsc("resume", path, "-m", folder, "-n", 2, "--ignore-eos", "--json").json["tokens"]
     assert tsc("test", path).code == 0
     small = tmp_path / "small.tsc"
-    done = tsc("compress", path, "-m", folder, "--codec", "scalar", "--set", "bits=4", "-o", small)
+    done = tsc("compress", path, "-m", folder, "--codec", "scalar", "--set", "bits=4", "--positions", 16, "-o", small)
     assert (done.code, tsc("test", small).code) == (0, 0)
     assert tsc("decode", small, "-o", tmp_path / "t.safetensors").code == 0
     if family in TENSORS:

@@ -46,7 +46,7 @@ def test_the_readme_gives_exactly_two_setup_lines() -> None:
     lines = [line for line in README.splitlines() if line.startswith(SETUP)]
     assert [line.removeprefix(SETUP) for line in lines] == [
         ". && .venv/bin/tsc demo",
-        "-e '.[test]' && .venv/bin/python -m pytest",
+        "-e '.[test]' && .venv/bin/python -m pytest -n 2 --dist loadfile",
     ]
 
 
@@ -55,7 +55,7 @@ def test_ci_takes_its_line_from_the_readme() -> None:
     found = re.search(r"^line=\$\((sed .*)\)$", ci, re.MULTILINE)
     assert found
     done = subprocess.run(["bash", "-c", found[1]], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{SETUP}-e '.[test]' && .venv/bin/python -m pytest\n"
+    assert done.stdout == f"{SETUP}-e '.[test]' && .venv/bin/python -m pytest -n 2 --dist loadfile\n"
     assert "pip install" not in ci
 
 

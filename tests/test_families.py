@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,49 @@ from formats.errors import UnsupportedCacheError
 from tests import models
 from tests.families import DTYPES, PROMPT, REFUSED, SUPPORTED, TABLE
 from tests.family_runs import AFTER, STEPS, capture_small
-from tests.test_foreign import FAMILIES
+from tests.test_foreign import build
 from tsc_cli import compress, supported, verify
 from tsc_cli.capturing import CaptureOptions, capture_to_file
 
 ROOT = Path(__file__).parent.parent
+# one of each kind of cache; in the quick suite these alone are followed over twelve snapshots, some in bfloat16, too
+KINDS = {
+    "llama", "gemma3", "gemma3n", "deepseek_v32", "jamba", "falcon_h1", "qwen3_next", "lfm2", "mamba2", "t5",
+}  # fmt: skip
+HALF = {"gemma3", "deepseek_v32", "qwen3_next", "t5"}
+
+
+def share(*dtypes: str) -> Any:
+    """Every family in these dtypes, as one snapshot and as twelve.  The quick share has one snapshot of each."""
+    full = pytest.mark.full
+
+    def quick(family: str, dtype: str, kind: str) -> bool:
+        return (family in (KINDS if dtype == "float32" else HALF)) if kind == "trace" else dtype == "float32"
+
+    return pytest.mark.parametrize(("family", "dtype", "kind"), [
+        pytest.param(*one, marks=() if quick(*one) else full, id="-".join(one))
+        for one in product(SUPPORTED, dtypes, STEPS)
+    ])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a capture of every family that was asked for, resumed by fresh processes; two at a time."""
+    """A folder with a capture of every family that was asked for, resumed by other processes; two at a time."""
     folder = tmp_path_factory.mktemp("families")
     asked = [item.callspec.params for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
-    names = sorted({f"{one['family']}.{one.get('dtype', 'float32')}" for one in asked})
-    for what in ("capture", "resume"):
-        command = [sys.executable, "-m", "tests.family_runs", what, str(folder)]
-        workers = [subprocess.Popen([*command, *names[share::2]], cwd=ROOT) for share in range(2)]
-        assert [worker.wait() for worker in workers] == [0, 0]
+    names = sorted({f"{one['family']}.{one['dtype']}.{one['kind']}" for one in asked})
+    subprocess.run([sys.executable, "-m", "tests.family_runs", str(folder), *names], cwd=ROOT, check=True)
     return folder
 
 
 def result(path: Path) -> dict[str, torch.Tensor]:
-    for error in (path.with_suffix(".error"), path.with_suffix("").with_suffix(".error")):
+    for error in (path.with_suffix("").with_suffix(".error"), path.with_suffix(".error")):
         if error.exists():
             pytest.fail(error.read_text())
     return load_file(path)
 
 
-@pytest.mark.parametrize("kind", STEPS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", SUPPORTED)
+@share(*DTYPES)
 def test_every_snapshot_resumes_as_the_run_went_on(family: str, dtype: str, kind: str, runs: Path) -> None:
     resumed = result(runs / f"{family}.{dtype}.{kind}.resumed")["logits"]
     exact = load_file(runs / f"{family}.{dtype}.exact")["logits"]
@@ -60,20 +74,19 @@ def test_every_snapshot_resumes_as_the_run_went_on(family: str, dtype: str, kind
     assert not differ, "(snapshot, token after it)"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", SUPPORTED)
-def test_lost_rows_or_a_wrong_state_would_have_shown(family: str, dtype: str, runs: Path) -> None:
-    for kind, steps in STEPS.items():
-        found = result(runs / f"{family}.{dtype}.{kind}.resumed")
-        controls = {name: logits for name, logits in found.items() if name.startswith("control.")}
-        exact = load_file(runs / f"{family}.{dtype}.exact")["logits"][steps]
-        assert controls
-        assert not [name for name, logits in controls.items() if torch.equal(logits, exact)]
+@share(*DTYPES)
+def test_lost_rows_or_a_wrong_state_would_have_shown(family: str, dtype: str, kind: str, runs: Path) -> None:
+    found = result(runs / f"{family}.{dtype}.{kind}.resumed")
+    controls = {name: logits for name, logits in found.items() if name.startswith("control.")}
+    exact = load_file(runs / f"{family}.{dtype}.exact")["logits"][STEPS[kind]]
+    assert controls
+    assert not [name for name, logits in controls.items() if torch.equal(logits, exact)]
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
-def test_the_file_holds_what_the_table_says(family: str, runs: Path) -> None:
-    trace = load(runs / f"{family}.float32.trace.tsc")
+@share("float32")
+def test_the_file_holds_what_the_table_says(family: str, dtype: str, kind: str, runs: Path) -> None:
+    trace = load(runs / f"{family}.{dtype}.{kind}.tsc")
+    assert len(trace) == STEPS[kind] + 1
     specs = trace.geometry.layers
     kinds = {spec.kind for spec in specs}
     holds = TABLE[SUPPORTED[family].family].holds
@@ -110,10 +123,11 @@ def test_the_table_and_the_tests_name_the_same_model_types(samples: Any, status:
     assert listed == {(sample.family, sample.model_type) for sample in samples.values()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(one, marks=() if one in KINDS else pytest.mark.full) for one in SUPPORTED]
+)
 def test_fewer_bits_cost_more(family: str, tmp_path: Path) -> None:
-    sample = SUPPORTED[family]
-    model = sample.build(torch.float32)
+    sample, model = SUPPORTED[family], build(family)
     trace = capture_small(sample, model, steps=0)
     kl = []
     for bits in (8, 4, 2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import zstandard
 
@@ -50,6 +51,7 @@ class Liar:
     opens: bool = False
     accepted: str = ""
 
+    @cache  # noqa: B019  (liars are as many as they are, and each is read by several tests)
     def build(self) -> bytes:
         craft = Craft.of(samples.sample(self.sample))
         result = self.edit(craft)

@@ -148,11 +148,12 @@ def test_every_bit(name: str, path: Path, tally: Any) -> None:
     "name",
     ["h2o", "attention", "vq", "delta, edited", *samples_states.SAMPLES],
 )
-def test_flipped_bits_of_other_codecs(name: str, path: Path) -> None:
+@pytest.mark.parametrize("every", [pytest.param(13, id="some"), pytest.param(3, id="more", marks=pytest.mark.full)])
+def test_flipped_bits_of_other_codecs(name: str, every: int, path: Path) -> None:
     data = samples.sample(name)
     path.write_bytes(data)
     with path.open("r+b") as file:
-        for bit in [8 * byte + byte * 5 % 8 for byte in range(0, len(data), 3)]:
+        for bit in [8 * byte + byte * 5 % 8 for byte in range(0, len(data), every)]:
             with flipped(file.fileno(), bit, data):
                 assert_refused(path, f"bit {bit % 8} of byte {bit // 8} flipped")
     integrity.check(path)

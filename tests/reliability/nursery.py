@@ -25,12 +25,17 @@ from tests.reliability.sessions import append_in_turn, read_in_turn
 MIB = 1 << 20
 
 
-def save_in_turn(path: str, lengths: list[int], times: int, stop: str = "") -> int:
-    """Save traces of these lengths over one another, for ever or so many times; then make the file `stop`."""
+def save_in_turn(path: str, lengths: list[int], times: int, stop: str = "", begun: str = "") -> int:
+    """Save traces of these lengths over one another, for ever or so many times; then make the file `stop`.
+
+    The file `begun` is made when the traces are.
+    """
     from formats import save
     from tests.traces import growing_trace
 
     traces = [growing_trace(lengths=(length,)) for length in lengths]
+    if begun:
+        Path(begun).touch()
     done = 0
     while done < times or not times:
         save(traces[done % len(traces)], path, force=True, deterministic=True)

@@ -29,7 +29,10 @@ def saved(path: Path, length: int) -> bytes:
 
 
 @pytest.mark.parametrize("moments", [pytest.param(12, id="12"), pytest.param(300, id="300", marks=full)])
-def test_killed_while_writing(moments: int, nursery: Nursery, tmp_path: Path, tally: Any) -> None:
+def test_killed_while_writing(
+    moments: int, nursery: Nursery, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, tally: Any
+) -> None:
+    begun = tmp_path_factory.mktemp("begun") / "begun"
     path, random = tmp_path / "t.tsc", Random(moments)
     whole = {saved(tmp_path / "made", length) for length in (6_000, 7_000)}
     (tmp_path / "made").unlink()
@@ -37,7 +40,10 @@ def test_killed_while_writing(moments: int, nursery: Nursery, tmp_path: Path, ta
     with tally("SIGKILL while writing") as counts:
         for _ in range(moments):
             before = path.read_bytes() if path.exists() else None
-            pid = nursery.start("save_in_turn", path=str(path), lengths=[6_000, 7_000], times=0)
+            pid = nursery.start("save_in_turn", path=str(path), lengths=[6_000, 7_000], times=0, begun=str(begun))
+            while not begun.exists():  # where others keep the machine busy, to make the traces takes longer than all
+                time.sleep(0.001)
+            begun.unlink()
             time.sleep(random.uniform(0.0, 0.15))
             os.kill(pid, signal.SIGKILL)
             assert nursery.wait(pid) == -signal.SIGKILL, nursery.log()
