@@ -15,6 +15,7 @@ from formats.compression import Recipe, recipe_of
 from formats.errors import TscError
 from formats.eviction import FILTERS
 from formats.klt import store
+from formats.settings import require
 from formats.trace_file import FileBlock, FileStates
 from formats.views import View
 
@@ -94,6 +95,8 @@ def recipe(trace: Trace) -> Recipe | None:
         return None
     of_filter = {one.name for one in fields(FILTERS[evict])} if evict in FILTERS else set()
     given = {key: str(value) for key, value in trace.parameters.items() if key not in of_filter}
+    rounds = given.get("iterations", "0")
+    require(len(rounds) < 5 and rounds.isdecimal(), f"iterations={rounds} would never end")  # nothing else is endless
     profile = _profile(trace)
     if profile is not None and "profile" in given:
         given["profile"] = store.remember(profile.load()).digest  # a file may hold its own
