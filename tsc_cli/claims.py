@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from formats import Trace
-from formats.codecs import CODECS
+from formats.codecs import CODECS, codec_by_name
+from formats.codecs.block_codebook import CodebookSettings
+from formats.codecs.delta import DeltaSettings
 from formats.compression import Recipe, recipe_of
 from formats.errors import TscError
 from formats.eviction import FILTERS
@@ -101,6 +103,14 @@ def recipe(trace: Trace) -> Recipe | None:
     if profile is not None and "profile" in given:
         given["profile"] = store.remember(profile.load()).digest  # a file may hold its own
     return recipe_of(codec, "", given)
+
+
+def promise(recipe: Recipe | None) -> float:
+    """The share of its size by which a codec may miss a row before it keeps it exactly; 0 if it keeps none so."""
+    settings = None if recipe is None else codec_by_name(recipe.codec, recipe.settings).settings
+    if isinstance(settings, CodebookSettings):
+        return settings.threshold if settings.fallback else 0.0
+    return settings.max_delta_error if isinstance(settings, DeltaSettings) else 0.0
 
 
 def _profile(trace: Trace) -> ProfileReference | None:

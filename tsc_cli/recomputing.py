@@ -130,8 +130,9 @@ def recompute(
         found.lies += claims.codec(trace, {"lossless"} if own is None else claims.codecs_of(own))
         table = {number: Compared(number) for number in range(len(trace))}
         dtype = coarser(trace.geometry.dtype, str(parameter.dtype).removeprefix("torch."))
+        promise = claims.promise(recipe)
         for layer, part, distances, first, numbers in of_rows(trace, own, exact):
-            _enter(table, layer, part, judge(distances, dtype), distances, first, numbers)
+            _enter(table, layer, part, judge(distances, dtype, promise), distances, first, numbers)
         for layer, part, distances in of_states(trace, own, exact):
             every = torch.arange(len(trace))
             _enter(table, layer, part, judge(distances, dtype), distances, every, None)

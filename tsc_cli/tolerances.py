@@ -33,6 +33,8 @@ ROUNDING = {
 ROW = 2.0  # times the error that the codec makes of the recomputed row, or of its head's rows together
 HEAD = 1.25  # times the error that the codec makes of the head's rows together
 TELLING = 0.8  # of the distance between unrelated rows; where more is allowed, nothing is proven
+SHARED = 0.1  # of what the codec promises of each row, for a head: few rows are at that limit
+MOST_PROMISED = 0.5  # more would excuse anything
 FEW = 8  # rows of a head whose spread says nothing of it
 
 
@@ -72,13 +74,21 @@ class Judged:
     coarse: torch.Tensor
 
 
-def judge(distances: Distances, dtype: str) -> Judged:
-    """Hold distances against what they may be."""
+def judge(distances: Distances, dtype: str, promise: float = 0.0) -> Judged:
+    """Hold distances against what they may be.
+
+    Args:
+        dtype: that the model computes in.
+        promise: the share of its size by which the codec may miss a row before it keeps it exactly: rounding decides on
+            which side a row comes to lie.
+    """
     rounding = ROUNDING[dtype]
     size = torch.where(distances.size.isfinite(), distances.size, 0.0)
     of_head, own_of_head = _rms(size), _rms(distances.own)
-    allowed = ROW * torch.maximum(distances.own, own_of_head) + rounding.row * torch.maximum(size, of_head)
-    allowed_head = HEAD * own_of_head + rounding.head * of_head
+    promise = min(promise, MOST_PROMISED)
+    lost = torch.maximum(ROW * torch.maximum(distances.own, own_of_head), promise * size)
+    allowed = lost + rounding.row * torch.maximum(size, of_head)
+    allowed_head = HEAD * own_of_head + (rounding.head + SHARED * promise) * of_head
     share = _share(distances.stored, allowed)
     coarse = torch.zeros(size.shape[:2], dtype=torch.bool)
     if size.shape[-1] >= FEW:
@@ -87,7 +97,7 @@ def judge(distances: Distances, dtype: str) -> Judged:
         worst = share == share.amax(-1, keepdim=True)
         share = torch.where(worst, torch.maximum(share, by_head), share)
         coarse = allowed_head[..., 0] > TELLING * distances.spread
-        coarse &= own_of_head[..., 0] > 0
+        coarse &= (own_of_head[..., 0] > 0) | (promise > 0)
     share = torch.where(coarse[..., None], torch.inf, share)
     share = torch.where(distances.identical, 0.0, share)
     unit = torch.where(of_head > 0, of_head, 1.0)
