@@ -25,7 +25,25 @@ class _Norms:
 
     stored: torch.Tensor
     own: torch.Tensor
+    apart: torch.Tensor
     identical: torch.Tensor
+    mean: torch.Tensor
+    energy: torch.Tensor
+
+    @classmethod
+    def like(cls, rows: torch.Tensor) -> _Norms:
+        """For rows (batch, heads, rows, size); `mean` and `energy` are sums over what the codec makes of them."""
+        zeros, heads = rows.new_zeros(rows.shape[:3], dtype=torch.float64), rows.shape[:2]
+        unknown = torch.full_like(zeros, torch.inf)
+        mean = rows.new_zeros((*heads, rows.shape[3]), dtype=torch.float64)
+        energy = rows.new_zeros(heads, dtype=torch.float64)
+        return cls(zeros, zeros.clone(), unknown, torch.zeros_like(zeros, dtype=torch.bool), mean, energy)
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """The RMS distance of two unrelated rows of what the codec makes, (batch, heads)."""
+        count = self.stored.shape[2]
+        return (2 * (self.energy / count - (self.mean / count).square().sum(-1)).clamp(min=0)).sqrt()
 
 
 def of_rows(
@@ -36,27 +54,35 @@ def of_rows(
     Args:
         own: what the codec makes of the recomputed rows, or None if it loses nothing.
     """
-    norms: dict[tuple[int, Part], _Norms] = {}
-    for layer, column in enumerate(exact.columns):
-        for part, rows in column.rows.items():
-            zeros = torch.zeros(rows.shape[:3], dtype=torch.float64)
-            norms[layer, part] = _Norms(zeros, zeros.clone(), torch.zeros(rows.shape[:3], dtype=torch.bool))
+    norms = {
+        (layer, part): _Norms.like(rows)
+        for layer, column in enumerate(exact.columns) for part, rows in column.rows.items()
+    }  # fmt: skip
     again = {} if own is None else {(block.key, _codec(block)): block for block in own.blocks}
     for block in () if own is None else own.blocks:
         for layer, part, at, rows in _pieces(block, exact.columns):
-            norms[layer, part].own[..., at] = _norm(rows.double() - exact.columns[layer].rows[part][:, :, at].double())
+            found, wide = norms[layer, part], rows.double()
+            found.own[..., at] = _norm(wide - exact.columns[layer].rows[part][:, :, at].double())
+            found.mean += wide.sum(2)
+            found.energy += wide.square().sum((2, 3))
     for block in trace.blocks:
         twin = again.get((block.key, _codec(block)))
         same = twin is not None and _same_payload(block, twin)
+        made = {} if twin is None or same else {
+            (layer, part): rows for layer, part, _, rows in _pieces(twin, exact.columns)
+        }  # fmt: skip
         for layer, part, at, rows in _pieces(block, exact.columns):
             expected, found = exact.columns[layer].rows[part][:, :, at], norms[layer, part]
+            if same or (layer, part) in made:
+                found.apart[..., at] = 0.0 if same else _norm(rows.double() - made[layer, part].double())
             found.stored[..., at] = _norm(rows.double() - expected.double())
             found.identical[..., at] = same if own is not None else _same_bits(rows, expected)
     for (layer, part), found in norms.items():
         column = exact.columns[layer]
         rows = column.rows[part]
         size = _norm(rows.double())
-        distances = Distances(found.stored, found.own, size, found.identical, spread_of(rows))
+        spreads = spread_of(rows), found.spread
+        distances = Distances(found.stored, found.own, size, found.identical, found.apart, *spreads)
         yield layer, NAMES[part], distances, column.first, column.numbers
 
 
@@ -89,7 +115,7 @@ def of_states(trace: Trace, own: Trace | None, exact: Recomputed) -> Iterator[tu
                 columns[3].append(_same_bits(found.flatten(1), made.flatten(1)))
             away, lost, size, same = (torch.stack(column, -1)[:, None] for column in columns)
             spread = torch.full(away.shape[:2], torch.inf, dtype=torch.float64)
-            yield layer, state.name, Distances(away, lost, size, same, spread)
+            yield layer, state.name, Distances(away, lost, size, same, away, spread, spread)
 
 
 class _Units:

@@ -30,9 +30,11 @@ ROUNDING = {
     "float16": Rounding(5e-2, 1.5e-2),
     "bfloat16": Rounding(0.2, 0.07),
 }
-ROW = 2.0  # times the error that the codec makes of the recomputed row, or of its head's rows together
+ROW = 1.5  # times the error that the codec makes of the recomputed row, or of its head's rows together
 HEAD = 1.25  # times the error that the codec makes of the head's rows together
-TELLING = 0.8  # of the distance between unrelated rows; where more is allowed, nothing is proven
+TELLING = 0.8  # of the distance between unrelated rows; where more is allowed, that proves nothing
+ALIKE = 0.3  # there: of the distance between unrelated rows as the codec leaves them, for a head's rows together
+ALIKE_ROW = 2.0  # and for the worst row
 SHARED = 0.1  # of what the codec promises of each row, for a head: few rows are at that limit
 MOST_PROMISED = 0.5  # more would excuse anything
 FEW = 8  # rows of a head whose spread says nothing of it
@@ -47,14 +49,18 @@ class Distances:
         own: of what the codec makes of the recomputed rows, less these.
         size: of the recomputed rows.
         identical: whether they are bit for bit what is expected, boolean.
-        spread: the RMS distance of two unrelated rows of a head, (batch, heads); infinite where nobody knows.
+        apart: of stored rows less what the codec makes of the recomputed ones; infinite where records differ in kind.
+        spread, own_spread: the RMS distance of two unrelated rows of a head, and of two of what the codec makes,
+            (batch, heads); infinite where nobody knows.
     """
 
     stored: torch.Tensor
     own: torch.Tensor
     size: torch.Tensor
     identical: torch.Tensor
+    apart: torch.Tensor
     spread: torch.Tensor
+    own_spread: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,10 @@ def judge(distances: Distances, dtype: str, promise: float = 0.0) -> Judged:
         worst = share == share.amax(-1, keepdim=True)
         share = torch.where(worst, torch.maximum(share, by_head), share)
         coarse = allowed_head[..., 0] > TELLING * distances.spread
+        # what is left of such rows must still be what the codec leaves of the recomputed ones
+        limit = ALIKE * distances.own_spread[..., None]
+        near = (_rms(distances.apart) <= limit) & (distances.apart <= ALIKE_ROW / ALIKE * limit).all(-1, keepdim=True)
+        coarse &= ~near[..., 0]
         coarse &= (own_of_head[..., 0] > 0) | (promise > 0)
     share = torch.where(coarse[..., None], torch.inf, share)
     share = torch.where(distances.identical, 0.0, share)
