@@ -208,13 +208,14 @@ class Trace:
         rows = _gather(self, view, wanted, device)
         return Snapshot(
             [found[Part.KEYS] for found in rows], [found[Part.VALUES] for found in rows],
-            [self._row_positions(view, layer) for layer in wanted], self.labels.tokens(view.history),
+            [self.row_positions(view, layer) for layer in wanted], self.labels.tokens(view.history),
             [self.labels.positions[row] for span in view.history for row in range(span.first, span.stop)],
             view.next_token, [found.get(Part.INDEXER) for found in rows],
             _gather_states(self, self.index(snapshot), wanted, device),
         )  # fmt: skip
 
-    def _row_positions(self, view: View, layer: int) -> torch.Tensor:
+    def row_positions(self, view: View, layer: int) -> torch.Tensor:
+        """The positions of a layer's rows, int64: (rows,), or (heads, rows) if heads hold different tokens."""
         import torch
 
         rows = [row for span in view.layers[layer] for row in range(span.first, span.stop)]

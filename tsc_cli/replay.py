@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from . import bridge
-from .generation import feed, prefill
+from .generation import Tokens, feed, prefill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,13 +43,13 @@ def feeds_text(feeds: Sequence[Feed]) -> str:
 
 def feeds_of(trace: Trace) -> list[Feed]:
     """The feeds of a trace whose tokens are known; what its header does not say was fed one by one."""
-    total = len(trace.token_ids())
+    total = trace.views[-1].tokens_seen
     text = trace.info.get("feeds")
     if isinstance(text, str) and _TEXT.fullmatch(text):
         found = [Feed(*map(int, one.split("/"))) for one in text.split(",")]
         if sum(one.tokens for one in found) == total and all(min(one) > 0 for one in found):
             return found
-    first = len(trace.token_ids(0))
+    first = trace.views[0].tokens_seen
     prompt = trace.info.get("prompt_tokens", first)
     prompt = int(prompt) if isinstance(prompt, int) and 0 < prompt <= first else first
     chunk = trace.info.get("chunk", 1024)
@@ -70,25 +70,31 @@ def passes_to(trace: Trace, length: int) -> int:
 
 
 def replayed(
-    trace: Trace, model: PreTrainedModel, tokens: Sequence[int], lengths: Sequence[int], encoded: Any,
-    progress: Any,
+    trace: Trace, model: PreTrainedModel, tokens: Tokens, lengths: Sequence[int], encoded: Any, progress: Any,
+    padding: Sequence[int] = (),
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
-    """(length, a cache of so many tokens) for each of the lengths, as the capturing run had them, in order."""
+    """(length, a cache of so many tokens) for each of the lengths, as the capturing run had them, in order.
+
+    Args:
+        tokens: of one sequence, or (batch, tokens), with `padding` at the beginning of each sequence.
+    """
     wanted = set(lengths)
     feeds = feeds_of(trace)
-    first = min(feeds[0].tokens, len(tokens))
-    cache, _ = prefill(model, tokens[:first], chunk=feeds[0].chunk, encoded=encoded)
+    ids = tokens if isinstance(tokens, torch.Tensor) else torch.tensor([list(tokens)])
+    total = ids.shape[1]
+    first = min(feeds[0].tokens, total)
+    cache, _ = prefill(model, ids[:, :first], chunk=feeds[0].chunk, padding=padding, encoded=encoded)
     progress(1)
     if first in wanted:
         yield first, bridge.fork(cache)
     at = first
     with torch.no_grad():
         for one in feeds[1:]:
-            stop = min(at + one.tokens, len(tokens))
+            stop = min(at + one.tokens, total)
             while at < stop:
-                piece = tokens[at : min(at + one.chunk, stop)]
-                feed(model, cache, piece, last_only=True)
+                piece = ids[:, at : min(at + one.chunk, stop)]
+                feed(model, cache, piece, padding=padding, last_only=True)
                 progress(1)
-                at += len(piece)
+                at += piece.shape[1]
                 if at in wanted:
                     yield at, bridge.fork(cache)

@@ -41,6 +41,19 @@ def command(
         bool,
         typer.Option("--recall", help="Also repeat passages of the context, which only a cache that holds them finds."),
     ] = False,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="Also compare all that the file stores with a new prefill of its tokens; exit 1 if it is not theirs.",
+        ),
+    ] = False,
+    require_identical: Annotated[
+        bool,
+        typer.Option(
+            "--require-identical", help="With --recompute: no rounding is excused, as for a file of this very machine."
+        ),
+    ] = False,
     seed: Seed = 0,
     max_kl: Annotated[
         float | None,
@@ -71,6 +84,10 @@ def command(
 
     With --recall, up to three passages of the context, each of at most --positions predictions, are fed again word for
     word, and the predictions of both caches compared in the same way; the thresholds do not apply to it.
+
+    With --recompute, every stored row and state of every snapshot is compared with what the model makes of the file's
+    tokens, within what rounding and the file's own codec explain, and what the header states with what is found: a
+    valid file can hold the cache of another text.
     """
     from formats import load
     from formats.rewriting import record_quality
@@ -78,11 +95,17 @@ def command(
     from ..files import model_for, numbers, one_sequence, say_differences
     from ..keys import Keys
     from ..verification import VerifyOptions, passes, verify
+    from .recompute import compared
 
     if max_kl is not None and math.isnan(max_kl):
         raise UsageError("--max-kl is not a number")
     if record and force_model_mismatch:
         raise UsageError("a measurement with another model is not recorded")
+    if recompute and (against is not None or force_model_mismatch):
+        given = "--force-model-mismatch" if against is None else "--against"
+        raise UsageError(f"{given} has no meaning with --recompute")
+    if require_identical and not recompute:
+        raise UsageError("--require-identical is for --recompute")
     out = Output(as_json, quiet)
     keys = Keys(key_file).source
     whole = load(file, keys)
@@ -94,12 +117,18 @@ def command(
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
     say_differences(trace, loaded, out, forced=force_model_mismatch)
     options = VerifyOptions(wanted, positions, greedy, seed, recall)
-    with out.progress("verifying", passes(trace, options, against=raw is not None)) as advance:
-        results = verify(
-            trace, loaded.model, tokenizer=loaded.tokenizer, against=raw, options=options,
-            force=force_model_mismatch, progress=advance,
-        )  # fmt: skip
+    found = compared(whole, loaded, out, identical=require_identical) if recompute else None
+    results: list[Verified] = []
+    if found is None or found.labelled:
+        with out.progress("verifying", passes(trace, options, against=raw is not None)) as advance:
+            results = verify(
+                trace, loaded.model, tokenizer=loaded.tokenizer, against=raw, options=options,
+                force=force_model_mismatch, progress=advance,
+            )  # fmt: skip
     failures = missed(results, max_kl, min_top1)
+    if found is not None:
+        failures += found.against_quality(whole, results)
+        record = record and not found.lies
     if record:
         record_quality(file, [result.record() for result in results], whole.secret)
     facts: dict[str, Any] = {
@@ -108,10 +137,11 @@ def command(
             result.to_dict() | {"recall": None if result.recall is None else result.recall.to_dict()}
             for result in results
         ],
-        "failures": failures, "recorded": record,
+        "failures": failures, "recorded": record, "recomputed": None if found is None else found.to_dict(),
     }  # fmt: skip
-    worst = max(result.fidelity.kl_mean for result in results)
-    out.report("tsc.verify/1", facts, text(file, results, failures, record=record), f"{worst:.6g}")
+    worst = max((result.fidelity.kl_mean for result in results), default=math.nan)
+    said = text(file, results, failures, record=record, more="" if found is None else found.text())
+    out.report("tsc.verify/1", facts, said, f"{worst:.6g}")
     if failures:
         raise typer.Exit(1)
 
@@ -128,8 +158,9 @@ def missed(results: list[Verified], max_kl: float | None, min_top1: float | None
     return lines
 
 
-def text(file: str, results: list[Verified], failures: list[str], *, record: bool) -> str:
-    parts = [_one(file, results[0])] if len(results) == 1 else [_many(file, results)]
+def text(file: str, results: list[Verified], failures: list[str], *, record: bool, more: str = "") -> str:
+    parts = [_one(file, results[0])] if len(results) == 1 else [_many(file, results)] if results else [printable(file)]
+    parts += [more] if more else []
     parts += [f"FAILED: {line}" for line in failures]
     if record:
         parts.append("recorded in the file's header")
