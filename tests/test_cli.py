@@ -374,7 +374,7 @@ def test_a_name_cannot_forge_a_line(tsc: Any, tmp_path: Path) -> None:
 def test_want_of_memory_is_said_in_a_line(
     problem: Exception, code: int, tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise problem
 
     monkeypatch.setattr("formats.integrity.check", fail)
@@ -386,7 +386,7 @@ def test_want_of_memory_is_said_in_a_line(
 def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As transformers does with one that strikes an import."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         try:
             main._interrupt(2, None)
         except KeyboardInterrupt as interrupt:

@@ -25,7 +25,7 @@ def number(text: str) -> int:
 
 
 def test_the_table_is_found() -> None:
-    assert len(LINES) == 15
+    assert len(LINES) == 16
     assert len(LINES) == TEXT.count("| formats/")
 
 

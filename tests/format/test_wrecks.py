@@ -280,7 +280,7 @@ def test_rows_whose_positions_are_lost(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_checked_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(_: object) -> None:
+    def refuses(*_: object) -> None:
         raise CorruptError("something is wrong")
 
     (tmp_path / "wreck.tsc").write_bytes(samples.valid()[:-1])
