@@ -10,20 +10,19 @@ records come out.
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from formats import Trace, load
-from formats.compression import Recipe, Source, write
+from formats import Trace
+from formats.compression import Recipe, Source
 from formats.errors import UsageError
 
 from . import claims, fingerprint
 from .generation import Progress, nothing
+from .judging import scratch_file
 from .recomputed_distances import of_rows, of_states
 from .recomputed_rows import recomputed
 from .tolerances import ROUNDING, Distances, Judged, judge
@@ -182,14 +181,8 @@ def _enter(
             compared.first_wrong = compared.first_wrong or found
 
 
-@contextlib.contextmanager
-def _coded(trace: Trace, recipe: Recipe | None, device: torch.device) -> Iterator[Trace | None]:
+def _coded(
+    trace: Trace, recipe: Recipe | None, device: torch.device
+) -> contextlib.AbstractContextManager[Trace | None]:
     """What the recipe makes of the recomputed rows, or None if it loses nothing."""
-    if recipe is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="tsc-") as folder:
-        path = Path(folder) / "again.tsc"
-        with path.open("wb") as sink:
-            write(Source(trace), recipe, sink, device=device)
-        yield load(path)
+    return contextlib.nullcontext() if recipe is None else scratch_file(Source(trace), recipe, device)
