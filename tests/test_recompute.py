@@ -315,7 +315,7 @@ def test_a_header_that_says_another_codec(model: Any, trace: Trace, other: Trace
 
 def test_a_codec_that_leaves_little(model: Any, trace: Trace, other: Trace, tmp_path: Path) -> None:
     # rows of another text would be as far away as what the codec loses by itself: what it leaves must be alike
-    rough = Recipe("vq", {"block": 4, "centroids": 2, "fallback": False, "iterations": 4})
+    rough = Recipe("scalar", {"levels": 2, "keys": "token"})
     generator = torch.Generator().manual_seed(0)
 
     def noisy(layer: int, rows: dict[Part, torch.Tensor]) -> None:  # so that records are not the same bytes
@@ -328,8 +328,7 @@ def test_a_codec_that_leaves_little(model: Any, trace: Trace, other: Trace, tmp_
     )
     assert "within tolerance" in verdicts(honest)
     assert honest.lies == []
-    assert lying.lies[0].endswith("that rows of another text would pass") or "of the RMS away" in lying.lies[0]
-    assert any(one.first_wrong is not None and one.first_wrong.coarse for one in lying.snapshots)
+    assert lying.lies[0].endswith("that rows of another text would pass")
 
 
 def test_a_stated_quality_that_is_too_good(model: Any, trace: Trace, tsc: Any, tmp_path: Path) -> None:
