@@ -335,9 +335,8 @@ def test_a_codec_that_leaves_little(model: Any, trace: Trace, other: Trace, tmp_
 def distances(stored: torch.Tensor, own: float = 0.0, apart: float = 0.0, size: float = 1.0) -> Distances:
     """Of one head whose rows are all of one size; unrelated ones are 1 apart, and so is what the codec leaves."""
     like, one = torch.ones_like(stored), torch.ones(1, 1, dtype=torch.float64)
-    return Distances(
-        stored, own * like, size * like, torch.zeros_like(stored, dtype=torch.bool), apart * like, one, one
-    )
+    identical = torch.zeros_like(stored, dtype=torch.bool)
+    return Distances(stored, own * like, size * like, identical, apart * like, one, one)
 
 
 def test_what_is_allowed() -> None:
