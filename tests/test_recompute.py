@@ -353,11 +353,13 @@ def test_what_is_allowed() -> None:
     one_row[0, 0, 77] = 0.04
     assert judge(distances(one_row, own=1e-3), "float32").share.amax() > 1
     assert judge(distances(one_row, own=1e-3), "float32", 0.05).share.amax() < 1  # the codec keeps what is over 5%
-    # more loss than the spread of rows, and a promise of nothing: only what the codec leaves can tell
-    for own, promise in ((0.9, 0.0), (0.0, 9.0)):
-        assert judge(distances(own + rows, own, apart=0.2), "float32", promise).share.amax() < 1
-        for apart in (0.31, torch.inf):
-            assert judge(distances(own + rows, own, apart=apart), "float32", promise).coarse.all()
+    # more loss than the spread of rows, or a promise of more than that: only what the codec leaves can tell
+    for own, promise, spread in ((0.9, 0.0, 1.0), (0.0, 9.0, 0.05)):
+        for apart, coarse in ((0.2, False), (0.31, True), (torch.inf, True)):
+            found = replace(distances(own + rows, own, apart=apart), spread=torch.full((1, 1), spread))
+            judged = judge(found, "float32", promise)
+            assert bool(judged.coarse.all()) == coarse
+            assert bool(judged.share.amax() < 1) != coarse
     far = distances(0.9 + rows, 0.9)
     far.apart[0, 0, 5] = 2.1
     assert judge(far, "float32").share.amax() == torch.inf
