@@ -14,8 +14,10 @@ import pytest
 
 from formats import Trace, diagnosis, encryption, integrity, load, recovery, rewriting, save
 from formats.compression import Recipe, Source
+from formats.container import RecordWriter
 from formats.encryption import Cipher, Scheme, Secret
-from formats.errors import CorruptError, LockedError, UnsupportedFileError, UsageError
+from formats.errors import CorruptError, LimitError, LockedError, UnsupportedFileError, UsageError
+from formats.records import RecordType
 from formats.trace_file import TraceFile
 from formats.trace_writer import TraceWriter
 from tests import second_reader
@@ -405,3 +407,48 @@ def test_a_damaged_byte_of_the_superblock_loses_nothing(every: int, path: Path, 
         assert all(same_snapshots(again.snapshot(number), one) for number, one in enumerate(want))
         with pytest.raises((CorruptError, UnsupportedFileError)):
             load(path, SECRET)
+
+
+def sealed_records(*kinds: RecordType) -> RecordWriter:
+    """A writer that has written records of these types, encrypted; its sink is a BytesIO."""
+    writer = RecordWriter(io.BytesIO(), bytes(16), 4, Secret.of_key(bytes(32)))
+    for kind in kinds:
+        writer.record(kind, b"{}")
+    return writer
+
+
+def ended(writer: RecordWriter, index: int = -1, *, behind: bool = False) -> bytes:
+    """The file, whose end mark points to this record, with a second end mark `behind` the first."""
+    begin, at = writer.offset, writer.entries[index][0]
+    writer.end(at)
+    data: bytes = writer._sink.getvalue()  # type: ignore[attr-defined]
+    return data + data[begin:] if behind else data
+
+
+CLOSED = (RecordType.MODEL, RecordType.HEADER, RecordType.INDEX)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: ended(sealed_records(RecordType.MODEL, *CLOSED)), "a model record where it cannot be"),
+    (lambda: ended(sealed_records(RecordType.ROWS, *CLOSED[1:])), "a rows record where it cannot be"),
+    (lambda: ended(sealed_records(*CLOSED), 0), "the end mark does not point to the index"),
+    (lambda: ended(sealed_records(*CLOSED), behind=True), "bytes behind the end mark"),
+])  # fmt: skip
+def test_the_order_of_sealed_records(make: Callable[[], bytes], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "sealed.tsc"
+    path.write_bytes(ended(sealed_records(*CLOSED)))
+    assert integrity.check_sealed(path) == 4
+    path.write_bytes(make())
+    with pytest.raises(CorruptError, match=message):
+        integrity.check_sealed(path)
+
+
+def test_a_passphrase_takes_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cryptography.hazmat.primitives.kdf import scrypt
+
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(scrypt, "Scrypt", fails)
+    with pytest.raises(LimitError, match="takes 128 MiB of memory"):
+        Secret.of_passphrase("one").master(bytes(16))
