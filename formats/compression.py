@@ -13,7 +13,6 @@ from . import settings as setting
 from .codecs import CODECS, Codec, Surroundings, codec_by_name
 from .codecs.delta import Delta
 from .codecs.klt import Klt
-from .container import Sink
 from .encryption import Secret
 from .errors import UsageError
 from .eviction import FILTERS, Filtered
@@ -22,6 +21,7 @@ from .header import TierHeader
 from .klt import store
 from .limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
 from .predecessors import Predecessors
+from .record_writer import Sink
 from .records import Part
 from .row_store import MAX_ROWS
 from .settings import require

@@ -10,9 +10,10 @@ from itertools import groupby
 from . import integrity, views
 from .encryption import KeySource
 from .errors import CorruptError, LimitError, TscError, UnsupportedFileError
+from .holding import Need
 from .klt import store
 from .records import ENCRYPTED, KNOWN_TYPES, MINOR, SUPERBLOCK
-from .remains import Need, Remains, examine
+from .remains import Remains, examine
 from .row_sets import union, without
 from .scanning import Problem, Wreck
 from .trace_file import TraceFile

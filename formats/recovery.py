@@ -16,18 +16,19 @@ from . import integrity
 from . import states as state_blocks
 from . import views as viewing
 from .atomic import atomic_write
+from .closing import finish_records
 from .codecs import CODECS, codec_by_name
-from .container import RecordWriter
 from .encryption import KeySource
 from .errors import CorruptError, StorageError, TscError, UsageError
 from .header import TierHeader
 from .limits import MAX_LABELS_PER_RECORD, TARGET_RECORD_RAW
+from .record_writer import RecordWriter
 from .records import FILE_ID_BYTES, Part, RecordType, pack_record_header
 from .recovery_plan import Plan, choose
 from .remains import examine
 from .scanning import Found, Wreck, in_order
 from .tensor_buffer import pack, pack_integers
-from .trace_writer import CREATED_BY, VIEWS_PER_RECORD, content_id, finish_records, minor_for
+from .trace_writer import CREATED_BY, VIEWS_PER_RECORD, content_id, minor_for
 
 
 class Writing:

@@ -5,74 +5,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from . import geometry as geometry_json
 from . import header as header_json
-from .block_decoding import BlockDecoder
 from .errors import CorruptError, StorageError, TscError, UnsupportedFileError
 from .file_blocks import FileBlock, FileStates
 from .header import TierHeader
+from .holding import Need, hold_snapshots
 from .kept import Kept
 from .klt.reference import ProfileReference
-from .limits import MAX_JSON_BYTES, MAX_ROWS, MAX_SNAPSHOTS
+from .limits import MAX_JSON_BYTES, MAX_SNAPSHOTS
+from .pieces import Pieces
 from .record_file import require_modest_tables
 from .records import KNOWN_TYPES, Part, RecordHeader, RecordType
 from .row_sets import common, inside, meets, union, without
 from .scanning import Found, Problem, Wreck
-from .trace_file import TraceFile
-from .views import HISTORY, Labels, Span, View, merged
+from .views import Labels, Span, View, merged
 
 KLT, DELTA = 6, 5
 _SNAPSHOTS_A_BYTE = 8  # of a file: no writer's tables come near it
-T = TypeVar("T")
-
-
-class _Unbounded(Labels):
-    """Stands for labels some of which may be lost: rows are held against them later."""
-
-    def __len__(self) -> int:
-        return MAX_ROWS
-
-
-class _UnboundedViews(list[View]):
-    def __len__(self) -> int:
-        return MAX_SNAPSHOTS
-
-
-class Pieces(TraceFile):
-    """The rules of a strict reader for one record at a time, without those that tie records together."""
-
-    def __init__(self, wreck: Wreck) -> None:
-        self.path, self.reader, self.entries = wreck.path, wreck, []
-        self.labels, self.views = _Unbounded(), _UnboundedViews()
-        self.blocks, self.decoder = [], BlockDecoder(self)
-        self.profile = None
-
-    def one(self, found: Found, read: Callable[[], T]) -> T:
-        """What `read`, which takes all records of some type, makes of this one.  Raises TscError."""
-        self.entries = [(found.offset, found.header)]
-        return read()
-
-    def _header(self, offset: int, entry: RecordHeader) -> RecordHeader:
-        del offset
-        return entry  # checked by `scanning`, which may have rebuilt it
-
-    def _consecutive(self, kind: RecordType, most: int) -> tuple[list[tuple[int, RecordHeader]], int]:
-        for offset, entry in self._of_type(kind):
-            if not 1 <= entry.count <= most - entry.first:
-                raise self.reader.corrupt(f"{entry.name} records out of bounds", offset, entry.sequence)
-        return self._of_type(kind), len(self.entries)
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a snapshot needs and the file has not: rows of some layers, labels (layer -1), or states (`state`)."""
-
-    first_layer: int
-    layer_count: int
-    spans: tuple[Span, ...]
-    state: str | None = None
 
 
 @dataclass
@@ -106,7 +57,7 @@ class Remains:
     lacks: dict[int, list[Need]] = field(default_factory=dict)
     unsure: set[int] = field(default_factory=set)  # snapshots for which a lost record may have said what rows mean
     _outside: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # bases that are not in the record itself
-    _stands_for: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # rows that the slots of a KEPT record are
+    stands_for: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # rows that the slots of a KEPT record are
 
     @property
     def whole(self) -> list[int]:
@@ -170,7 +121,8 @@ class Remains:
             if found.header.type not in KNOWN_TYPES:
                 self._try(found, self._read_unknown)
         self._require_bases()
-        self._hold_snapshots()
+        self._require_states_once()
+        hold_snapshots(self)
 
     def _try(self, found: Found, read: Callable[[Found], None]) -> None:
         try:
@@ -215,7 +167,7 @@ class Remains:
         self.kept[found.header.sequence] = one
         layers_of = range(one.first_layer, one.first_layer + one.layer_count)
         rows = {row for layer in layers_of for head in range(one.heads) for row in one.rows(layer, head)}
-        self._stands_for[found.header.sequence] = union(Span(row, 1) for row in rows)
+        self.stands_for[found.header.sequence] = union(Span(row, 1) for row in rows)
 
     def _read_profile(self, found: Found) -> None:
         profile = self.pieces.one(found, self.pieces._profile)
@@ -286,6 +238,8 @@ class Remains:
                 for part in parts:
                     stored[layer][part].append((key.span, number))
         self.pieces.blocks = list(self.blocks.values())
+
+    def _require_states_once(self) -> None:
         held: dict[tuple[int, int], list[Span]] = {}
         for number in sorted(self.states, key=lambda one: self.states[one].key.first_snapshot):
             one = self.states[number].key
@@ -310,59 +264,6 @@ class Remains:
     def common(self, numbers: Iterable[int] | None = None) -> list[tuple[Span, ...]]:
         """For each layer the rows of which records (all, or these) hold every part."""
         return [common(list(one.values())) for one in self.stored(numbers)]
-
-    def _hold_snapshots(self) -> None:
-        available = self.common()
-        held: dict[tuple[int, int], list[Span]] = {}
-        for states in self.states.values():
-            for layer in range(states.key.first_layer, states.key.first_layer + states.key.layer_count):
-                held.setdefault((layer, states.key.number), []).append(states.key.span)
-        states_held = {which: merged(sorted(spans)) for which, spans in held.items()}
-        gone = self.lost_records()
-        unknown = self.open_end or any(one is None for one in gone)
-        maps = [one for one in gone if one is not None and one.type == RecordType.KEPT]
-        for number, view in self.views.items():
-            self.lacks[number] = list(self._lacks(number, view, available, states_held))
-            if any(self._mapped(view, one) for one in maps) or (unknown and self._perhaps_mapped(view)):
-                self.unsure.add(number)
-
-    def _lacks(
-        self, number: int, view: View, available: Sequence[tuple[Span, ...]],
-        states: dict[tuple[int, int], tuple[Span, ...]],
-    ) -> Iterable[Need]:  # fmt: skip
-        labels = without([*view.history, *(span for spans in set(view.layers) for span in spans),
-                           *self._meant(view)], self.labelled)  # fmt: skip
-        if labels:
-            yield Need(HISTORY, 1, labels)
-        lacking = [without(spans, available[layer]) for layer, spans in enumerate(view.layers)]
-        for first, count in _runs(lacking):
-            yield Need(first, count, lacking[first])
-        for layer, spec in enumerate(self.pieces.geometry.layers):
-            for at, state in enumerate(spec.states):
-                if not inside(Span(number, 1), states.get((layer, at), ())):
-                    yield Need(layer, 1, (), state.name)
-
-    def _meant(self, view: View) -> Iterable[Span]:
-        """Rows that slots of a snapshot stand for: their labels are needed."""
-        for number, one in self.kept.items():
-            slots = Span(one.span.first, one.slots)
-            if any(meets(slots, view.layers[one.first_layer + at]) for at in range(one.layer_count)):
-                yield from self._stands_for[number]
-
-    def _mapped(self, view: View, one: RecordHeader) -> bool:
-        layers = view.layers[one.first_layer : one.first_layer + one.layer_count]
-        return any(meets(Span(one.first, one.count), spans) for spans in layers)
-
-    def _perhaps_mapped(self, view: View) -> bool:
-        """Whether a layer names fewer rows than there were tokens, and no map says which: one may be lost."""
-        for layer, spec in enumerate(self.pieces.geometry.layers):
-            if spec.kind not in ("full", "sliding") or spec.index_size:
-                continue
-            there = min(view.tokens_seen, spec.window - 1) if spec.window else view.tokens_seen
-            covered = any(one.covers(layer) for one in self.kept.values())
-            if view.rows(layer) < there and not covered:
-                return True
-        return False
 
 
 def examine(wreck: Wreck) -> Remains:
@@ -400,13 +301,3 @@ def _holding(wanted: Span, runs: Sequence[tuple[Span, int]]) -> list[tuple[Span,
             found.append(runs[at])
         at += 1
     return found
-
-
-def _runs(values: Sequence[Any]) -> Iterable[tuple[int, int]]:
-    """(first, count) of runs of equal values that are not empty."""
-    first = 0
-    for at in range(1, len(values) + 1):
-        if at == len(values) or values[at] != values[first]:
-            if values[first]:
-                yield first, at - first
-            first = at

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from .atomic import atomic_write
-from .container import RecordWriter, Sink
+from .closing import copy_records, finish_records
 from .encryption import KeySource, Secret
 from .errors import UsageError
 from .header import TierHeader
+from .record_writer import RecordWriter, Sink
 from .records import FILE_ID_BYTES
 from .trace_file import TraceFile
-from .trace_writer import copy_records, finish_records, minor_for
+from .trace_writer import minor_for
 
 _RATIOS = 2  # minor version of a header that states ratios
 

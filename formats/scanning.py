@@ -14,10 +14,10 @@ import re
 import struct
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import NamedTuple
 
 import google_crc32c
@@ -26,9 +26,9 @@ from .container import RecordReader, unframed
 from .encryption import KeySource, Secret
 from .errors import CorruptError, LockedError, TscError, UnsupportedFileError
 from .limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
+from .lost_superblock import identity_of, mended, sealed
 from .record_file import INDEX_COLUMNS, open_file
 from .records import (
-    FILE_ID_BYTES,
     MUST_BE_ZERO,
     RECORD,
     RECORD_BYTES,
@@ -144,14 +144,14 @@ class Wreck(RecordReader):
         except CorruptError as error:
             fault: TscError = error
         except UnsupportedFileError as error:
-            if _sealed(self._pread(0, min(SUPERBLOCK_BYTES, self.size))):
+            if sealed(self._pread(0, min(SUPERBLOCK_BYTES, self.size))):
                 raise  # not damaged: a newer format
             fault = error
         self.problems.append(Problem.of(fault, 0))
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
         with suppress(CorruptError, UnsupportedFileError):
-            return self._read_superblock(_mended(data))
-        if _sealed(data):  # but reserved bits are set, which says nothing against the identity
+            return self._read_superblock(mended(data))
+        if sealed(data):  # but reserved bits are set, which says nothing against the identity
             _, minor, _, _, identity, _, _ = SUPERBLOCK.unpack(data)
             return minor, identity
         return 0, self._identity_without_superblock(fault)
@@ -328,51 +328,3 @@ class Wreck(RecordReader):
 
 
 _CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
-
-
-def _mended(data: bytes) -> bytes:
-    """A superblock of which one byte was damaged, as it was; another one as it is.
-
-    An encrypted file has its salt nowhere else, and every bit of its superblock is authenticated with every record.
-    """
-    if len(data) < SUPERBLOCK_BYTES or _sealed(data):
-        return data
-    for at, change in product(range(SUPERBLOCK_BYTES), range(1, 256)):
-        tried = data[:at] + bytes([data[at] ^ change]) + data[at + 1 :]
-        if _sealed(tried):
-            return tried
-    return data
-
-
-def _sealed(superblock: bytes) -> bool:
-    return len(superblock) == SUPERBLOCK_BYTES and google_crc32c.value(superblock[:-4]) == int.from_bytes(
-        superblock[-4:], "little"
-    )
-
-
-def identity_of(head: bytes, crc: int) -> bytes:
-    """An identity with which a header of these 60 bytes has this CRC.
-
-    There are many, and all are as good: a CRC is linear, so that an identity acts on every header by the same 32 bits.
-    """
-    pad = bytes(FILE_ID_BYTES - 4)
-    base = google_crc32c.value(pad + bytes(4) + head)
-    effects = [google_crc32c.value(pad + (1 << bit).to_bytes(4, "little") + head) ^ base for bit in range(32)]
-    return pad + _solved(effects, crc ^ base).to_bytes(4, "little")
-
-
-def _solved(effects: Sequence[int], wanted: int) -> int:
-    """The bits whose effects add up (XOR) to `wanted`; the effects are independent, as a CRC's are."""
-    basis: dict[int, tuple[int, int]] = {}  # highest bit -> value, bits that make it
-    for bit, effect in enumerate(effects):
-        made, value = _reduced(effect, basis.items())
-        basis[value.bit_length()] = value, made ^ 1 << bit
-    return _reduced(wanted, basis.items())[0]
-
-
-def _reduced(value: int, basis: Iterable[tuple[int, tuple[int, int]]]) -> tuple[int, int]:
-    made, known = 0, dict(basis)
-    while value and value.bit_length() in known:
-        part, bits = known[value.bit_length()]
-        value, made = value ^ part, made ^ bits
-    return made, value

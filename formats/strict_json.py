@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 from .errors import CorruptError
 from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_JSON_DEPTH, MAX_STRING
+
+# a string, which may lack its end, or a bracket outside of strings; nothing is tried twice (`++`)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def dumps(value: Any) -> bytes:
@@ -70,22 +75,14 @@ def loads(
 
 def _check_depth(text: str, what: str) -> None:
     """Bound the nesting before the recursive parser sees the text."""
-    depth, in_string, escaped = 0, False, False
-    for char in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
+    depth = 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        first = found[0][0]
+        if first in "[{":
             depth += 1
             if depth > MAX_JSON_DEPTH:
                 raise CorruptError(f"{what}: JSON is nested deeper than {MAX_JSON_DEPTH}")
-        elif char in "]}":
+        elif first in "]}":
             depth -= 1
 
 
@@ -93,7 +90,7 @@ def _check_strings(value: Any, what: str) -> None:
     if isinstance(value, str):
         if len(value) > MAX_STRING:
             raise CorruptError(f"{what}: a string of {len(value)} characters, at most {MAX_STRING} are allowed")
-        if any("\ud800" <= char <= "\udfff" for char in value):
+        if _SURROGATE.search(value):
             raise CorruptError(f"{what}: lone surrogate in a string")
     elif isinstance(value, list):
         for item in value:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from formats import container, encryption, load
-from formats.container import ZSTD_MAGIC, RecordWriter
+from formats import encryption, load, record_writer
+from formats.container import ZSTD_MAGIC
 from formats.encryption import Secret
 from formats.integrity import check
+from formats.record_writer import RecordWriter
 from formats.trace_file import TraceFile
 from tests import models
 from tests.format import samples_encrypted
@@ -325,7 +326,7 @@ class Watch:
                 writer._sink.flush()
                 self.look(folder)
 
-        monkeypatch.setattr(container.RecordWriter, "_write", spy)
+        monkeypatch.setattr(record_writer.RecordWriter, "_write", spy)
 
     def look(self, folder: Path) -> None:
         for path in (path for path in folder.rglob("*") if path.is_file() and "plain" not in path.name):

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import zstandard
 
-from formats import Trace, container, load, trace_writer
+from formats import Trace, load, record_writer, trace_writer
 from formats.encryption import Secret
 from formats.integrity import check
 from tests import second_reader
@@ -129,10 +129,12 @@ def secret(name: str) -> Secret | None:
 def written(name: str) -> bytes:
     """A file of the version that its name begins with, as any release of the program writes it."""
     minor = int(name[2])
-    superblock = container.pack_superblock
+    superblock = record_writer.pack_superblock
     with (
         mock.patch.object(trace_writer, "CREATED_BY", "tsc 0.1.0"),
-        mock.patch.object(container, "pack_superblock", lambda file_id, _, *lock: superblock(file_id, minor, *lock)),
+        mock.patch.object(
+            record_writer, "pack_superblock", lambda file_id, _, *lock: superblock(file_id, minor, *lock)
+        ),
     ):
         return WRITTEN[name]()
 

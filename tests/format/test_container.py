@@ -11,8 +11,9 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from formats.container import RecordReader, RecordWriter
+from formats.container import RecordReader
 from formats.errors import CorruptError
+from formats.record_writer import RecordWriter
 from formats.records import RecordHeader, RecordType, pack_record_header, pack_superblock
 from tests.format.craft import LABELS, Craft, Piece, frame
 

@@ -14,9 +14,9 @@ import pytest
 
 from formats import Trace, diagnosis, encryption, integrity, load, recovery, rewriting, save
 from formats.compression import Recipe, Source
-from formats.container import RecordWriter
 from formats.encryption import Cipher, Scheme, Secret
 from formats.errors import CorruptError, LimitError, LockedError, UnsupportedFileError, UsageError
+from formats.record_writer import RecordWriter
 from formats.records import RecordType
 from formats.trace_file import TraceFile
 from formats.trace_writer import TraceWriter

@@ -13,13 +13,14 @@ import pytest
 
 from formats import deduplicate, integrity, load
 from formats.compression import recipe_of
-from formats.container import RecordReader, RecordWriter
+from formats.container import RecordReader
 from formats.diagnosis import diagnose
 from formats.distortion import relative_error
 from formats.errors import CorruptError, LimitError, StorageError, UsageError
 from formats.eviction import apply
 from formats.klt import store
 from formats.limits import FREE_RAW, GIB, memory_budget
+from formats.record_writer import RecordWriter
 from formats.records import RecordType
 from formats.views import Span
 from tests.format import samples

@@ -35,8 +35,8 @@ TESTS = [
     "tests/test_states.py", "tests/test_eviction.py", "tests/test_compression.py", "tests/test_entropy.py",
     "tests/test_append.py", "tests/test_cli_recover.py", "tests/test_golden.py", "tests/test_timeline.py",
 ]  # fmt: skip
-# tests that do the same many times, and what only the second reader is asked: other tests reach the same checks
-SLOW = " and ".join(
+# without tests that do the same many times, and what only the second reader is asked
+REPEATED = " and ".join(
     f"not {words}" for words in (
         "mutants", "truncation", "zeroed", "flipped_bits", "every_bit", "damaged_byte",
         "(test_second_reader and liars)",
@@ -257,7 +257,8 @@ def main() -> None:
     with silence():
         # what tests print must not be kept back by a fork: -s
         code = pytest.main(
-            ["-q", "-s", "-p", "no:cacheprovider", "-k", SLOW, "-m", "not full", *asked.tests], plugins=[watch, session]
+            ["-q", "-s", "-p", "no:cacheprovider", "-k", REPEATED, "-m", "not full", *asked.tests],
+            plugins=[watch, session],
         )
     assert code == 0, "the tests fail as they are"
     tell(f"{len(chosen)} removed in {time.monotonic() - begin:.0f} s")

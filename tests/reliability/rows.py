@@ -15,14 +15,16 @@ ROWS = {
     "depend on it, bit for bit",
     "truncation": "a file cut at every length; strict reading and opening must refuse, and recover must return exactly "
     "the snapshots whose records are complete, bit for bit",
-    "hostile mutation": "structure-aware edits with checksums made right again; only errors of `tsc` may come out, "
-    "with at most the budget + 64 MiB of memory and 2 s each; so, too, mutants that atheris makes by coverage",
+    "hostile mutation": "structure-aware edits with checksums made right again, of plain files and, by somebody who "
+    "has the key, of encrypted ones; only errors of `tsc` may come out, with at most the budget + 64 MiB of memory and "
+    "2 s each; so, too, mutants that atheris makes by coverage",
     "the second reader": "the same mutants read by a reader written from docs/format.md alone; both must agree on "
     "accepting and on content",
     "crafted liars": "named files with right checksums and lying content, some of them in tests/attacks; each must be "
     "refused with its own reason",
     "swapped and replayed records": "records of a file of 8 layers and 8 snapshots exchanged, whole and payload for "
-    "payload, and replaced by those of another file; strict reading must refuse",
+    "payload, and replaced by those of another file; and the same of an encrypted file and of its other copies, "
+    "numbers, lengths and checksums made right again; strict reading must refuse",
     "SIGKILL while writing": "a process that saves over a file in a loop killed at random moments; the path must hold "
     "the old or the new file, byte for byte; and one that appends to a session: every snapshot that it acknowledged "
     "must be there, bit for bit, the lock free and the next append work",

@@ -12,8 +12,9 @@ from ..output import Output, printable, size
 from .options import File, Force, Json, KeyFile, Quiet
 
 if TYPE_CHECKING:
+    from formats.holding import Need
     from formats.recovery_plan import Plan
-    from formats.remains import Need, Remains
+    from formats.remains import Remains
 
 
 def command(

@@ -1,0 +1,69 @@
+"""How a file ends: records copied from another one, the tier header with the ratios of the whole, INDEX and END."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import header as header_json
+from .errors import LimitError
+from .header import TierHeader
+from .limits import FREE_TABLES, TABLES_RATIO
+from .record_writer import RecordWriter
+from .records import TABLES, RecordType
+from .tensor_buffer import pack_integers
+
+if TYPE_CHECKING:
+    from .trace_file import TraceFile
+
+
+def copy_records(file: TraceFile, writer: RecordWriter) -> None:
+    """Write all records of a file but its tier header, index and end mark."""
+    for offset, entry in file.entries[:-1]:
+        checked = file.reader.header_at(offset, entry.sequence)
+        writer.copy_record(file.reader.frame(offset, checked), checked)
+
+
+_ROUNDS = 8  # of finding the ratio that a header states of the file that it is part of
+_NEAR = 8  # bytes by which files differ whose headers state neighbouring ratios
+
+
+def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
+    """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length."""
+    tables = sum(entry.raw for _, entry in writer.entries if entry.type in TABLES)
+    if tables > FREE_TABLES + TABLES_RATIO * writer.offset:
+        raise LimitError(f"tables of {tables} bytes in a file of {writer.offset}: no reader would take it")
+    stated = header.with_ratios(writer.offset)
+    found: list[tuple[float, TierHeader]] = []
+    for _ in range(_ROUNDS):
+        length = _close(writer.trial(), stated)
+        again = header.with_ratios(length)
+        found.append((_off_by(stated, length), stated))
+        if again == stated:
+            break
+        stated = again
+    else:  # the length and the ratios chase one another: take the header that is least wrong
+        for near in range(length - _NEAR, length + _NEAR + 1):
+            stated = header.with_ratios(near)
+            found.append((_off_by(stated, _close(writer.trial(), stated)), stated))
+        _, stated = min(found, key=lambda one: one[0])
+    return stated, _close(writer, stated)
+
+
+def _off_by(header: TierHeader, length: int) -> float:
+    """How far the stated ratios are from those of a file of this length."""
+    assert header.ratios is not None
+    raw = (header.raw_bytes_trace, header.raw_bytes_final)
+    return max(abs(ratio * length / value - 1) for ratio, value in zip(header.ratios, raw, strict=True))
+
+
+def _close(writer: RecordWriter, header: TierHeader) -> int:
+    writer.record(RecordType.HEADER, header_json.to_json(header))
+    table = [
+        value for offset, h in writer.entries
+        for value in (offset, h.type, h.codec, h.stored, h.raw, h.part, h.first_layer, h.layer_count, h.first, h.count)
+    ]  # fmt: skip
+    index_offset = writer.offset
+    lines = len(writer.entries)
+    writer.record(RecordType.INDEX, pack_integers({"records": ("I64", (lines, len(table) // lines), table)}))
+    writer.end(index_offset)
+    return writer.offset
