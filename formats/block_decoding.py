@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .codecs import Surroundings
 from .errors import CorruptError, LimitError
-from .limits import MAX_CHAIN, memory_budget
+from .limits import MAX_CHAIN, MIB, memory_budget
 from .records import Part
 from .views import BlockKey
 
@@ -19,13 +20,32 @@ if TYPE_CHECKING:
     from .trace_file import TraceFile
 
 
+_KEPT_BYTES = 64 * MIB  # of blocks that others were predicted from; at most an eighth of the budget
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A block that others were predicted from."""
+
+    rows: Mapping[Part, torch.Tensor]
+    chain: int  # how many blocks one after the other its rows rest on, with its own
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in self.rows.values())
+
+
 class BlockDecoder:
-    """Decodes blocks of a file; keeps what others of the same chain are predicted from until the chain is done."""
+    """Decodes blocks of a file; keeps the last ones that others are predicted from.
+
+    Without them to read a chain block by block would decode its beginning once for every block that follows.
+    """
 
     def __init__(self, file: TraceFile) -> None:
         self._file = file
-        self._decoded: dict[tuple[int, str], Mapping[Part, torch.Tensor]] = {}
-        self._depth = 0
+        self._bases: dict[tuple[int, str], _Base] = {}  # the last used at the end
+        self._needed: set[tuple[int, str]] = set()  # of these what the block that is being decoded rests on
+        self._open: list[int] = []  # for each block that is being decoded the longest chain below it
 
     def decoded(self, block: FileBlock, device: str | torch.device) -> Mapping[Part, torch.Tensor]:
         """The rows of a block, and on the way those of the blocks that predict it, each decoded once.
@@ -34,26 +54,49 @@ class BlockDecoder:
             CorruptError: a block is damaged, or the chain of predictions is too long.
             LimitError: the blocks of the chain take more than the memory budget.
         """
-        known = self._decoded.get((block.offset, str(device)))
-        if known is not None:
-            return known
-        if self._depth > MAX_CHAIN:
+        place = (block.offset, str(device))
+        base = known = self._bases.pop(place, None)
+        if len(self._open) + (1 if base is None else base.chain) > MAX_CHAIN + 1:
             raise self._file.reader.corrupt(f"a chain of more than {MAX_CHAIN} predictions", block.offset)
-        self._depth += 1
+        if base is None:
+            base = self._decode(block, device)
+        if known or self._open:
+            self._bases[place] = base
+        if not self._open:  # what a caller gets is the caller's own
+            return {part: rows.clone() if known else rows for part, rows in base.rows.items()}
+        self._needed.add(place)
+        self._open[-1] = max(self._open[-1], base.chain)
+        self._require_room()
+        return base.rows
+
+    def _decode(self, block: FileBlock, device: str | torch.device) -> _Base:
+        codec, tensors, shape = block.tensors()
+        self._open.append(0)
         try:
-            codec, tensors, shape = block.tensors()
             with self._file.locating(block.offset, block.header):
                 rows = codec.decode(tensors, block.key.part, shape, device, self._surroundings(block.key, device))
-            if self._depth > 1:
-                self._decoded[block.offset, str(device)] = rows
-                held = sum(t.nbytes for found in self._decoded.values() for t in found.values())
-                if held > memory_budget():
-                    raise LimitError(f"predictions take more than the budget of {memory_budget()} bytes")
-            return rows
         finally:
-            self._depth -= 1
-            if not self._depth:
-                self._decoded.clear()
+            chain = 1 + self._open.pop()
+            if not self._open:
+                self._forget()
+        return _Base(rows, chain)
+
+    def _require_room(self) -> None:
+        """For the blocks of this chain; those of others go first."""
+        if self._held() > memory_budget():
+            self._bases = {place: base for place, base in self._bases.items() if place in self._needed}
+        if self._held() > memory_budget():
+            raise LimitError(f"predictions take more than the budget of {memory_budget()} bytes")
+
+    def _forget(self) -> None:
+        """Between blocks no more is kept than pays."""
+        self._needed.clear()
+        most = min(_KEPT_BYTES, memory_budget() // 8)
+        while self._held() > most:
+            del self._bases[next(iter(self._bases))]
+
+    def _held(self) -> int:
+        return sum(base.nbytes for base in self._bases.values())
 
     def _surroundings(self, key: BlockKey, device: str | torch.device) -> Surroundings:
         profile = self._file.profile

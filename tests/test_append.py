@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -119,70 +112,6 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         append(model, [], path, steps=1)
     append(model, [], path, steps=1)
     assert len(load(path)) == 2
-
-
-WRITER = """
-import sys
-from tests import models
-from tsc_cli.appending import append
-model, path, count = models.llama(), sys.argv[1], int(sys.argv[2])
-print("ready", flush=True)
-for _ in range(count):
-    print(append(model, [], path, steps=1, timeout=60).snapshots, flush=True)
-"""
-
-
-def writer(path: Path, count: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(count)], cwd=Path(__file__).parent.parent, text=True,
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("writers", "each"), [(2, 4), pytest.param(8, 25, marks=pytest.mark.full)], ids=["2x4", "8x25"]
-)
-def test_writers_take_turns_and_readers_see_whole_sessions(writers: int, each: int, tmp_path: Path) -> None:
-    path = tmp_path / "t.tsc"
-    save(capture(models.llama(), models.prompt(20), steps=0), path)
-    seen: list[int] = []
-    stop = threading.Event()
-
-    def read() -> None:
-        while not stop.is_set():
-            seen.append(len(check(path).views))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    processes = [writer(path, each) for _ in range(writers)]
-    acknowledged = [[int(line) for line in one.communicate()[0].split()[1:]] for one in processes]
-    stop.set()
-    reader.join()
-    assert sorted(itertools.chain(*acknowledged)) == list(range(2, writers * each + 2))  # none twice, none lost
-    assert len(load(path)) == writers * each + 1
-    assert seen == sorted(seen)
-    assert len(seen) > 3
-
-
-@pytest.mark.parametrize("moments", [1, pytest.param(60, marks=pytest.mark.full)])
-def test_killed_while_appending_nothing_acknowledged_is_lost(moments: int, tmp_path: Path) -> None:
-    path = tmp_path / "t.tsc"
-    save(capture(models.llama(), models.prompt(20), steps=0), path)
-    known = 1
-    for moment in range(moments):
-        process = writer(path, 1000)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        told = known
-        deadline = time.monotonic() + 0.05 + 0.11 * (moment % 7)
-        while time.monotonic() < deadline:
-            told = int(process.stdout.readline())
-        os.kill(process.pid, signal.SIGKILL)
-        rest = [int(line) for line in process.communicate()[0].split()]
-        told = max([told, *rest])
-        known = len(check(path).views)
-        assert known in (told, told + 1)  # acknowledged, or on the disk and not yet acknowledged
-    assert known > moments
 
 
 def test_feeds_as_text() -> None:

@@ -47,6 +47,16 @@ def test_capture_reports(tsc: Any, folder: Path, tmp_path: Path) -> None:
     assert (quiet.out, quiet.err) == (f"{tmp_path / 'q.tsc'}\n", "")
 
 
+def test_the_demo(tsc: Any, folder: Path, tmp_path: Path) -> None:
+    done = tsc("demo", "-m", folder, "-o", tmp_path / "demo.tsc", "--json")
+    assert (done.code, done.json["schema"]) == (0, "tsc.demo/1")
+    assert (done.json["prompt_tokens"], done.json["snapshots"]) == (1024, 65)
+    assert done.json["resumed_equal"]
+    assert len(done.json["results"]) == 2
+    for result in done.json["results"]:
+        assert (result["kl_mean"], result["top1"], result["identical"]) == (0.0, 1.0, True)
+
+
 def test_prompts_from_everywhere_are_the_same(
     tsc: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

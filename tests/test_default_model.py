@@ -72,6 +72,7 @@ def test_a_model_in_another_dtype_is_another_model(case: tuple[str, Any, list[in
     loaded.model.to(getattr(torch, DTYPES[name]))
 
 
+@pytest.mark.full  # two minutes; the same with a small model is among the tests of the command line
 def test_the_demo_ends_with_its_table(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tsc_cli", "demo", "-o", str(tmp_path / "demo.tsc"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

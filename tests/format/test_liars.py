@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from formats import TscError, integrity, load, save
+from formats import TscError, block_decoding, integrity, load, save
+from formats.block_decoding import BlockDecoder
 from formats.compression import Recipe, Source, write
 from formats.errors import CorruptError, LimitError, UnsupportedFileError
+from formats.file_blocks import FileBlock
+from formats.trace_file import TraceFile
 from formats.trace_writer import TraceWriter
 from tests import second_reader
 from tests.format import (
@@ -228,6 +231,32 @@ def test_as_many_records_are_followed_as_may_be(tmp_path: Path) -> None:
     assert keys == values == octets(found.keys[0])
 
 
+def test_a_chain_is_decoded_once_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block by block, from its end, or with no room for what was decoded before: the same rows, the caller's own."""
+    decoded: list[int] = []
+    once = BlockDecoder._decode
+
+    def counted(decoder: BlockDecoder, block: FileBlock, device: str) -> object:
+        decoded.append(block.offset)
+        return once(decoder, block, device)
+
+    monkeypatch.setattr(BlockDecoder, "_decode", counted)
+    path = written(tmp_path, samples.chained(65))
+    expected = [block.read() for block in TraceFile(path).blocks]
+    assert len(decoded) < 3 * len(expected)  # each for itself, and as what others are predicted from
+    for keep in (64 << 20, 0):
+        monkeypatch.setattr(block_decoding, "_KEPT_BYTES", keep)
+        file = TraceFile(path)
+        for number in (-1, 20, -1, 0, -2):
+            rows = file.blocks[number].read()
+            for part, want in expected[number].items():
+                assert torch.equal(rows[part], want)
+                rows[part].zero_()  # nobody else's
+        decoded.clear()
+        file.blocks[-1].read()
+        assert (len(decoded) > 60) == (not keep)
+
+
 def halves(craft: Craft) -> None:
     """Keys of 192 MiB and values of 192 MiB, each in a record of its own."""
     craft[MODEL].edit_json(lambda model: model["layers"][0].update(heads=8, key_size=2**20, value_size=2**20))
@@ -291,7 +320,7 @@ def test_tables_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_tables_that_no_reader_takes_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = samples.trace()
-    monkeypatch.setattr("formats.trace_writer.FREE_TABLES", -1_000_000)
+    monkeypatch.setattr("formats.closing.FREE_TABLES", -1_000_000)
     with pytest.raises(LimitError, match="no reader would take it"):
         save(trace, tmp_path / "t.tsc")
     assert not list(tmp_path.iterdir())
