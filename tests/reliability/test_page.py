@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
-from tests.reliability.__main__ import FOUND, PAGE, Collector, page
+from tests.reliability.__main__ import FOUND, PAGE, ROOT, TESTS, Collector, page
 from tests.reliability.rows import PROPERTY, ROWS, tallying
 
 
 def test_the_page_is_what_was_found() -> None:
     assert page(json.loads(FOUND.read_text("utf-8"))) == PAGE.read_text("utf-8")
+
+
+def test_all_that_counts_is_run() -> None:
+    counting = [path for path in ROOT.glob("tests/**/test_*.py") if "with tally(" in path.read_text("utf-8")]
+    assert len(counting) > 10
+    for path in counting:
+        assert any(path.is_relative_to(ROOT / one) for one in TESTS), path
 
 
 # rows whose tests are all long, and were not run to the end since they were changed; one that is run leaves this list
