@@ -24,8 +24,8 @@ refused without `--force`; sources are kept.
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | a check ran and missed its threshold |
-| 2 | wrong usage, or a file that cannot be read or written |
+| 1 | a check ran and missed its threshold, or `verify --recompute` found a file that lies |
+| 2 | wrong usage, another model, a missing or wrong key, or a file that cannot be read or written |
 | 3 | a corrupt or unsupported file |
 | 4 | the asked tier or quality cannot be met |
 | 101 | a bug in tsc |
@@ -33,8 +33,10 @@ refused without `--force`; sources are kept.
 
 | variable | meaning |
 | --- | --- |
-| `TSC_CACHE` | where the default model and the demo's file are kept |
+| `TSC_CACHE` | where the default model, profiles and the demo's file are kept |
 | `TSC_MEMORY_BUDGET` | bytes that one restore or probe may allocate (default: the machine's memory) |
+| `TSC_KEY` | the key of encrypted files, 64 hexadecimal digits; other programs of yours can see it |
+| `TSC_PASSPHRASE` | the passphrase of encrypted files, likewise |
 | `TSC_DEBUG` | `1` shows the traceback of an error |
 """
 

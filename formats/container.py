@@ -151,6 +151,10 @@ class RecordReader:
             raise self.corrupt(
                 f"a record declares {header.raw} bytes for {header.stored} stored", offset, header.sequence
             )
+        if frame > header.raw + header.raw // limits.FRAME_SHARE + limits.FRAME_MORE:
+            raise self.corrupt(
+                f"a record stores {header.stored} bytes for {header.raw} that it declares", offset, header.sequence
+            )
 
     def payload(self, offset: int, header: RecordHeader) -> bytes:
         """The checked, decompressed payload of a record whose header was read with `header_at`."""

@@ -15,6 +15,7 @@ MAX_RECORDS = 1 << 20
 MAX_RECORD_RAW = 256 * MIB
 FREE_RAW = 16 * MIB  # a record up to this size is bounded absolutely; a larger one also by MAX_RATIO
 MAX_RATIO = 1024  # zstd alone can reach about 32,000 on zeros; a writer splits such rows into records of FREE_RAW
+FRAME_SHARE, FRAME_MORE = 128, 4 * KIB  # a frame is longer than its content by at most a 128th of it and 4 KiB
 MAX_WINDOW = 8 * MIB
 MAX_TENSORS = 4096  # in one safetensors buffer
 MAX_TENSOR_RANK = 8
@@ -35,14 +36,21 @@ MAX_COLUMNS = 1 << 22  # snapshots times layers
 MAX_NEXT_TOKENS = 1 << 22  # snapshots times sequences that have their own
 MAX_SPANS = 1 << 22  # ranges over all views of a file
 
+BUDGET = "TSC_MEMORY_BUDGET"  # the environment variable
+
 TARGET_RECORD_RAW = 8 * MIB  # what a writer aims at: small enough to decode a layer alone, large enough to compress
 BLOCK_ROWS = 1024
 
 
+def is_bytes(asked: str) -> bool:
+    """Whether a setting is a number of bytes: digits alone."""
+    return asked.isascii() and asked.isdigit() and len(asked) < 20
+
+
 def memory_budget() -> int:
     """Bytes that one restore may allocate: the machine's physical memory, or `TSC_MEMORY_BUDGET` (bytes)."""
-    asked = os.environ.get("TSC_MEMORY_BUDGET", "")
-    if asked.isascii() and asked.isdigit() and len(asked) < 20:
+    asked = os.environ.get(BUDGET, "")
+    if is_bytes(asked):
         return int(asked)
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -103,6 +103,7 @@ def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -
     need(frame >= 0, f"{where}: shorter than a tag")
     need(raw <= 256 * MIB and (raw <= 16 * MIB or raw <= 1024 * frame), f"{where}: raw length {raw}")
     need(raw >= 1 or kind == END, f"{where}: empty payload")
+    need(frame <= raw + raw // 128 + 4096, f"{where}: stored length {stored}")
     need(crc32c(data[offset + 64 : offset + 64 + stored]) == payload_crc, f"{where}: payload CRC")
     return Record(offset, kind, codec, stored, raw, part, first_layer, layer_count, first, count)
 

@@ -47,6 +47,18 @@ def test_capture_reports(tsc: Any, folder: Path, tmp_path: Path) -> None:
     assert (quiet.out, quiet.err) == (f"{tmp_path / 'q.tsc'}\n", "")
 
 
+@pytest.mark.parametrize("budget", ["8GB", "-1", "1e9", " 64"])
+def test_a_budget_that_is_no_number_limits_nothing(
+    budget: str, tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", budget)
+    done = tsc("test", captured)
+    assert (done.code, done.out) == (2, "")
+    assert f"TSC_MEMORY_BUDGET is {budget!r}, which is not a number of bytes" in done.err
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", "")
+    assert tsc("test", captured).code == 0
+
+
 def test_the_demo(tsc: Any, folder: Path, tmp_path: Path) -> None:
     done = tsc("demo", "-m", folder, "-o", tmp_path / "demo.tsc", "--json")
     assert (done.code, done.json["schema"]) == (0, "tsc.demo/1")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from formats.errors import UsageError
+from formats.limits import BUDGET, is_bytes
 from formats.version import VERSION
 
 from .commands import (
@@ -60,6 +63,11 @@ def tsc(
     if context.invoked_subcommand is None:
         message(context.get_help())
         raise typer.Exit(2)
+    budget = os.environ.get(BUDGET, "")
+    if budget and not is_bytes(budget):  # else a limit that somebody set would limit nothing
+        raise UsageError(
+            f"{BUDGET} is {budget!r}, which is not a number of bytes", hint=f"{BUDGET}=8000000000 for 8 GB"
+        )
 
 
 for _name, _command in (

@@ -133,6 +133,8 @@ of_liar("raw-length-2-to-the-64", "raw length 2^64 - 1", "a record that declares
 of_liar("stored-length-2-to-the-64", "stored length 2^64 - 1", "a record that is said to be 2^64 - 1 bytes long")
 of_liar("frame-second", "frame: second frame", "bytes in a second zstd frame, which some libraries append")
 of_liar("frame-skippable", "frame: skippable frame ahead", "a skippable zstd frame ahead of the payload")
+of_liar("frame-of-empty-blocks", "frame: 5,000 bytes of empty blocks",
+        "a record that is far longer than what it holds: a sparse file could make it as long as it likes")  # fmt: skip
 of_liar("frame-window-16-mib", "frame: window of 16 MiB", "a window larger than a reader has to keep")
 of_liar("frame-dictionary", "frame: dictionary", "a frame that asks for a dictionary")
 of_liar("frame-without-size", "frame: no content size", "a frame that does not say how long its content is")

@@ -99,6 +99,8 @@ framed("cut short", UNREADABLE, lambda raw: frame(raw)[:-1])
 framed("header cut short", "cannot be read", lambda raw: frame(raw)[:5])
 framed("dictionary", "a window or a dictionary", lambda raw: raw_frame(raw, size=len(raw), dictionary=b"\1"))
 framed("window of 16 MiB", "a window or a dictionary", lambda raw: raw_frame(raw, size=len(raw), window=0x70))
+framed("5,000 bytes of empty blocks", "bytes for 264 that it declares",
+       lambda raw: raw_frame(raw, size=len(raw), blocks=bytes(3) * 1_700))  # fmt: skip
 framed("shorter than declared", UNREADABLE, lambda raw: raw_frame(raw[:-1], size=len(raw)))
 framed("longer than declared", UNREADABLE, lambda raw: raw_frame(raw + b"x", size=len(raw)))
 framed("wrong checksum", UNREADABLE, lambda raw: with_checksum(raw)[:-1] + bytes([with_checksum(raw)[-1] ^ 1]))

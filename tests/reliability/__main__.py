@@ -36,12 +36,27 @@ lost file, other error or other exit code.
 | --- | --- | --- | --- | --- |
 """
 TAIL = """
+## A file is damaged: what to do
+
+1. Where the disk gives errors, copy the file first.
+2. `tsc doctor FILE` says what is wrong, and how many snapshots can be saved. An encrypted file needs its key, here and
+   below.
+3. `tsc recover FILE -o SAVED.tsc` writes them into a new file, under new numbers. The input is not changed. Exit code 0
+   says that something was saved, not that all was: `"complete"` of `--json` tells. Where the format wants something
+   that is lost and that no snapshot needs, zeros stand for it.
+4. `tsc test SAVED.tsc`, then `tsc verify SAVED.tsc`: the new file promises no tier.
+
+What a killed capture left is such a file, too: `.NAME.*.tmp` beside the output.
+
 ## What these rows do not say
 
 - A process that is killed cannot clean up after itself. What it was writing stays beside the output as `.NAME.*.tmp`
   (mode 0600, or that of the session that it appended to), harmless to every reader and writer; nothing removes it but
   you. It holds what the output would have held: remove it where the text is private. All other ways of ending remove
   it.
+- `compress`, `bench` and `verify --recompute` write scratch files into a folder `tsc-*` (mode 0700) of the system's
+  temporary folder. A process that is killed leaves it there, with a cache in it: remove it, too. Those of an encrypted
+  file are encrypted with a key that is gone.
 - `tsc recover` takes such a remainder of a capture, too. Labels and snapshots are written with each block of rows, that
   is when the prompt has 256 tokens, and after 256 decoded ones: snapshots since then, and all of a capture that has not
   come so far, are lost with the process. A session that is appended to loses nothing that was acknowledged.

@@ -30,7 +30,8 @@ def command(
     """Save what is left of a truncated or damaged .tsc file as a valid one.
 
     Keeps every snapshot all of whose rows, states and labels are intact, bit for bit, and says which snapshots, layers
-    and rows are lost. Snapshots are numbered anew. The input is only read. Exit code 3 if no snapshot can be saved.
+    and rows are lost. Snapshots are numbered anew. The input is only read. Exit code 0 also if some are lost (--json
+    says "complete"), 3 if no snapshot can be saved.
     """
     from formats.recovery import recover
 
