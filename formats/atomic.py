@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import StorageError, UsageError
+
+# what a file system says that has no hard links
+_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -62,7 +66,10 @@ def _publish(temporary: str, target: Path, *, force: bool) -> None:
         os.link(temporary, target)  # unlike a rename, refuses a file that appeared in the meantime
     except FileExistsError as error:
         raise UsageError("the file exists already", path=str(target), hint="--force replaces it") from error
-    except OSError:  # a file system without hard links
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        refuse_existing(target, force=False)
         os.replace(temporary, target)
     else:
         os.unlink(temporary)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from . import header as header_json
-from .errors import LimitError
+from .encryption import Secret
+from .errors import CorruptError, LimitError
 from .header import TierHeader
-from .limits import FREE_TABLES, TABLES_RATIO
+from .proportions import fault_of
 from .record_writer import RecordWriter
-from .records import TABLES, RecordType
+from .records import RecordType
 from .tensor_buffer import pack_integers
 
 if TYPE_CHECKING:
     from .trace_file import TraceFile
 
 
+def require_readable(sink: BinaryIO, secret: Secret | None) -> None:
+    """Open what was written, before it takes the place of a file that can be opened.
+
+    Raises:
+        LimitError: no reader would: it says more than a file may.
+    """
+    from .trace_file import TraceFile
+
+    sink.flush()
+    try:
+        TraceFile(f"/dev/fd/{sink.fileno()}", secret)
+    except CorruptError as error:
+        raise LimitError(f"nothing was written, since no reader would take it: {error.message}") from error
+
+
 def copy_records(file: TraceFile, writer: RecordWriter) -> None:
     """Write all records of a file but its tier header, index and end mark."""
     for offset, entry in file.entries[:-1]:
-        checked = file.reader.header_at(offset, entry.sequence)
+        checked = file.header_of(offset, entry)
         writer.copy_record(file.reader.frame(offset, checked), checked)
 
 
@@ -29,9 +45,9 @@ _NEAR = 8  # bytes by which files differ whose headers state neighbouring ratios
 
 def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
     """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length."""
-    tables = sum(entry.raw for _, entry in writer.entries if entry.type in TABLES)
-    if tables > FREE_TABLES + TABLES_RATIO * writer.offset:
-        raise LimitError(f"tables of {tables} bytes in a file of {writer.offset}: no reader would take it")
+    fault = fault_of([entry for _, entry in writer.entries], writer.offset)
+    if fault:
+        raise LimitError(f"{fault}: no reader would take it")
     stated = header.with_ratios(writer.offset)
     found: list[tuple[float, TierHeader]] = []
     for _ in range(_ROUNDS):

@@ -98,16 +98,18 @@ class Secret:
         """32 bytes.  A passphrase is stretched by scrypt, which takes 128 MiB.  Raises LimitError without them."""
         if self.scheme is Scheme.KEY:
             return self._value
-        if self._stretched[0] != salt:
+        known, stretched = self._stretched  # taken once: another thread may stretch for another file
+        if known != salt:
             from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
             try:
                 kdf = Scrypt(salt=salt, length=KEY_BYTES, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P)
-                self._stretched = salt, kdf.derive(self._value)
+                stretched = kdf.derive(self._value)
             except MemoryError:
                 need = 128 * SCRYPT_N * SCRYPT_R >> 20
                 raise LimitError(f"deriving a key from a passphrase takes {need} MiB of memory") from None
-        return self._stretched[1]
+            self._stretched = salt, stretched
+        return stretched
 
 
 # what gives the secret of a file, asked only if it is encrypted: (path, scheme) -> secret

@@ -22,6 +22,8 @@ MAX_TENSOR_RANK = 8
 
 FREE_TABLES = 16 * MIB  # of all tables that are read at opening, decompressed; more only in a longer file
 TABLES_RATIO = 64  # bytes of them for each byte of the file: rows and snapshots that it holds take more than that
+FREE_LAYERS = 1 << 18  # layers of all records together; more only in a longer file
+LAYERS_SHARE = 4  # bytes of the file for each more: a row of a layer takes more than that
 TABLES_COST = 4  # bytes of memory for each of them
 
 MAX_LAYERS = 4096

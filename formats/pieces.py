@@ -41,7 +41,7 @@ class Pieces(TraceFile):
         self.entries = [(found.offset, found.header)]
         return read()
 
-    def _header(self, offset: int, entry: RecordHeader) -> RecordHeader:
+    def header_of(self, offset: int, entry: RecordHeader) -> RecordHeader:
         del offset
         return entry  # checked by `scanning`, which may have rebuilt it
 

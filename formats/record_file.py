@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable
 
 from .container import RecordReader
 from .encryption import KeySource, Secret
-from .errors import CorruptError, LimitError, LockedError, StorageError, TscError, UsageError
-from .limits import FREE_TABLES, TABLES_COST, TABLES_RATIO, memory_budget
-from .records import RECORD_BYTES, SUPERBLOCK_BYTES, TABLES, RecordHeader, RecordType
+from .errors import LockedError, StorageError, TscError, UsageError
+from .limits import MAX_JSON_BYTES
+from .proportions import require_modest
+from .records import RECORD_BYTES, SUPERBLOCK_BYTES, RecordHeader, RecordType
 from .tensor_buffer import TensorView, expect, parse
 
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 
 
-def require_modest_tables(records: Iterable[RecordHeader], size: int) -> None:
-    """What a file says of rows and snapshots must not be out of all proportion to its length.
-
-    Without this, some 30 kB of zstd frames could describe 2^26 rows that nobody stored.
-
-    Args:
-        size: the length of the file in bytes.
-    Raises:
-        CorruptError: it is.
-        LimitError: it takes more than the memory budget.
-    """
-    total = sum(header.raw for header in records if header.type in TABLES)
-    if total > FREE_TABLES + TABLES_RATIO * size:
-        raise CorruptError(f"tables of {total} bytes in a file of {size}")
-    if TABLES_COST * total > memory_budget():
-        raise LimitError(
-            f"the tables take {TABLES_COST * total} bytes, more than the budget of {memory_budget()}",
-            hint="TSC_MEMORY_BUDGET=BYTES raises it",
-        )
+def most_of_index(lines: int) -> int:
+    """Bytes that an INDEX of so many lines may have: a header, and its integers."""
+    return 8 + MAX_JSON_BYTES + 8 * len(INDEX_COLUMNS) * lines
 
 
 class RecordFile:
@@ -60,7 +44,7 @@ class RecordFile:
             raise LockedError("is not encrypted, and a key was given", path=self.path)
         self.entries = self._index()
         with self.locating():
-            require_modest_tables((entry for _, entry in self.entries), self.size)
+            require_modest([entry for _, entry in self.entries], self.size)
 
     @property
     def size(self) -> int:
@@ -68,9 +52,9 @@ class RecordFile:
 
     def payload(self, offset: int, entry: RecordHeader) -> bytes:
         """The payload of a record, whose own header must say what the index says of it."""
-        return self.reader.payload(offset, self._header(offset, entry))
+        return self.reader.payload(offset, self.header_of(offset, entry))
 
-    def _header(self, offset: int, entry: RecordHeader) -> RecordHeader:
+    def header_of(self, offset: int, entry: RecordHeader) -> RecordHeader:
         header = self.reader.header_at(offset, entry.sequence)
         if _described(header) != _described(entry):
             raise self.reader.corrupt("the index describes this record wrongly", offset, entry.sequence)
@@ -93,6 +77,8 @@ class RecordFile:
         end_offset = self.size - RECORD_BYTES - 8
         if header.type != RecordType.INDEX or index_offset + RECORD_BYTES + header.stored != end_offset:
             raise self.reader.corrupt("the end mark does not point to the index", index_offset, count - 2)
+        if header.raw > most_of_index(min(count - 2, index_offset // RECORD_BYTES)):
+            raise self.reader.corrupt(f"an index of {header.raw} bytes", index_offset, count - 2)
         with self.locating(index_offset, header):
             tensors = parse(self.reader.payload(index_offset, header), "index")
             expect(tensors, {"records": ("I64", (count - 2, len(INDEX_COLUMNS)))}, "index")
@@ -106,7 +92,7 @@ class RecordFile:
                 raise self.reader.corrupt("the index does not tile the file", index_offset, count - 2)
             entry = RecordHeader(kind, sequence, stored, raw, codec, part, first_layer, layers, first, length)
             if kind != RecordType.ROWS:  # of these few, the index could otherwise hide one, even one marked as needed
-                self._header(offset, entry)
+                self.header_of(offset, entry)
             entries.append((offset, entry))
             at = offset + RECORD_BYTES + stored
         if at != index_offset:

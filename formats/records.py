@@ -39,6 +39,7 @@ class RecordType(IntEnum):
 
 
 # what is read at opening, beside MODEL, HEADER and INDEX, and in proportion to rows and snapshots
+LAYERED = frozenset((RecordType.ROWS, RecordType.KEPT, RecordType.STATES, RecordType.ATTENTION))
 TABLES = frozenset((RecordType.LABELS, RecordType.VIEWS, RecordType.KEPT, RecordType.REFERENCE))
 KNOWN_TYPES = frozenset(kind.value for kind in RecordType)
 

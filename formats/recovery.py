@@ -39,7 +39,7 @@ class Writing:
 
     def write(self, sink: BinaryIO) -> int:
         """Write the new file; returns its length."""
-        remains, pieces = self.remains, self.remains.pieces
+        remains, pieces, complete = self.remains, self.remains.pieces, self.plan.complete
         minor = max(2, pieces.reader.minor, minor_for(pieces.geometry, remains.width))
         writer = RecordWriter(sink, self._identity(), minor, remains.wreck.secret)
         kept_rows = iter(sorted(remains.records.values(), key=lambda one: one.header.sequence))
@@ -47,13 +47,13 @@ class Writing:
             header = found.header
             if header.type == RecordType.HEADER or header.sequence in self.plan.dropped:
                 continue
-            if self.plan.complete:
+            if complete:
                 self._copy(writer, found)
             elif header.type == RecordType.STATES:
                 self._states(writer, found)
             elif header.type not in (RecordType.LABELS, RecordType.VIEWS):
                 self._copy(writer, found)
-        if not self.plan.complete:
+        if not complete:
             self._stand_ins(writer)
             self._labels(writer)
             self._views(writer)

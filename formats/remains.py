@@ -16,7 +16,7 @@ from .kept import Kept
 from .klt.reference import ProfileReference
 from .limits import MAX_JSON_BYTES, MAX_SNAPSHOTS
 from .pieces import Pieces
-from .record_file import require_modest_tables
+from .proportions import require_modest
 from .records import KNOWN_TYPES, Part, RecordHeader, RecordType
 from .row_sets import common, inside, meets, union, without
 from .scanning import Found, Problem, Wreck
@@ -215,7 +215,7 @@ class Remains:
         stored: list[dict[Part, list[tuple[Span, int]]]] = [{} for _ in self.pieces.geometry.layers]
         for number in sorted(self.blocks, key=lambda one: (self.blocks[one].header.first, one)):
             block = self.blocks[number]
-            key, parts = block.key, _parts(block)
+            key, parts, span = block.key, block.key.parts, block.key.span
             layers = range(key.first_layer, key.first_layer + key.layer_count)
             needs: set[int] = set()
             fault = None
@@ -236,7 +236,7 @@ class Remains:
             self.bases[number] = needs
             for layer in layers:
                 for part in parts:
-                    stored[layer][part].append((key.span, number))
+                    stored[layer][part].append((span, number))
         self.pieces.blocks = list(self.blocks.values())
 
     def _require_states_once(self) -> None:
@@ -257,7 +257,7 @@ class Remains:
         for number in self.blocks if numbers is None else numbers:
             block = self.blocks[number]
             for layer in range(block.key.first_layer, block.key.first_layer + block.key.layer_count):
-                for part in _parts(block):
+                for part in block.key.parts:
                     found[layer][part].append(block.key.span)
         return [{part: merged(sorted(spans)) for part, spans in one.items()} for one in found]
 
@@ -280,16 +280,12 @@ def examine(wreck: Wreck) -> Remains:
         raise wreck.corrupt("the model record is damaged, without which no other can be understood")
     pieces = Pieces(wreck)
     with pieces.locating():
-        require_modest_tables((one.header for one in wreck.records.values()), wreck.size)
+        require_modest([one.header for one in wreck.records.values()], wreck.size)
     with pieces.locating(found.offset, found.header):
         pieces.geometry, fingerprint = geometry_json.from_json(pieces.payload(found.offset, found.header))
     remains = Remains(wreck, pieces, fingerprint, records={0: found})
     remains.read()
     return remains
-
-
-def _parts(block: FileBlock) -> tuple[Part, ...]:
-    return (Part.KEYS, Part.VALUES) if block.key.part is Part.JOINT else (block.key.part,)
 
 
 def _holding(wanted: Span, runs: Sequence[tuple[Span, int]]) -> list[tuple[Span, int]]:

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from .atomic import atomic_write
-from .closing import copy_records, finish_records
+from .closing import copy_records, finish_records, require_readable
 from .encryption import KeySource, Secret
-from .errors import UsageError
+from .errors import StorageError, UsageError
 from .header import TierHeader
+from .locking import only_writer
 from .record_writer import RecordWriter, Sink
 from .records import FILE_ID_BYTES
+from .tiers import tier_of
 from .trace_file import TraceFile
 from .trace_writer import minor_for
 
@@ -22,25 +24,51 @@ _RATIOS = 2  # minor version of a header that states ratios
 
 
 def record_quality(
-    path: str | os.PathLike[str], quality: Sequence[Mapping[str, Any]], key: KeySource | None = None
-) -> None:
+    path: str | os.PathLike[str], quality: Sequence[Mapping[str, Any]], key: KeySource | None = None,
+    measured: TraceFile | None = None,
+) -> TierHeader:  # fmt: skip
     """Replace the quality records in a file's tier header; every other record stays as it is.
 
+    Args:
+        measured: the file as it was opened to be measured; another one may have taken its name since.
+    Returns:
+        The new header.  It states no tier if the longer file does not keep it.
     Raises:
         LockedError: the file is encrypted, and no key or another one was given.
+        StorageError: it is not what was measured, or another process is writing to it.
+        LimitError: the records are more than a header may hold.
     """
-    file = TraceFile(path, key)
-    header = replace(file.header, quality=[dict(record) for record in quality])
     target = os.path.realpath(path)  # a link stays a link: its target gets the measurement
-    with atomic_write(target, force=True) as sink:
-        os.fchmod(sink.fileno(), stat.S_IMODE(os.stat(target).st_mode))
-        _write(file, sink, file.reader.file_id, file.reader.minor, file.reader.secret, header)
+    with only_writer(target):
+        file = TraceFile(target, key)
+        if measured is not None and _content(measured) != _content(file):
+            raise StorageError("changed while it was being measured: nothing was recorded", path=os.fspath(path))
+        header = replace(file.header, quality=[dict(record) for record in quality])
+        with atomic_write(target, force=True) as sink:
+            os.fchmod(sink.fileno(), stat.S_IMODE(os.stat(target).st_mode))
+            stated, _ = _write(file, sink, file.reader.file_id, file.reader.minor, file.reader.secret, header)
+            require_readable(sink, file.reader.secret)
+    return stated
 
 
-def encrypt(file: TraceFile, sink: Sink, secret: Secret) -> int:
-    """Write an encrypted copy of a file; returns its length in bytes.
+def _promised(tier: str) -> float:
+    """How many times smaller than its snapshots a file of this tier is; 0 where that is no part of it."""
+    try:
+        return tier_of(tier).ratio or 0.0
+    except UsageError:  # a quality, or what somebody else's program wrote
+        return 0.0
 
-    It has a new identity: that of the original may follow from what it holds.
+
+def _content(file: TraceFile) -> tuple[object, ...]:
+    """The identity and all records but the header."""
+    return file.reader.file_id, file.entries[:-1]
+
+
+def encrypt(file: TraceFile, sink: Sink, secret: Secret) -> tuple[TierHeader, int]:
+    """Write an encrypted copy of a file; returns its header and its length in bytes.
+
+    It has a new identity: that of the original may follow from what it holds.  A tier that the longer file does not
+    keep is not stated.
 
     Raises:
         UsageError: the file is encrypted already.
@@ -50,8 +78,8 @@ def encrypt(file: TraceFile, sink: Sink, secret: Secret) -> int:
     return _write(file, sink, os.urandom(FILE_ID_BYTES), file.reader.minor, secret, file.header)
 
 
-def decrypt(file: TraceFile, sink: Sink) -> int:
-    """Write a copy of an encrypted file that is not; returns its length in bytes.
+def decrypt(file: TraceFile, sink: Sink) -> tuple[TierHeader, int]:
+    """Write a copy of an encrypted file that is not; returns its header and its length in bytes.
 
     Raises:
         UsageError: the file is not encrypted.
@@ -64,8 +92,13 @@ def decrypt(file: TraceFile, sink: Sink) -> int:
 
 def _write(
     file: TraceFile, sink: Sink, file_id: bytes, minor: int, secret: Secret | None, header: TierHeader
-) -> int:  # fmt: skip
+) -> tuple[TierHeader, int]:  # fmt: skip
     writer = RecordWriter(sink, file_id, max(minor, _RATIOS), secret)
     copy_records(file, writer)
-    _, length = finish_records(writer, header)
-    return length
+    _, length = finish_records(writer.trial(), header)
+    if (
+        _promised(header.tier) > header.raw_bytes_trace / length
+        and _promised(header.tier) <= file.header.raw_bytes_trace / file.size
+    ):
+        header = replace(header, tier="")
+    return finish_records(writer, header)

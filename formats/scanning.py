@@ -27,7 +27,7 @@ from .encryption import KeySource, Secret
 from .errors import CorruptError, LockedError, TscError, UnsupportedFileError
 from .limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
 from .lost_superblock import identity_of, mended, sealed
-from .record_file import INDEX_COLUMNS, open_file
+from .record_file import INDEX_COLUMNS, most_of_index, open_file
 from .records import (
     MUST_BE_ZERO,
     RECORD,
@@ -102,8 +102,9 @@ class Wreck(RecordReader):
         descriptor = open_file(os.fspath(path))
         weakref.finalize(self, os.close, descriptor)
         super().__init__(descriptor, os.fspath(path), key)
-        if self.lock is None and isinstance(key, Secret) and not self.problems:  # a damaged superblock may have had one
-            raise LockedError("is not encrypted, and a key was given", path=self.path)
+        if self.lock is None and isinstance(key, Secret):
+            lost = ", or too damaged to say how" if self.problems else ""
+            raise LockedError(f"is not encrypted{lost}, and a key was given", path=self.path)
         for found in self._walk():
             self._take(found)
         self._read_index()
@@ -257,6 +258,8 @@ class Wreck(RecordReader):
     def _read_index(self) -> None:
         for found in self._of(RecordType.INDEX):
             try:
+                if found.header.raw > most_of_index(found.header.sequence):
+                    raise CorruptError(f"an index of {found.header.raw} bytes")
                 table = parse(self.payload(found.offset, found.header), "index")["records"]
                 numbers = table.integers()
                 if table.shape != (found.header.sequence, len(INDEX_COLUMNS)) or table.dtype != "I64":

@@ -107,8 +107,9 @@ def check_coverage(keys: Iterable[StateKey], snapshots: int, geometry: Geometry)
         raise CorruptError("states are stored twice")
     stored: dict[tuple[int, int], list[Span]] = {}
     for key in found:
+        span = key.span
         for layer in range(key.first_layer, key.first_layer + key.layer_count):
-            stored.setdefault((layer, key.number), []).append(key.span)
+            stored.setdefault((layer, key.number), []).append(span)
     for layer, spec in enumerate(geometry.layers):
         for number, state in enumerate(spec.states):
             at = 0

@@ -68,6 +68,10 @@ class BlockKey(NamedTuple):
     row_count: int
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Part.KEYS, Part.VALUES) if self.part is Part.JOINT else (self.part,)
+
+    @property
     def span(self) -> Span:
         return Span(self.first_row, self.row_count)
 
@@ -237,10 +241,10 @@ def _stored_intervals(blocks: Iterable[BlockKey], geometry: Geometry) -> list[tu
     """For each layer the rows of which all parts are stored; equal layers share one object."""
     by_layer: list[dict[Part, list[Span]]] = [{part: [] for part in spec.parts} for spec in geometry.layers]
     for block in blocks:
-        parts = (Part.KEYS, Part.VALUES) if block.part is Part.JOINT else (block.part,)
+        parts, span = block.parts, block.span
         for layer in range(block.first_layer, block.first_layer + block.layer_count):
             for part in parts:
-                by_layer[layer][part].append(block.span)
+                by_layer[layer][part].append(span)
     shared: dict[tuple[Span, ...], tuple[Span, ...]] = {}
     result = []
     for layer, found in enumerate(by_layer):

@@ -36,6 +36,7 @@ from tests.second_reader_records import (
     KEPT,
     KNOWN,
     LABELS,
+    LAYERED,
     MODEL,
     PROFILE,
     REFERENCE,
@@ -510,6 +511,10 @@ def read(data: bytes, profile: bytes | None = None, secret: Secret | None = None
 
     modest = sum(record.raw for kind in (LABELS, VIEWS, KEPT, REFERENCE) for record in of_type[kind])
     need(modest <= 16 * MIB + 64 * len(data), f"tables of {modest} bytes in a file of {len(data)}")
+
+    layers = sum(min(record.layer_count, 4_096) for record in records if record.type in LAYERED)
+    need(layers <= 2**18 + len(data) // 4, f"{layers} layers of records in a file of {len(data)}")
+    need(records[-2].raw <= 8 + MIB + 80 * len(records[:-2]), "INDEX longer than any")
 
     listed = [number for record in records[:-2] for number in record]
     index = read_tables(payload(view, records[-2]), {"records"})["records"]

@@ -10,8 +10,9 @@ import torch
 
 from formats import load, save
 from formats.compression import Recipe
-from formats.errors import MismatchError, StorageError, UsageError
+from formats.errors import LimitError, MismatchError, StorageError, UsageError
 from formats.integrity import check
+from formats.locking import only_writer
 from formats.trace_file import TraceFile
 from tests import models, second_reader
 from tests.families import PROMPT, SUPPORTED
@@ -20,7 +21,7 @@ from tests.format.test_second_reader import assert_same_content
 from tests.test_foreign import batch
 from tests.traces import same_snapshots
 from tsc_cli import bridge, capture, compress, from_cache, to_cache, verify
-from tsc_cli.appending import append, only_writer
+from tsc_cli.appending import append
 from tsc_cli.capturing import CaptureOptions, capture_to_file
 from tsc_cli.generation import feed, prefill
 from tsc_cli.replay import Feed, feeds_of, feeds_text
@@ -108,10 +109,34 @@ def _other() -> Any:
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     model, path = models.llama(), tmp_path / "t.tsc"
     save(capture(model, models.prompt(20), steps=0), path)
-    with only_writer(path), pytest.raises(StorageError, match="another process is appending to it"):
+    with only_writer(path), pytest.raises(StorageError, match="another process is writing to it"):
         append(model, [], path, steps=1)
     append(model, [], path, steps=1)
     assert len(load(path)) == 2
+
+
+def test_a_link_stays_a_link_and_its_target_grows(tmp_path: Path) -> None:
+    model, path, link = models.llama(), tmp_path / "t.tsc", tmp_path / "link.tsc"
+    save(capture(model, models.prompt(20), steps=0), path)
+    link.symlink_to(path)
+    with only_writer(path), pytest.raises(StorageError, match="another process is writing to it"):
+        append(model, [], link, steps=1)
+    append(model, [], link, steps=1)
+    assert link.is_symlink()
+    assert len(load(path)) == 2
+
+
+def test_an_append_after_which_nobody_could_open_the_session_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = models.llama(), tmp_path / "t.tsc"
+    save(capture(model, models.prompt(20), steps=0), path)
+    before = path.read_bytes()
+    monkeypatch.setattr("formats.trace_file.MAX_COLUMNS", 2 * len(load(path).geometry.layers))
+    with pytest.raises(LimitError, match="nothing was written, since no reader would take it"):
+        append(model, [], path, steps=2)
+    assert path.read_bytes() == before
+    assert {one.name for one in tmp_path.iterdir()} <= {"t.tsc", ".t.tsc.lock"}
 
 
 def test_feeds_as_text() -> None:

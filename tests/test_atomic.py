@@ -67,6 +67,21 @@ def test_a_refusal_of_the_system_is_one_clear_error(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == []
 
 
+def test_without_hard_links_a_file_that_appeared_is_still_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    with atomic_write(tmp_path / "f") as file:
+        file.write(b"new")
+    assert (tmp_path / "f").read_bytes() == b"new"
+    with pytest.raises(UsageError, match="exists already"):
+        with atomic_write(tmp_path / "g") as file:
+            (tmp_path / "g").write_bytes(b"somebody else's")
+    assert (tmp_path / "g").read_bytes() == b"somebody else's"
+    assert {one.name for one in tmp_path.iterdir()} == {"f", "g"}
+
+
 def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
     with pytest.raises(UsageError, match="exists already"), atomic_write(tmp_path / "f"):

@@ -7,19 +7,17 @@ process that is killed leaves the session as it was last acknowledged.  One writ
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from formats import Recorder
 from formats.atomic import atomic_write
+from formats.closing import require_readable
 from formats.encryption import KeySource
-from formats.errors import StorageError, UsageError
+from formats.errors import UsageError
+from formats.locking import only_writer
 from formats.trace_file import TraceFile
 from formats.trace_writer import TraceWriter
 
@@ -45,27 +43,6 @@ class Appended:
     raw_bytes_trace: int
 
 
-@contextlib.contextmanager
-def only_writer(path: str | os.PathLike[str], timeout: float = 0) -> Iterator[None]:
-    """Hold the lock of a file that is appended to: `.NAME.lock` beside it.
-
-    Raises:
-        StorageError: another process holds it, or it cannot be made.
-    """
-    target = Path(path)
-    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=timeout, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise StorageError("another process is appending to it", path=str(path)) from error
-    except OSError as error:
-        raise StorageError(f"cannot be locked: {error.strerror}", path=str(path)) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def append(
     model: PreTrainedModel, prompt: Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
     steps: int = 64, every: int = 1, chunk: int = 1024, temperature: float = 0.0, seed: int = 0, timeout: float = 0,
@@ -85,6 +62,7 @@ def append(
         UsageError: the file was compressed, is a batch, or its last snapshot is not the end of a run.
         MismatchError: another model.  StorageError: another process appends, or the disk refuses.
     """
+    path = os.path.realpath(path)  # a link stays a link: its target grows
     with only_writer(path, timeout):
         file = TraceFile(path, key)
         trace = file.trace()
@@ -111,6 +89,7 @@ def append(
             )
             info = trace.info | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": _times(trace) + 1}
             header, length = writer.finish(tier=trace.tier, capture=info, quality=trace.quality)
+            require_readable(sink, file.reader.secret)
             new = writer.snapshots
     fed = sum(one.tokens for one in feeds)
     return Appended(length, len(file.views) + new, new, len(trace.token_ids()) + fed, fed, header.raw_bytes_trace)

@@ -245,6 +245,8 @@ of_liar("table-of-4097-tensors", "table: 4,097 tensors", "more tensors than a ta
 of_liar("labels-2-to-the-26-rows", "labels: 2^26 + 1 rows", "2^26 + 1 labelled rows in 120 bytes")
 of_liar("labels-far-more-than-the-file-could-hold", "labels: far more rows than the file could hold",
         "3 million labelled rows that nothing stores, in a few kB of zstd")  # fmt: skip
+of_liar("rows-of-all-layers-again-and-again", "rows: of all layers again and again",
+        "70 records of rows, of nothing but a header, each of 4,096 layers: thousands would fill a memory")  # fmt: skip
 of_liar("labels-negative-token", "labels: negative token", "a negative token id, against an embedding's lookup")
 of_liar("labels-position-overflow", "labels: position 2^63", "a position that wraps around")
 of_liar("labels-of-two-in-a-batch-of-three", "1.3: labels, of two sequences", "token ids of two sequences of three")

@@ -25,7 +25,7 @@ def number(text: str) -> int:
 
 
 def test_the_table_is_found() -> None:
-    assert len(LINES) == 17
+    assert len(LINES) == 18
     assert len(LINES) == TEXT.count("| formats/")
 
 

@@ -247,6 +247,7 @@ listed("line repeated", "'records' is I64 [12, 10]", lambda lines: lines.insert(
 listed("lines swapped", "does not tile", lambda lines: lines.insert(5, lines.pop(6)))
 listed("nine columns", "'records' is I64 [11, 9]", lambda lines: [line.pop() for line in lines])
 liar("index: not a table", "too short", lambda c: setattr(c, "index_raw", b"{}"))
+liar("index: 2 MiB for seven lines", "an index of 2097152 bytes", lambda c: setattr(c, "index_raw", bytes(2 * MIB)))
 liar("index: no table", "tensors ['records'] were expected", lambda c: setattr(c, "index_raw", NO_TABLE))
 
 

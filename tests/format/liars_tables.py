@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from formats.errors import CorruptError, TscError, UnsupportedFileError
-from tests.format.craft import LABELS, MODEL, REFERENCE, VIEWS, Craft, Piece, join_table, spell, split_table
+from tests.format.craft import LABELS, MODEL, REFERENCE, ROWS, VIEWS, Craft, Piece, join_table, spell, split_table
 from tests.format.liars import MIB, liar
 
 Json = Any
@@ -238,6 +238,15 @@ def labels_of_nobody(craft: Craft) -> None:
             "position_offsets": ("I64", [count], bytes(8 * count)), "token_ids": ("U16", [count], bytes(2 * count)),
         })  # fmt: skip
         craft.insert(labels)
+
+
+def rows_of_all_layers(craft: Craft) -> None:
+    """64 bytes each, and most of a line of the index is zeros."""
+    for number in range(70):
+        craft.insert(Piece(ROWS, b"", codec=1, layer_count=4_096, first=number, count=1, stored=b"", lies={"raw": 1}))
+
+
+liar("rows: of all layers again and again", "records of 2867", rows_of_all_layers)
 
 
 liar("labels: far more rows than the file could hold", "tables of 31458", labels_of_nobody)

@@ -320,7 +320,7 @@ def test_tables_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_tables_that_no_reader_takes_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = samples.trace()
-    monkeypatch.setattr("formats.closing.FREE_TABLES", -1_000_000)
+    monkeypatch.setattr("formats.proportions.FREE_TABLES", -1_000_000)
     with pytest.raises(LimitError, match="no reader would take it"):
         save(trace, tmp_path / "t.tsc")
     assert not list(tmp_path.iterdir())

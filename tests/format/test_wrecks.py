@@ -215,7 +215,7 @@ def test_headers_that_claim_the_same_bytes_are_not_read_for_ever(tmp_path: Path)
     """Each claims the rest of the file; checksums of more than 64 times the file are not made."""
     count, identity = 300, samples.valid()[16:32]
     length = 64 * (count + 1)
-    heads = [header(ROWS, one, length - 64 * (one + 2) - 1, 99, 7, identity) for one in range(count - 2)]
+    heads = [header(ROWS, one, length - 64 * (one + 2) - 1, length, 7, identity) for one in range(count - 2)]
     (tmp_path / "wreck.tsc").write_bytes(samples.valid()[:64] + b"".join(heads) + bytes(128))
     with pytest.raises(CorruptError, match="headers of more records than can have been written"):
         salvage(tmp_path / "wreck.tsc")
@@ -240,6 +240,9 @@ def test_an_index_of_another_shape(tmp_path: Path) -> None:
     craft = Craft.of(samples.valid())
     craft.edit_index = lambda lines: lines.pop()
     assert says(saved(craft.build(), tmp_path)[1], "index: a table of another shape")
+    craft = Craft.of(samples.valid())
+    craft.index_raw = bytes(2 << 20)
+    assert says(saved(craft.build(), tmp_path)[1], "an index of 2097152 bytes")
 
 
 def test_many_pieces_are_noted(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from formats import Trace, load, save
 from formats.integrity import check
+from formats.locking import only_writer
 from tests.models import prompt
 from tests.reliability.nursery import Nursery
 from tests.reliability.sessions import PROMPT_TOKENS, model
 from tests.reliability.test_processes import TEXT, captured  # noqa: F401  a fixture
 from tests.traces import same_snapshots
 from tsc_cli import capture
-from tsc_cli.appending import only_writer
 
 full = pytest.mark.full
 LONGEST = 48  # snapshots
@@ -149,7 +149,7 @@ def test_a_second_writer_is_refused_and_may_wait(
     with tally("two writers, a reader during append") as counts:
         with only_writer(path):
             assert nursery.wait(nursery.start("command_line", words=words)) == 2
-        assert nursery.log() == f"tsc: error: {path}: another process is appending to it\n"
+        assert nursery.log() == f"tsc: error: {path}: another process is writing to it\n"
         assert path.read_bytes() == captured.read_bytes()
         counts["second writers refused"] += 1
         assert nursery.wait(nursery.start("command_line", words=words)) == 0, nursery.log()

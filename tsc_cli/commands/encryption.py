@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..output import Output, printable, size
 from .options import File, Force, Json, KeyFile, Quiet
+
+if TYPE_CHECKING:
+    from formats.header import TierHeader
+    from formats.trace_file import TraceFile
 
 Target = Annotated[
     str,
@@ -39,7 +43,8 @@ def encrypt(
     opened = TraceFile(file, keys)
     secret = keys.new()
     with out.progress("encrypting"), open_output(output, force=force) as sink:
-        length = write(opened, sink, secret)
+        header, length = write(opened, sink, secret)
+    say_tier(opened, header, out)
     if output != "-":
         facts = {"path": file, "output": output, "file_bytes": length, "scheme": secret.scheme.name.lower()}
         out.report("tsc.encrypt/1", facts, f"{printable(output)}: encrypted, {size(length)}", output)
@@ -63,7 +68,14 @@ def decrypt(
     out = Output(as_json, quiet)
     opened = TraceFile(file, Keys(key_file).source)
     with out.progress("decrypting"), open_output(output, force=force) as sink:
-        length = write(opened, sink)
+        header, length = write(opened, sink)
+    say_tier(opened, header, out)
     if output != "-":
         facts = {"path": file, "output": output, "file_bytes": length}
         out.report("tsc.decrypt/1", facts, f"{printable(output)}: not encrypted, {size(length)}", output)
+
+
+def say_tier(before: TraceFile, after: TierHeader, out: Output) -> None:
+    """A longer file may miss the ratio that it promised."""
+    if before.header.tier != after.tier:
+        out.note(f"the file is longer than its tier {printable(before.header.tier)} allows: it states none")

@@ -91,10 +91,12 @@ def command(
     """
     from formats import load
     from formats.rewriting import record_quality
+    from formats.trace_file import TraceFile
 
     from ..files import model_for, numbers, one_sequence, say_differences
     from ..keys import Keys
     from ..verification import VerifyOptions, passes, verify
+    from .encryption import say_tier
     from .recompute import compared
 
     if max_kl is not None and math.isnan(max_kl):
@@ -108,7 +110,8 @@ def command(
         raise UsageError("--require-identical is for --recompute")
     out = Output(as_json, quiet)
     keys = Keys(key_file).source
-    whole = load(file, keys)
+    opened = TraceFile(file, keys)
+    whole = opened.trace()
     if record and whole.geometry.batch > 1:
         raise UsageError("a measurement of one sequence is not recorded for its batch")
     trace = one_sequence(whole, sequence)
@@ -130,7 +133,8 @@ def command(
         failures += found.against_quality(whole, results)
         record = record and not found.lies
     if record:
-        record_quality(file, [result.record() for result in results], whole.secret)
+        stated = record_quality(file, [result.record() for result in results], whole.secret, measured=opened)
+        say_tier(opened, stated, out)
     facts: dict[str, Any] = {
         "path": file, "against": against, "seed": seed, "max_kl": max_kl, "min_top1": min_top1,
         "results": [
