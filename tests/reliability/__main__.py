@@ -72,8 +72,8 @@ What a killed capture left is such a file, too: `.NAME.*.tmp` beside the output.
 - `recover` keeps a snapshot whole or not at all. What it is tested against are files whose snapshots come one after
   the other; in a file that `compress` or `save` wrote, labels and snapshots stand at the end, so that one that was cut
   off before them gives no snapshot.
-- A session's lock keeps out other processes that append with `tsc`, on file systems that know locks; it keeps out
-  nobody who writes to the file by other means. `.NAME.lock` stays beside the file, empty.
+- A session's lock keeps out other processes that append to it or record into it with `tsc`, on file systems that know
+  locks; it keeps out nobody who writes to the file by other means. `.NAME.lock` stays beside the file, empty.
 - A second `tsc capture --append` does not wait: it is refused (exit 2). Callers of the library may give it time.
 - Where a file cannot be read (an I/O error, not damage), `recover` and `doctor` stop: copy the disk first.
 - That a line was run does not say that a test looks at what it did. `python -m tests.reliability.coverage` measures the
