@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from . import header as header_json
 from .encryption import Secret
-from .errors import CorruptError, LimitError
+from .errors import CorruptError, LimitError, StorageError
 from .header import TierHeader
 from .proportions import fault_of
 from .record_writer import RecordWriter
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from .trace_file import TraceFile
 
 
-def require_readable(sink: BinaryIO, secret: Secret | None) -> None:
-    """Open what was written, before it takes the place of a file that can be opened.
+def require_readable(sink: BinaryIO, secret: Secret | None, path: str | os.PathLike[str]) -> None:
+    """Open what was written, before it takes the place of the file at `path`, which can be opened.
 
     Raises:
         LimitError: no reader would: it says more than a file may.
+        StorageError: it cannot be read back.
     """
     from .trace_file import TraceFile
 
@@ -29,7 +31,10 @@ def require_readable(sink: BinaryIO, secret: Secret | None) -> None:
     try:
         TraceFile(f"/dev/fd/{sink.fileno()}", secret)
     except CorruptError as error:
-        raise LimitError(f"nothing was written, since no reader would take it: {error.message}") from error
+        message = f"nothing was written, since no reader would take it: {error.message}"
+        raise LimitError(message, path=os.fspath(path)) from error
+    except StorageError as error:
+        raise StorageError(error.message, path=os.fspath(path)) from error
 
 
 def copy_records(file: TraceFile, writer: RecordWriter) -> None:

@@ -47,7 +47,7 @@ def record_quality(
         with atomic_write(target, force=True) as sink:
             os.fchmod(sink.fileno(), stat.S_IMODE(os.stat(target).st_mode))
             stated, _ = _write(file, sink, file.reader.file_id, file.reader.minor, file.reader.secret, header)
-            require_readable(sink, file.reader.secret)
+            require_readable(sink, file.reader.secret, path)
     return stated
 
 

@@ -89,7 +89,7 @@ def append(
             )
             info = trace.info | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": _times(trace) + 1}
             header, length = writer.finish(tier=trace.tier, capture=info, quality=trace.quality)
-            require_readable(sink, file.reader.secret)
+            require_readable(sink, file.reader.secret, path)
             new = writer.snapshots
     fed = sum(one.tokens for one in feeds)
     return Appended(length, len(file.views) + new, new, len(trace.token_ids()) + fed, fed, header.raw_bytes_trace)
