@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .records import RecordHeader, RecordType
 from .row_sets import inside, meets, without
+from .states import snapshots_of
 from .views import HISTORY, Span, View, merged
 
 if TYPE_CHECKING:
@@ -27,11 +28,8 @@ class Need:
 def hold_snapshots(remains: Remains) -> None:
     """Find out what each snapshot lacks, and whether a lost record may have said what its rows mean."""
     available = remains.common()
-    held: dict[tuple[int, int], list[Span]] = {}
-    for states in remains.states.values():
-        for layer in range(states.key.first_layer, states.key.first_layer + states.key.layer_count):
-            held.setdefault((layer, states.key.number), []).append(states.key.span)
-    states_held = {which: merged(sorted(spans)) for which, spans in held.items()}
+    held = snapshots_of(states.key for states in remains.states.values())
+    states_held = {which: merged(spans) for which, spans in held.items()}
     gone = remains.lost_records()
     unknown = remains.open_end or any(one is None for one in gone)
     maps = [one for one in gone if one is not None and one.type == RecordType.KEPT]

@@ -7,10 +7,7 @@ from itertools import product
 
 import google_crc32c
 
-from .records import (
-    FILE_ID_BYTES,
-    SUPERBLOCK_BYTES,
-)  # fmt: skip
+from .records import FILE_ID_BYTES, SUPERBLOCK_BYTES
 
 
 def mended(data: bytes) -> bytes:

@@ -99,21 +99,27 @@ def of_snapshot(
                 yield MemoryStates(StateKey(at, layer, len(together), number, 1), tensor[:, None])
 
 
+def snapshots_of(keys: Iterable[StateKey]) -> dict[tuple[int, int], list[Span]]:
+    """For each (layer, number of the state) the snapshots at which blocks hold it, sorted."""
+    found: dict[tuple[int, int], list[Span]] = {}
+    for key in sorted(keys, key=lambda key: key.span):
+        span = key.span
+        for layer in range(key.first_layer, key.first_layer + key.layer_count):
+            found.setdefault((layer, key.number), []).append(span)
+    return found
+
+
 def check_coverage(keys: Iterable[StateKey], snapshots: int, geometry: Geometry) -> None:
     """Every state of every layer is stored once for every snapshot.  Raises CorruptError."""
     found = list(keys)
     needed = sum(len(spec.states) for spec in geometry.layers) * snapshots
     if sum(key.layer_count * key.snapshots for key in found) > 2 * needed:  # before anything grows with it
         raise CorruptError("states are stored twice")
-    stored: dict[tuple[int, int], list[Span]] = {}
-    for key in found:
-        span = key.span
-        for layer in range(key.first_layer, key.first_layer + key.layer_count):
-            stored.setdefault((layer, key.number), []).append(span)
+    stored = snapshots_of(found)
     for layer, spec in enumerate(geometry.layers):
         for number, state in enumerate(spec.states):
             at = 0
-            for span in sorted(stored.get((layer, number), ())):
+            for span in stored.get((layer, number), ()):
                 if span.first < at:
                     raise CorruptError(
                         f"state {state.name!r} of layer {layer} is stored twice at snapshot {span.first}"
