@@ -50,13 +50,14 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
     values, vectors = leading(covariance, min(rank.most, statistics.width))
     kept = _held(values, vectors, covariance.diagonal(), _kept(values, energy, rank.energy))
     values, vectors = values[:kept], vectors[:, :kept]
+    rest = _left(covariance.diagonal(), values, vectors)
+    values, vectors = values.float(), vectors.float()
     predict, left = None, values
     if before is not None and statistics.cross is not None:
         cross = statistics.cross / count - torch.outer(offset, before.offset)
         predict, left = _prediction(_weighted(cross, metric, shape), vectors, values, before)
     exponents = _exponents(left)
     scales = torch.exp2(exponents.double() / SCALE_UNITS).float()
-    rest = _left(covariance.diagonal(), values, vectors)
     scaled = (vectors * scales).T  # (rank, P)
     step = max(
         _step(float(rest.mean()), float(values[-1]), kept, statistics.width), float(scaled.abs().max()) / _LARGEST
@@ -103,7 +104,9 @@ def _weighted(rows: torch.Tensor, metric: Mapping[Part, torch.Tensor], shape: Sh
 
 
 def leading(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest eigenvalues, descending, and eigenvectors (P, count) of a symmetric matrix.
+    """The `count` largest eigenvalues, descending, and eigenvectors (P, count) of a symmetric matrix, in float64.
+
+    In float32 eigenvalues of less than some 1e-7 of the largest would be rounding, another one on every machine.
 
     Wide matrices go by subspace iteration with a Rayleigh-Ritz step (Halko et al., arXiv 0909.4061): a few products
     with the matrix instead of a full decomposition, which would take four times as long.
@@ -111,20 +114,20 @@ def leading(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     width = len(matrix)
     columns = min(width, count + _MORE)
     if width <= _SMALL or 2 * columns > width:
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = torch.linalg.eigh(matrix.double())
         return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count].contiguous()
     generator = torch.Generator(device=matrix.device).manual_seed(0)
     basis = torch.randn(width, columns, generator=generator, device=matrix.device)
     for _ in range(_ITERATIONS):
         basis = torch.linalg.qr(matrix @ basis)[0]
-    projected = basis.T @ (matrix @ basis)
+    projected = (basis.T @ (matrix @ basis)).double()
     values, vectors = torch.linalg.eigh((projected + projected.T) / 2)
-    return values.flip(0)[:count].clamp_min(0), (basis @ vectors.flip(1)[:, :count]).contiguous()
+    return values.flip(0)[:count].clamp_min(0), (basis.double() @ vectors.flip(1)[:, :count]).contiguous()
 
 
 def _kept(values: torch.Tensor, energy: float, share: float) -> int:
     """How many of the values hold the share of the energy; those that are rounding are not counted."""
-    sums = values.double().cumsum(0)
+    sums = values.cumsum(0)
     enough = int((sums < share * energy).sum()) + 1
     sound = int((values > values[0] * _SMALLEST**2).sum())
     return max(1, min(enough, sound, len(values)))
@@ -145,8 +148,8 @@ def _held(values: torch.Tensor, vectors: torch.Tensor, variances: torch.Tensor, 
 
 
 def _left(variances: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """Of these variances (P,), what a basis does not account for."""
-    return (variances - (vectors**2) @ values).clamp_min(0)
+    """Of these variances (P,), what a basis does not account for: little may be left of large ones, hence float64."""
+    return (variances - (vectors**2) @ values).clamp_min(0).float()
 
 
 def _prediction(
