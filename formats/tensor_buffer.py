@@ -1,8 +1,8 @@
 """One safetensors buffer, read strictly and without copying; torch is not needed to read one.
 
-The safetensors library writes the buffers.  Reading is done here because a hostile header has to be refused for
-reasons that the library does not check (duplicate keys, unknown fields, metadata), and because `tsc inspect` reads
-tables of integers without importing torch or numpy.
+Reading is done here because a hostile header has to be refused for reasons that the library does not check (duplicate
+keys, unknown fields, metadata), and because `tsc inspect` reads tables of integers without importing torch or numpy;
+writing, because the library ends the process where there is no memory for its buffer, and Python raises MemoryError.
 Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON, data).
 """
 
@@ -14,7 +14,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import schema, strict_json
 from .errors import CorruptError
@@ -23,10 +23,15 @@ from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_TENSOR_RANK, MAX_TENSORS
 if TYPE_CHECKING:
     import torch
 
-ITEM_SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8,
-    "F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8,
+ITEM_SIZES = {  # in the library's order, the last one first in a buffer
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
+_ORDER = {dtype: place for place, dtype in enumerate(ITEM_SIZES)}
+_OF_TORCH = dict(zip((
+    "bool", "uint8", "int8", "float8_e5m2", "float8_e4m3fn", "int16", "uint16", "float16", "bfloat16",
+    "int32", "uint32", "float32", "float64", "int64", "uint64",
+), ITEM_SIZES, strict=True))  # fmt: skip
 _Code = Literal["B", "H", "i", "q"]
 _CODES: dict[str, _Code] = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
 
@@ -111,24 +116,47 @@ def expect(
             raise CorruptError(f"{what}: tensor {name!r} is {found.dtype} {list(found.shape)}, not {dtype} {shape}")
 
 
-def pack(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """A safetensors buffer of contiguous CPU tensors.  The order of `tensors` does not change the bytes."""
-    from safetensors.torch import save
+def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors buffer of CPU tensors, byte for byte as the library writes it.
 
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    The order of `tensors` does not change the bytes.
+    """
+    import torch
+
+    return _joined({
+        name: (
+            _OF_TORCH[str(tensor.dtype).removeprefix("torch.")], tensor.shape,
+            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data,
+        )
+        for name, tensor in tensors.items()
+    }, metadata)  # fmt: skip
 
 
 def pack_integers(tensors: Mapping[str, tuple[str, Sequence[int], Sequence[int]]]) -> bytes:
     """As `pack` would, of (dtype, shape, values, row-major) of integer tensors, without torch."""
-    header, parts, at = {}, [], 0
-    for name, (dtype, shape, values) in sorted(tensors.items(), key=lambda one: (-ITEM_SIZES[one[1][0]], one[0])):
+    parts = {}
+    for name, (dtype, shape, values) in tensors.items():
         numbers = array(_CODES[dtype], values)
         if sys.byteorder == "big":  # pragma: no cover - no such machine at hand
             numbers.byteswap()
-        parts.append(numbers.tobytes())
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(parts[-1])]}
-        at += len(parts[-1])
-    text = json.dumps(header, separators=(",", ":")).encode()
+        parts[name] = dtype, shape, numbers.tobytes()
+    return _joined(parts)
+
+
+def _joined(
+    tensors: Mapping[str, tuple[str, Sequence[int], bytes | memoryview]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The buffer of tensors' (dtype, shape, data)."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    parts: list[bytes | memoryview] = []
+    at = 0
+    for name in sorted(tensors, key=lambda name: (-_ORDER[tensors[name][0]], name)):
+        dtype, shape, data = tensors[name]
+        stop = at + len(data)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, stop]}
+        parts.append(data)
+        at = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 

@@ -391,6 +391,7 @@ def test_a_name_cannot_forge_a_line(tsc: Any, tmp_path: Path) -> None:
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 192 bytes. Error code 12"), 2),
     (RuntimeError("can't start new thread"), 2),
     (OSError(12, "Cannot allocate memory"), 2),
+    (ImportError("libgomp.so.1: failed to map segment from shared object"), 2),
     (RuntimeError("shapes do not fit"), 101),
 ])  # fmt: skip
 def test_want_of_memory_is_said_in_a_line(
@@ -403,6 +404,14 @@ def test_want_of_memory_is_said_in_a_line(
     done = tsc("test", captured)
     assert done.code == code
     assert ("tsc: error: out of memory" in done.err.splitlines()) == (code == 2)
+
+
+def test_ctrl_c_when_all_is_done() -> None:
+    """While the interpreter is taken down: the exit code is that of what was done."""
+    late = "import atexit, os; atexit.register(os.kill, os.getpid(), 2); from tsc_cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", late, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
 
 
 def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,14 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGINT, _interrupt)
     quiet_environment()
-    sys.exit(run(arguments))
+    try:
+        code = run(arguments)
+    finally:  # the rest is taking down the interpreter, in which Ctrl-C would be an end by a signal
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run `tsc` and return its exit code.  `TSC_DEBUG=1` lets exceptions through."""
-    from .app import app
-
     try:
+        from .app import app
+
         code = app(args=arguments, standalone_mode=False, prog_name="tsc")
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -77,10 +81,14 @@ def _explain(problem: Exception) -> int:
     return BUG
 
 
+# of memory, as torch, zstd, the kernel and the loader of shared objects put it
+_WANTS = ("allocate memory", "not enough memory", "can't start new thread", "failed to map segment")
+
+
 def _is_want_of_memory(problem: Exception) -> bool:
     """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
     text = str(problem).lower()
-    told = any(words in text for words in ("allocate memory", "not enough memory", "can't start new thread"))
+    told = any(words in text for words in _WANTS)
     return told and (isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError")

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as library_load
+from safetensors.torch import save as library_save
 
 from formats.errors import CorruptError
 from formats.tensor_buffer import expect, pack, parse, to_torch
@@ -45,6 +46,7 @@ ONE = {"a": {"dtype": "U16", "shape": [2], "data_offsets": [0, 4]}}
 @given(BUFFERS)
 def test_agrees_with_the_library(wanted: dict[str, torch.Tensor]) -> None:
     buffer = pack(wanted)
+    assert buffer == library_save({name: tensor.clone() for name, tensor in wanted.items()})
     found, library = parse(buffer, "x"), library_load(buffer)
     assert found.keys() == library.keys() == wanted.keys()
     for name, tensor in wanted.items():

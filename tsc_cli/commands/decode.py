@@ -58,14 +58,14 @@ def command(
         out.note("the tensors are not encrypted: the text can be made of them")
     with out.progress("decoding"):
         moment = trace.snapshot(number, layers=wanted)
-    from safetensors.torch import save
+    from formats.tensor_buffer import pack
 
     metadata = {
         "schema": "tsc.decode/1", "snapshot": str(number), "dtype": trace.geometry.dtype,
         "next_token": "" if moment.next_token is None else str(moment.next_token),
         "layers": json.dumps(wanted), "tier": trace.tier, "fingerprint": json.dumps(trace.fingerprint, sort_keys=True),
     }  # fmt: skip
-    data = save(_tensors(trace, number, moment, wanted), metadata=metadata)
+    data = pack(_tensors(trace, number, moment, wanted), metadata)
     with open_output(output, force=force) as sink:
         sink.write(data)
     if output != "-":
