@@ -27,8 +27,8 @@ FOUND = ROOT / "docs" / "reliability.json"
 HEAD = """# What was done to files and processes, and what came of it
 
 Written by `python -m tests.reliability --full -n 2 --dist worksteal`, which replaces the rows that it runs: each row
-stands as it was last run, and says which share. The counts are those that the tests made, and stand in
-[reliability.json](reliability.json). `python -m pytest` runs a quick share of the same tests,
+stands as it was last run, and says which share; of a row without long tests the quick share is all. The counts are
+those that the tests made, and stand in [reliability.json](reliability.json). `python -m pytest` runs the quick share,
 `python -m pytest -m full` the rest. A row passes if each of its tests does; a test fails on the first wrong tensor,
 lost file, other error or other exit code.
 

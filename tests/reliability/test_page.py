@@ -22,17 +22,7 @@ def test_all_that_counts_is_run() -> None:
         assert any(path.is_relative_to(ROOT / one) for one in TESTS), path
 
 
-# rows whose tests are all long, and were not run to the end since they were changed; one that is run leaves this list
-NOT_RUN = ("validators", "coverage of formats/")
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, marks=pytest.mark.xfail(strict=True, raises=KeyError) if row in NOT_RUN else ())
-        for row in ROWS
-    ],
-)
+@pytest.mark.parametrize("row", ROWS)
 def test_every_row_was_run_and_passed(row: str) -> None:
     one = json.loads(FOUND.read_text("utf-8"))[row]
     assert one["counts"]
