@@ -117,7 +117,7 @@ def expect(
 
 
 def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors buffer of CPU tensors, byte for byte as the library writes it.
+    """A safetensors buffer of tensors of any device, byte for byte as the library writes it.
 
     The order of `tensors` does not change the bytes.
     """
@@ -126,7 +126,7 @@ def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None
     return _joined({
         name: (
             _OF_TORCH[str(tensor.dtype).removeprefix("torch.")], tensor.shape,
-            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data,
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data,
         )
         for name, tensor in tensors.items()
     }, metadata)  # fmt: skip

@@ -62,6 +62,10 @@ def test_order_does_not_change_the_bytes(wanted: dict[str, torch.Tensor], chance
     assert pack({name: wanted[name] for name in names}) == pack(wanted)
 
 
+def test_tensors_of_a_run_with_gradients_are_packed() -> None:
+    assert pack({"a": torch.ones(3, requires_grad=True) * 2}) == pack({"a": torch.full((3,), 2.0)})
+
+
 def test_strided_tensors_are_packed_as_they_read() -> None:
     tensor = torch.arange(12, dtype=torch.int32).view(3, 4).t()
     assert list(parse(pack({"a": tensor}), "x")["a"].integers()) == tensor.flatten().tolist()
