@@ -133,7 +133,7 @@ def test_a_context_of_one_token_is_verified_but_not_recalled() -> None:
 
 def test_recall_is_shown_and_recorded_when_it_is_asked_for(tsc: Any, tmp_path: Path) -> None:
     folder, file = models.save_small_model(tmp_path / "model"), tmp_path / "t.tsc"
-    save(capture(models.llama(), models.prompt(40), steps=1, tokenizer=models.byte_tokenizer()), file)
+    save(capture(models.loaded(folder), models.prompt(40), steps=1, tokenizer=models.byte_tokenizer()), file)
     base = ("verify", file, "-m", folder, "--positions", 8, "--greedy", 0)
     assert tsc(*base, "--json").json["results"][0]["recall"] is None
     result = tsc(*base, "--recall", "--record", "--json").json["results"][0]

@@ -383,8 +383,10 @@ def test_a_stated_quality_that_is_too_good(model: Any, trace: Trace, tsc: Any, t
     assert "not measured: the quality that the header states (--snapshots 0)" in tsc("verify", *words).out
 
 
-def test_the_command(model: Any, trace: Trace, other: Trace, tsc: Any, tmp_path: Path) -> None:
+def test_the_command(model: Any, other: Trace, tsc: Any, tmp_path: Path) -> None:
     folder, path = models.save_small_model(tmp_path / "model", model), tmp_path / "t.tsc"
+    model = models.loaded(folder)
+    trace = capture(model, models.prompt(60), steps=4, chunk=16, attention=True)
     save(trace, path)
     words = (path, "-m", folder, "--positions", 4, "--greedy", 0, "--recompute")
     done = tsc("verify", *words, "--require-identical", "--json")
