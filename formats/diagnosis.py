@@ -66,7 +66,8 @@ def diagnose(path: str | os.PathLike[str], key: KeySource | None = None) -> Diag
     else:
         found.problems += remains.problems
         found.snapshots, found.whole = remains.snapshots, remains.whole
-        found.problems += [Problem(f"snapshot {one} is lost: {why}") for one, why in lost(remains)]
+        for numbers, why in lost_together(remains):
+            found.problems.append(Problem(f"{named(numbers)} {'are' if len(numbers) > 1 else 'is'} lost: {why}"))
     try:
         file = integrity.check(path, wreck.secret)
     except _REFUSALS as error:
@@ -88,6 +89,20 @@ def lost(remains: Remains) -> Iterator[tuple[int, str]]:
             yield number, ", ".join(map(in_words, remains.lacks[number]))
         elif number in remains.unsure:
             yield number, "the map of the rows that its heads kept is lost, or may be"
+
+
+def lost_together(remains: Remains) -> Iterator[tuple[range, str]]:
+    """`lost` of neighbours that lack the same, together: a session may have thousands of snapshots."""
+    for (_, why), found in groupby(enumerate(lost(remains)), key=lambda one: (one[1][0] - one[0], one[1][1])):
+        numbers = [number for _, (number, _) in found]
+        yield range(numbers[0], numbers[-1] + 1), why
+
+
+def named(snapshots: range) -> str:
+    """Snapshots that follow on one another, in words."""
+    if len(snapshots) == 1:
+        return f"snapshot {snapshots[0]}"
+    return f"snapshots {snapshots[0]} to {snapshots[-1]}"
 
 
 def in_words(need: Need) -> str:

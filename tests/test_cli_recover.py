@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from formats import load
+from formats import diagnosis, load
 from tests.format import profiles, samples
 from tests.format.craft import HEADER, MODEL, Craft, Piece
 from tests.format.slices import Model, sliced
 from tests.traces import FULL
+from tsc_cli.commands import recover
 
 
 @pytest.fixture
@@ -30,13 +31,20 @@ def test_recover_says_what_is_lost(tsc: Any, broken: Path, tmp_path: Path) -> No
     done = tsc("recover", broken, "-o", tmp_path / "new.tsc")
     assert done.code == 0
     assert "new.tsc: 1 of 4 snapshots" in done.out
-    for number in (1, 2, 3):
-        assert f"lost: snapshot {number}: row 7 of layer 2" in done.out
+    assert "  lost: snapshots 1 to 3: row 7 of layer 2\n" in done.out
     assert "(rows 7 to 7 of layers 2 to 2, values)" in done.out
     assert "not read: bytes " in done.out
     assert broken.read_bytes() == before
     assert len(load(tmp_path / "new.tsc")) == 1
     assert (tmp_path / "new.tsc").stat().st_mode & 0o777 == 0o600
+
+
+def test_neighbours_that_share_a_fate_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "lost", lambda _: iter([(0, "a"), (1, "a"), (3, "a"), (4, "b"), (5, "b")]))
+    nothing: Any = None
+    found = [(diagnosis.named(numbers), why) for numbers, why in diagnosis.lost_together(nothing)]
+    assert found == [("snapshots 0 to 1", "a"), ("snapshot 3", "a"), ("snapshots 4 to 5", "b")]
+    assert recover._renamed({9: 4, 0: 0, 1: 1, 4: 2, 5: 3}) == "0 to 1 -> 0 to 1, 4 to 5 -> 2 to 3, 9 -> 4"
 
 
 def test_recover_in_json(tsc: Any, broken: Path, tmp_path: Path) -> None:
@@ -144,7 +152,7 @@ def test_doctor_lists_all_damage(tsc: Any, broken: Path) -> None:
     done = tsc("doctor", broken)
     assert done.code == 3
     for text in ("checksum of the superblock does not match (byte 0)", "checksum of a record does not match (record ",
-                 f"4 bytes behind the end mark (byte {len(data)})", "snapshot 3 is lost: row 7 of layer 2",
+                 f"4 bytes behind the end mark (byte {len(data)})", "snapshots 1 to 3 are lost: row 7 of layer 2",
                  "tsc recover can save 1 of 4 snapshots"):  # fmt: skip
         assert text in done.out
     found = tsc("doctor", broken, "--json").json

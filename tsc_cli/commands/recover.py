@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,7 +92,7 @@ def _record(header: Any) -> dict[str, Any] | None:
 
 
 def _text(path: str, output: str, length: int, plan: Plan) -> str:
-    from formats.diagnosis import lost
+    from formats.diagnosis import lost_together, named
 
     remains = plan.remains
     of = f"{remains.snapshots}" if remains.all_known else f"at least {remains.snapshots}"
@@ -98,16 +100,25 @@ def _text(path: str, output: str, length: int, plan: Plan) -> str:
     if not plan.damaged:
         return f"{printable(path)} is not damaged\n{head}"
     lines = [head, "nothing is lost: only what can be made anew was damaged"] if plan.complete else [head]
-    lines += [f"  lost: snapshot {number}: {printable(why)}" for number, why in lost(remains)]
+    lines += [f"  lost: {named(numbers)}: {printable(why)}" for numbers, why in lost_together(remains)]
     if any(old != new for old, new in plan.numbers.items()):
-        renamed = ", ".join(f"{old} -> {new}" for old, new in plan.numbers.items())
-        lines.append(f"  snapshots are numbered anew: {renamed}")
+        lines.append(f"  snapshots are numbered anew: {_renamed(plan.numbers)}")
     lines += [f"  lost: {_in_words(one)}" for one in remains.lost_records()]
     lines += [f"  not kept: record {number} {plan.dropped[number]}" for number in sorted(plan.dropped)]
     lines += [f"  not read: bytes {start} to {stop - 1}" for start, stop in remains.wreck.unread]
     if not plan.complete:
         lines.append("  the file promises no tier any more: tsc verify measures what it has")
     return "\n".join(lines)
+
+
+def _renamed(numbers: Mapping[int, int]) -> str:
+    """Old and new numbers, those together that move by the same."""
+    parts = []
+    for _, found in groupby(sorted(numbers.items()), key=lambda one: one[0] - one[1]):
+        pairs = list(found)
+        (first, new), (last, stop) = pairs[0], pairs[-1]
+        parts.append(f"{first} -> {new}" if first == last else f"{first} to {last} -> {new} to {stop}")
+    return ", ".join(parts)
 
 
 def _in_words(header: Any) -> str:
