@@ -16,6 +16,7 @@ import transformers
 from safetensors import safe_open
 
 from formats import load, save
+from formats.atomic import atomic_write
 from tests import models
 from tests.traces import growing_trace
 from tsc_cli import capture, main
@@ -412,6 +413,23 @@ def test_ctrl_c_when_all_is_done() -> None:
     done = subprocess.run([sys.executable, "-c", late, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
+
+
+def test_a_second_ctrl_c_does_not_stop_the_cleaning_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = os.unlink
+
+    def late(path: str) -> None:
+        main._interrupt()
+        unlink(path)
+
+    monkeypatch.setattr(main, "_interrupts", [])
+    monkeypatch.setattr(os, "unlink", late)
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "x"):
+        main._interrupt()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(main, "_CLEANING", -1.0)  # later
+    with pytest.raises(KeyboardInterrupt):
+        main._interrupt()
 
 
 def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from formats.errors import TscError
@@ -18,15 +19,17 @@ from .libraries import quiet_environment
 
 BUG = 101
 INTERRUPTED = 130
+_CLEANING = 2.0  # seconds after a Ctrl-C in which others are ignored: a key that is held must not stop the cleaning up
+
+_interrupts: list[float] = []  # when
 
 
-_interrupts: list[int] = []
-
-
-def _interrupt(number: int, _: object) -> None:
+def _interrupt(*_: object) -> None:
     """Ctrl-C, noted: where it strikes an import, libraries make another error of it."""
-    _interrupts.append(number)
-    raise KeyboardInterrupt
+    now = time.monotonic()
+    if not _interrupts or now - _interrupts[-1] > _CLEANING:
+        _interrupts.append(now)
+        raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
