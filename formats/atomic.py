@@ -22,6 +22,8 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise UsageError("is a folder, a file name was expected", path=str(path))
     if not path.parent.is_dir():
         raise UsageError("the folder does not exist", path=str(path.parent))
+    if path.exists() and not path.is_file():  # a device would become a file
+        raise UsageError("is not a regular file", path=str(path))
     if not force and os.path.lexists(path):
         raise UsageError("the file exists already", path=str(path), hint="--force replaces it")
 

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from . import integrity, views
 from .encryption import KeySource
-from .errors import CorruptError, LimitError, TscError, UnsupportedFileError
+from .errors import CorruptError, TscError, UnsupportedFileError
 from .holding import Need
 from .klt import store
 from .records import ENCRYPTED, KNOWN_TYPES, MINOR, SUPERBLOCK
@@ -18,7 +18,7 @@ from .row_sets import union, without
 from .scanning import Problem, Wreck
 from .trace_file import TraceFile
 
-_REFUSALS = (CorruptError, UnsupportedFileError, LimitError)
+_REFUSALS = (CorruptError, UnsupportedFileError)
 _PIECES = 64  # ranges of rows of one layer in one snapshot; more are slow to restore
 _HIGH_RATIO = 10_000
 
@@ -53,6 +53,7 @@ def diagnose(path: str | os.PathLike[str], key: KeySource | None = None) -> Diag
     Raises:
         StorageError, UsageError: it cannot be read.
         LockedError: it is encrypted, and no key or another one was given.
+        LimitError: to look at it takes more than the memory budget.
     """
     try:
         wreck = Wreck(path, key)

@@ -88,9 +88,9 @@ class UnsupportedFileError(TscError):
 
 
 class LimitError(TscError):
-    """The file declares more than the reader is prepared to allocate."""
+    """More than a file may hold, or than the memory budget allows here: that says nothing against a file."""
 
-    exit_code = 3
+    exit_code = 2
 
 
 class PromiseError(TscError):

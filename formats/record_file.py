@@ -126,7 +126,9 @@ class _Locating:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, TscError) and error.path is None:
+        if isinstance(error, UsageError):  # of what was asked, such as the key, not of a place in the file
+            error.path = error.path or self._place[0]
+        elif isinstance(error, TscError) and error.path is None:
             error.path, error.offset, error.record = self._place
 
 

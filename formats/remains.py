@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from . import geometry as geometry_json
 from . import header as header_json
-from .errors import CorruptError, StorageError, TscError, UnsupportedFileError
+from .errors import CorruptError, LimitError, StorageError, TscError, UnsupportedFileError
 from .file_blocks import FileBlock, FileStates
 from .header import TierHeader
 from .holding import Need, hold_snapshots
@@ -127,8 +127,8 @@ class Remains:
     def _try(self, found: Found, read: Callable[[Found], None]) -> None:
         try:
             read(found)
-        except (StorageError, UnsupportedFileError):
-            raise  # what cannot be read now may be whole
+        except (LimitError, StorageError, UnsupportedFileError):
+            raise  # what cannot be read here and now may be whole
         except TscError as error:
             self.problems.append(Problem.of(error, found.offset, found.header.sequence))
         else:

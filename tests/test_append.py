@@ -154,9 +154,11 @@ def test_the_command(tsc: Any, tmp_path: Path) -> None:
     shown = tsc("capture", "--append", path, "-m", folder, "--steps", 1)
     assert "1 tokens and 1 snapshots more, 32 and 8 in all" in shown.out
     assert tsc("verify", path, "-m", folder, "--positions", 4, "--greedy", 2, "-q").out == "0\n"
-    for wrong in (("--output", tmp_path / "o.tsc"), ("--context", 3), ("--attention",)):
+    for wrong in (("--output", tmp_path / "o.tsc"), ("--context", 3), ("--attention",), ("--dtype", "float16")):
         refused = tsc("capture", "--append", path, "x", "-m", folder, *wrong)
         assert (refused.code, f"{wrong[0]} has no meaning with --append" in refused.err) == (2, True)
+    empty = tsc("capture", "--append", path, "", "-m", folder)
+    assert (empty.code, "the prompt is empty" in empty.err) == (2, True)
     missing = tsc("capture", "--append", tmp_path / "none.tsc", "x", "-m", folder)
     assert (missing.code, "cannot be opened" in missing.err) == (2, True)
     assert not (tmp_path / "none.tsc").exists()

@@ -415,6 +415,39 @@ def test_ctrl_c_when_all_is_done() -> None:
     assert done.stdout
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, captured: Path, tmp_path: Path) -> None:
+    for words, code in ((f"test {captured}", 0), (f"decode {captured} -o {tmp_path}/{len(closed)}.safetensors", 0)):
+        done = subprocess.run(["bash", "-c", f"{sys.executable} -m tsc_cli {words} {closed}"], capture_output=True)
+        assert (done.returncode, b"bug" in done.stderr) == (code, False)
+    if "<" in closed:
+        done = subprocess.run(["bash", "-c", f"{sys.executable} -m tsc_cli capture - -o x {closed}"], cwd=tmp_path)
+        assert done.returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_under_stdout(captured: Path) -> None:
+    command = f"{sys.executable} -m tsc_cli inspect {captured} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "tsc: error: stdout cannot be written: No space left on device\n")
+
+
+def test_what_is_no_file_is_not_replaced(tsc: Any, captured: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for force in ((), ("--force",)):
+        done = tsc("decode", captured, "-o", tmp_path / "pipe.safetensors", *force)
+        assert (done.code, "pipe.safetensors: is not a regular file" in done.err) == (2, True)
+    assert (tmp_path / "pipe.safetensors").is_fifo()
+
+
+def test_want_of_budget_says_nothing_against_a_file(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", "100")
+    for command in ("test", "doctor", "recover"):
+        done = tsc(command, captured, *(("-o", captured.with_name("r.tsc")) if command == "recover" else ()))
+        assert (done.code, "more than the budget of 100" in done.out + done.err) == (2, True)
+        assert "damage" not in done.out + done.err
+
+
 def test_a_second_ctrl_c_does_not_stop_the_cleaning_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink = os.unlink
 

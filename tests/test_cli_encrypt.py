@@ -215,6 +215,41 @@ def test_a_key_for_a_file_that_is_not_encrypted(
 # Mistakes with keys
 
 
+def test_nothing_is_written_over_a_key(
+    tsc: Any, plain: Path, locked: Path, folder: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    key = key_file(tmp_path)
+    words = ("-o", key, "--key-file", key, "--force")
+    for command in (
+        ("encrypt", plain), ("decrypt", locked), ("compress", plain, "--codec", "scalar", "--no-verify", "--encrypt"),
+        ("capture", "abc", "-m", folder, "--encrypt"), ("decode", locked), ("recover", locked),
+    ):  # fmt: skip
+        done = tsc(*command, *(words if command[0] != "decode" else ("-o", hard_link(key), *words[2:])))
+        assert_says(done, 2, "is read by this command, so that nothing is written over it")
+        assert key.read_bytes() == KEY
+
+
+def hard_link(key: Path) -> Path:
+    """A name that `tsc decode` takes."""
+    other = key.with_suffix(".safetensors")
+    other.hardlink_to(key)
+    return other
+
+
+def test_the_environment_of_other_files(
+    tsc: Any, plain: Path, locked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A store may hold files with keys and with passphrases."""
+    monkeypatch.setenv("TSC_PASSPHRASE", "")
+    assert "ok as far as shows without the key" in tsc("test", locked).out
+    monkeypatch.setenv("TSC_KEY", "abc")
+    done = tsc("inspect", locked)
+    assert_says(done, 2, f"{locked}: TSC_KEY is no key: 64 hexadecimal digits were expected")
+    assert "byte" not in done.err
+    monkeypatch.delenv("TSC_KEY")
+    assert_says(tsc("encrypt", plain, "-o", locked.with_name("x")), 2, "TSC_PASSPHRASE: ")
+
+
 def test_key_files_that_are_none(tsc: Any, plain: Path, tmp_path: Path) -> None:
     for number, data in enumerate((b"", KEY[:31], KEY + b"\0", KEY.hex().encode()[:-2], b"g" * 64, bytes(8192))):
         path = key_file(tmp_path, data, f"k{number}")

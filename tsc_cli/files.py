@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,13 +24,20 @@ _RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
 MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
 
 
-def check_output(path: str, *, force: bool) -> None:
-    """Refuse an output before the work is done.  `-` is stdout, which must not be a terminal."""
+def check_output(path: str, *, force: bool, read: Iterable[str | None] = ()) -> None:
+    """Refuse an output before the work is done.  `-` is stdout, which must not be a terminal.
+
+    Args:
+        read: keys and texts that the command reads, over which nothing is written even if `force` is set.
+    """
     if path == "-":
         if sys.stdout.isatty():
             raise UsageError("binary data is not written to a terminal", hint="give -o FILE, or redirect stdout")
     else:
         refuse_existing(Path(path), force=force)
+        for one in read:
+            if one is not None and os.path.exists(path) and os.path.exists(one) and os.path.samefile(path, one):
+                raise UsageError("is read by this command, so that nothing is written over it", path=path)
 
 
 @contextlib.contextmanager

@@ -50,10 +50,11 @@ class Keys:
                 self(path, scheme)
         return self.source
 
-    @property
-    def known(self) -> bool:
-        """Whether a secret is at hand without asking anybody."""
-        return self._key is not None or KEY_VARIABLE in os.environ or PASSPHRASE_VARIABLE in os.environ
+    def known(self, path: str) -> bool:
+        """Whether a secret of the kind that this file takes is at hand without asking anybody, if it takes one."""
+        scheme = _scheme_of(path)
+        variable = KEY_VARIABLE if scheme is Scheme.KEY else PASSPHRASE_VARIABLE
+        return self._key is not None or scheme is None or variable in os.environ
 
     def __call__(self, path: str, scheme: Scheme) -> Secret:
         """The secret of a file that is encrypted in this way.
@@ -142,7 +143,10 @@ def _key_of_environment() -> Secret | None:
 
 def _passphrase_of_environment() -> Secret | None:
     text = os.environ.get(PASSPHRASE_VARIABLE)
-    return None if text is None else Secret.of_passphrase(text)
+    try:
+        return None if text is None else Secret.of_passphrase(text)
+    except UsageError as error:
+        raise UsageError(f"{PASSPHRASE_VARIABLE}: {error.message}") from None
 
 
 def _from_hex(text: str) -> bytes | None:
@@ -160,3 +164,5 @@ def _type(prompt: str) -> str:
         return getpass.getpass(prompt)
     except EOFError:
         raise UsageError("no passphrase was typed") from None
+    except UnicodeDecodeError:
+        raise UsageError("the passphrase is not valid Unicode") from None

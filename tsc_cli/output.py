@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from formats.errors import StorageError
+
 Advance = Callable[[int], None]
 
 
@@ -61,6 +63,11 @@ def _numeric(cell: str) -> bool:
     return not cell or (starts and cell.count(" ") <= 1) or cell in ("nan", "none")
 
 
+def _go_nowhere() -> None:
+    """Whatever still goes to stdout, so that closing it at exit does not fail a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @dataclass(frozen=True)
 class Output:
     """How one command reports: for a person, as JSON, or as the headline alone."""
@@ -81,8 +88,10 @@ class Output:
             sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
-            # what is still to come goes nowhere; the exit code stays the command's own
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _go_nowhere()  # the exit code stays the command's own
+        except OSError as error:
+            _go_nowhere()
+            raise StorageError(f"stdout cannot be written: {error.strerror}") from error
 
     def note(self, text: str) -> None:
         """A message for a person."""

@@ -148,7 +148,7 @@ class Target:
         with within(SECONDS), contextlib.suppress(*REFUSALS):
             restore(self.path)
         if zlib.crc32(data) % 4 == 0:
-            with within(SECONDS), contextlib.suppress(LockedError):
+            with within(SECONDS), contextlib.suppress(LimitError, LockedError):
                 diagnose(self.path, key)
         self.runs += 1
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

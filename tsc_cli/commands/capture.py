@@ -123,6 +123,7 @@ def command(
         given = {
             "--output": output, "--context": context, "--keyframe-interval": keyframe_interval, "--messages": messages,
             "--deterministic": deterministic or None, "--attention": attention or None, "--encrypt": encrypt or None,
+            "--force": force or None, "--dtype": None if dtype == "auto" else dtype,
         }  # fmt: skip
         _append(
             append_to, [name for name, value in given.items() if value is not None], prompt, prompt_file, model, device,
@@ -140,7 +141,7 @@ def command(
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
     if key_file is not None and not encrypt:
         raise UsageError("--key-file goes with --encrypt")
-    check_output(output, force=force)
+    check_output(output, force=force, read=(prompt_file, messages, key_file))
     check_dtype(dtype)
     # what is wrong with a prompt shows before the model is loaded
     chat = read_messages(messages) if messages is not None else None
@@ -192,6 +193,8 @@ def _append(
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, or - for stdin")
     if prompt_file is not None or prompt == "-":
         prompt = read_text(prompt_file or "-")
+    if prompt == "":
+        raise UsageError("the prompt is empty", hint="without one, only steps are decoded")
     trace = load(path, Keys(key_file).source)
     loaded = model_for(trace, model, device, out)
     tokens = encode(prompt, loaded.tokenizer, special=False) if prompt else []

@@ -149,7 +149,7 @@ def command(
     path = output or f"{PurePath(file).with_suffix('')}.{codec or target.name}.tsc"
     by_hand = recipe_of(codec, evict, pairs(settings or [])) if codec is not None else None
     if not dry_run:
-        check_output(path, force=force)
+        check_output(path, force=force, read=(key_file,))
     keys = Keys(key_file)
     trace = load(file, keys if encrypt else keys.source)
     if encrypt and trace.secret is None:

@@ -49,7 +49,7 @@ def command(
 
     if output != "-" and not output.endswith(".safetensors"):
         raise UsageError("only safetensors files are written", path=output, hint="name it OUT.safetensors")
-    check_output(output, force=force)
+    check_output(output, force=force, read=(key_file,))
     trace = load(file, Keys(key_file).source)
     number = trace.index(snapshot)
     wanted = numbers(layers, len(trace.geometry.layers), "layer")

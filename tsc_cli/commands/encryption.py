@@ -29,7 +29,8 @@ def encrypt(
     else it is made of the passphrase in TSC_PASSPHRASE, or of one that is typed, by scrypt. The commands that read the
     copy take the key in the same ways, and what they make of it is encrypted, too.
 
-    What anybody can still read: how many tokens, snapshots, layers and bytes there are. The original is kept.
+    What anybody can still read: how many tokens, snapshots, layers and bytes there are. The original is
+    kept, unless it is the output, too.
     """
     from formats.rewriting import encrypt as write
     from formats.trace_file import TraceFile
@@ -37,7 +38,7 @@ def encrypt(
     from ..files import check_output, open_output
     from ..keys import Keys
 
-    check_output(output, force=force)
+    check_output(output, force=force, read=(key_file,))
     out = Output(as_json, quiet)
     keys = Keys(key_file)
     opened = TraceFile(file, keys)
@@ -64,7 +65,7 @@ def decrypt(
     from ..files import check_output, open_output
     from ..keys import Keys
 
-    check_output(output, force=force)
+    check_output(output, force=force, read=(key_file,))
     out = Output(as_json, quiet)
     opened = TraceFile(file, Keys(key_file).source)
     with out.progress("decrypting"), open_output(output, force=force) as sink:

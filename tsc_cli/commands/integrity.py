@@ -38,7 +38,7 @@ def command(
     for path in files:
         try:
             with out.progress(f"testing {path}"):
-                sealed = None if keys.known else check_sealed(path)
+                sealed = None if keys.known(path) else check_sealed(path)
                 if sealed is not None:
                     results.append({
                         "path": path, "ok": True, "file_bytes": os.path.getsize(path), "records": sealed,

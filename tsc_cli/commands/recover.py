@@ -37,10 +37,12 @@ def command(
     """
     from formats.recovery import recover
 
+    from ..files import check_output
     from ..keys import Keys
 
     if output == "-":
         raise UsageError("a recovered file is checked before it takes its name: stdout will not do", hint="-o OUT.tsc")
+    check_output(output, force=force, read=(key_file,))
     out, keys = Output(as_json, quiet), Keys(key_file).ready(file)
     with out.progress(f"recovering {file}"):
         plan, length = recover(file, output, force=force, key=keys)
