@@ -185,6 +185,12 @@ def salvage(path: str | os.PathLike[str], key: KeySource | None = None) -> Plan:
     return choose(examine(Wreck(path, key)))
 
 
+def refuse_input(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Raise UsageError where the output is the input."""
+    if os.path.exists(output) and os.path.exists(path) and os.path.samefile(path, output):
+        raise UsageError("the output is the input, which is never changed", path=os.fspath(output))
+
+
 def recover(
     path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False, key: KeySource | None = None
 ) -> tuple[Plan, int]:  # fmt: skip
@@ -199,8 +205,7 @@ def recover(
         UsageError: the output exists and `force` is not set, or is the input.
         and what `salvage` raises.
     """
-    if os.path.exists(output) and os.path.exists(path) and os.path.samefile(path, output):
-        raise UsageError("the output is the input, which is never changed", path=os.fspath(output))
+    refuse_input(path, output)
     found = salvage(path, key)
     with atomic_write(output, force=force) as sink:
         length = Writing(found).write(sink)

@@ -18,7 +18,7 @@ from formats.errors import StorageError, UnsupportedCacheError, UsageError
 from . import default_model
 from .models import Loaded, known_name
 from .models import load as load_model
-from .output import Output, message
+from .output import Output, go_nowhere, message
 
 _RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
 MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
@@ -34,10 +34,10 @@ def check_output(path: str, *, force: bool, read: Iterable[str | None] = ()) -> 
         if sys.stdout.isatty():
             raise UsageError("binary data is not written to a terminal", hint="give -o FILE, or redirect stdout")
     else:
-        refuse_existing(Path(path), force=force)
-        for one in read:
+        for one in read:  # first: the other refusal would recommend --force
             if one is not None and os.path.exists(path) and os.path.exists(one) and os.path.samefile(path, one):
                 raise UsageError("is read by this command, so that nothing is written over it", path=path)
+        refuse_existing(Path(path), force=force)
 
 
 @contextlib.contextmanager
@@ -48,8 +48,7 @@ def open_output(path: str, *, force: bool) -> Iterator[BinaryIO]:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
-            # what is buffered goes nowhere, so that closing stdout at exit does not fail a second time
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            go_nowhere()
             raise StorageError("stdout was closed before everything was written") from error
     else:
         with atomic_write(path, force=force) as file:

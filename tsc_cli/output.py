@@ -63,7 +63,7 @@ def _numeric(cell: str) -> bool:
     return not cell or (starts and cell.count(" ") <= 1) or cell in ("nan", "none")
 
 
-def _go_nowhere() -> None:
+def go_nowhere() -> None:
     """Whatever still goes to stdout, so that closing it at exit does not fail a second time."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -88,9 +88,9 @@ class Output:
             sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
-            _go_nowhere()  # the exit code stays the command's own
+            go_nowhere()  # the exit code stays the command's own
         except OSError as error:
-            _go_nowhere()
+            go_nowhere()
             raise StorageError(f"stdout cannot be written: {error.strerror}") from error
 
     def note(self, text: str) -> None:

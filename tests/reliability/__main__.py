@@ -65,8 +65,8 @@ What a killed capture left is such a file, too: `.NAME.*.tmp` beside the output.
 - Disks that fail are imitated (a call that returns an error, a kernel limit on the length of files), and so is want of
   memory (a limit on address space, for processes that have imported their libraries). Python itself may wait for ever
   for a thread that dies for want of memory as it is born; `tsc` hashes weights in threads when a model is compared.
-  Libraries written in Rust (that of codec klt's entropy coder, tokenizers) end the process where they get none: then a
-  temporary file stays, as if it had been killed.
+  Libraries written in Rust (that of codec klt's entropy coder, tokenizers) may end the process where they get none:
+  then a temporary file stays, as if it had been killed.
 - A cache of yours that is being filled (`to_cache(..., into=cache)`) is not emptied again if memory runs out on the
   way.
 - Records that are exchanged by somebody who makes the checksums right again make a valid file that says something

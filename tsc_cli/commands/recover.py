@@ -35,13 +35,14 @@ def command(
     and rows are lost. Snapshots are numbered anew. The input is only read. Exit code 0 also if some are lost (--json
     says "complete"), 3 if no snapshot can be saved.
     """
-    from formats.recovery import recover
+    from formats.recovery import recover, refuse_input
 
     from ..files import check_output
     from ..keys import Keys
 
     if output == "-":
         raise UsageError("a recovered file is checked before it takes its name: stdout will not do", hint="-o OUT.tsc")
+    refuse_input(file, output)
     check_output(output, force=force, read=(key_file,))
     out, keys = Output(as_json, quiet), Keys(key_file).ready(file)
     with out.progress(f"recovering {file}"):
