@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from . import header as header_json
+from . import loss, promises
 from .encryption import Secret
-from .errors import CorruptError, LimitError, StorageError
+from .errors import CorruptError, LimitError, PromiseError, StorageError
 from .header import TierHeader
 from .proportions import fault_of
 from .record_writer import RecordWriter
@@ -48,26 +51,57 @@ _ROUNDS = 8  # of finding the ratio that a header states of the file that it is 
 _NEAR = 8  # bytes by which files differ whose headers state neighbouring ratios
 
 
-def finish_records(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
-    """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length."""
-    fault = fault_of([entry for _, entry in writer.entries], writer.offset)
+def finish_records(
+    writer: RecordWriter, header: TierHeader, *, lost_by: str = "", values: Callable[[], int] | None = None,
+    insist: bool = False,
+) -> tuple[TierHeader, int]:  # fmt: skip
+    """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length.
+
+    Every file ends here.  So this is where a tier is held against what was written: one that the file does not keep is
+    not stated.
+
+    Args:
+        lost_by: what MODEL says that the rows had lost by; see `loss`.
+        values: counts the stored values, for a promise of bits a value; without it no such promise is stated.
+        insist: refuse to finish a file that does not keep its tier.
+    Raises:
+        PromiseError: it does not.
+        LimitError: no reader would take the file.
+    """
+    records = [entry for _, entry in writer.entries]
+    fault = fault_of(records, writer.offset)
     if fault:
         raise LimitError(f"{fault}: no reader would take it")
+    lost_by = loss.of_records(lost_by, header.codec, header.capture, records)
+    stated, length = _settled(writer, header)
+    broken = promises.fault_of(stated, length, lost_by)
+    if broken is None and promises.bits_of(stated.tier) is not None:
+        broken = promises.fault_of_bits(stated, length, values()) if values else "its stored values are not counted"
+    if broken is not None:
+        if insist:
+            raise PromiseError(f"{stated.tier} cannot be met: {broken}")
+        stated, _ = _settled(writer, replace(header, tier=""))
+    return stated, _close(writer, stated)
+
+
+def _settled(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
+    """The header with the ratios of the file that it is part of, and the length of that file; nothing is written."""
     stated = header.with_ratios(writer.offset)
-    found: list[tuple[float, TierHeader]] = []
+    found: list[tuple[float, TierHeader, int]] = []
     for _ in range(_ROUNDS):
         length = _close(writer.trial(), stated)
         again = header.with_ratios(length)
-        found.append((_off_by(stated, length), stated))
+        found.append((_off_by(stated, length), stated, length))
         if again == stated:
-            break
+            return stated, length
         stated = again
-    else:  # the length and the ratios chase one another: take the header that is least wrong
-        for near in range(length - _NEAR, length + _NEAR + 1):
-            stated = header.with_ratios(near)
-            found.append((_off_by(stated, _close(writer.trial(), stated)), stated))
-        _, stated = min(found, key=lambda one: one[0])
-    return stated, _close(writer, stated)
+    # the length and the ratios chase one another: take the header that is least wrong
+    for near in range(length - _NEAR, length + _NEAR + 1):
+        stated = header.with_ratios(near)
+        reached = _close(writer.trial(), stated)
+        found.append((_off_by(stated, reached), stated, reached))
+    _, stated, length = min(found, key=lambda one: one[0])
+    return stated, length
 
 
 def _off_by(header: TierHeader, length: int) -> float:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from . import eviction
+from . import eviction, loss, row_store
 from . import settings as setting
-from .codecs import CODECS, Codec, Surroundings, codec_by_name
+from .codecs import Codec, Surroundings, codec_by_name
 from .codecs.delta import Delta
 from .codecs.klt import Klt
 from .encryption import Secret
 from .errors import UsageError
 from .eviction import FILTERS, Filtered
-from .file_blocks import FileBlock, FileStates
 from .header import TierHeader
 from .klt import store
 from .limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
@@ -130,13 +128,11 @@ class Source:
     """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
 
     def __init__(self, trace: Trace) -> None:
-        for block in (*trace.blocks, *trace.states):
-            stored = getattr(block, "whole", block)  # of one sequence of a batch
-            if isinstance(stored, FileBlock | FileStates) and not CODECS[stored.header.codec].exact:
-                raise UsageError(
-                    "was compressed already: what was lost then cannot be told from what was captured",
-                    path=stored.file.path, hint="compress the captured file",
-                )  # fmt: skip
+        if lost_by := loss.of_trace(trace):
+            raise UsageError(
+                f"was compressed already ({lost_by}): what was lost then cannot be told from what was captured",
+                path=trace.path, hint="compress the captured file",
+            )  # fmt: skip
         self.trace = trace
         self._filtered: dict[tuple[Any, ...], Filtered] = {}
 
@@ -151,9 +147,7 @@ class Source:
     @cached_property
     def stored_values(self) -> int:
         """Scalars that the snapshots need, each counted once."""
-        rows = sum(t.numel() for group in self.filtered(Recipe("lossless")).rows for t in group.rows.values())
-        states = sum(math.prod(state.shape) for spec in self.trace.geometry.layers for state in spec.states)
-        return rows + states * self.trace.geometry.batch * len(self.trace)
+        return row_store.stored_values(self.trace.geometry, self.trace.views)
 
     @property
     def passing_secret(self) -> Secret | None:
@@ -188,6 +182,7 @@ def write(
         secret: encrypt the file with it, by default with the trace's, if that has one.
     Raises:
         UsageError: a value is not finite and the codec is not exact; the filter cannot be applied.
+        PromiseError: the file does not keep the tier that its header is to state.
     """
     header = header or Header()
     trace, filtered = source.trace, source.filtered(recipe)
@@ -213,7 +208,7 @@ def write(
         writer.add_view(view)
     return writer.finish(
         tier=header.tier, reference=trace.reference, capture=trace.info, quality=header.quality, codec=recipe.name,
-        parameters=recipe.parameters(), captured_bytes=source.captured_bytes,
+        parameters=recipe.parameters(), captured_bytes=source.captured_bytes, insist=True,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ def deduplicate(
     for number, snapshot in enumerate(snapshots):
         _check_shapes(snapshot, geometry, number)
         numbers, previous = _match(snapshot, geometry, previous, builder, labelled)
+        builder.trace.lost_by = builder.trace.lost_by or snapshot.lost_by
         history = merged(Span(labelled[label], 1) for label in zip(snapshot.token_ids, snapshot.positions, strict=True))
         layers = tuple(merged(Span(row, 1) for row in rows) for rows in numbers)
         builder.add_view(View(history, layers, () if snapshot.next_token is None else (snapshot.next_token,)))

@@ -134,6 +134,8 @@ def _unusual(file: TraceFile) -> Iterator[Problem]:
     offset, entry = file.entries[-1]
     if not header.tier:
         yield _note("the file promises no tier", offset, entry.sequence)
+    if file.lost_by:
+        yield _note(f"the rows are not as captured: {file.lost_by}", offset, entry.sequence)
     if not header.quality:
         yield _note("quality was not measured, or not recorded", offset, entry.sequence)
     if header.ratios is None:

@@ -151,12 +151,17 @@ class Geometry:
             first += count
 
 
-def to_json(geometry: Geometry, fingerprint: Mapping[str, str]) -> bytes:
+def to_json(geometry: Geometry, fingerprint: Mapping[str, str], lost_by: str = "") -> bytes:
+    """A MODEL record's payload.
+
+    Args:
+        lost_by: what the rows lost by before they came into the file; see `loss`.
+    """
     layers = [{"count": count, **_described(spec)} for _, count, spec in geometry.runs()]
     padding = {"padding": list(geometry.padding)} if geometry.padding else {}
     return strict_json.dumps({
         "schema": SCHEMA, "dtype": geometry.dtype, "batch": geometry.batch, "layers": layers,
-        "fingerprint": dict(fingerprint), **padding,
+        "fingerprint": dict(fingerprint), **padding, **({"lost_by": lost_by} if lost_by else {}),
     })  # fmt: skip
 
 
@@ -177,7 +182,10 @@ def from_json(data: bytes) -> tuple[Geometry, dict[str, str]]:
     """Parse and check a MODEL record's payload.  Raises CorruptError."""
     where = "model record"
     found = schema.fields(
-        strict_json.loads(data, where), where, ("schema", "dtype", "batch", "layers", "fingerprint"), ("padding",)
+        strict_json.loads(data, where),
+        where,
+        ("schema", "dtype", "batch", "layers", "fingerprint"),
+        ("padding", "lost_by"),
     )
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{where}: schema {SCHEMA} was expected")
@@ -193,7 +201,15 @@ def from_json(data: bytes) -> tuple[Geometry, dict[str, str]]:
         raise CorruptError(f"{where}: no layers")
     entries = schema.fields(found["fingerprint"], f"{where} fingerprint", (), found["fingerprint"])
     fingerprint = {key: schema.string(value, f"{where} fingerprint {key!r}") for key, value in entries.items()}
+    if not schema.string(found.get("lost_by", "none"), f"{where} lost_by"):
+        raise CorruptError(f"{where} lost_by: a name was expected")
     return Geometry(dtype, tuple(layers), batch, _padding(found, batch, where)), fingerprint
+
+
+def lost_by(data: bytes) -> str:
+    """What the rows had lost by before they came into the file, of a MODEL record that `from_json` takes; or ""."""
+    found = strict_json.loads(data, "model record").get("lost_by", "")
+    return str(found)
 
 
 def _padding(found: Mapping[str, Any], batch: int, where: str) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from enum import IntEnum
 
 import google_crc32c
 
-MAJOR, MINOR = 1, 4
-OWN_TOKENS, ENCRYPTION = 3, 4  # minor versions since which sequences may hold different tokens, and files secrets
+MAJOR, MINOR = 1, 5
+# minor versions since which sequences may hold different tokens, files secrets, and MODEL what rows had lost before
+OWN_TOKENS, ENCRYPTION, LOST_BY = 3, 4, 5
 FILE_ID_BYTES = 16
 
 SUPERBLOCK = struct.Struct("<8sHHI16s28sI")

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from . import integrity
+from . import geometry as geometry_json
+from . import integrity, loss
 from . import states as state_blocks
 from . import views as viewing
 from .atomic import atomic_write
@@ -26,6 +27,7 @@ from .record_writer import RecordWriter
 from .records import FILE_ID_BYTES, Part, RecordType, pack_record_header
 from .recovery_plan import Plan, choose
 from .remains import examine
+from .row_store import stored_values
 from .scanning import Found, Wreck, in_order
 from .tensor_buffer import pack, pack_integers
 from .trace_writer import CREATED_BY, VIEWS_PER_RECORD, content_id, minor_for
@@ -40,25 +42,47 @@ class Writing:
     def write(self, sink: BinaryIO) -> int:
         """Write the new file; returns its length."""
         remains, pieces, complete = self.remains, self.remains.pieces, self.plan.complete
-        minor = max(2, pieces.reader.minor, minor_for(pieces.geometry, remains.width))
+        stated, lost_by = self._header(), self._lost_by()
+        minor = max(2, pieces.reader.minor, minor_for(pieces.geometry, remains.width, lost_by))
         writer = RecordWriter(sink, self._identity(), minor, remains.wreck.secret)
         kept_rows = iter(sorted(remains.records.values(), key=lambda one: one.header.sequence))
-        for found in kept_rows:
-            header = found.header
+        for one in kept_rows:
+            header = one.header
             if header.type == RecordType.HEADER or header.sequence in self.plan.dropped:
                 continue
-            if complete:
-                self._copy(writer, found)
+            if header.type == RecordType.MODEL and lost_by != remains.stated_loss:
+                writer.record(RecordType.MODEL, geometry_json.to_json(pieces.geometry, remains.fingerprint, lost_by))
+            elif complete:
+                self._copy(writer, one)
             elif header.type == RecordType.STATES:
-                self._states(writer, found)
+                self._states(writer, one)
             elif header.type not in (RecordType.LABELS, RecordType.VIEWS):
-                self._copy(writer, found)
+                self._copy(writer, one)
         if not complete:
             self._stand_ins(writer)
             self._labels(writer)
             self._views(writer)
-        _, length = finish_records(writer, self._header())
+        views = [remains.views[number] for number in self.plan.numbers]
+        found, length = finish_records(
+            writer, stated, lost_by=lost_by, values=lambda: stored_values(pieces.geometry, views)
+        )
+        self.plan.untrue = stated.tier if stated.tier != found.tier else ""
         return length
+
+    def _lost_by(self) -> str:
+        """What MODEL is to say that the rows had lost by: as before, or what only lost records told."""
+        remains = self.remains
+        if self.plan.complete or remains.stated_loss:
+            return remains.stated_loss
+        header = self._header()
+        if header.codec not in loss.EXACT:  # which says it
+            return ""
+        lost_by = loss.of_records("", "", header.capture, [one.header for one in remains.records.values()])
+        if lost_by or remains.header is not None:
+            return lost_by
+        geometry, views = remains.pieces.geometry, [remains.views[number] for number in self.plan.numbers]
+        evicted = any(viewing.raw_bytes(geometry, view) < viewing.unevicted_bytes(geometry, view) for view in views)
+        return "eviction" if evicted else ""
 
     def _identity(self) -> bytes:
         """Another one than the input's, since the same numbers mean other records; the same for the same content.

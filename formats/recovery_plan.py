@@ -25,6 +25,7 @@ class Plan:
         dropped: intact records that are not kept -> why.
         labels_for, rows_for: rows whose labels, and (layer, part, rows) whose values, zeros stand for.
         total_rows: how many rows the new file has labels for.
+        untrue: the tier that the header stated and that the new file does not keep.
     """
 
     remains: Remains
@@ -34,6 +35,7 @@ class Plan:
     labels_for: list[Span] = field(default_factory=list)
     rows_for: list[tuple[int, Part, Span]] = field(default_factory=list)
     total_rows: int = 0
+    untrue: str = ""
 
     @property
     def complete(self) -> bool:

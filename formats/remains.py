@@ -31,6 +31,7 @@ class Remains:
     """What is left of a file.
 
     Attributes:
+        stated_loss: what MODEL says that the rows had lost by; see `loss`.
         records: those that are kept if nothing speaks against it, by number.
         problems: everything that is wrong, beside what `wreck` knows.
         views: snapshots whose VIEWS record is intact, by number.
@@ -41,6 +42,7 @@ class Remains:
     wreck: Wreck
     pieces: Pieces
     fingerprint: dict[str, str]
+    stated_loss: str = ""
     problems: list[Problem] = field(default_factory=list)
     records: dict[int, Found] = field(default_factory=dict)
     labels: dict[int, Labels] = field(default_factory=dict)  # by the number of the record
@@ -282,8 +284,10 @@ def examine(wreck: Wreck) -> Remains:
     with pieces.locating():
         require_modest([one.header for one in wreck.records.values()], wreck.size)
     with pieces.locating(found.offset, found.header):
-        pieces.geometry, fingerprint = geometry_json.from_json(pieces.payload(found.offset, found.header))
-    remains = Remains(wreck, pieces, fingerprint, records={0: found})
+        payload = pieces.payload(found.offset, found.header)
+        pieces.geometry, fingerprint = geometry_json.from_json(payload)
+        stated_loss = geometry_json.lost_by(payload)
+    remains = Remains(wreck, pieces, fingerprint, stated_loss, records={0: found})
     remains.read()
     return remains
 

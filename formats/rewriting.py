@@ -16,7 +16,7 @@ from .header import TierHeader
 from .locking import only_writer
 from .record_writer import RecordWriter, Sink
 from .records import FILE_ID_BYTES
-from .tiers import tier_of
+from .row_store import stored_values
 from .trace_file import TraceFile
 from .trace_writer import minor_for
 
@@ -51,14 +51,6 @@ def record_quality(
     return stated
 
 
-def _promised(tier: str) -> float:
-    """How many times smaller than its snapshots a file of this tier is; 0 where that is no part of it."""
-    try:
-        return tier_of(tier).ratio or 0.0
-    except UsageError:  # a quality, or what somebody else's program wrote
-        return 0.0
-
-
 def _content(file: TraceFile) -> tuple[object, ...]:
     """The identity and all records but the header."""
     return file.reader.file_id, file.entries[:-1]
@@ -86,7 +78,7 @@ def decrypt(file: TraceFile, sink: Sink) -> tuple[TierHeader, int]:
     """
     if file.reader.lock is None:
         raise UsageError("is not encrypted", path=file.path)
-    minor = minor_for(file.geometry, file.labels.width)
+    minor = minor_for(file.geometry, file.labels.width, file.stated_loss)
     return _write(file, sink, file.reader.file_id, minor, None, file.header)
 
 
@@ -95,10 +87,6 @@ def _write(
 ) -> tuple[TierHeader, int]:  # fmt: skip
     writer = RecordWriter(sink, file_id, max(minor, _RATIOS), secret)
     copy_records(file, writer)
-    _, length = finish_records(writer.trial(), header)
-    if (
-        _promised(header.tier) > header.raw_bytes_trace / length
-        and _promised(header.tier) <= file.header.raw_bytes_trace / file.size
-    ):
-        header = replace(header, tier="")
-    return finish_records(writer, header)
+    return finish_records(
+        writer, header, lost_by=file.stated_loss, values=lambda: stored_values(file.geometry, file.views)
+    )

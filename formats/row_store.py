@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -70,6 +71,17 @@ def needed_spans(views: Iterable[View], layer: int) -> tuple[Span, ...]:
         else:
             joined.append(span)
     return merged(joined)
+
+
+def stored_values(geometry: Geometry, views: Sequence[View]) -> int:
+    """Scalars that the snapshots need, each counted once, whatever is stored of them and how."""
+    rows = sum(
+        span.rows * geometry.row_bytes[layer]
+        for layer in range(len(geometry.layers))
+        for span in needed_spans(views, layer)
+    )
+    states = sum(math.prod(state.shape) for spec in geometry.layers for state in spec.states)
+    return rows // geometry.item_bytes + states * geometry.batch * len(views)
 
 
 def read(trace: Trace, views: Sequence[View] | None = None) -> list[LayerRows]:

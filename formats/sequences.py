@@ -69,7 +69,8 @@ def sequence(trace: Trace, number: int) -> Trace:
         views=[_view(view, number, padding, cross, trace.labels) for view in trace.views],
         blocks=[SequenceBlock(block, number) for block in trace.blocks],
         states=[SequenceStates(states, number) for states in trace.states],
-        quality=[], attention=(), captured_bytes=None, stored_bytes=None,
+        tier=trace.tier if trace.tier == "lossless" else "", quality=[], attention=(), captured_bytes=None,
+        stored_bytes=None,
     )  # fmt: skip
 
 

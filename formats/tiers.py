@@ -1,16 +1,17 @@
 """Tiers: named promises about a file, and the recipes under these names in the TSC reports (March 2026).
 
-`Nx` promises that the bytes of the captured trace over the bytes of the file are at least N, everything counted.  A
-tier of the reports also has the KL that they state for it: a file that keeps the ratio only at a worse KL does not keep
-the tier.
+`Nx` promises that the bytes of the captured trace over the bytes of the file are at least N, everything counted and
+nothing rounded (`promises` holds a file against it), and that the KL is no worse than any that the reports state for a
+file at least as small: a larger file never has a worse limit than a smaller one.  A file that keeps the ratio only at
+a worse KL does not keep the tier.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass, field
 
+from . import promises
 from .compression import Recipe
 from .errors import UsageError
 
@@ -67,10 +68,10 @@ TIERS: dict[str, Tier] = {
         Tier("lossless", None, 1e-6, Published(Recipe("lossless"), "tiers", 7.98, kl=1e-6, top1=1.0)),
         Tier("63x", 63, 0.01, Published(Recipe("delta", _DELTA), "tiers", 63, top1=1.0, perplexity_change=-0.03)),
         Tier(
-            "84x", 84, 0.08,
+            "84x", 84, 0.053,  # what 219x has
             Published(Recipe("delta", _DELTA, evict="h2o", evict_settings={"keep": 0.75}), "tiers", 84, kl=0.08),
         ),
-        Tier("125x", 125, 0.057, Published(_blocks("vq", block=8, threshold=0.05), "tiers", 125, kl=0.057, top1=1.0)),
+        Tier("125x", 125, 0.053, Published(_blocks("vq", block=8, threshold=0.05), "tiers", 125, kl=0.057, top1=1.0)),
         Tier("219x", 219, 0.053, Published(_blocks("pq", block=8, m=2, threshold=0.08), "tiers", 219, kl=0.053)),
         Tier("429x", 429, 0.154, Published(_blocks("vq", block=2, fallback=False), "Table 1", 429, kl=0.154, top1=1.0)),
         Tier(
@@ -91,25 +92,24 @@ TABLE_1: dict[str, Published] = {
 # Table 2 and Figure 1: blocks whose error exceeds the threshold are fp16; the share of VQ blocks at 0.05 is 2.3%
 TABLE_2_THRESHOLDS = (0.100, 0.070, 0.050, 0.030, 0.000)
 
-_RATIO = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)x", re.ASCII)
+_MOST = 10**9  # times smaller that may be asked for
 
 
 def tier_of(name: str) -> Tier:
-    """The tier of this name; any `Nx` is one, with the KL of the reports' next tier.
+    """The tier of this name; any `Nx` is one, with the lowest KL of the reports' tiers that are at least as small.
 
     Raises:
         UsageError: it is neither.
     """
     if name in TIERS:
         return TIERS[name]
-    match = _RATIO.fullmatch(name)
-    if match is None or not float(match[1]) >= 1:
+    ratio = promises.ratio_of(name)
+    if ratio is None or not 1 <= ratio < _MOST:
         near = difflib.get_close_matches(name, TIERS, 1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(TIERS)}, or any Nx such as 300x"
         raise UsageError(f"there is no tier {name!r}", hint=hint)
-    ratio = float(match[1])
     limits = [tier.max_kl for tier in TIERS.values() if tier.ratio is not None and tier.ratio >= ratio]
-    return Tier(name, ratio, limits[0] if limits else TIERS["1034x"].max_kl)
+    return Tier(name, float(ratio), min(limits, default=TIERS["1034x"].max_kl))
 
 
 QUALITIES = {"near-exact": 0.001, "high": 0.01, "balanced": 0.05, "small": 0.15}  # mean KL in nats, at most

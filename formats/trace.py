@@ -79,6 +79,7 @@ class Snapshot:
         next_token: the token that the capturing run fed next, if it chose one.
         indexer_keys: for each layer (batch, 1, rows, index size), or None if it has none.
         states: for each layer its states by name, (batch, *shape) each.
+        lost_by: as of the trace that it is of.
     """
 
     keys: list[torch.Tensor]
@@ -89,6 +90,7 @@ class Snapshot:
     next_token: int | None = None
     indexer_keys: list[torch.Tensor | None] = field(default_factory=list)
     states: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    lost_by: str = ""
 
     def __post_init__(self) -> None:
         """A snapshot put together of keys and values has nothing else."""
@@ -111,12 +113,15 @@ class Trace:
         reference: token ids of the text that followed the first snapshot, if it is known.
         info: how the trace was captured (the tier header's `capture` object).
         quality: measured quality records, if any.
-        tier, codec, parameters: the promise that a file keeps and how; a trace in memory is exact.
+        tier, codec, parameters: the promise that a file keeps, and how its rows are coded.
         kept: what the heads of some layers kept of some rows, where that differs from head to head.
         attention: attention that the rows of the first snapshot received, if it was observed.
         captured_bytes: bytes of the snapshots as they were captured, all and the last, if rows were evicted since.
         stored_bytes: length of the file that it came from, None for a trace in memory.
         secret: what the file that it came from is encrypted with; files that are made of the trace are, too.
+        lost_by: what the rows lost by since they were captured, such as "scalar"; "" if they are exact.  Files that are
+            made of the trace say so, too.
+        path: the file that it came from.
     """
 
     geometry: Geometry
@@ -136,6 +141,8 @@ class Trace:
     stored_bytes: int | None = None
     states: Sequence[States] = ()
     secret: Secret | None = None
+    lost_by: str = ""
+    path: str | None = None
 
     def __len__(self) -> int:
         return len(self.views)
@@ -145,7 +152,8 @@ class Trace:
         tokens = self.views[-1].tokens_seen if self.views else 0
         return (
             f"<Trace: {len(self)} snapshots of {len(self.geometry.layers)} layers, the last of {tokens} tokens, "
-            f"{self.geometry.dtype}, codec {self.codec}>"
+            f"{self.geometry.dtype}, codec {self.codec}"
+            f"{f', lost by {self.lost_by}' if self.lost_by not in ('', self.codec) else ''}>"
         )
 
     def index(self, snapshot: int) -> int:
@@ -211,7 +219,7 @@ class Trace:
             [self.row_positions(view, layer) for layer in wanted], self.labels.tokens(view.history),
             [self.labels.positions[row] for span in view.history for row in range(span.first, span.stop)],
             view.next_token, [found.get(Part.INDEXER) for found in rows],
-            _gather_states(self, self.index(snapshot), wanted, device),
+            _gather_states(self, self.index(snapshot), wanted, device), self.lost_by,
         )  # fmt: skip
 
     def row_positions(self, view: View, layer: int) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from . import geometry as geometry_json
 from . import header as header_json
 from . import kept as kept_rows
+from . import loss, promises
 from . import states as state_blocks
 from . import views as viewing
 from .block_decoding import BlockDecoder
@@ -52,7 +54,9 @@ class TraceFile(RecordFile):
             if entry.raw > MAX_JSON_BYTES:
                 raise self.reader.corrupt(f"a {entry.name} record of {entry.raw} bytes", offset, entry.sequence)
         with self.locating(*model):
-            self.geometry, self.fingerprint = geometry_json.from_json(self.payload(*model))
+            payload = self.payload(*model)
+            self.geometry, self.fingerprint = geometry_json.from_json(payload)
+            self.stated_loss = geometry_json.lost_by(payload)
         with self.locating(*header):
             self.header = header_json.from_json(self.payload(*header))
         self.labels = self._labels()
@@ -71,6 +75,12 @@ class TraceFile(RecordFile):
             state_blocks.check_coverage([one.key for one in self.states], len(self.views), self.geometry)
             self._check_sizes()
 
+    @cached_property
+    def lost_by(self) -> str:
+        """What the rows lost by since they were captured, by all that the file says; see `loss`."""
+        entries = [entry for _, entry in self.entries]
+        return loss.of_records(self.stated_loss, self.header.codec, self.header.capture, entries)
+
     @property
     def size(self) -> int:
         return self.reader.size
@@ -81,7 +91,7 @@ class TraceFile(RecordFile):
             self.geometry, self.fingerprint, self.views, self.labels, self.blocks, self.reference,
             self.header.capture, self.header.quality, self.header.tier, self.header.codec, self.header.parameters,
             self.kept, self.attention, (self.header.raw_bytes_trace, self.header.raw_bytes_final), self.size,
-            self.states, self.reader.secret,
+            self.states, self.reader.secret, self.lost_by, self.path,
         )  # fmt: skip
 
     def _labels(self) -> Labels:
@@ -223,6 +233,10 @@ class TraceFile(RecordFile):
             for ratio, value in zip(self.header.ratios, stated, strict=True):
                 if not abs(ratio * self.size / value - 1) <= RATIO_TOLERANCE:
                     raise CorruptError("the tier header states another ratio than the file has")
+        # what only `capture` and records tell is no contradiction in terms: `lost_by` says it
+        if fault := promises.fault_of(self.header, self.size, self.stated_loss):
+            message = f"the tier header states tier {self.header.tier}, and {fault}"
+            raise CorruptError(message, hint="tsc recover writes a file of its rows that does not state it")
 
 
 def _labelled_ids(tensors: Mapping[str, TensorView], count: int, batch: int) -> tuple[Sequence[int], int]:

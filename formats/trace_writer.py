@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import geometry as geometry_json
 from . import kept as kept_rows
+from . import loss, row_store
 from . import states as state_blocks
 from . import views as viewing
 from .atomic import atomic_write
@@ -24,7 +25,7 @@ from .kept import Kept
 from .klt import reference
 from .limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, MAX_RECORDS, TARGET_RECORD_RAW
 from .record_writer import RecordWriter, Sink
-from .records import FILE_ID_BYTES, OWN_TOKENS, Part, RecordType
+from .records import FILE_ID_BYTES, LOST_BY, OWN_TOKENS, Part, RecordType
 from .states import States
 from .tensor_buffer import pack
 from .trace import MemoryBlock, Received, Trace
@@ -55,6 +56,7 @@ class TraceWriter:
     Args:
         label_width: token ids a row: 1, or the batch if its sequences hold different tokens.
         secret: encrypt the file with it.
+        lost_by: what the rows have lost by already; see `loss`.
     Raises:
         UsageError: the identity of an encrypted file is given: it is random, and must not follow from the content.
     """
@@ -62,7 +64,7 @@ class TraceWriter:
     def __init__(
         self, sink: Sink, geometry: Geometry, fingerprint: Mapping[str, str],
         *, codec: Codec | None = None, file_id: bytes | None = None, label_width: int = 1,
-        opened: TraceFile | None = None, secret: Secret | None = None,
+        opened: TraceFile | None = None, secret: Secret | None = None, lost_by: str = "",
     ) -> None:  # fmt: skip
         self.geometry = geometry
         self._before = opened
@@ -70,7 +72,8 @@ class TraceWriter:
         self._labels = Labels(width=label_width)
         self._views: list[View] = []
         self._written = [0, 0]  # labels and views that are written
-        minor = minor_for(geometry, label_width)
+        self._lost_by = lost_by if opened is None else opened.stated_loss
+        minor = minor_for(geometry, label_width, self._lost_by)
         if opened is not None:
             older = max(opened.reader.minor, minor)
             self._writer = RecordWriter(sink, opened.reader.file_id, older, opened.reader.secret)
@@ -81,7 +84,7 @@ class TraceWriter:
                 hint="leave out --deterministic, or the encryption",
             )
         self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, minor, secret)
-        self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint))
+        self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint, lost_by))
 
     @classmethod
     def going_on(cls, sink: Sink, file: TraceFile) -> TraceWriter:
@@ -186,12 +189,17 @@ class TraceWriter:
         self, *, tier: str = "lossless", reference: Sequence[int] = (), capture: Mapping[str, Any] | None = None,
         quality: Sequence[Mapping[str, Any]] = (), codec: str | None = None,
         parameters: Mapping[str, Any] | None = None, captured_bytes: tuple[int, int] | None = None,
+        insist: bool = False,
     ) -> tuple[TierHeader, int]:  # fmt: skip
         """Write labels, views, tier header, index and end mark; returns the header and the file's length in bytes.
 
         Args:
+            tier: is not stated if the file does not keep it.
             codec, parameters: what the header says of how rows were coded; by default the writer's codec.
             captured_bytes: of all snapshots and of the last, if rows were evicted; by default those of the views.
+            insist: the tier is to be kept.
+        Raises:
+            PromiseError: it is not.
         """
         if not self._views:
             raise UsageError("a trace without snapshots cannot be written")
@@ -206,7 +214,11 @@ class TraceWriter:
             tier, *captured_bytes, CREATED_BY, dict(capture or {}), [dict(q) for q in quality],
             codec or self._codec.name, dict(asdict(self._codec.settings) if parameters is None else parameters),
         )  # fmt: skip
-        return finish_records(self._writer, header)
+        return finish_records(self._writer, header, lost_by=self._lost_by, values=self._values, insist=insist)
+
+    def _values(self) -> int:
+        before = [] if self._before is None else self._before.views
+        return row_store.stored_values(self.geometry, [*before, *self._views])
 
     def _write_tables(self) -> None:
         """The labels and views that are not written yet."""
@@ -256,29 +268,31 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], first_layer: int, codec
             )
 
 
-def minor_for(geometry: Geometry, label_width: int) -> int:
+def minor_for(geometry: Geometry, label_width: int, lost_by: str = "") -> int:
     """The oldest minor version whose readers know a file that holds this, unencrypted."""
-    return max(geometry.minor, OWN_TOKENS if label_width > 1 else 0)
+    return max(geometry.minor, OWN_TOKENS if label_width > 1 else 0, LOST_BY if lost_by else 0)
 
 
 def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, deterministic: bool = False) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
-    `formats.compression` writes smaller ones.  The file is encrypted if the trace has a secret.
+    `formats.compression` writes smaller ones.  The file is encrypted if the trace has a secret.  Of a trace whose rows
+    are not as captured it says by what they lost; a tier that it does not keep is not stated.
 
     Args:
         force: replace an existing file (the file from which the trace was loaded may be replaced, too).
         deterministic: derive the file's identity from the content, so that the same trace gives the same bytes.
     """
     spans, next_tokens = viewing.to_table(trace.views, trace.labels.width)
+    lost_by = loss.of_trace(trace)
     identity = content_id(
-        geometry_json.to_json(trace.geometry, trace.fingerprint),
+        geometry_json.to_json(trace.geometry, trace.fingerprint, lost_by),
         repr((list(trace.labels.token_ids), list(trace.labels.positions), spans, next_tokens)).encode(),
     )
     with atomic_write(path, force=force) as file:
         writer = TraceWriter(
             file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None,
-            label_width=trace.labels.width, secret=trace.secret,
+            label_width=trace.labels.width, secret=trace.secret, lost_by=lost_by,
         )  # fmt: skip
         for kept in trace.kept:
             writer.add_kept(kept)

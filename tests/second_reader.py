@@ -60,8 +60,10 @@ Span = tuple[int, int]  # first row, row behind the last
 # HEADER
 
 
-def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: int) -> None:
-    """`raw`: what the raw bytes of the trace and of its last snapshot may be; `length`: of the file."""
+def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: int, *, exact: bool) -> None:
+    """`raw`: what the raw bytes of the trace and of its last snapshot may be; `length`: of the file; `exact`: whether
+    MODEL allows that the rows are as captured.
+    """
     required = {"schema", "tier", "created_by", "raw_bytes_trace", "raw_bytes_final", "capture", "quality"}
     optional = frozenset({"codec", "parameters", "ratio_trace", "ratio_final"})
     as_object(header, "HEADER", required, optional)
@@ -82,6 +84,16 @@ def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: 
             if isinstance(ratio, bool) or not isinstance(ratio, int | float):
                 corrupt(f"HEADER: {name} is not a number")
             need(abs(ratio * length / raw_bytes - 1) <= 0.002, f"HEADER: {name} is wrong")
+    check_tier(as_text(header["tier"], "HEADER: tier"), stated[0], length)
+    if header["tier"] == "lossless":
+        need(exact and header.get("codec", "") in ("", "lossless"), "HEADER: tier lossless of rows that lost something")
+
+
+def check_tier(tier: str, raw_bytes: int, length: int) -> None:
+    whole, point, part = tier[:-1].partition(".")
+    digits = (whole, part) if point else (whole,)
+    if tier[-1:] == "x" and all(text.isascii() and text.isdigit() and len(text) <= 20 for text in digits):
+        need(int(whole + part) * length <= raw_bytes * 10 ** len(part), "HEADER: the ratio of the tier is not kept")
 
 
 # Tables
@@ -591,7 +603,7 @@ def read(data: bytes, profile: bytes | None = None, secret: Secret | None = None
     raw = [(sum(named), named[-1])]
     if sum(named) < sum(whole):
         raw.append((sum(whole), whole[-1]))
-    check_header(header, raw, len(data))
+    check_header(header, raw, len(data), exact="lost_by" not in model)
     for record in stored:
         rows.of(record)
     for record in of_type[STATES]:

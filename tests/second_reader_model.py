@@ -122,7 +122,8 @@ def read_padding(value: object, batch: int) -> list[int]:
 
 def read_model(model: dict[str, object]) -> Geometry:
     required = {"schema", "dtype", "batch", "layers", "fingerprint"}
-    as_object(model, "MODEL", required, frozenset({"padding"}))
+    as_object(model, "MODEL", required, frozenset({"padding", "lost_by"}))
+    need(as_text(model.get("lost_by", "nothing"), "MODEL: lost_by") != "", "MODEL: lost_by is empty")
     need(model["schema"] == "tsc.model/1", "MODEL: schema")
     dtype = as_text(model["dtype"], "MODEL: dtype")
     need(dtype in ITEM_SIZES, "MODEL: dtype")

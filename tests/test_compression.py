@@ -354,7 +354,7 @@ def test_every_published_recipe_can_be_made() -> None:
 
 
 def test_tier_names() -> None:
-    assert tier_of("125x").max_kl == 0.057
+    assert (tier_of("125x").max_kl, tier_of("219x").max_kl) == (0.053, 0.053)
     assert (tier_of("300x").ratio, tier_of("300x").max_kl) == (300, 0.154)
     assert (tier_of("62.5x").ratio, tier_of("62.5x").max_kl) == (62.5, 0.01)
     assert tier_of("5000x").max_kl == 0.5
@@ -364,6 +364,25 @@ def test_tier_names() -> None:
     with pytest.raises(UsageError) as caught:
         tier_of("losless")
     assert caught.value.hint == "did you mean lossless?"
+
+
+def test_no_larger_file_may_be_worse_than_a_smaller_one() -> None:
+    """Nor worse than what the reports state for any file that is at least as small."""
+    asked = [
+        *(count / 4 for count in range(4, 8_000)),
+        1e4,
+        1e6,
+        999_999_999.0,
+        *(t.ratio or 1 for t in TIERS.values()),
+    ]
+    limits = [tier_of(f"{ratio:.2f}x").max_kl for ratio in sorted(asked)]
+    assert limits == sorted(limits)
+    names = ("61x", "63x", "70x", "84x", "100x", "125x", "126x", "219x", "220x", "500x", "2000x")
+    named = [tier_of(name).max_kl for name in names]
+    assert named == [0.01, 0.01, *[0.053] * 6, 0.154, 0.5, 0.5]
+    for one in TIERS.values():
+        if one.published is not None and one.published.kl is not None and one.ratio is not None:
+            assert all(tier_of(f"{ratio}x").max_kl <= one.published.kl for ratio in range(1, round(one.ratio) + 1))
 
 
 def test_qualities() -> None:

@@ -39,6 +39,7 @@ SHA256 = {
     "1.3-scalar-bfloat16.tsc": "a079ac8fdc70d98b3cfb5f24ebd0f5e92781a3ce197396abc48d95975f113f77",
     "1.4-key-bfloat16.tsc": "6e7303bc69bbcda5ef7c426ada0e92fdf2fd57413761fff0bde0d63db59785d6",
     "1.4-passphrase-scalar-float32.tsc": "4652b11578da9d087197562f5028931bde1d9db4a8f877a18bf16a0d61623505",
+    "1.5-lossless-of-scalar-float32.tsc": "0c0833d5acd5a4687b1aabce29b03dc4f3d017b9b3555acab0d621b1a4de7c55",
 }
 # What the encrypted ones are encrypted with
 SECRETS: dict[str, bytes | str] = {
@@ -97,11 +98,12 @@ WRITTEN: dict[str, Callable[[], bytes]] = {
         "1.4-passphrase-scalar-float32.tsc",
         samples.compressed(samples.finite(dtype="float32"), "scalar", {"levels": 11, "group": 3}),
     ),
+    "1.5-lossless-of-scalar-float32.tsc": lambda: samples.file_bytes(load(FOLDER / "1.1-scalar-float32.tsc")),
 }
 # The others' arithmetic may differ between CPUs
 REPRODUCED = (
     "1.1-lossless-bfloat16.tsc", "1.1-scalar-float32.tsc", "1.3-everything-bfloat16.tsc", "1.3-batch-float32.tsc",
-    "1.4-key-bfloat16.tsc", "1.4-passphrase-scalar-float32.tsc",
+    "1.4-key-bfloat16.tsc", "1.4-passphrase-scalar-float32.tsc", "1.5-lossless-of-scalar-float32.tsc",
 )  # fmt: skip
 # Of what the second reader made of the snapshots' tensors when the file was written
 DECODED = {
@@ -113,6 +115,7 @@ DECODED = {
     "1.2-klt-groups-bfloat16.tsc": "170387d8d09dfe2ce5434bab6601da67607a6d52acc5d4e520d7113e0570c133",
     "1.3-scalar-bfloat16.tsc": "4081bc5866b80ce89bb59e327252e5695a29c0e1a12ad511c0b0303c342fe9ed",
     "1.4-passphrase-scalar-float32.tsc": "88c68142ac228020fc44c7c783fc6f57c46b9e7ab0139d862d370493b7d0c663",
+    "1.5-lossless-of-scalar-float32.tsc": "88c68142ac228020fc44c7c783fc6f57c46b9e7ab0139d862d370493b7d0c663",
 }
 
 
@@ -192,7 +195,7 @@ def test_every_file_in_the_folder_is_listed() -> None:
 
 
 if __name__ == "__main__":
-    CURRENT = [name for name in WRITTEN if name.startswith("1.4-")]
+    CURRENT = [name for name in WRITTEN if name.startswith("1.5-")]
     for golden in CURRENT:
         (FOLDER / golden).write_bytes(written(golden))
         print(f'    "{golden}": "{hashlib.sha256((FOLDER / golden).read_bytes()).hexdigest()}",')

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from formats import Recorder
+from formats import Recorder, loss
 from formats.atomic import atomic_write
 from formats.closing import require_readable
 from formats.encryption import KeySource
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Appended:
-    """What an append tells: the file's length, its snapshots and tokens, and how many of them are new."""
+    """What an append tells: the file's length, its snapshots and tokens, and how many of them are new.
+
+    Attributes:
+        tier: what the file promises now; `untrue` what it promised before and does not keep at its new length.
+    """
 
     file_bytes: int
     snapshots: int
@@ -41,6 +45,8 @@ class Appended:
     tokens: int
     new_tokens: int
     raw_bytes_trace: int
+    tier: str = ""
+    untrue: str = ""
 
 
 def append(
@@ -59,16 +65,19 @@ def append(
         force: skip the check that the model is the one of the file.
         key: the secret of an encrypted file, or what gives it; the file stays encrypted.
     Raises:
-        UsageError: the file was compressed, is a batch, or its last snapshot is not the end of a run.
+        UsageError: the file was compressed, or made of one that was; it is a batch, or its last snapshot is not the
+            end of a run.
         MismatchError: another model.  StorageError: another process appends, or the disk refuses.
     """
     path = os.path.realpath(path)  # a link stays a link: its target grows
     with only_writer(path, timeout):
         file = TraceFile(path, key)
         trace = file.trace()
-        if trace.codec not in ("", "lossless"):
-            raise UsageError("was compressed: a session can only go on from what is exact", path=str(path),
-                             hint="append to the captured file, and compress that")  # fmt: skip
+        if lost_by := loss.of_trace(trace):
+            raise UsageError(
+                f"was compressed ({lost_by}): a session can only go on from what is exact", path=str(path),
+                hint="append to the captured file, and compress that",
+            )  # fmt: skip
         if file.geometry.batch > 1:
             raise UsageError("holds a batch, to which nothing is appended", path=str(path))
         if steps < 0 or every < 1 or chunk < 1 or (not prompt and not steps):
@@ -92,7 +101,11 @@ def append(
             require_readable(sink, file.reader.secret, path)
             new = writer.snapshots
     fed = sum(one.tokens for one in feeds)
-    return Appended(length, len(file.views) + new, new, len(trace.token_ids()) + fed, fed, header.raw_bytes_trace)
+    untrue = trace.tier if header.tier != trace.tier else ""
+    return Appended(
+        length, len(file.views) + new, new, len(trace.token_ids()) + fed, fed, header.raw_bytes_trace, header.tier,
+        untrue,
+    )  # fmt: skip
 
 
 def _times(trace: Any) -> int:

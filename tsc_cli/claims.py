@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from formats import Trace
+from formats import Trace, loss
 from formats.codecs import CODECS, codec_by_name
 from formats.codecs.block_codebook import CodebookSettings
 from formats.codecs.delta import DeltaSettings
@@ -103,6 +103,13 @@ def recipe(trace: Trace) -> Recipe | None:
     if profile is not None and "profile" in given:
         given["profile"] = store.remember(profile.load()).digest  # a file may hold its own
     return recipe_of(codec, "", given)
+
+
+def lost_before(trace: Trace) -> str:
+    """What rows lost by before a file without loss had them; "" if that was no more than an eviction."""
+    _, _, codec = trace.lost_by.rpartition("+")
+    explained = codec in (*loss.EXACT, "eviction") or trace.lost_by == trace.codec
+    return "" if explained or not codecs_of(trace) <= {"lossless"} else trace.lost_by
 
 
 def promise(recipe: Recipe | None) -> float:

@@ -22,6 +22,7 @@ from formats.tiers import TIERS, Family, Goal, Tier, goal_of, klt_family, tier_o
 from formats.trace_writer import content_id
 
 from .generation import Progress, nothing
+from .targets import spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -199,7 +200,7 @@ class Compressor:
         """Write the file.
 
         Raises:
-            PromiseError: it is larger than the tier allows (nothing that was chosen is; a recipe by hand may be).
+            PromiseError: it does not keep the tier (what was chosen does; a recipe by hand may not).
         """
         trace = self.source.trace
         file_id = content_id(repr((recipe, trace.fingerprint, trace.info)).encode()) if deterministic else None
@@ -207,8 +208,6 @@ class Compressor:
         found, length = write(
             self.source, recipe, sink, header=header, file_id=file_id, device=self._device, progress=progress
         )
-        if tier is not None and tier.ratio is not None and found.raw_bytes_trace < tier.ratio * length:
-            raise PromiseError(f"{tier.name} cannot be met: the file would be {found.raw_bytes_trace / length:.4g}x")
         return Compressed(found, length)
 
 
@@ -249,7 +248,7 @@ def compress(
     if sum(target is not None for target in (tier, quality, max_kl, recipe)) > 1:
         raise UsageError("give one of a tier, a quality, a KL and a recipe")
     promise = None if tier is None else tier_of(tier)
-    goal = Goal(f"KL {max_kl:g}", max_kl) if max_kl is not None else goal_of(quality or "high")
+    goal = Goal(f"KL {spelled(max_kl)}", max_kl) if max_kl is not None else goal_of(quality or "high")
     source, judge = Source(trace), None
     if model is not None:
         from . import fingerprint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 
-from formats import Recorder, Trace, TraceBuilder
+from formats import Recorder, Trace, TraceBuilder, loss
 from formats.errors import UnsupportedCacheError, UsageError
 from formats.timeline import Rows
 
@@ -30,7 +30,7 @@ def from_cache(
     """A trace of one snapshot: what a cache of the model's holds now.  `to_cache` is the inverse.
 
     Of a static cache the filled part is taken; what a quantized one holds is dequantized, with a warning (`trace.info`
-    says so, too): a run that goes on from it does not round as the quantized one does.
+    and `trace.lost_by` say so, too): a run that goes on from it does not round as the quantized one does.
 
     Args:
         cache: a DynamicCache, StaticCache, QuantizedCache or EncoderDecoderCache that the model has filled.
@@ -75,6 +75,7 @@ def from_cache(
         trace.info["sequences"] = geometry.batch
     if isinstance(cache, QuantizedCache):
         trace.info["dequantized"] = kind = type(cache.layers[0]).__name__
+        trace.lost_by = loss.dequantized(kind)
         warnings.warn(
             f"the rows of a {kind} are stored dequantized: a run that goes on from them rounds otherwise", stacklevel=2
         )

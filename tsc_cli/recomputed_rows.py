@@ -51,7 +51,7 @@ class Recomputed:
     states: list[MemoryStates] = field(default_factory=list)
 
     def under(self, trace: Trace) -> Trace:
-        """The trace with these rows and states instead of its own."""
+        """The trace with these rows and states instead of its own, as they were before any codec."""
         blocks = [
             MemoryBlock(
                 BlockKey(Part.JOINT, layer, 1, *span),
@@ -60,7 +60,11 @@ class Recomputed:
             for layer, column in enumerate(self.columns)
             for at, span in _placed(needed_spans(trace.views, layer))
         ]
-        return replace(trace, blocks=blocks, states=list(self.states), kept=(), attention=())
+        info = {key: value for key, value in trace.info.items() if key != "dequantized"}
+        return replace(
+            trace, blocks=blocks, states=list(self.states), kept=(), attention=(), info=info, tier="", codec="lossless",
+            parameters={}, lost_by="",
+        )  # fmt: skip
 
 
 def _placed(spans: Sequence[Any]) -> Iterator[tuple[int, Any]]:

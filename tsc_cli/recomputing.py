@@ -112,8 +112,14 @@ def recompute(
         progress: called with the number of passes done; `recomputed_rows.passes` says how many there will be.
     Raises:
         MismatchError: another model.
-        UsageError: it cannot be fed again: the file does not hold what its encoder was fed.
+        UsageError: it cannot be fed again: the file does not hold what its encoder was fed; or its rows lost something
+            before its own codec had them, of which nothing is known but the name.
     """
+    if lost_by := claims.lost_before(trace):
+        raise UsageError(
+            f"holds rows that were lossy before they came into it ({lost_by}): no prefill gives these",
+            path=trace.path, hint="tsc verify without --recompute measures them",
+        )  # fmt: skip
     fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
     found = Findings(list(claims.labels(trace)))
     if found.lies:  # rows of which it is not known what they are cannot be compared

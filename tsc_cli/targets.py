@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from formats.errors import UsageError
 
 if TYPE_CHECKING:
     from formats.tiers import Goal, Tier
+
+
+def spelled(value: float) -> str:
+    """A number in digits, all of them: nothing but the name of a promise says in the file what was promised."""
+    text = format(Decimal(repr(value)), "f")
+    return text.removesuffix(".0")
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,10 @@ class Target:
         if tier is not None:
             return cls(tier, tier_of(tier))
         if bits is not None:
-            return cls(f"{bits:g}bits", bits=bits)
+            return cls(f"{spelled(bits)}bits", bits=bits)
         if goals[1]:
             asked = (("kl", max_kl), ("top1-", min_top1))
-            name = "-".join(f"{word}{value:g}" for word, value in asked if value is not None)
+            name = "-".join(f"{word}{spelled(value)}" for word, value in asked if value is not None)
             return cls(name, goal=Goal(name, float("inf") if max_kl is None else max_kl, min_top1 or 0.0))
         return cls(quality or "high", goal=goal_of(quality or "high"), default=quality is None)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from formats import Trace
+from formats import Trace, loss
 from formats.errors import UsageError
 from formats.tiers import verdict
 
@@ -104,10 +104,15 @@ def verify(
         one result a snapshot, in the order of the trace.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: no such snapshot, `against` holds other tokens, one token is all there is to recall, or the model
-            has no position left after a snapshot.
+        UsageError: no such snapshot, `against` was compressed or holds other tokens, one token is all there is to
+            recall, or the model has no position left after a snapshot.
     """
     options = options or VerifyOptions(**settings)
+    if against is not None and (lost_by := loss.of_trace(against)):
+        raise UsageError(
+            f"was compressed ({lost_by}): its rows are not the exact ones", path=against.path,
+            hint="--against takes the captured file",
+        )  # fmt: skip
     wanted = sorted({trace.index(number) for number in options.snapshots})
     if not force:
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))

@@ -102,6 +102,9 @@ model("5,000 layers", "more than 4096 layers", layers=[RUN | {"count": 2_500}] *
 model("run of 5,000", "count: an integer from 1 to 4096", layers=[RUN | {"count": 5_000}])
 model("fingerprint not an object", "fingerprint: an object", fingerprint=[])
 model("fingerprint not strings", "fingerprint 'weights': a string", fingerprint={"weights": 1})
+model("lost by nothing", "lost_by: a name was expected", lost_by="")
+model("lost by a number", "lost_by: a string was expected", lost_by=2)
+model("tier lossless of rows that were lossy before", "its rows are not as captured (scalar)", lost_by="scalar")
 layer("run without layers", "count: an integer from 1", count=0)
 layer("0 heads", "heads: an integer from 1", heads=0)
 layer("2^21 heads", "heads: an integer from 1", heads=2**21)
@@ -118,6 +121,22 @@ layer("sizes that the rows do not have", "tensor 'planes' is U8", key_size=2, va
 # HEADER
 
 
+def missed_by_a_trillionth(craft: Craft) -> None:
+    """A tier that says all digits of the file's own ratio, and a bit more: its spelling is part of the length."""
+    craft[HEADER].edit_json(lambda value: value.update(tier=f"{0:.12f}x"))
+    length = len(craft.build())
+    for _ in range(8):
+        more = [0]
+
+        def state(value: Json, length: int = length, more: list[int] = more) -> None:
+            more[0] = -(-value["raw_bytes_trace"] * 10**12 // length) + 1
+            whole, part = divmod(more[0], 10**12)
+            value.update(tier=f"{whole}.{part:012d}x")
+
+        craft[HEADER].edit_json(state)
+        length = len(craft.build())
+
+
 def header(name: str, message: str, **fields: Json) -> None:
     json_liar(HEADER, name, message, lambda value: value.update(fields))
 
@@ -132,6 +151,10 @@ header("unknown field", "unknown field 'ratio'", ratio=2.0)
 header("raw bytes 0", "raw_bytes_final: an integer from 1", raw_bytes_final=0)
 header("raw bytes as float", "raw_bytes_trace: an integer from 1", raw_bytes_trace=1.0)
 header("tier not a string", "tier: a string", tier=1)
+header("tier of a ratio that the file has not", "states tier 60x, and the file is", tier="60x")
+header("tier of 20 digits", "states tier 99999999999999999999x, and the file is", tier="9" * 20 + "x")
+header("tier lossless of another codec", "its rows are not as captured (vq)", codec="vq")
+liar("header: a tier that is missed by a trillionth", "states tier", lambda c: missed_by_a_trillionth(c))
 header("nested capture", "capture 'a': a number", capture={"a": {}})
 header("list in capture", "capture 'a': a number", capture={"a": [1]})
 header("capture not an object", "capture: an object", capture=None)

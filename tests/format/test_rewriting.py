@@ -78,7 +78,8 @@ def test_a_tier_that_a_longer_file_does_not_keep_is_not_stated(tmp_path: Path) -
     assert ratio > 2
     assert stated(close, encrypted) == ""
     assert stated(wide, encrypted) == wide
-    assert stated("99999x", encrypted) == "99999x"  # it was not kept before, either
+    assert stated("99999x", encrypted) == ""  # nor was it kept before
+    assert (stated("999bits", encrypted), stated("0.5bits", encrypted)) == ("999bits", "")
     assert stated("lossless", encrypted) == "lossless"
     assert stated("of another program", encrypted) == "of another program"
 

@@ -92,6 +92,7 @@ def assert_same_content(trace: Trace, document: second_reader.Document, only: in
         header["tier"], header.get("codec", ""), header.get("parameters", {}), header["capture"], header["quality"],
     )  # fmt: skip
     assert document.model["fingerprint"] == trace.fingerprint
+    assert document.model.get("lost_by", trace.lost_by) == trace.lost_by
     assert [(one.first_layer, one.layer_count, octets(one.read())) for one in trace.attention] == [
         (one.layers.start, len(one.layers), one.received) for one in document.attention
     ]

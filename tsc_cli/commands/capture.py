@@ -186,6 +186,7 @@ def _append(
     from ..appending import append
     from ..files import encode, model_for, read_text
     from ..keys import Keys
+    from .encryption import not_kept
 
     if wrong:
         raise UsageError(f"{wrong[0]} has no meaning with --append", hint="tsc capture --help")
@@ -205,7 +206,10 @@ def _append(
     facts = {
         "path": path, "file_bytes": done.file_bytes, "snapshots": done.snapshots, "new_snapshots": done.new_snapshots,
         "tokens": done.tokens, "new_tokens": done.new_tokens, "raw_bytes_trace": done.raw_bytes_trace,
+        "tier": done.tier, "tier_not_kept": done.untrue or None,
     }  # fmt: skip
+    if done.untrue:
+        out.note(not_kept(done.untrue))
     text = (
         f"{printable(path)}: {done.new_tokens} tokens and {done.new_snapshots} snapshots more, {done.tokens} and "
         f"{done.snapshots} in all, {size(done.file_bytes)}"

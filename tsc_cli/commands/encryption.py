@@ -79,4 +79,9 @@ def decrypt(
 def say_tier(before: TraceFile, after: TierHeader, out: Output) -> None:
     """A longer file may miss the ratio that it promised."""
     if before.header.tier != after.tier:
-        out.note(f"the file is longer than its tier {printable(before.header.tier)} allows: it states none")
+        out.note(not_kept(before.header.tier))
+
+
+def not_kept(tier: str) -> str:
+    """Of a file that was made anew and states its tier no more."""
+    return f"the file does not keep its tier {printable(tier)} as it is now: it states none"

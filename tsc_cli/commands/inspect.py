@@ -50,7 +50,7 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
         "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}",
         "encrypted": None if file.reader.lock is None else file.reader.lock.scheme.name.lower(),
         "tier": file.header.tier,
-        "codec": codec_of(file), "parameters": file.header.parameters,
+        "lost_by": file.lost_by or None, "codec": codec_of(file), "parameters": file.header.parameters,
         "profile": None if file.profile is None else {
             "digest": file.profile.digest, "embedded": file.profile.data is not None,
         },
@@ -153,8 +153,8 @@ def _text(file: TraceFile, facts: dict[str, Any]) -> str:
     parts = [columns([
         ["file", f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}"],
         *([["encrypted", f"with a {facts['encrypted']}"]] if facts["encrypted"] else []),
-        ["tier", facts["tier"] or "none: made by hand"],
-        *_codec(facts), *_profile(facts),
+        ["tier", facts["tier"] or "none"],
+        *_codec(facts), *_lost(facts), *_profile(facts),
         ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],
         ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
         ["geometry", _geometry(file)],
@@ -213,6 +213,12 @@ def _codec(facts: dict[str, Any]) -> list[list[str]]:
     settings = ", ".join(f"{key}={value}" for key, value in shown.items())
     lines = [str(facts["codec"]), *textwrap.wrap(settings, 66)]
     return [["codec" if not number else "", line] for number, line in enumerate(lines)]
+
+
+def _lost(facts: dict[str, Any]) -> list[list[str]]:
+    """A line where the codec does not say that the rows are not as captured."""
+    lost_by = facts["lost_by"]
+    return [] if lost_by in (None, facts["codec"]) else [["lost by", f"{lost_by}: the rows are not as captured"]]
 
 
 def _profile(facts: dict[str, Any]) -> list[list[str]]:

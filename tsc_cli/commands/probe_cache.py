@@ -78,7 +78,7 @@ def command(
 
         draw(found, target, f"{Path(file).name}, snapshot {number}: {found.tokens} tokens")
     facts: dict[str, Any] = {
-        "path": file, "codec": _codec(trace), "dtype": trace.geometry.dtype,
+        "path": file, "codec": _codec(trace), "lost_by": opened.lost_by or None, "dtype": trace.geometry.dtype,
         "rope": None if turning is None else turning.source, **report.facts(found, verdict),
         "figure": None if target is None else str(target),
     }  # fmt: skip
@@ -99,10 +99,10 @@ def _codec(trace: Trace) -> str:
 
 def _notes(trace: Trace, turning: Turning | None, *, rope: bool) -> list[str]:
     notes = []
-    if _codec(trace) != "lossless":
+    if trace.lost_by:
         notes.append(
-            f"rows as codec {printable(_codec(trace))} restores them; what it lost hides redundancy, or makes some: a "
-            "lossless file shows the model's"
+            f"rows as codec {printable(trace.lost_by)} restores them; what it lost hides redundancy, or makes some: a "
+            "file of the captured rows shows the model's"
         )
     if turning is None and rope:
         notes.append("keys as cached only: neither a profile nor the model says how they turn; -m MODEL does")

@@ -59,7 +59,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     reasons = dict(lost(remains))
     known = range(remains.snapshots)
     return {
-        "damaged": plan.damaged, "complete": plan.complete,
+        "damaged": plan.damaged, "complete": plan.complete, "tier_not_kept": plan.untrue or None,
         "snapshots_known": remains.snapshots, "all_snapshots_known": remains.all_known,
         "snapshots": [{"old": old, "new": plan.numbers.get(old), "lost": _needs(remains, old),
                        "reason": reasons.get(old)} for old in known],
@@ -100,8 +100,12 @@ def _text(path: str, output: str, length: int, plan: Plan) -> str:
     remains = plan.remains
     of = f"{remains.snapshots}" if remains.all_known else f"at least {remains.snapshots}"
     head = f"{printable(output)}: {len(plan.numbers)} of {of} snapshots, {size(length)}"
+    untrue = f"  tier {printable(plan.untrue)} is not kept: the file promises no tier any more"
     if not plan.damaged:
-        return f"{printable(path)} is not damaged\n{head}"
+        sound = f"{printable(path)} is not damaged\n{head}"
+        return (
+            f"{printable(path)}: its header was wrong, its rows are whole\n{head}\n{untrue}" if plan.untrue else sound
+        )
     lines = [head, "nothing is lost: only what can be made anew was damaged"] if plan.complete else [head]
     lines += [f"  lost: {named(numbers)}: {printable(why)}" for numbers, why in lost_together(remains)]
     if any(old != new for old, new in plan.numbers.items()):
@@ -109,6 +113,8 @@ def _text(path: str, output: str, length: int, plan: Plan) -> str:
     lines += [f"  lost: {_in_words(one)}" for one in remains.lost_records()]
     lines += [f"  not kept: record {number} {plan.dropped[number]}" for number in sorted(plan.dropped)]
     lines += [f"  not read: bytes {start} to {stop - 1}" for start, stop in remains.wreck.unread]
+    if plan.untrue:
+        lines.append(untrue)
     if not plan.complete:
         lines.append("  the file promises no tier any more: tsc verify measures what it has")
     return "\n".join(lines)

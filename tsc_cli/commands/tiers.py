@@ -17,7 +17,7 @@ def command(as_json: Json = False, quiet: Quiet = False) -> None:
     from formats.tiers import TIERS, VERDICTS
 
     rows = [[tier.name, tier.promise] for tier in TIERS.values()]
-    rows.append(["Nx", "any other ratio, at the KL of the next tier in this list"])
+    rows.append(["Nx", "any other ratio, at the KL of the next larger one in this list"])
     facts = {"tiers": [_facts(tier) for tier in TIERS.values()], "verdicts": [_verdict(one) for one in VERDICTS]}
     words = [[one.word, f"KL < {one.below:g}", one.meaning] for one in VERDICTS]
     text = f"{columns(rows, ('tier', 'promise'))}\n\n{columns(words, ('verdict', 'mean KL', 'meaning'))}"
