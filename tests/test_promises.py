@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import QuantizedCache
 
 from formats import Trace, compression, deduplicate, load, loss, promises, recovery, rewriting, save
 from formats.compression import Header, Recipe, Source
@@ -20,10 +22,10 @@ from formats.trace_file import TraceFile
 from tests import models, second_reader
 from tests.families import SUPPORTED
 from tests.format import samples
-from tests.format.craft import HEADER, Craft
+from tests.format.craft import HEADER, MODEL, Craft
 from tests.test_foreign import batch
 from tests.traces import FULL, full_trace, same_snapshots
-from tsc_cli import append, capture, compress, verify
+from tsc_cli import append, capture, compress, from_cache, verify
 from tsc_cli.recomputing import recompute
 
 SECRET = Secret.random()
@@ -149,6 +151,25 @@ def test_what_is_lost_goes_with_sequences_and_snapshots(tmp_path: Path) -> None:
     save(deduplicate([own.snapshot(0), own.snapshot(2)], own.geometry, own.fingerprint), tmp_path / "own.tsc")
     refused_everywhere(tmp_path / "own.tsc", model, "scalar")
     assert load(tmp_path / "own.tsc").tier == ""
+
+
+def test_what_a_quantized_cache_lost_is_known(tmp_path: Path) -> None:
+    model, prompt = models.llama(), models.prompt(20)
+    quantized = QuantizedCache("fp8", model.config)
+    with torch.no_grad():
+        model(torch.tensor([prompt]), past_key_values=quantized)
+    with pytest.warns(UserWarning, match="dequantized"):
+        trace = from_cache(quantized, model, prompt, next_tokens=[5])
+    path = tmp_path / "t.tsc"
+    save(trace, path)
+    refused_everywhere(path, model, "Fp8QuantizedLayer, dequantized")
+    assert load(path).tier == ""
+    # files that were written before there was `lost_by` say it in `capture`, and still open
+    craft = Craft.of(path.read_bytes())
+    craft[MODEL].edit_json(lambda value: value.pop("lost_by"))
+    path.write_bytes(craft.build())
+    path.write_bytes(stating(path, path, "lossless").read_bytes())
+    refused_everywhere(path, model, "Fp8QuantizedLayer, dequantized")
 
 
 def test_rows_that_are_exact_say_nothing(model: Any, captured: Trace, tmp_path: Path) -> None:
@@ -292,3 +313,29 @@ def test_names_of_tiers() -> None:
     assert promises.bits_of("0.125bits") == Fraction(1, 8)
     for name in ("x", "60", "6e1x", "-6x", "60x ", "٦٠x", "1.x", ".5x", "lossless", "9" * 21 + "x"):
         assert promises.ratio_of(name) is None
+
+
+def test_the_command_line_says_what_a_file_does_not_keep(tsc: Any, captured: Trace, tmp_path: Path) -> None:
+    path, liar, left, again = (tmp_path / f"{name}.tsc" for name in ("t", "liar", "left", "again"))
+    save(captured, path)
+    stating(path, liar, "125x")
+    assert (shown := tsc("inspect", liar)).code == 3
+    assert "the tier header states tier 125x, and the file is" in shown.err
+    assert "tsc recover writes a file of its rows" in shown.err
+    assert (found := tsc("doctor", liar)).code == 3
+    assert "damage: the tier header states tier 125x" in found.out
+    assert "tsc recover can save 31 of 31 snapshots" in found.out
+    done = tsc("recover", liar, "-o", left)
+    assert (done.code, "its header was wrong, its rows are whole" in done.out) == (0, True)
+    assert "tier 125x is not kept" in done.out
+    assert tsc("recover", liar, "-o", left, "-f", "--json").json["tier_not_kept"] == "125x"
+    assert re.search(r"^tier +none$", tsc("inspect", left).out, re.MULTILINE)
+    assert tsc("doctor", left).code == 0
+    compress(captured, path, recipe=LOSSY["scalar"], force=True)
+    save(load(path), again)
+    assert re.search(r"^lost by +scalar: the rows are not as captured$", tsc("inspect", again).out, re.MULTILINE)
+    assert "lost by" not in tsc("inspect", path).out
+    assert [tsc("inspect", one, "--json").json["lost_by"] for one in (path, again, left)] == ["scalar", "scalar", None]
+    assert "note: the rows are not as captured: scalar" in tsc("doctor", again).out
+    refused = tsc("compress", again, "-t", "2x", "--no-verify", "-o", left, "-f")
+    assert (refused.code, "was compressed already (scalar)" in refused.err) == (2, True)
