@@ -174,6 +174,14 @@ class Trace:
             )
         return self.labels.tokens(self.views[self.index(snapshot)].history)
 
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """For each sequence the token that the run chose last and has not fed: it belongs before whatever comes next.
+
+        It is that of the last snapshot (`views[n].next_tokens` has those of others); empty if the run chose none.
+        """
+        return self.views[-1].next_tokens if self.views else ()
+
     def sequence(self, number: int) -> Trace:
         """One sequence of a batch as a trace of its own, without padding; see `sequences`."""
         from .sequences import sequence

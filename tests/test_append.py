@@ -36,7 +36,7 @@ def test_the_file_is_the_old_one_and_what_is_new(family: str, tmp_path: Path) ->
     before, data, header = load(path), path.read_bytes(), TraceFile(path).entries[-1][0]
     last = before.views[-1].next_token
     done = append(model, MORE, path, steps=2, chunk=3)
-    assert (done.new_snapshots, done.snapshots, done.new_tokens) == (3, 7, 7)
+    assert (done.new_snapshots, done.snapshots, done.new_tokens) == (3, 7, 8)
     done = append(model, [], path, steps=4, every=2)  # goes on with the token that was chosen
     after = load(path)
     check(path)
@@ -47,13 +47,13 @@ def test_the_file_is_the_old_one_and_what_is_new(family: str, tmp_path: Path) ->
         assert same_snapshots(after.snapshot(number), before.snapshot(number))
     tokens = after.token_ids()
     assert tokens[: len(before.token_ids())] == before.token_ids()
-    assert tokens[len(before.token_ids()) :][:5] == MORE
-    assert last is not None
+    assert tokens[len(before.token_ids()) :][:6] == [last, *MORE]
     live = to_cache(before, model)
+    feed(model, live, [last])
     feed(model, live, MORE[:3])
     feed(model, live, MORE[3:])
     assert bridge.identical(to_cache(after, model, 4), live)
-    for token in tokens[len(before.token_ids()) + 5 :]:
+    for token in tokens[len(before.token_ids()) + 6 :]:
         feed(model, live, [token])
     assert bridge.identical(to_cache(after, model), live)
     results = verify(after, model, snapshots=tuple(range(len(after))), positions=4, greedy=2)
@@ -150,9 +150,9 @@ def test_the_command(tsc: Any, tmp_path: Path) -> None:
     assert tsc("capture", "Once upon a time", "-m", folder, "--steps", 2, "-o", path).code == 0
     done = tsc("capture", "--append", path, " there was", "-m", folder, "--steps", 3, "--json")
     assert (done.code, done.json["schema"]) == (0, "tsc.append/1")
-    assert (done.json["new_tokens"], done.json["new_snapshots"], done.json["snapshots"]) == (13, 4, 7)
+    assert (done.json["new_tokens"], done.json["new_snapshots"], done.json["snapshots"]) == (14, 4, 7)
     shown = tsc("capture", "--append", path, "-m", folder, "--steps", 1)
-    assert "1 tokens and 1 snapshots more, 32 and 8 in all" in shown.out
+    assert "1 tokens and 1 snapshots more, 33 and 8 in all" in shown.out
     assert tsc("verify", path, "-m", folder, "--positions", 4, "--greedy", 2, "-q").out == "0\n"
     for wrong in (("--output", tmp_path / "o.tsc"), ("--context", 3), ("--attention",), ("--dtype", "float16")):
         refused = tsc("capture", "--append", path, "x", "-m", folder, *wrong)

@@ -16,8 +16,8 @@ from formats.records import Part
 from formats.trace import MemoryBlock
 from tests import models
 from tsc_cli import capture, load, save, verify
-from tsc_cli.generation import Sampler
 from tsc_cli.resuming import resume
+from tsc_cli.sampling import Sampler
 from tsc_cli.verification import VerifyOptions, passes
 
 

@@ -22,10 +22,11 @@ from formats.trace_file import TraceFile
 from formats.trace_writer import TraceWriter
 
 from . import bridge, restoring
-from .generation import Progress, Sampler, feed, nothing
+from .generation import Progress, feed, nothing
 from .positions import require_room
 from .prompts import as_ids, check_ids
 from .replay import Feed, feeds_of, feeds_text
+from .sampling import Sampler, tokens_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,10 +57,11 @@ def append(
 ) -> Appended:  # fmt: skip
     """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
 
-    When this returns, the new snapshots are on the disk.
+    The token that the last run chose and did not feed (`Trace.pending`) is fed first, by itself, as the unbroken run
+    does, whatever token it is.  When this returns, the new snapshots are on the disk.
 
     Args:
-        prompt: token ids to feed; without any, decoding goes on with the token that the last run chose.
+        prompt: token ids to feed behind it; without any, decoding goes on with that token.
         steps, every, chunk, temperature, seed: as in `CaptureOptions`.
         timeout: seconds to wait for another writer.
         force: skip the check that the model is the one of the file.
@@ -82,20 +84,18 @@ def append(
             raise UsageError("holds a batch, to which nothing is appended", path=str(path))
         if steps < 0 or every < 1 or chunk < 1 or (not prompt and not steps):
             raise UsageError("there is nothing to append: neither a prompt nor steps")
-        check_ids(model, as_ids(list(prompt)))
-        chosen = trace.views[-1].next_token
-        if not prompt and chosen is None:
+        check_ids(model, as_ids([*prompt, *trace.pending]))
+        if not prompt and not trace.pending:
             raise UsageError("the last run chose no next token", path=str(path), hint="give a prompt")
         cache = restoring.to_cache(trace, model, tokenizer=tokenizer, force=force)
-        require_room(model, len(trace.token_ids()), len(prompt) + steps)
+        require_room(model, len(trace.token_ids()), len(trace.pending if prompt else ()) + len(prompt) + steps)
         with atomic_write(path, force=True) as sink:
             os.fchmod(sink.fileno(), os.stat(path).st_mode & 0o777)
             writer = TraceWriter.going_on(sink, file)
             recorder = Recorder(writer, file.geometry)
             recorder.go_on(file.labels, file.views)
-            feeds = _run(
-                model, cache, recorder, prompt, chosen, steps, every, chunk, Sampler(temperature, seed), progress
-            )
+            choose = Sampler(temperature, seed).after(tokens_before(trace))
+            feeds = _run(model, cache, recorder, prompt, trace.pending, steps, every, chunk, choose, progress)
             info = trace.info | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": _times(trace) + 1}
             header, length = writer.finish(tier=trace.tier, capture=info, quality=trace.quality)
             require_readable(sink, file.reader.secret, path)
@@ -114,24 +114,30 @@ def _times(trace: Any) -> int:
 
 
 def _run(
-    model: PreTrainedModel, cache: Any, recorder: Recorder, prompt: Sequence[int], chosen: int | None, steps: int,
+    model: PreTrainedModel, cache: Any, recorder: Recorder, prompt: Sequence[int], pending: Sequence[int], steps: int,
     every: int, chunk: int, choose: Sampler, progress: Progress,
 ) -> list[Feed]:  # fmt: skip
     """Feed the prompt and decode, with a snapshot after the prompt and after each `every` steps; what was fed."""
     feeds = []
-    next_token = chosen
+    next_token = next(iter(pending), None)
     if prompt:
+        if pending:
+            feed(model, cache, pending, last_only=True)
+            feeds.append(Feed(1, 1))
         for start in range(0, len(prompt), chunk):
             logits = feed(model, cache, prompt[start : start + chunk], last_only=True)[-1]
             progress(len(prompt[start : start + chunk]))
+        choose.fed([*pending, *prompt])
         next_token = choose(logits)
-        recorder.snapshot(list(prompt), bridge.rows_of(cache), [next_token], bridge.states_of(cache))
+        recorder.snapshot([*pending, *prompt], bridge.rows_of(cache), [next_token], bridge.states_of(cache))
         feeds.append(Feed(len(prompt), chunk))
     fed: list[int] = []
     for step in range(1, steps + 1):
         assert next_token is not None
         fed.append(next_token)
-        next_token = choose(feed(model, cache, [next_token], last_only=True)[-1])
+        logits = feed(model, cache, [next_token], last_only=True)[-1]
+        choose.fed([next_token])
+        next_token = choose(logits)
         progress(1)
         if step % every == 0 or step == steps:
             recorder.snapshot(fed, bridge.rows_of(cache), [next_token], bridge.states_of(cache))

@@ -20,8 +20,9 @@ from formats.trace_writer import content_id
 from . import bridge, fingerprint
 from .attention import observed
 from .drill import require_restorable
-from .generation import Progress, Sampler, feed, nothing, prefill
+from .generation import Progress, feed, nothing, prefill
 from .prompts import Prompt, by_row, check, prompt_of
+from .sampling import Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -162,7 +163,7 @@ def record(
     """
     _check(model, prompt, options)
     require_restorable(model)
-    choose = Sampler(options.temperature, options.seed)
+    samplers = [Sampler(options.temperature, options.seed, sequence) for sequence in range(prompt.batch)]
     started = time.perf_counter()
     with observed(model, enabled=options.attention) as observation:
         cache, logits = prefill(
@@ -174,15 +175,22 @@ def record(
     sink = open_sink(geometry)
     recorder = Recorder(sink, geometry, keyframe_interval=options.keyframe_interval, label_width=geometry.batch)
     if prompt.encoder:
-        recorder.encoder(prompt.encoder_labels(bridge.encoded_rows(cache)))
-    next_tokens = [choose(one) for one in logits]
+        labels = prompt.encoder_labels(bridge.encoded_rows(cache))
+        recorder.encoder(labels)
+        for number, sampler in enumerate(samplers):
+            sampler.fed(labels[number :: prompt.batch])
+    for sampler, ids, padding in zip(samplers, prompt.ids, prompt.padding or [0] * prompt.batch, strict=True):
+        sampler.fed(ids[padding:].tolist())
+    next_tokens = [choose(one) for choose, one in zip(samplers, logits, strict=True)]
     recorder.snapshot(by_row(prompt.ids), bridge.rows_of(cache), next_tokens, bridge.states_of(cache))
     fed: list[int] = []
     for step in range(1, options.steps + 1):
         fed += next_tokens
         ids = torch.tensor(next_tokens)[:, None]
         logits = feed(model, cache, ids, padding=prompt.padding, last_only=True)[:, -1]
-        next_tokens = [choose(one) for one in logits]
+        for choose, token in zip(samplers, next_tokens, strict=True):
+            choose.fed([token])
+        next_tokens = [choose(one) for choose, one in zip(samplers, logits, strict=True)]
         progress(1)
         if step % options.every == 0 or step == options.steps:
             recorder.snapshot(fed, bridge.rows_of(cache), next_tokens, bridge.states_of(cache))

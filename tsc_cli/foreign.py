@@ -37,7 +37,7 @@ def from_cache(
         input_ids: the tokens that it has been fed so far, (tokens,) or (batch, tokens); those of the decoder, if there
             is an encoder, whose own input must have had no padding.
         attention_mask: (batch, tokens), 0 at padding, which must be at the left.
-        next_tokens: the tokens to go on with, if they are known, (batch,).
+        next_tokens: the tokens to go on with, if they are known, (batch,): what `Trace.pending` gives.
         tokenizer: if given, its hash becomes part of the fingerprint.
     Raises:
         UnsupportedCacheError: a layer of another class, or the cache is not of the kind that the model makes.
@@ -67,6 +67,7 @@ def from_cache(
     chosen = () if next_tokens is None else [int(token) for token in as_ids(next_tokens).reshape(-1)]
     if len(chosen) not in (0, geometry.batch):
         raise UsageError(f"{len(chosen)} next tokens for {geometry.batch} sequences")
+    check_ids(model, as_ids(chosen))
     recorder.snapshot(by_row(ids), bridge.rows_of(cache), chosen, bridge.states_of(cache))
     recorder.finish()
     trace = builder.trace

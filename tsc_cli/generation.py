@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +14,7 @@ from formats.errors import UnsupportedCacheError, UsageError
 
 from .bridge import cache_argument, encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
 from .positions import require_room, switch_of
+from .sampling import Sampler
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -175,32 +174,13 @@ def _takes(model: PreTrainedModel, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-@dataclass
-class Sampler:
-    """Chooses the next token: greedy at temperature 0, otherwise sampled with a generator of its own."""
-
-    temperature: float = 0.0
-    seed: int = 0
-    _generator: torch.Generator = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"the temperature must be a number from 0 on, not {self.temperature:g}")
-        self._generator = torch.Generator().manual_seed(self.seed)
-
-    def __call__(self, logits: torch.Tensor) -> int:
-        if self.temperature == 0:
-            return int(logits.argmax())
-        # on the CPU, so that a seed means the same draw on every device
-        probabilities = torch.softmax(logits.float().cpu() / self.temperature, -1)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
-
-
 def continue_from(model: PreTrainedModel, cache: Cache, next_token: int, choose: Sampler) -> Iterator[int]:
     """Yield `next_token` and what follows it, for ever; the cache grows by each token after it was yielded."""
     while True:
         yield next_token
-        next_token = choose(feed(model, cache, [next_token], last_only=True)[-1])
+        logits = feed(model, cache, [next_token], last_only=True)[-1]
+        choose.fed([next_token])
+        next_token = choose(logits)
 
 
 def continuation(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from formats.errors import UsageError
 
 from .bridge import fork
-from .generation import Sampler, continue_from, feed
+from .generation import continue_from, feed
+from .sampling import Sampler
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

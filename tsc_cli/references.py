@@ -9,8 +9,9 @@ from formats import Trace
 from formats.errors import UsageError
 
 from . import bridge
-from .generation import Progress, Sampler, continuation, feed_last_again, nothing
+from .generation import Progress, continuation, feed_last_again, nothing
 from .positions import room
+from .sampling import Sampler, tokens_before
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -54,7 +55,7 @@ def sample_after(
 
     Fewer where the model has no room for them.
     """
-    sampler = Sampler(temperature=1.0, seed=seed)
+    sampler = Sampler(temperature=1.0, seed=seed).after(tokens_before(trace))
     next_token = trace.views[-1].next_token
     if next_token is None:
         next_token = sampler(feed_last_again(model, bridge.fork(exact), trace.token_ids(-1)))

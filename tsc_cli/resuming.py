@@ -13,8 +13,9 @@ from formats import Trace
 from formats.errors import UsageError
 
 from . import bridge, restoring
-from .generation import Sampler, continue_from, feed, feed_last_again, padded, placeholder
+from .generation import continue_from, feed, feed_last_again, padded, placeholder
 from .prompts import as_ids, check_ids
+from .sampling import Sampler, tokens_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,17 +31,23 @@ def resume(
     tokens as the uninterrupted run.  If it chose none, or if tokens are sampled, the last token is fed again.
 
     Args:
-        prompt: tokens to feed after the snapshot's, before generating.
+        prompt: tokens to feed before generating, behind the snapshot's and the one that the capturing run chose next.
     Raises:
         MismatchError: the trace belongs to another model.
         UsageError: the first token is not known and the cache cannot give up its last token, or the trace is a batch.
     """
-    choose = choose or Sampler()
+    choose = (choose or Sampler()).after(tokens_before(trace, snapshot))
     history = trace.token_ids(snapshot)
-    cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force)
     recorded = trace.views[trace.index(snapshot)].next_token
+    pending = [] if recorded is None else [recorded]
+    check_ids(model, as_ids([*pending, *prompt]))
+    cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force)
     if prompt:
-        first = choose(feed(model, cache, prompt, last_only=True)[-1])
+        if pending:  # by itself, as the run that chose it would have fed it
+            feed(model, cache, pending, last_only=True)
+        logits = feed(model, cache, prompt, last_only=True)[-1]
+        choose.fed([*pending, *prompt])
+        first = choose(logits)
     elif recorded is not None and choose.temperature == 0:
         first = recorded
     else:
@@ -58,7 +65,8 @@ def generate_inputs(
     cache by another name for Mamba, and for an encoder-decoder model something in the shape of the encoder's output.
 
     Args:
-        append: token ids to feed next, (tokens,) or (batch, tokens); by default the ones that the capturing run chose.
+        append: token ids to feed next, (tokens,) or (batch, tokens), behind the ones that the capturing run chose
+            (`Trace.pending`), which are always fed first; by default those alone.
         tokenizer, force, into: as `to_cache` takes them.
     Raises:
         MismatchError: as `to_cache`.
@@ -68,13 +76,14 @@ def generate_inputs(
     view = trace.views[trace.index(snapshot)]
     batch, padding = trace.geometry.batch, trace.geometry.padding
     device = next(model.parameters()).device
-    following = torch.tensor(view.next_tokens)[:, None] if append is None else as_ids(append)
+    pending = torch.tensor(view.next_tokens, dtype=torch.int64).reshape(-1, 1) if view.next_tokens else as_ids([])
+    more = as_ids([] if append is None else append)
+    if more.shape[0] not in (1, batch):
+        raise UsageError(f"{more.shape[0]} sequences to append to {batch}")
+    following = torch.cat([pending.expand(batch, -1), more.expand(batch, -1)], 1).to(device)
     if not following.numel():
         raise UsageError("the capturing run chose no next token", hint="append= gives the tokens to go on with")
     check_ids(model, following)
-    if following.shape[0] not in (1, batch):
-        raise UsageError(f"{following.shape[0]} sequences to append to {batch}")
-    following = following.to(device).expand(batch, -1)
     cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force, into=into)
     held = torch.tensor([trace.labels.tokens(view.history, sequence) for sequence in range(batch)], device=device)
     if not bridge.takes_several(cache) and following.shape[1] > 1:

@@ -17,12 +17,13 @@ from formats.tiers import verdict
 
 from . import bridge, fingerprint, restoring
 from .fidelity import Fidelity, compare, first_difference
-from .generation import Progress, Sampler, continuation, nothing, score
+from .generation import Progress, continuation, nothing, score
 from .positions import room
 from .prompts import encoded_of
 from .recall import Recall, measure_recall, recall_passes
 from .references import followed, needs_sample, reference_of, sample_after
 from .replay import passes_to, replayed
+from .sampling import Sampler
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

@@ -44,10 +44,10 @@ def command(
     from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_file
     from ..files import encode
     from ..fingerprint import of as fingerprint_of
-    from ..generation import Sampler
     from ..models import load
     from ..restoring import to_cache
     from ..resuming import resume
+    from ..sampling import Sampler
     from ..verification import VerifyOptions, passes, verify
 
     out = Output(as_json, quiet)

@@ -37,9 +37,9 @@ def command(
     from formats import load
 
     from ..files import encode, model_for, one_sequence, read_text, say_differences
-    from ..generation import Sampler
     from ..keys import Keys
     from ..resuming import resume
+    from ..sampling import Sampler
     from ..streaming import TextStream
 
     out = Output(as_json, quiet)
@@ -50,7 +50,7 @@ def command(
     say_differences(trace, loaded, out, forced=force_model_mismatch)
     fed = encode(text, loaded.tokenizer, special=False) if text else []
     tokens = resume(
-        trace, loaded.model, snapshot=number, prompt=fed, choose=Sampler(temperature, seed),
+        trace, loaded.model, snapshot=number, prompt=fed, choose=Sampler(temperature, seed, sequence),
         tokenizer=loaded.tokenizer, force=force_model_mismatch,
     )  # fmt: skip
     stops = set() if ignore_eos else _end_tokens(loaded.model)
