@@ -13,7 +13,7 @@ from formats.errors import UnsupportedCacheError, UsageError
 from tests import models
 from tests.traces import same_snapshots
 from tsc_cli import capture, to_cache, verify
-from tsc_cli.positions import limit_of, room, switch_of
+from tsc_cli.positions import end_of, reach_of, room, switch_of
 from tsc_cli.resuming import resume
 
 
@@ -28,25 +28,15 @@ def test_learned_positions_bound_what_is_measured() -> None:
     full = capture(model, models.prompt(44), steps=4)
     with pytest.raises(UsageError, match="snapshot 4 takes all positions of the model"):
         verify(full, model, snapshots=(-1,))
-    with pytest.raises(UsageError, match="1 tokens do not fit behind 48: the model goes on for 0 positions"):
+    with pytest.raises(UsageError, match="48 tokens and 1 steps make 49, which do not fit"):
         list(islice(resume(full, model), 2))
 
 
-def test_rope_goes_on_beyond_the_stated_positions() -> None:
-    model = models.llama(max_position_embeddings=40)
-    trace = capture(model, models.prompt(40), steps=0, reference=models.prompt(30, seed=3))
-    assert verify(trace, model, positions=29)[0].fidelity.positions == 29
-    with pytest.raises(UsageError, match="do not fit into the model's 40 positions"):
-        capture(model, models.prompt(40), steps=1)
-
-
 def test_what_is_known_of_positions() -> None:
-    assert (limit_of(models.gpt2()), switch_of(models.gpt2()), room(models.gpt2(), 250)) == (256, None, 6)
+    assert (end_of(models.gpt2()), switch_of(models.gpt2()), room(models.gpt2(), 250)) == (256, None, 6)
     long = models.phi3_long()
-    assert (switch_of(long), room(long, 30), room(long, 32)) == (32, 2, 0)
-    assert room(long, 33) == room(long, 0) > 1 << 60
-    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    assert room(models.llama(max_position_embeddings=64, rope_parameters=dynamic), 60) == 4
+    assert (switch_of(long), reach_of(long), room(long, 30), room(long, 32)) == (32, 4096, 2, 0)
+    assert (room(long, 33), room(long, 4096), room(long, 4096, beyond=True) > 1 << 60) == (4063, 0, True)
 
 
 def test_a_prompt_beyond_the_switch_of_longrope_is_fed_in_one_pass() -> None:
@@ -65,11 +55,11 @@ def test_a_prompt_beyond_the_switch_of_longrope_is_fed_in_one_pass() -> None:
 
 def test_steps_do_not_cross_the_switch_of_longrope() -> None:
     model = models.phi3_long()
-    with pytest.raises(UsageError, match="4 steps after 30 tokens cross 32, where the model's LongRoPE") as refused:
+    with pytest.raises(UsageError, match="30 tokens and 4 steps cross 32, where the model's LongRoPE") as refused:
         capture(model, models.prompt(30), steps=4)
     assert refused.value.hint == "at most --steps 2"
     trace = capture(model, models.prompt(30), steps=2)
-    with pytest.raises(UsageError, match="do not fit behind 32"):
+    with pytest.raises(UsageError, match="32 tokens and 1 steps cross 32"):
         list(islice(resume(trace, model), 2))
 
 

@@ -23,7 +23,7 @@ from formats.trace_writer import TraceWriter
 
 from . import bridge, restoring
 from .generation import Progress, feed, nothing
-from .positions import require_room
+from .positions import require_fit
 from .prompts import as_ids, check_ids
 from .replay import Feed, feeds_of, feeds_text
 from .sampling import Sampler, tokens_before
@@ -54,6 +54,7 @@ def append(
     model: PreTrainedModel, prompt: Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
     steps: int = 64, every: int = 1, chunk: int = 1024, temperature: float = 0.0, seed: int = 0, timeout: float = 0,
     force: bool = False, progress: Progress = nothing, key: KeySource | None = None,
+    allow_beyond_positions: bool = False,
 ) -> Appended:  # fmt: skip
     """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
 
@@ -62,7 +63,7 @@ def append(
 
     Args:
         prompt: token ids to feed behind it; without any, decoding goes on with that token.
-        steps, every, chunk, temperature, seed: as in `CaptureOptions`.
+        steps, every, chunk, temperature, seed, allow_beyond_positions: as in `CaptureOptions`.
         timeout: seconds to wait for another writer.
         force: skip the check that the model is the one of the file.
         key: the secret of an encrypted file, or what gives it; the file stays encrypted.
@@ -88,7 +89,8 @@ def append(
         if not prompt and not trace.pending:
             raise UsageError("the last run chose no next token", path=str(path), hint="give a prompt")
         cache = restoring.to_cache(trace, model, tokenizer=tokenizer, force=force)
-        require_room(model, len(trace.token_ids()), len(trace.pending if prompt else ()) + len(prompt) + steps)
+        more = len(trace.pending if prompt else ()) + len(prompt)
+        require_fit(model, more, steps, held=len(trace.token_ids()), beyond=allow_beyond_positions)
         with atomic_write(path, force=True) as sink:
             os.fchmod(sink.fileno(), os.stat(path).st_mode & 0o777)
             writer = TraceWriter.going_on(sink, file)

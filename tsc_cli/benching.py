@@ -49,6 +49,7 @@ class Protocol:
         prompts: windows, spread evenly over the texts.
         context: tokens that are captured; `steps` decode steps follow.
         positions: teacher-forced positions of the text behind the context.
+        allow_beyond_positions: go on beyond the positions that the model was made for.
     """
 
     prompts: int = 4
@@ -56,6 +57,7 @@ class Protocol:
     steps: int = 64
     positions: int = 256
     seed: int = 0
+    allow_beyond_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,15 @@ class Bench:
     ) -> None:
         """Capture the windows.  Raises UsageError if the texts are too short for them."""
         p = self.protocol
+        beyond = p.allow_beyond_positions
+        options = CaptureOptions(steps=p.steps, seed=p.seed, attention=attention, allow_beyond_positions=beyond)
         for tokens in windows(texts, p.prompts, p.context + p.positions + 1):
             trace = capture(
                 self.loaded.model, tokens[: p.context], tokenizer=self.loaded.tokenizer,
-                reference=tokens[p.context :], options=CaptureOptions(steps=p.steps, seed=p.seed, attention=attention),
+                reference=tokens[p.context :], options=options,
             )  # fmt: skip
             source = Source(trace)
-            judge = Judge(source, self.loaded.model, snapshot=0, positions=p.positions, seed=p.seed)
+            judge = Judge(source, self.loaded.model, snapshot=0, positions=p.positions, seed=p.seed, beyond=beyond)
             profile = store.for_model(trace.fingerprint)
             self.prompts.append(Prompt(source, judge, Sizer(source, judge.device), profile))
             progress(1)

@@ -31,7 +31,7 @@ from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_te
 from .fidelity import compare
 from .files import encode
 from .generation import Progress, nothing, prefill, score
-from .positions import limit_of
+from .positions import reach_of
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -130,7 +130,7 @@ def calibrate(
 
 def window_size(model: PreTrainedModel) -> tuple[int, int]:
     """(context, tokens that follow it) of a calibration window: the usual, or what the model's positions allow."""
-    most = limit_of(model) or CONTEXT + CONTINUATION
+    most = reach_of(model) or CONTEXT + CONTINUATION
     if most >= CONTEXT + CONTINUATION:
         return CONTEXT, CONTINUATION
     return most * 4 // 5, most - most * 4 // 5

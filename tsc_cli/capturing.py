@@ -41,6 +41,7 @@ class CaptureOptions:
         temperature, seed: how the decoded tokens are chosen; 0 is greedy.
         keyframe_interval: store all rows again at every such snapshot (the reports' kf); None never does.
         attention: observe which attention the prompt's rows receive, which `h2o` eviction goes by.
+        allow_beyond_positions: go on beyond the positions that the model was made for; never beyond those it has.
     """
 
     steps: int = 64
@@ -50,6 +51,7 @@ class CaptureOptions:
     seed: int = 0
     keyframe_interval: int | None = None
     attention: bool = False
+    allow_beyond_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,5 +227,5 @@ def _check(model: PreTrainedModel, prompt: Prompt, options: CaptureOptions) -> N
         raise UsageError("steps, temperature and keyframe interval must not be negative")
     if options.attention and (prompt.batch > 1 or prompt.encoder):
         raise UsageError("attention is observed in one sequence of a model without an encoder only")
-    check(model, prompt, options.steps)
+    check(model, prompt, options.steps, beyond=options.allow_beyond_positions)
     fingerprint.require_repeatable(model)

@@ -230,6 +230,7 @@ def compress(
     trace: Trace, path: str | os.PathLike[str], *, tier: str | None = None, quality: str | None = None,
     max_kl: float | None = None, recipe: Recipe | None = None, model: PreTrainedModel | None = None,
     profile: Profile | None = None, positions: int = 256, seed: int = 0, force: bool = False,
+    allow_beyond_positions: bool = False,
 ) -> Compressed:  # fmt: skip
     """Write a captured trace as a small file.  Without a target, the smallest of quality "high".
 
@@ -239,7 +240,7 @@ def compress(
         recipe: the codec by hand instead, such as `Recipe("scalar", {"bits": 4})`.
         model: measures the KL of candidates and of the result; without it their relative error decides.
         profile: for codec klt; by default the one on this machine that fits the model, if there is one.
-        positions, seed: of the measurement; see `verify`.
+        positions, seed, allow_beyond_positions: of the measurement; see `verify`.
         force: replace an existing file.
     Raises:
         PromiseError: the promise cannot be kept; nothing was written.
@@ -255,7 +256,7 @@ def compress(
         from .judging import Judge
 
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model))
-        judge = Judge(source, model, positions=positions, seed=seed)
+        judge = Judge(source, model, positions=positions, seed=seed, beyond=allow_beyond_positions)
     compressor = Compressor(source, judge, profile=profile or store.for_model(trace.fingerprint))
     if recipe is not None and recipe.codec == Klt.name and compressor.profile is not None:
         recipe = replace(recipe, settings={"profile": compressor.profile.digest, **recipe.settings})

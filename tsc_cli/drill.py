@@ -16,7 +16,7 @@ from formats.errors import TscError, UnsupportedCacheError
 
 from . import bridge, supported, trial
 from .generation import feed
-from .positions import limit_of
+from .positions import end_of
 from .prompts import by_row
 from .restoring import restore
 
@@ -31,7 +31,7 @@ _passed: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 def require_restorable(model: PreTrainedModel) -> None:
     """Raise UnsupportedCacheError if the cache of a few tokens is not all that the model goes on from; once a model."""
-    limit = limit_of(model)
+    limit = end_of(model)
     if model in _passed or (limit is not None and limit < trial.TOKENS + _STEPS):
         return
     try:

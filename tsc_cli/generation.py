@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from formats.errors import UnsupportedCacheError, UsageError
 
 from .bridge import cache_argument, encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
-from .positions import require_room, switch_of
+from .positions import one_pass_beyond, require_room, settle
 from .sampling import Sampler
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def prefill(
 ) -> tuple[Cache, torch.Tensor]:  # fmt: skip
     """Feed a prompt to an empty cache, `chunk` tokens at a time so that activations stay bounded.
 
-    It is fed in one pass where several would mean another cache: to models with states, and beyond the switch of
-    LongRoPE, which turns keys by the longest position of a pass.
+    It is fed in one pass where several would mean another cache: to models with states, and where LongRoPE or dynamic
+    NTK scaling turn keys by the longest position of a pass.
 
     Args:
         token_ids: of one sequence, or of several, (batch, tokens).
@@ -49,8 +49,8 @@ def prefill(
     cache = new_cache(model)
     ids = _as_tensor(model, token_ids)
     logits = torch.empty(0)
-    switch, length = switch_of(model), ids.shape[1]
-    if (switch is not None and length > switch) or not takes_several(cache):
+    longest, length = one_pass_beyond(model), ids.shape[1]
+    if (longest is not None and length > longest) or not takes_several(cache):
         chunk = length
     for start in range(0, length, chunk):
         piece = ids[:, start : start + chunk]
@@ -98,6 +98,7 @@ def _run(
 ) -> torch.Tensor:  # fmt: skip
     """One forward pass; logits, (batch, tokens or 1, vocabulary)."""
     require_room(model, seen, ids.shape[1])
+    settle(model)
     arguments: dict[str, Any] = {"use_cache": True}
     name = cache_argument(model)
     assert name is not None  # `new_cache` refused the model otherwise

@@ -32,8 +32,9 @@ class Judge:
 
     def __init__(
         self, source: Source, model: PreTrainedModel, *, snapshot: int = -1, positions: int = 256, seed: int = 0,
-        progress: Progress = nothing,
+        progress: Progress = nothing, beyond: bool = False,
     ) -> None:  # fmt: skip
+        """Run the exact cache; `beyond` goes on beyond the positions that the model was made for."""
         trace = source.trace
         self.source = source
         self.snapshot = trace.index(snapshot)
@@ -43,9 +44,9 @@ class Judge:
         sampled: list[int] = []
         if not (self.snapshot == 0 and len(trace.reference) > 1):
             last = exact if self.snapshot == len(trace) - 1 else restoring.to_cache(trace, model, -1, force=True)
-            sampled = sample_after(trace, model, last, positions, seed, progress)
+            sampled = sample_after(trace, model, last, positions, seed, progress, beyond=beyond)
         self.reference, tokens = reference_of(trace, self.snapshot, sampled)
-        self._tokens = followed(trace, model, self.snapshot, tokens, positions)
+        self._tokens = followed(trace, model, self.snapshot, tokens, positions, beyond=beyond)
         self._exact = score(model, exact, self._tokens[:-1])
         self._cache = exact
 

@@ -33,7 +33,7 @@ CODES = range(1000, 10_000)
 LENGTH = (800, 1200)  # tokens of a context, the fact included
 DEPTH = (0.05, 0.40)  # where the fact begins, as a share of the context
 APART = 500  # tokens at least between the end of the fact and the question
-_TRIES = 8  # tokens in which the digits must have come: one each at most, and room for what is around them
+TRIES = 8  # tokens in which the digits must have come: one each at most, and room for what is around them
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def answers(model: PreTrainedModel, tokenizer: Any, cache: Cache, needle: Needle
     twin, choose = fork(cache), Sampler()
     first = choose(feed(model, twin, needle.question, last_only=True)[-1])
     said: list[int] = []
-    for token in islice(continue_from(model, twin, first, choose), _TRIES):
+    for token in islice(continue_from(model, twin, first, choose), TRIES):
         said.append(token)
         text = str(tokenizer.decode(said)).lstrip()
         if len(text) > len(needle.answer):

@@ -16,7 +16,8 @@ from .capturing import CaptureOptions, capture
 from .compressing import Compressor
 from .judging import scratch_file
 from .ladder import BASELINES
-from .needle import Needle, answers, needles
+from .needle import TRIES, Needle, answers, needles
+from .positions import require_fit
 
 if TYPE_CHECKING:
     from .models import Loaded
@@ -46,6 +47,7 @@ def run(
     kept, sizes = dict.fromkeys(labels, 0), {label: list[float]() for label in labels}
     answerable = 0
     for needle in needles(texts, loaded.tokenizer, count, seed):
+        require_fit(loaded.model, len(needle.context), len(needle.question) + TRIES)
         trace = capture(loaded.model, needle.context, tokenizer=loaded.tokenizer, options=CaptureOptions(steps=0))
         if _answers(loaded, trace, needle):
             answerable += 1

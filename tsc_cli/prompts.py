@@ -11,7 +11,7 @@ from formats import Trace
 from formats.errors import UsageError
 
 from .generation import encode
-from .positions import check_prompt
+from .positions import require_encodable, require_fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,14 +138,19 @@ def padding_of(attention_mask: Any, ids: torch.Tensor) -> tuple[int, ...]:
     return tuple(padding.tolist()) if bool(padding.any()) else ()
 
 
-def check(model: PreTrainedModel, prompt: Prompt, steps: int) -> None:
-    """Raise UsageError unless the model knows all tokens of the prompt and has room for it and the steps after it."""
+def check(model: PreTrainedModel, prompt: Prompt, steps: int, *, beyond: bool = False) -> None:
+    """Raise UsageError unless the model knows all tokens of the prompt and has room for it and the steps after it.
+
+    Args:
+        beyond: go on beyond the positions that the model was made for.
+    """
     if not prompt.ids.numel() or any(not tensor.numel() for _, tensor in prompt.encoder):
         raise UsageError("the prompt is empty")
-    for ids in (prompt.ids, *(tensor for name, tensor in prompt.encoder if name == "input_ids")):
+    check_ids(model, prompt.ids)
+    for ids in (tensor for name, tensor in prompt.encoder if name == "input_ids"):
         check_ids(model, ids)
-        check_prompt(model, ids.shape[1], 0)
-    check_prompt(model, prompt.tokens, steps)
+        require_encodable(model, ids.shape[1])
+    require_fit(model, prompt.tokens, steps, beyond=beyond)
 
 
 def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:

@@ -33,24 +33,33 @@ def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str
     return "sampled", trace.token_ids(-1)[len(trace.token_ids(number)) :] + list(sampled)
 
 
-def followed(trace: Trace, model: PreTrainedModel, number: int, reference: list[int], positions: int) -> list[int]:
+def followed(
+    trace: Trace, model: PreTrainedModel, number: int, reference: list[int], positions: int, *, beyond: bool = False
+) -> list[int]:
     """What both caches of a snapshot are fed, and the last target: as much of the reference as the model has room for.
 
+    Args:
+        beyond: go on beyond the positions that the model was made for.
     Raises:
         UsageError: nothing can follow the snapshot.
     """
-    count = min(positions, room(model, len(trace.token_ids(number))))
+    held = len(trace.token_ids(number))
+    count = min(positions, room(model, held, beyond=beyond))
     if count < 1:
+        more = not beyond and room(model, held, beyond=True) > 0
         raise UsageError(
-            f"nothing can be measured: snapshot {number} takes all positions of the model",
-            hint="capture fewer tokens: --context",
+            f"nothing can be measured: snapshot {number} takes all positions of the model with its {held} tokens",
+            hint="--allow-beyond-positions measures there all the same, and an earlier snapshot has room"
+            if more
+            else "capture fewer tokens: --context",
         )
     return reference[: count + 1]
 
 
 def sample_after(
-    trace: Trace, model: PreTrainedModel, exact: Cache, positions: int, seed: int, progress: Progress = nothing
-) -> list[int]:
+    trace: Trace, model: PreTrainedModel, exact: Cache, positions: int, seed: int, progress: Progress = nothing, *,
+    beyond: bool = False,
+) -> list[int]:  # fmt: skip
     """`positions` + 1 tokens sampled from the exact model after the last snapshot; one run serves every snapshot.
 
     Fewer where the model has no room for them.
@@ -59,5 +68,5 @@ def sample_after(
     next_token = trace.views[-1].next_token
     if next_token is None:
         next_token = sampler(feed_last_again(model, bridge.fork(exact), trace.token_ids(-1)))
-    fed = min(positions, room(model, len(trace.token_ids(-1))))
+    fed = min(positions, room(model, len(trace.token_ids(-1)), beyond=beyond))
     return continuation(model, exact, next_token, fed + 1, sampler, progress)

@@ -14,6 +14,7 @@ from formats.errors import UsageError
 
 from . import bridge, restoring
 from .generation import continue_from, feed, feed_last_again, padded, placeholder
+from .positions import require_fit, settle
 from .prompts import as_ids, check_ids
 from .sampling import Sampler, tokens_before
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 def resume(
     trace: Trace, model: PreTrainedModel, *, snapshot: int = -1, prompt: Sequence[int] = (),
-    choose: Sampler | None = None, tokenizer: Any = None, force: bool = False,
+    choose: Sampler | None = None, tokenizer: Any = None, force: bool = False, allow_beyond_positions: bool = False,
+    most: int | None = None,
 ) -> Iterator[int]:  # fmt: skip
     """Yield the tokens that follow a snapshot, for ever: stop taking them to stop.
 
@@ -32,15 +34,20 @@ def resume(
 
     Args:
         prompt: tokens to feed before generating, behind the snapshot's and the one that the capturing run chose next.
+        allow_beyond_positions: go on beyond the positions that the model was made for.
+        most: so many tokens will be taken: refuse at once if there are not as many positions.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: the first token is not known and the cache cannot give up its last token, or the trace is a batch.
+        UsageError: there is no position left, for the prompt or for the next token; the first token is not known and
+            the cache cannot give up its last token; or the trace is a batch.
     """
     choose = (choose or Sampler()).after(tokens_before(trace, snapshot))
     history = trace.token_ids(snapshot)
     recorded = trace.views[trace.index(snapshot)].next_token
     pending = [] if recorded is None else [recorded]
     check_ids(model, as_ids([*pending, *prompt]))
+    fed = len([*pending, *prompt]) if prompt else 0
+    _require_fit(model, len(history), fed, max((most or 1) - 1, 0), beyond=allow_beyond_positions)
     cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force)
     if prompt:
         if pending:  # by itself, as the run that chose it would have fed it
@@ -52,12 +59,24 @@ def resume(
         first = recorded
     else:
         first = choose(feed_last_again(model, cache, history))
-    return continue_from(model, cache, first, choose)
+    tokens = continue_from(model, cache, first, choose)
+    return _within(tokens, model, len(history) + fed, beyond=allow_beyond_positions)
+
+
+def _within(tokens: Iterator[int], model: PreTrainedModel, held: int, *, beyond: bool) -> Iterator[int]:
+    """The tokens, until the next one would need a position that is not to be taken."""
+    for count, token in enumerate(tokens, 1):
+        yield token
+        _require_fit(model, held, 0, count, beyond=beyond)
+
+
+def _require_fit(model: PreTrainedModel, held: int, prompt: int, steps: int, *, beyond: bool) -> None:
+    require_fit(model, prompt, steps, held=held, beyond=beyond, option="-n", unfed=1)
 
 
 def generate_inputs(
     trace: Trace, model: PreTrainedModel, snapshot: int = -1, *, append: Any = None, tokenizer: Any = None,
-    force: bool = False, into: Any = None,
+    force: bool = False, into: Any = None, allow_beyond_positions: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that `model.generate` needs to go on from a snapshot: `model.generate(**generate_inputs(...))`.
 
@@ -68,6 +87,8 @@ def generate_inputs(
         append: token ids to feed next, (tokens,) or (batch, tokens), behind the ones that the capturing run chose
             (`Trace.pending`), which are always fed first; by default those alone.
         tokenizer, force, into: as `to_cache` takes them.
+        allow_beyond_positions: go on beyond the positions that the model was made for; what `generate` makes of that is
+            its own affair.
     Raises:
         MismatchError: as `to_cache`.
         UsageError: the capturing run chose no token, and none is given; or `generate` would put a decoder's start token
@@ -84,11 +105,13 @@ def generate_inputs(
     if not following.numel():
         raise UsageError("the capturing run chose no next token", hint="append= gives the tokens to go on with")
     check_ids(model, following)
+    require_fit(model, following.shape[1], 0, held=view.tokens_seen, beyond=allow_beyond_positions)
     cache = restoring.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force, into=into)
     held = torch.tensor([trace.labels.tokens(view.history, sequence) for sequence in range(batch)], device=device)
     if not bridge.takes_several(cache) and following.shape[1] > 1:
         feed(model, cache, following[:, :-1], padding=padding, last_only=True)
         held, following = torch.cat([held, following[:, :-1]], 1), following[:, -1:]
+    settle(model)
     ids = torch.cat([held, following], 1)
     mask = padded(model, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
     if isinstance(cache, EncoderDecoderCache):

@@ -11,7 +11,7 @@ from formats.geometry import Geometry
 
 from . import bridge
 from .generation import prefill
-from .positions import limit_of
+from .positions import end_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ _geometries: weakref.WeakKeyDictionary[torch.nn.Module, Geometry] = weakref.Weak
 def tokens_from(model: PreTrainedModel, start: int) -> torch.Tensor:
     """Token ids, (1, 12) or as many as there are positions; other ones for another `start`."""
     known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    count = min(TOKENS, limit_of(model) or TOKENS)
+    count = min(TOKENS, end_of(model) or TOKENS)
     return torch.arange(start, start + count)[None] * 7 % known
 
 

@@ -39,6 +39,7 @@ class VerifyOptions:
         greedy: tokens generated greedily from both caches to find where they part; 0 skips it.
         seed: of the sampled continuation.
         recall: also repeat passages of the context, each with at most `positions` predictions; see `recall`.
+        allow_beyond_positions: measure beyond the positions that the model was made for, too.
     """
 
     snapshots: Sequence[int] = (-1,)
@@ -46,6 +47,7 @@ class VerifyOptions:
     greedy: int = 64
     seed: int = 0
     recall: bool = False
+    allow_beyond_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,14 @@ def verify(
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
     if options.positions < 1 or options.greedy < 0:
         raise UsageError("positions must be at least 1 and greedy not negative")
+    beyond = options.allow_beyond_positions
     plan = _Plan.of(trace, wanted, against=against is not None)
     kept = dict(_exact_caches(trace, model, plan.first_pass, against, progress))
     sampled: list[int] = []
     if plan.sample:
-        sampled = sample_after(trace, model, kept[len(trace) - 1], options.positions, options.seed, progress)
+        sampled = sample_after(
+            trace, model, kept[len(trace) - 1], options.positions, options.seed, progress, beyond=beyond
+        )
     results = []
     second = _exact_caches(trace, model, plan.second_pass, against, progress)
     for number, exact in second if plan.second_pass else kept.items():
@@ -131,8 +136,8 @@ def verify(
             continue
         restored = restoring.to_cache(trace, model, number, force=True)
         name, reference = reference_of(trace, number, sampled)
-        tokens = followed(trace, model, number, reference, options.positions)
-        free = room(model, len(trace.token_ids(number)))
+        tokens = followed(trace, model, number, reference, options.positions, beyond=beyond)
+        free = room(model, len(trace.token_ids(number)), beyond=beyond)
         greedy = min(options.greedy, free + 1)  # the last of them is not fed
         fidelity = compare(score(model, exact, tokens[:-1]), score(model, restored, tokens[:-1]), tokens[1:])
         progress(2)

@@ -69,6 +69,8 @@ seconds = prefilled()[2] if chunk else None
 print(json.dumps({"restore": sorted(times)[1], "equal": equal, "kilobytes": kilobytes, "prefill": seconds}))
 """
 
+BEYOND = "--allow-beyond-positions"  # what follows the last snapshot
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -136,7 +138,7 @@ def main(text: Path | None, folder: Path) -> None:
     rows.append(row("lossless", captured.facts, verified, restored, prefill, None))
     for number, (name, options) in enumerate(FILES.items()):
         path = folder / f"{number}.tsc"
-        made = report(f"compress: {name}", tsc("compress", str(whole), *options, "-o", str(path)))
+        made = report(f"compress: {name}", tsc("compress", str(whole), *options, BEYOND, "-o", str(path)))
         restored = script(RESTORE, path, chunk=0)
         report(f"restore three times, resume: {name}", restored, restored.facts["kilobytes"] * 1024)
         verified = report(f"verify, first snapshot: {name}", verify(path, "0"))
@@ -152,7 +154,7 @@ def main(text: Path | None, folder: Path) -> None:
 
 def verify(path: Path, snapshots: str) -> Stage:
     positions, greedy = ["--positions", str(STEPS)], ["--greedy", str(RESUMED)]
-    return tsc("verify", str(path), "--snapshots", snapshots, *positions, *greedy)
+    return tsc("verify", str(path), "--snapshots", snapshots, *positions, *greedy, BEYOND)
 
 
 def row(

@@ -12,7 +12,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio
-from .options import Device, Dtype, Force, Json, Model, Quiet, Seed
+from .options import Beyond, Device, Dtype, Force, Json, Model, Quiet, Seed
 
 if TYPE_CHECKING:
     from ..models import Loaded
@@ -58,6 +58,7 @@ def command(
     dtype: Dtype = "auto",
     device: Device = "auto",
     seed: Seed = 0,
+    beyond: Beyond = False,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -95,7 +96,7 @@ def command(
     rows = rows or SUITES[suite]()
     ladder = suite == "ladder" and not codec
     steps = (0 if ladder else 64) if steps is None else steps
-    bench = Bench(loaded, Protocol(prompts, context, steps, positions, seed))
+    bench = Bench(loaded, Protocol(prompts, context, steps, positions, seed, beyond))
     with out.progress("capturing prompts", prompts) as advance:
         bench.capture([encode(text, loaded.tokenizer) for text in read], advance, attention=not ladder)
     with out.progress("measuring", len(rows) * prompts) as advance:

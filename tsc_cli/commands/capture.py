@@ -13,7 +13,7 @@ from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio, size
 from ..supported import FAMILIES, Family
-from .options import Device, Dtype, Encrypt, Force, Json, KeyFile, Model, Quiet, Seed, Temperature
+from .options import Beyond, Device, Dtype, Encrypt, Force, Json, KeyFile, Model, Quiet, Seed, Temperature
 
 if TYPE_CHECKING:
     from ..capturing import Captured
@@ -96,6 +96,7 @@ def command(
         bool,
         typer.Option("--attention", help="Also record the attention that each row receives, for h2o eviction (84x)."),
     ] = False,
+    beyond: Beyond = False,
     list_supported: Annotated[
         bool, typer.Option("--list-supported", help="Show which model families can be captured, and exit.")
     ] = False,
@@ -127,7 +128,8 @@ def command(
         }  # fmt: skip
         _append(
             append_to, [name for name, value in given.items() if value is not None], prompt, prompt_file, model, device,
-            {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed},
+            {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed,
+             "allow_beyond_positions": beyond},
             key_file, Output(as_json, quiet),
         )  # fmt: skip
         return
@@ -164,7 +166,7 @@ def command(
         tokens, reference = tokens[:context], tokens[context : context + REFERENCE_TOKENS]
         if loaded.model.config.is_encoder_decoder:  # what follows in the source is not what the decoder goes on with
             reference = []
-    options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention)
+    options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention, beyond)
     with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
         captured = capture_to_sink(
             loaded.model, tokens, sink, tokenizer=loaded.tokenizer, reference=reference, options=options,

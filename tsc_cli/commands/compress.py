@@ -13,7 +13,7 @@ from formats.errors import UsageError
 from ..compress_report import facts_of, published_text, summary
 from ..output import Output, columns, printable, ratio
 from ..targets import Target
-from .options import Device, Encrypt, File, FileModel, Force, Json, KeyFile, Quiet, Seed
+from .options import Beyond, Device, Encrypt, File, FileModel, Force, Json, KeyFile, Quiet, Seed
 
 if TYPE_CHECKING:
     from formats import Trace
@@ -112,6 +112,7 @@ def command(
     model: FileModel = None,
     positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
     seed: Seed = 0,
+    beyond: Beyond = False,
     device: Device = "auto",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Derive the file's identity from its content.")
@@ -164,7 +165,9 @@ def command(
         by_hand = replace(
             by_hand, settings={"profile": chosen.digest, **by_hand.settings}, embed_profile=embed_profile
         )  # fmt: skip
-    compressor = compressor_for(trace, model, device, verify, positions, seed, out, chosen, embed_profile=embed_profile)
+    compressor = compressor_for(
+        trace, model, device, verify, positions, seed, out, chosen, embed_profile=embed_profile, beyond=beyond
+    )
     if profile is not None and codec is None and compressor.klt is None:
         raise UsageError(f"profile {profile} does not fit the file's layers", hint="tsc profiles lists others")
     if dry_run:
@@ -201,7 +204,7 @@ def pairs(settings: list[str]) -> dict[str, str]:
 
 def compressor_for(
     trace: Trace, model: str | None, device: str, verify: bool | None, positions: int, seed: int, out: Output,
-    profile: Profile | None, *, embed_profile: bool = False,
+    profile: Profile | None, *, embed_profile: bool = False, beyond: bool = False,
 ) -> Compressor:  # fmt: skip
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
     from formats.compression import Source
@@ -223,7 +226,7 @@ def compressor_for(
     loaded = model_for(trace, model, device, out)
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.model, loaded.tokenizer))
     with out.progress("running the exact cache", positions + 1) as advance:
-        judge = Judge(source, loaded.model, positions=positions, seed=seed, progress=advance)
+        judge = Judge(source, loaded.model, positions=positions, seed=seed, progress=advance, beyond=beyond)
     return Compressor(source, judge, profile=profile, embed_profile=embed_profile)
 
 

@@ -42,6 +42,13 @@ KeyFile = Annotated[
 Encrypt = Annotated[
     bool, typer.Option("--encrypt", help="Encrypt the file, with the key or a passphrase; see tsc encrypt.")
 ]
+Beyond = Annotated[
+    bool,
+    typer.Option(
+        "--allow-beyond-positions",
+        help="Go on beyond the positions that the model was made for; never beyond those that it has.",
+    ),
+]
 AnyModel = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from ..output import Output, printable
-from .options import AnyModel, Device, File, FileModel, Json, KeyFile, Quiet, Seed, Sequence, Snapshot, Temperature
+from .options import (
+    AnyModel,
+    Beyond,
+    Device,
+    File,
+    FileModel,
+    Json,
+    KeyFile,
+    Quiet,
+    Seed,
+    Sequence,
+    Snapshot,
+    Temperature,
+)
 
 
 def command(
@@ -24,6 +37,7 @@ def command(
     device: Device = "auto",
     temperature: Temperature = 0.0,
     seed: Seed = 0,
+    beyond: Beyond = False,
     force_model_mismatch: AnyModel = False,
     key_file: KeyFile = None,
     as_json: Json = False,
@@ -51,7 +65,8 @@ def command(
     fed = encode(text, loaded.tokenizer, special=False) if text else []
     tokens = resume(
         trace, loaded.model, snapshot=number, prompt=fed, choose=Sampler(temperature, seed, sequence),
-        tokenizer=loaded.tokenizer, force=force_model_mismatch,
+        tokenizer=loaded.tokenizer, force=force_model_mismatch, allow_beyond_positions=beyond,
+        most=max_tokens,
     )  # fmt: skip
     stops = set() if ignore_eos else _end_tokens(loaded.model)
     made: list[int] = []

@@ -10,7 +10,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable
-from .options import AnyModel, Device, File, FileModel, Json, KeyFile, Quiet, Seed, Sequence
+from .options import AnyModel, Beyond, Device, File, FileModel, Json, KeyFile, Quiet, Seed, Sequence
 
 if TYPE_CHECKING:
     from ..recall import Recall
@@ -71,6 +71,7 @@ def command(
     ] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the result into the file's header.")] = False,
     device: Device = "auto",
+    beyond: Beyond = False,
     force_model_mismatch: AnyModel = False,
     key_file: KeyFile = None,
     as_json: Json = False,
@@ -119,7 +120,7 @@ def command(
     wanted = numbers(snapshots, len(trace), "snapshot")
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
     say_differences(trace, loaded, out, forced=force_model_mismatch)
-    options = VerifyOptions(wanted, positions, greedy, seed, recall)
+    options = VerifyOptions(wanted, positions, greedy, seed, recall, beyond)
     found = compared(whole, loaded, out, identical=require_identical) if recompute else None
     results: list[Verified] = []
     if found is None or found.labelled:
