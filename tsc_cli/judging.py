@@ -17,7 +17,8 @@ from formats.timeline import Rows
 from . import bridge, restoring
 from .fidelity import Fidelity, compare
 from .generation import Progress, nothing, score
-from .references import followed, reference_of, sample_after
+from .references import check_positions, followed, reference_of, sample_after
+from .sampling import check_seed
 from .verification import Verified
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Judge:
         progress: Progress = nothing, beyond: bool = False,
     ) -> None:  # fmt: skip
         """Run the exact cache; `beyond` goes on beyond the positions that the model was made for."""
+        check_positions(model, positions)
+        check_seed(seed)
         trace = source.trace
         self.source = source
         self.snapshot = trace.index(snapshot)

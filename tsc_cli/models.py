@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,9 @@ def load(
     """
     check_dtype(dtype)
     quiet_libraries()
+    device = present(device)
     where, shown = _locate(name, fetch, say)
-    return Loaded(_load_model(where, shown, dtype, _device(device)), _load_tokenizer(where), shown)
+    return Loaded(_load_model(where, shown, dtype, device), _load_tokenizer(where), shown)
 
 
 def check_dtype(dtype: str) -> None:
@@ -127,13 +129,16 @@ def _load_tokenizer(where: dict[str, Any]) -> Any:
         return None  # a model without one can still be fed token ids; a prompt as text is refused by name
 
 
-def _device(asked: str) -> str:
+def present(asked: str) -> str:
+    """The device, "auto" resolved.  Raises UsageError unless a number can be had from it."""
     import torch
 
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=asked)
-    except (RuntimeError, AssertionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            float(torch.zeros(1, device=asked))  # `meta` takes tensors and gives nothing
+    except Exception as error:  # whatever a backend raises that is not there, or not installed whole
         raise UsageError(f"there is no device {asked!r} here", hint="--device cpu works everywhere") from error
     return asked

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from formats import Trace
-from formats.errors import UsageError
+from formats.errors import LimitError, UsageError
+from formats.limits import memory_budget
 
 from . import bridge
 from .generation import Progress, continuation, feed_last_again, nothing
@@ -15,6 +16,22 @@ from .sampling import Sampler, tokens_before
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
+
+
+MOST_POSITIONS = 1 << 16
+
+
+def check_positions(model: PreTrainedModel, positions: int) -> None:
+    """Raise UsageError or LimitError unless so many positions can be measured: their logits stand in memory, twice."""
+    if not 1 <= positions <= MOST_POSITIONS:
+        raise UsageError(f"{positions} positions are not from 1 to {MOST_POSITIONS}")
+    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    needed = 2 * 4 * known * positions
+    if needed > memory_budget():
+        raise LimitError(
+            f"the logits of {positions} positions take {needed} bytes, more than the budget of {memory_budget()}",
+            hint="fewer --positions; TSC_MEMORY_BUDGET=BYTES raises it",
+        )
 
 
 def needs_sample(trace: Trace, number: int) -> bool:

@@ -21,9 +21,9 @@ from .generation import Progress, continuation, nothing, score
 from .positions import room
 from .prompts import encoded_of
 from .recall import Recall, measure_recall, recall_passes
-from .references import followed, needs_sample, reference_of, sample_after
+from .references import MOST_POSITIONS, check_positions, followed, needs_sample, reference_of, sample_after
 from .replay import passes_to, replayed
-from .sampling import Sampler
+from .sampling import Sampler, check_seed
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -119,8 +119,10 @@ def verify(
     wanted = sorted({trace.index(number) for number in options.snapshots})
     if not force:
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
-    if options.positions < 1 or options.greedy < 0:
-        raise UsageError("positions must be at least 1 and greedy not negative")
+    check_positions(model, options.positions)
+    check_seed(options.seed)
+    if not 0 <= options.greedy <= MOST_POSITIONS:
+        raise UsageError(f"greedy is not from 0 to {MOST_POSITIONS}")
     beyond = options.allow_beyond_positions
     plan = _Plan.of(trace, wanted, against=against is not None)
     kept = dict(_exact_caches(trace, model, plan.first_pass, against, progress))

@@ -75,7 +75,8 @@ class CodebookSettings:
         require(2 <= self.centroids <= _MAX_CENTROIDS, f"centroids={self.centroids} is not from 2 to 256")
         require(self.threshold >= 0, f"threshold={self.threshold} is negative")
         require(self.normalize in NORMALIZE, f"normalize={self.normalize} is neither head nor channel")
-        require(self.samples >= 1 and self.iterations >= 0, "samples and iterations must not be negative")
+        require(1 <= self.samples <= 1 << 24, f"samples={self.samples} is not from 1 to 16777216")
+        require(0 <= self.iterations <= 10_000, f"iterations={self.iterations} is not from 0 to 10000")
         require(0 <= self.seed < 1 << 63, f"seed={self.seed} is not from 0 to 2^63 - 1")
 
 

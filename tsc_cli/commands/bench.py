@@ -12,7 +12,20 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio
-from .options import Beyond, Device, Dtype, Force, Json, Model, Quiet, Seed
+from .options import (
+    MOST_STEPS,
+    MOST_TOKENS,
+    MOST_WINDOWS,
+    Beyond,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Model,
+    Positions,
+    Quiet,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from ..models import Loaded
@@ -47,13 +60,16 @@ def command(
             help="Measure this codec instead of a suite; may be repeated.",
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option("--prompts", min=1, help="Windows of the texts.")] = 4,
-    context: Annotated[int, typer.Option("--context", min=1, help="Tokens of a prompt.")] = 1024,
+    prompts: Annotated[int, typer.Option("--prompts", min=1, max=MOST_WINDOWS, help="Windows of the texts.")] = 4,
+    context: Annotated[int, typer.Option("--context", min=1, max=MOST_TOKENS, help="Tokens of a prompt.")] = 1024,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=0, show_default=False, help="Decode steps of each trace. [default: 64, ladder 0]"),
+        typer.Option(
+            "--steps", min=0, max=MOST_STEPS, show_default=False,
+            help="Decode steps of each trace. [default: 64, ladder 0]",
+        ),
     ] = None,
-    positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
+    positions: Positions = 256,
     model: Model = None,
     dtype: Dtype = "auto",
     device: Device = "auto",

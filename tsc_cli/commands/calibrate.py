@@ -11,7 +11,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, size
-from .options import Device, Dtype, Force, Json, Model, Quiet, Seed
+from .options import MOST_TOKENS, Device, Dtype, Force, Json, Model, Quiet, Seed, number
 
 if TYPE_CHECKING:
     from formats.klt.profile import Profile
@@ -37,7 +37,10 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes: fewer tokens and a lower rank.")] = False,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", min=1024, show_default=False, help="Tokens to take in. [default: 98304, quick 8192]"),
+        typer.Option(
+            "--tokens", min=1024, max=MOST_TOKENS, show_default=False,
+            help="Tokens to take in. [default: 98304, quick 8192]",
+        ),
     ] = None,
     rank: Annotated[
         int | None,
@@ -49,7 +52,7 @@ def command(
     energy: Annotated[
         float | None,
         typer.Option(
-            "--energy", min=0.5, max=1.0, show_default=False,
+            "--energy", min=0.5, max=1.0, callback=number, show_default=False,
             help="Keep no more coefficients than hold this share of the weighted energy.",
         ),
     ] = None,

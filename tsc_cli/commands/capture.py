@@ -13,7 +13,21 @@ from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio, size
 from ..supported import FAMILIES, Family
-from .options import Beyond, Device, Dtype, Encrypt, Force, Json, KeyFile, Model, Quiet, Seed, Temperature
+from .options import (
+    MOST_STEPS,
+    MOST_TOKENS,
+    Beyond,
+    Device,
+    Dtype,
+    Encrypt,
+    Force,
+    Json,
+    KeyFile,
+    Model,
+    Quiet,
+    Seed,
+    Temperature,
+)
 
 if TYPE_CHECKING:
     from ..capturing import Captured
@@ -50,30 +64,44 @@ def command(
         typer.Option(
             "--context",
             min=1,
+            max=MOST_TOKENS,
             metavar="N",
             help="Capture the first N tokens; the text that follows is kept for verify.",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[
-        int, typer.Option("--steps", min=0, help="Tokens to decode after the prompt, a snapshot after each.")
+        int,
+        typer.Option(
+            "--steps", min=0, max=MOST_STEPS, help="Tokens to decode after the prompt, a snapshot after each."
+        ),
     ] = 64,
     every: Annotated[
         int,
-        typer.Option("--every", min=1, metavar="K", help="A snapshot only after every K steps, and after the last."),
+        typer.Option(
+            "--every",
+            min=1,
+            max=MOST_TOKENS,
+            metavar="K",
+            help="A snapshot only after every K steps, and after the last.",
+        ),
     ] = 1,
     keyframe_interval: Annotated[
         int | None,
         typer.Option(
             "--keyframe-interval",
             min=1,
+            max=MOST_TOKENS,
             metavar="K",
             help="Store all rows again at every K-th snapshot.",
             show_default=False,
         ),
     ] = None,
     chunk: Annotated[
-        int, typer.Option("--chunk", min=1, help="Tokens of the prompt in one forward pass; fewer need less memory.")
+        int,
+        typer.Option(
+            "--chunk", min=1, max=MOST_TOKENS, help="Tokens of the prompt in one forward pass; fewer need less memory."
+        ),
     ] = 1024,
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -13,7 +13,21 @@ from formats.errors import UsageError
 from ..compress_report import facts_of, published_text, summary
 from ..output import Output, columns, printable, ratio
 from ..targets import Target
-from .options import Beyond, Device, Encrypt, File, FileModel, Force, Json, KeyFile, Quiet, Seed
+from .options import (
+    MOST_KL,
+    Beyond,
+    Device,
+    Encrypt,
+    File,
+    FileModel,
+    Force,
+    Json,
+    KeyFile,
+    Positions,
+    Quiet,
+    Seed,
+    number,
+)
 
 if TYPE_CHECKING:
     from formats import Trace
@@ -51,21 +65,21 @@ def command(
     max_kl: Annotated[
         float | None,
         typer.Option(
-            "--max-kl", metavar="KL", min=0.0, show_default=False,
+            "--max-kl", metavar="KL", min=0.0, max=MOST_KL, callback=number, show_default=False,
             help="The smallest file whose mean KL in nats, measured on this very cache, is at most this.",
         ),
     ] = None,
     min_top1: Annotated[
         float | None,
         typer.Option(
-            "--min-top1", metavar="SHARE", min=0.0, max=1.0, show_default=False,
+            "--min-top1", metavar="SHARE", min=0.0, max=1.0, callback=number, show_default=False,
             help="The smallest file with at least this share of equal top-1 tokens.",
         ),
     ] = None,
     bits: Annotated[
         float | None,
         typer.Option(
-            "--bits", metavar="BITS", min=0.001, show_default=False,
+            "--bits", metavar="BITS", min=0.001, max=128, callback=number, show_default=False,
             help="The best file of at most so many bits a stored value, everything counted.",
         ),
     ] = None,
@@ -110,7 +124,7 @@ def command(
         ),
     ] = None,
     model: FileModel = None,
-    positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
+    positions: Positions = 256,
     seed: Seed = 0,
     beyond: Beyond = False,
     device: Device = "auto",

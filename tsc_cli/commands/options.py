@@ -1,10 +1,41 @@
-"""Options that several commands share, so that they are spelled and explained alike."""
+"""Options that several commands share, so that they are spelled and explained alike, and the bounds of all numbers.
+
+A number that makes no sense is refused where the command line is read, before a file is opened or a model loaded.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated
 
 import typer
+
+from formats.limits import MAX_INTEGER, MAX_ROWS, MAX_SNAPSHOTS
+
+MOST_TOKENS = MAX_ROWS  # what a file can hold
+MOST_STEPS = MAX_SNAPSHOTS - 1  # the prompt's snapshot is one, too
+MOST_POSITIONS = 1 << 16  # logits of each of them are held for two caches
+MOST_WINDOWS = 1 << 16
+MOST_KL = 1e6  # nats
+MOST_HEAT = 1e6  # a temperature: all tokens are equally likely long before
+
+
+def number(value: float | None) -> float | None:
+    """A callback of options: what is not a number is within any range."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
+
+def device_name(value: str) -> str:
+    """A callback: what can be the name of a device.  Whether it is here shows when a model is loaded."""
+    if _DEVICE.fullmatch(value) is None:
+        raise typer.BadParameter(f"{value!r} is not the name of a device, such as cpu, cuda or cuda:1")
+    return value
+
+
+_DEVICE = re.compile(r"[a-z]{1,20}(:[0-9]{1,3})?")
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A .tsc file.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
@@ -25,13 +56,23 @@ FileModel = Annotated[
     ),
 ]  # fmt: skip
 Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a CUDA device if there is one.")
+    str,
+    typer.Option(
+        "--device", callback=device_name, help="cpu, cuda, cuda:1, ...; auto takes a CUDA device if there is one."
+    ),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is the checkpoint's.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of whatever is sampled.")]
-Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
-Snapshot = Annotated[int, typer.Option("--snapshot", help="Which snapshot; negative numbers count from the last.")]
-Sequence = Annotated[int, typer.Option("--sequence", min=0, help="Which sequence of a batch, from 0.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_INTEGER, help="Seed of whatever is sampled.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, max=MOST_HEAT, callback=number, help="0 is greedy.")
+]
+Snapshot = Annotated[
+    int,
+    typer.Option(
+        "--snapshot", min=-MAX_SNAPSHOTS, max=MOST_STEPS, help="Which snapshot; negative numbers count from the last."
+    ),
+]
+Sequence = Annotated[int, typer.Option("--sequence", min=0, max=MAX_ROWS, help="Which sequence of a batch, from 0.")]
 KeyFile = Annotated[
     str | None,
     typer.Option(
@@ -42,6 +83,7 @@ KeyFile = Annotated[
 Encrypt = Annotated[
     bool, typer.Option("--encrypt", help="Encrypt the file, with the key or a passphrase; see tsc encrypt.")
 ]
+Positions = Annotated[int, typer.Option("--positions", min=1, max=MOST_POSITIONS, help="Teacher-forced positions.")]
 Beyond = Annotated[
     bool,
     typer.Option(

@@ -11,7 +11,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, printable
-from .options import File, FileModel, Force, Json, KeyFile, Quiet, Snapshot
+from .options import MOST_TOKENS, File, FileModel, Force, Json, KeyFile, Quiet, Snapshot
 
 if TYPE_CHECKING:
     from formats.trace import Trace
@@ -27,7 +27,10 @@ def command(
         bool, typer.Option("--rope/--no-rope", help="Also take keys with RoPE undone, where it is known how.")
     ] = True,
     skip: Annotated[
-        int, typer.Option("--skip", metavar="N", min=0, help="Leave out the first N tokens, attention sinks.")
+        int,
+        typer.Option(
+            "--skip", metavar="N", min=0, max=MOST_TOKENS, help="Leave out the first N tokens, attention sinks."
+        ),
     ] = 4,
     layers: Annotated[bool, typer.Option("--layers", help="Also list the layers.")] = False,
     plot: Annotated[

@@ -10,7 +10,7 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, printable
-from .options import Force, Json, Quiet
+from .options import MOST_TOKENS, MOST_WINDOWS, Force, Json, Quiet
 
 
 def command(
@@ -36,12 +36,15 @@ def command(
     sample: Annotated[
         int | None,
         typer.Option(
-            "--sample", metavar="N", min=2, show_default=False,
+            "--sample", metavar="N", min=2, max=MOST_TOKENS, show_default=False,
             help="N rows of each matrix, evenly spread, stand for all. [default: all]",
         ),
     ] = None,
     experts: Annotated[
-        int, typer.Option("--experts", metavar="N", min=1, help="How many experts of a layer are taken.")
+        int,
+        typer.Option(
+            "--experts", metavar="N", min=1, max=MOST_WINDOWS, help="How many experts of a layer are taken."
+        ),
     ] = 4,
     plot: Annotated[
         str | None,

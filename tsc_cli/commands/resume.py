@@ -9,6 +9,7 @@ import typer
 
 from ..output import Output, printable
 from .options import (
+    MOST_STEPS,
     AnyModel,
     Beyond,
     Device,
@@ -31,7 +32,16 @@ def command(
     ] = None,
     snapshot: Snapshot = -1,
     sequence: Sequence = 0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")] = 64,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            min=1,
+            max=MOST_STEPS,
+            help="Stop after so many tokens.",
+        ),
+    ] = 64,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on through an end-of-text token.")] = False,
     model: FileModel = None,
     device: Device = "auto",

@@ -10,7 +10,22 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable
-from .options import AnyModel, Beyond, Device, File, FileModel, Json, KeyFile, Quiet, Seed, Sequence
+from .options import (
+    MOST_KL,
+    MOST_POSITIONS,
+    AnyModel,
+    Beyond,
+    Device,
+    File,
+    FileModel,
+    Json,
+    KeyFile,
+    Positions,
+    Quiet,
+    Seed,
+    Sequence,
+    number,
+)
 
 if TYPE_CHECKING:
     from ..recall import Recall
@@ -33,9 +48,12 @@ def command(
         str, typer.Option("--snapshots", metavar="LIST", help="last, all, or numbers such as 0,16-20,-1.")
     ] = "last",
     sequence: Sequence = 0,
-    positions: Annotated[int, typer.Option("--positions", min=1, help="Teacher-forced positions.")] = 256,
+    positions: Positions = 256,
     greedy: Annotated[
-        int, typer.Option("--greedy", min=0, help="Tokens to generate greedily from both caches; 0 skips it.")
+        int,
+        typer.Option(
+            "--greedy", min=0, max=MOST_POSITIONS, help="Tokens to generate greedily from both caches; 0 skips it."
+        ),
     ] = 64,
     recall: Annotated[
         bool,
@@ -57,7 +75,14 @@ def command(
     seed: Seed = 0,
     max_kl: Annotated[
         float | None,
-        typer.Option("--max-kl", min=0.0, help="Exit 1 if the mean KL of a snapshot is higher.", show_default=False),
+        typer.Option(
+            "--max-kl",
+            min=0.0,
+            max=MOST_KL,
+            callback=number,
+            help="Exit 1 if the mean KL of a snapshot is higher.",
+            show_default=False,
+        ),
     ] = None,
     min_top1: Annotated[
         float | None,
@@ -65,6 +90,7 @@ def command(
             "--min-top1",
             min=0.0,
             max=1.0,
+            callback=number,
             help="Exit 1 if the same-top-1 share of a snapshot is lower.",
             show_default=False,
         ),
@@ -100,8 +126,6 @@ def command(
     from .encryption import say_tier
     from .recompute import compared
 
-    if max_kl is not None and math.isnan(max_kl):
-        raise UsageError("--max-kl is not a number")
     if record and force_model_mismatch:
         raise UsageError("a measurement with another model is not recorded")
     if recompute and (against is not None or force_model_mismatch):
