@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .errors import CorruptError
+from .errors import CorruptError, UsageError
 from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_JSON_DEPTH, MAX_STRING
 
 # a string, which may lack its end, or a bracket outside of strings; nothing is tried twice (`++`)
@@ -20,8 +20,17 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def dumps(value: Any) -> bytes:
-    """The canonical text of `value`: sorted keys, no spaces, UTF-8.  Equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """The canonical text of `value`: sorted keys, no spaces, UTF-8.  Equal values give equal bytes.
+
+    Raises:
+        UsageError: a string holds half of a surrogate pair, which is no text and which no reader would take.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        near = ascii(text[max(error.start - 20, 0) : error.start + 1])
+        raise UsageError(f"half of a surrogate pair is no text, and cannot be stored: near {near}") from None
 
 
 def loads(

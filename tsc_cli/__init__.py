@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .appending import append
     from .calibrating import calibrate
     from .capturing import capture
+    from .chat import chat_tokens
     from .compressing import compress
     from .foreign import branch, from_cache, from_tuples, repeat, to_tuples
     from .restoring import to_cache
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
     from .verification import verify
 
 __all__ = [
-    "Secret", "__version__", "append", "branch", "calibrate", "capture", "compress", "from_cache", "from_tuples",
-    "generate_inputs", "load", "repeat", "save", "to_cache", "to_tuples", "verify",
+    "Secret", "__version__", "append", "branch", "calibrate", "capture", "chat_tokens", "compress", "from_cache",
+    "from_tuples", "generate_inputs", "load", "repeat", "save", "to_cache", "to_tuples", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "Secret": "formats",
     "append": "tsc_cli.appending", "branch": "tsc_cli.foreign", "calibrate": "tsc_cli.calibrating",
-    "capture": "tsc_cli.capturing", "compress": "tsc_cli.compressing", "from_cache": "tsc_cli.foreign",
-    "from_tuples": "tsc_cli.foreign", "generate_inputs": "tsc_cli.resuming", "load": "formats",
+    "capture": "tsc_cli.capturing", "chat_tokens": "tsc_cli.chat", "compress": "tsc_cli.compressing",
+    "from_cache": "tsc_cli.foreign", "from_tuples": "tsc_cli.foreign", "generate_inputs": "tsc_cli.resuming", "load": "formats",
     "repeat": "tsc_cli.foreign", "save": "formats", "to_cache": "tsc_cli.restoring", "to_tuples": "tsc_cli.foreign",
     "verify": "tsc_cli.verification",
 }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -15,10 +14,11 @@ from formats import Trace
 from formats.atomic import atomic_write, refuse_existing
 from formats.errors import StorageError, UnsupportedCacheError, UsageError
 
-from . import default_model
+from . import default_model, texts
 from .models import Loaded, known_name
 from .models import load as load_model
 from .output import Output, go_nowhere, message
+from .texts import Say, nothing
 
 _RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
 MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
@@ -60,8 +60,9 @@ def one_sequence(trace: Trace, number: int) -> Trace:
     return trace if trace.geometry.batch == 1 and number == 0 else trace.sequence(number)
 
 
-def read_text(path: str) -> str:
-    """A UTF-8 text file, or stdin for `-`."""
+def read_text(path: str, say: Say = nothing) -> str:
+    """A UTF-8 text file, or stdin for `-`; `say` is told of a byte order mark that was taken off."""
+    name = "stdin" if path == "-" else path
     try:
         if path == "-":
             data = sys.stdin.buffer.read(MAX_TEXT + 1)
@@ -69,47 +70,49 @@ def read_text(path: str) -> str:
             with open(path, "rb") as file:
                 data = file.read(MAX_TEXT + 1)
     except OSError as error:
-        raise StorageError(f"cannot be read: {error.strerror}", path=path) from error
+        raise StorageError(f"cannot be read: {error.strerror}", path=name) from error
     if len(data) > MAX_TEXT:
-        raise UsageError(f"is longer than {MAX_TEXT} bytes", path=path)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError("is not UTF-8 text", path=path, offset=error.start) from error
+        raise UsageError(f"is longer than {MAX_TEXT} bytes", path=name)
+    return texts.decode(data, name, say)
+
+
+def read_prompt(prompt: str | None, prompt_file: str | None, say: Say, *, hint: str | None = None) -> str | None:
+    """The prompt of a command: its argument, a file, or stdin for `-`; None if there is none.
+
+    Raises:
+        UsageError: there are two, or it is empty (`hint` says what to do without one), or no text.
+    """
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("give one prompt", hint="as an argument, with --prompt-file, or - for stdin")
+    if prompt_file is None and prompt is None:
+        return None
+    if prompt_file is None and prompt is not None and prompt != "-":
+        return texts.require_content(texts.argument(prompt, say=say), hint)
+    return texts.require_content(read_text(prompt_file or "-", say), hint)
 
 
 def encode(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
-    """Token ids of a text.  Raises UsageError for a model without a tokenizer."""
+    """Token ids of a text.  Raises UsageError for a model without a tokenizer, and for what is no text."""
     if tokenizer is None:
         raise UsageError("the model has no tokenizer, so that text cannot be fed to it")
+    texts.require_text(text, "the text")
     return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-Messages = list[dict[str, Any]]
-
-
-def read_messages(path: str) -> Messages:
-    """A chat: a JSON list of {"role": ..., "content": ...}."""
-    try:
-        messages = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"is not JSON: {error}", path=path) from error
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
-    ):
-        raise UsageError('is not a list of {"role": ..., "content": ...}', path=path)
-    return messages
-
-
-def encode_messages(messages: Messages, path: str, tokenizer: Any) -> list[int]:
-    """Token ids of a chat, through the model's chat template."""
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        raise UsageError("the model has no chat template", hint="give the prompt as text")
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of its own and raises what it likes
-        raise UsageError(f"the chat template refuses these messages: {error}", path=path) from error
-    return encode(text, tokenizer, special=False)
+def encode_prompt(text: str, tokenizer: Any, say: Say, *, special: bool = True) -> list[int]:
+    """Token ids of a prompt; two tokens of the beginning of a text are said.  Raises UsageError if it has no tokens."""
+    ids = encode(text, tokenizer, special=special)
+    if not ids:
+        raise UsageError("the prompt has no tokens: the tokenizer makes nothing of it")
+    begin = getattr(tokenizer, "bos_token_id", None)
+    if begin is not None and ids[:2] == [begin, begin]:
+        say(
+            f"the prompt begins with two {tokenizer.bos_token}: the text has one, and the tokenizer adds another; "
+            "--no-special-tokens adds none"
+            if special
+            else f"the prompt begins with two {tokenizer.bos_token}: the chat template and the messages write one each"
+        )
+    return ids
 
 
 def model_for(trace: Trace, name: str | None, device: str, out: Output, *, any_model: bool = False) -> Loaded:
@@ -134,7 +137,8 @@ def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) 
     from . import fingerprint
 
     try:
-        found = fingerprint.of(loaded.model, loaded.tokenizer)
+        with out.progress("hashing the weights"):
+            found = fingerprint.of(loaded.model, loaded.tokenizer)
     except UnsupportedCacheError as error:
         if not forced:
             raise

@@ -12,6 +12,7 @@ from formats.encryption import KEY_BYTES, KeySource, Scheme, Secret
 from formats.errors import LockedError, StorageError, TscError, UsageError
 from formats.record_file import open_file
 
+from . import texts
 from .output import message, printable
 
 KEY_VARIABLE = "TSC_KEY"  # 64 hexadecimal digits
@@ -144,7 +145,7 @@ def _key_of_environment() -> Secret | None:
 def _passphrase_of_environment() -> Secret | None:
     text = os.environ.get(PASSPHRASE_VARIABLE)
     try:
-        return None if text is None else Secret.of_passphrase(text)
+        return None if text is None else Secret.of_passphrase(texts.of_system(text, PASSPHRASE_VARIABLE))
     except UsageError as error:
         raise UsageError(f"{PASSPHRASE_VARIABLE}: {error.message}") from None
 

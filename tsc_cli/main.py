@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from formats.errors import TscError
 
-from . import output
+from . import output, texts
 from .libraries import quiet_environment
 
 BUG = 101
@@ -82,6 +82,11 @@ def _explain(problem: Exception) -> int:
         return 2
     if isinstance(problem, OSError):
         output.error(str(problem))
+        return 2
+    if isinstance(problem, UnicodeEncodeError) and not texts.is_text(problem.object):
+        output.error(
+            f"{texts.shown(problem.object[:200])!r} is no text: a byte or half of a surrogate pair is not UTF-8"
+        )
         return 2
     output.error(f"{type(problem).__name__}: {problem}", "this is a bug in tsc; TSC_DEBUG=1 shows where")
     return BUG

@@ -12,14 +12,18 @@ from typing import Any
 
 from formats.errors import StorageError
 
+from .progress import lines
+from .texts import shown, tolerant
+
 Advance = Callable[[int], None]
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """`text` without anything that could steer a terminal: control characters appear as escapes."""
+    """`text` without anything that could steer a terminal: control characters appear as escapes, and so do bytes of a
+    name that are no text."""
     return "".join(
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii")
-        for char in text.encode("utf-8", "replace").decode("utf-8")
+        for char in shown(text)
     )
 
 
@@ -84,6 +88,7 @@ class Output:
 
     def data(self, text: str) -> None:
         """Text to stdout, at once; a reader that went away is not an error."""
+        tolerant(sys.stdout)
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -100,9 +105,17 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator[Advance]:
-        """A progress bar on stderr, while a person is looking; `total` None shows that something goes on."""
-        if self.quiet or self.as_json or not sys.stderr.isatty():
+        """Progress on stderr: a bar at a terminal; elsewhere, and with JSON, a line now and then.
+
+        Args:
+            total: how many units there are; None shows that something goes on.
+        """
+        if self.quiet:
             yield _no_bar
+            return
+        if self.as_json or not sys.stderr.isatty():
+            with lines(what, total, message) as advance:
+                yield advance
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -120,6 +133,7 @@ def _no_bar(units: int) -> None:
 
 
 def message(text: str) -> None:
+    tolerant(sys.stderr)
     with contextlib.suppress(BrokenPipeError):
         print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 

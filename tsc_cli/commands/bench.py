@@ -101,8 +101,8 @@ def command(
             raise UsageError(f"--{name} does not go with the needle suite", hint="--prompts says how many needles")
     rows = [Row(name, "hand", recipe_from(name)) for name in codec] if codec else []
     names = texts or default_texts()
-    read = [read_text(name) for name in names]
     out = Output(as_json, quiet)
+    read = [read_text(name, out.note) for name in names]
     with out.progress("loading the model"):
         loaded = load(model, dtype=dtype, device=device, say=out.note)
     hashed = [(os.path.basename(name), text.encode()) for name, text in zip(names, read, strict=True)]

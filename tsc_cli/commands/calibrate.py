@@ -86,8 +86,8 @@ def command(
     effort = replace(
         effort, seed=seed, tokens=tokens or effort.tokens, rank=rank or effort.rank, energy=energy or effort.energy
     )  # fmt: skip
-    read = [read_text(name) for name in text or []]
     out = Output(as_json, quiet)
+    read = [read_text(name, out.note) for name in text or []]
     with out.progress("loading the model"):
         loaded = load(model, dtype=dtype, device=device, say=out.note)
     profile = calibrate(

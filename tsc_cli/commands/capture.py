@@ -13,10 +13,12 @@ from formats.errors import UsageError
 
 from ..output import Output, columns, printable, ratio, size
 from ..supported import FAMILIES, Family
+from .chat_options import Chat
 from .options import (
     MOST_STEPS,
     MOST_TOKENS,
     Beyond,
+    ChatMessages,
     Device,
     Dtype,
     Encrypt,
@@ -26,7 +28,10 @@ from .options import (
     Model,
     Quiet,
     Seed,
+    System,
     Temperature,
+    Template,
+    Thinking,
 )
 
 if TYPE_CHECKING:
@@ -50,15 +55,14 @@ def command(
             "--prompt-file", metavar="FILE", help="Read the prompt from a text file; - is stdin.", show_default=False
         ),
     ] = None,
-    messages: Annotated[
-        str | None,
-        typer.Option(
-            "--messages",
-            metavar="FILE",
-            help="A chat as JSON, put through the model's chat template.",
-            show_default=False,
-        ),
-    ] = None,
+    messages: ChatMessages = None,
+    system: System = None,
+    enable_thinking: Thinking = None,
+    template: Template = None,
+    no_special_tokens: Annotated[
+        bool,
+        typer.Option("--no-special-tokens", help="Add no beginning-of-text token and the like: the text has its own."),
+    ] = False,
     context: Annotated[
         int | None,
         typer.Option(
@@ -141,7 +145,7 @@ def command(
 
     With `--append FILE` a session grows: its last snapshot is restored, the prompt is fed behind it, and the new
     snapshots are on the disk when the command returns. One process appends at a time; others read the session before
-    or after.
+    or after. With `--messages` the new turns of a chat are fed, or the rest of a whole one: see tsc resume.
 
     A KV cache reveals its prompt: treat the file as you treat the text.
     """
@@ -150,12 +154,16 @@ def command(
         return
     if append_to is not None:
         given = {
-            "--output": output, "--context": context, "--keyframe-interval": keyframe_interval, "--messages": messages,
+            "--output": output, "--context": context, "--keyframe-interval": keyframe_interval,
             "--deterministic": deterministic or None, "--attention": attention or None, "--encrypt": encrypt or None,
             "--force": force or None, "--dtype": None if dtype == "auto" else dtype,
+            "--no-special-tokens": no_special_tokens or None,
         }  # fmt: skip
+        wrong = next((name for name, value in given.items() if value is not None), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} has no meaning with --append", hint="tsc capture --help")
         _append(
-            append_to, [name for name, value in given.items() if value is not None], prompt, prompt_file, model, device,
+            append_to, prompt, prompt_file, (messages, system, enable_thinking, template), model, device,
             {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed,
              "allow_beyond_positions": beyond},
             key_file, Output(as_json, quiet),
@@ -163,7 +171,7 @@ def command(
         return
     if output is None:  # not required by Typer, so that --list-supported can do without
         raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
-    from ..files import check_output, encode, encode_messages, open_output, read_messages, read_text
+    from ..files import check_output, encode_prompt, open_output, read_prompt
     from ..keys import Keys
     from ..models import check_dtype, load
 
@@ -173,20 +181,21 @@ def command(
         raise UsageError("--key-file goes with --encrypt")
     check_output(output, force=force, read=(prompt_file, messages, key_file))
     check_dtype(dtype)
-    # what is wrong with a prompt shows before the model is loaded
-    chat = read_messages(messages) if messages is not None else None
-    if prompt_file is not None or prompt == "-":
-        prompt = read_text(prompt_file or "-")
-    secret = Keys(key_file).new() if encrypt else None
     out = Output(as_json, quiet)
+    # what is wrong with a prompt shows before the model is loaded
+    chat = Chat.of(
+        messages, system, enable_thinking, template, out, beside=prompt if prompt_file is None else prompt_file
+    )
+    text = read_prompt(prompt, prompt_file, out.note)
+    secret = Keys(key_file).new() if encrypt else None
     from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
 
     with out.progress("loading the model"):
         loaded = load(model, dtype=dtype, device=device, say=out.note)
-    if chat is not None and messages is not None:
-        tokens = encode_messages(chat, messages, loaded.tokenizer)
+    if chat is not None:
+        tokens = chat.tokens(loaded.tokenizer, out.note)
     else:
-        tokens = encode(prompt or "", loaded.tokenizer)
+        tokens = encode_prompt(text or "", loaded.tokenizer, out.note, special=not no_special_tokens)
     reference: list[int] = []
     if context is not None:
         if len(tokens) < context:
@@ -208,27 +217,24 @@ def command(
 
 
 def _append(
-    path: str, wrong: Sequence[str], prompt: str | None, prompt_file: str | None, model: str | None, device: str,
-    settings: dict[str, Any], key_file: str | None, out: Output,
+    path: str, prompt: str | None, prompt_file: str | None, chat_options: tuple[Any, Any, Any, Any], model: str | None,
+    device: str, settings: dict[str, Any], key_file: str | None, out: Output,
 ) -> None:  # fmt: skip
     from formats import load
 
     from ..appending import append
-    from ..files import encode, model_for, read_text
+    from ..files import encode_prompt, model_for, read_prompt
     from ..keys import Keys
     from .encryption import not_kept
 
-    if wrong:
-        raise UsageError(f"{wrong[0]} has no meaning with --append", hint="tsc capture --help")
-    if prompt is not None and prompt_file is not None:
-        raise UsageError("give one prompt", hint="as an argument, with --prompt-file, or - for stdin")
-    if prompt_file is not None or prompt == "-":
-        prompt = read_text(prompt_file or "-")
-    if prompt == "":
-        raise UsageError("the prompt is empty", hint="without one, only steps are decoded")
+    chat = Chat.of(*chat_options, out, beside=prompt if prompt_file is None else prompt_file)
+    text = read_prompt(prompt, prompt_file, out.note, hint="without one, only steps are decoded")
     trace = load(path, Keys(key_file).source)
     loaded = model_for(trace, model, device, out)
-    tokens = encode(prompt, loaded.tokenizer, special=False) if prompt else []
+    if chat is not None:
+        tokens = chat.tokens(loaded.tokenizer, out.note, trace=trace)
+    else:
+        tokens = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
     with out.progress("appending", len(tokens) + settings["steps"]) as advance:
         done = append(
             loaded.model, tokens, path, tokenizer=loaded.tokenizer, progress=advance, key=trace.secret, **settings

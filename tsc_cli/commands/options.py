@@ -98,3 +98,44 @@ AnyModel = Annotated[
         help="Go on although the file belongs to another model: the result is meaningless unless you know why.",
     ),
 ]
+ChatMessages = Annotated[
+    str | None,
+    typer.Option(
+        "--messages",
+        metavar="FILE",
+        show_default=False,
+        help="A chat as JSON, put through the model's chat template; - is stdin.",
+    ),
+]
+NextMessages = Annotated[
+    str | None,
+    typer.Option(
+        "--messages",
+        metavar="FILE",
+        show_default=False,
+        help="What comes next as JSON: new turns of a chat, or all of it if its tokens begin with the session's.",
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system", metavar="TEXT", show_default=False, help="A system message in front of those of --messages."
+    ),
+]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--enable-thinking/--no-enable-thinking",
+        show_default=False,
+        help="The template variable enable_thinking. [default: the template's]",
+    ),
+]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="KEY=VALUE",
+        show_default=False,
+        help="A variable of the chat template, as JSON or text; may be repeated.",
+    ),
+]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..output import Output, printable
+from .chat_options import Chat
 from .options import (
     MOST_STEPS,
     AnyModel,
@@ -17,11 +18,15 @@ from .options import (
     FileModel,
     Json,
     KeyFile,
+    NextMessages,
     Quiet,
     Seed,
     Sequence,
     Snapshot,
+    System,
     Temperature,
+    Template,
+    Thinking,
 )
 
 
@@ -30,6 +35,16 @@ def command(
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="Text to feed first; - reads stdin.", show_default=False)
     ] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-file", metavar="FILE", help="Read that text from a file; - is stdin.", show_default=False
+        ),
+    ] = None,
+    messages: NextMessages = None,
+    system: System = None,
+    enable_thinking: Thinking = None,
+    template: Template = None,
     snapshot: Snapshot = -1,
     sequence: Sequence = 0,
     max_tokens: Annotated[
@@ -57,22 +72,33 @@ def command(
 
     The text streams to stdout. `--snapshot K` goes back to an earlier moment. Without PROMPT a greedy continuation
     gives the same tokens as the run that was captured.
+
+    With `--messages` a chat goes on. If the tokens or the text of the messages begin with the session's, they are the
+    whole conversation, and the rest of them is fed. Otherwise they are new turns: what the template writes behind an
+    assistant's answer is fed, its end-of-turn token included unless the session ends with it. A template that would
+    write earlier turns anew is refused.
     """
     from formats import load
 
-    from ..files import encode, model_for, one_sequence, read_text, say_differences
+    from ..files import encode_prompt, model_for, one_sequence, read_prompt, say_differences
     from ..keys import Keys
     from ..resuming import resume
     from ..sampling import Sampler
     from ..streaming import TextStream
 
     out = Output(as_json, quiet)
+    chat = Chat.of(
+        messages, system, enable_thinking, template, out, beside=prompt if prompt_file is None else prompt_file
+    )
+    text = read_prompt(prompt, prompt_file, out.note, hint="without one, the session's own next token is the first")
     trace = one_sequence(load(file, Keys(key_file).source), sequence)
     number = trace.index(snapshot)
-    text = read_text("-") if prompt == "-" else prompt
     loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
     say_differences(trace, loaded, out, forced=force_model_mismatch)
-    fed = encode(text, loaded.tokenizer, special=False) if text else []
+    if chat is not None:
+        fed = chat.tokens(loaded.tokenizer, out.note, trace=trace, snapshot=number)
+    else:
+        fed = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
     tokens = resume(
         trace, loaded.model, snapshot=number, prompt=fed, choose=Sampler(temperature, seed, sequence),
         tokenizer=loaded.tokenizer, force=force_model_mismatch, allow_beyond_positions=beyond,
