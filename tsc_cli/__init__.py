@@ -41,7 +41,8 @@ _HOMES = {
     "Secret": "formats",
     "append": "tsc_cli.appending", "branch": "tsc_cli.foreign", "calibrate": "tsc_cli.calibrating",
     "capture": "tsc_cli.capturing", "chat_tokens": "tsc_cli.chat", "compress": "tsc_cli.compressing",
-    "from_cache": "tsc_cli.foreign", "from_tuples": "tsc_cli.foreign", "generate_inputs": "tsc_cli.resuming", "load": "formats",
+    "from_cache": "tsc_cli.foreign", "from_tuples": "tsc_cli.foreign", "generate_inputs": "tsc_cli.resuming",
+    "load": "formats",
     "repeat": "tsc_cli.foreign", "save": "formats", "to_cache": "tsc_cli.restoring", "to_tuples": "tsc_cli.foreign",
     "verify": "tsc_cli.verification",
 }  # fmt: skip

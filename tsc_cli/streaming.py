@@ -28,6 +28,7 @@ class TextStream:
         self._window: list[int] = []  # the last piece that was emitted, and what came since
         self._read = 0  # how many tokens of the window were emitted
         self._before = ""  # the text of those
+        self._decoded = ""  # the text of the whole window
         self._pieces: list[str] = []
         self._whole: str | None = None
         self._skipped = frozenset(getattr(tokenizer, "all_special_ids", ()))
@@ -44,16 +45,17 @@ class TextStream:
         if token in self._skipped:  # it is no text, and neither is it any token's context
             return
         self._window.append(token)
-        decoded = self._decode(self._window)
-        if decoded.endswith(_REPLACEMENT) or not decoded.startswith(self._before) or self._is_byte(token):
+        decoded, previous = self._decode(self._window), self._decoded
+        self._decoded = decoded
+        if decoded == previous or decoded.endswith(_REPLACEMENT) or self._is_byte(token):
             return
-        if len(decoded) == len(self._before):
+        if not decoded.startswith(self._before):  # no tokenizer that is known; the end has the whole
             return
         self._advance(decoded[len(self._before) :])
         last = self._decode(self._window[self._read :])
         if last:  # a piece that is nothing by itself does not keep a leading space from being taken off
             del self._window[: self._read]
-        self._before = last or decoded
+        self._before = self._decoded = last or decoded
         self._read = len(self._window)
 
     def end(self) -> None:
