@@ -41,7 +41,8 @@ def byte_level() -> Any:
 def byte_fallback() -> Any:
     """Llama 2's kind: words with a mark for a space, single bytes for what has no word, the first space taken off."""
     pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *WORDS, *(f"▁{word}" for word in WORDS)]
-    backend = Tokenizer(BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(BPE(vocab=vocab, merges=[], byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

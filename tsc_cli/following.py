@@ -137,7 +137,7 @@ class _Turns:
             raise _Refused(error.message, hint=_WHOLE) from error
         head, found, suffix = text.rpartition(answer)
         if not found or not head.startswith(before):
-            raise _Refused("the chat template writes earlier turns anew when others follow", hint=_WHOLE)
+            raise UsageError("the chat template writes earlier turns anew when others follow", hint=_WHOLE)
         return suffix
 
     def _in_context(self, suffix: str) -> list[int]:
@@ -184,7 +184,7 @@ class _Turns:
 
 
 class _Refused(UsageError):
-    """A template that does not take made-up turns, or writes them anew."""
+    """A template that does not take made-up turns."""
 
 
 def _text_of(tokenizer: Any, tokens: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from formats.errors import UsageError
 
 from . import default_model
 from .libraries import quiet_libraries
+from .local_names import readable
 from .texts import shown as as_text
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def load(
     quiet_libraries()
     device = present(device)
     where, shown = _locate(name, fetch, say)
-    return Loaded(_load_model(where, shown, dtype, device), _load_tokenizer(where), as_text(shown))
+    with readable(where) as places:
+        return Loaded(_load_model(places, shown, dtype, device), _load_tokenizer(places), as_text(shown))
 
 
 def check_dtype(dtype: str) -> None:
