@@ -50,13 +50,21 @@ def help_of(*words: str) -> str:
     return text.getvalue().strip()
 
 
+def _section(*words: str) -> str:
+    return f"## tsc {' '.join(words)}\n\n```\n{help_of(*words)}\n```\n"
+
+
 def generate() -> str:
     """The whole page."""
     from tsc_cli.app import app
 
     parts = [HEAD, f"```\n{help_of()}\n```\n"]
     for command in app.registered_commands:
-        parts.append(f"## tsc {command.name}\n\n```\n{help_of(str(command.name))}\n```\n")
+        parts.append(_section(str(command.name)))
+    for group in app.registered_groups:
+        parts.append(_section(str(group.name)))
+        for command in group.typer_instance.registered_commands if group.typer_instance else ():
+            parts.append(_section(str(group.name), str(command.name)))
     return "\n".join(parts)
 
 

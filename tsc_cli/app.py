@@ -77,6 +77,7 @@ for _name, _command in (
     ("recover", recover.command), ("encrypt", encryption.encrypt), ("decrypt", encryption.decrypt),
     ("tiers", tiers.command), ("calibrate", calibrate.command), ("profiles", profiles.command),
     ("bench", bench.command), ("plot", plot.command), ("plan", plan.command),
-    ("probe-weights", probe_weights.command), ("probe-cache", probe_cache.command), ("models", models.command),
+    ("probe-weights", probe_weights.command), ("probe-cache", probe_cache.command),
 ):  # fmt: skip
     app.command(_name)(_command)
+app.add_typer(models.app, name="models")

@@ -14,7 +14,7 @@ from formats import Trace
 from formats.atomic import atomic_write, refuse_existing
 from formats.errors import StorageError, UnsupportedCacheError, UsageError
 
-from . import default_model, texts
+from . import default_model, hub, model_store, texts
 from .models import Loaded, known_name
 from .models import load as load_model
 from .output import Output, go_nowhere, message
@@ -159,9 +159,7 @@ def model_at_hand(trace: Trace) -> bool:
         return False
     if name == default_model.NAME:
         return default_model.is_ready()
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return model_store.is_at_hand(name) if model_store.find(name) is not None else hub.kept(name)
 
 
 def numbers(text: str, count: int, what: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from formats.errors import UsageError
 
-from . import default_model
+from . import default_model, hub_models, model_store
 from .libraries import quiet_libraries
 from .local_names import readable
 from .texts import shown as as_text
@@ -42,7 +42,8 @@ def load(
     """Load a causal language model and, if it has one, its tokenizer.
 
     Args:
-        name: None or the default model's name; a folder; a .gguf file; anything else is a hub id.
+        name: None or the default model's name; a name of `tsc models`; a folder; a .gguf file, which is converted once;
+            anything else is a hub id.  `./NAME` is the folder where a name is the same.
         dtype: "auto" takes the checkpoint's own.
         device: "auto" takes a CUDA device if there is one.
         fetch: a hub id may be fetched; otherwise it must be in the local hub cache.
@@ -66,10 +67,16 @@ def check_dtype(dtype: str) -> None:
 
 
 def known_name(name: object) -> str | None:
-    """A name out of a file that `load` can resolve on any machine, or None: a path of another machine is no use."""
-    if isinstance(name, str) and (name == default_model.NAME or ("/" in name and is_hub_id(name))):
+    """A name out of a file that `load` can resolve, or None: a path of another machine is no use.
+
+    The default model and hub ids mean the same everywhere; another name is one of this machine's own (`tsc models`),
+    and the fingerprint says whether it is the same model.
+    """
+    if not isinstance(name, str):
+        return None
+    if name == default_model.NAME or ("/" in name and is_hub_id(name)):
         return name
-    return None
+    return name if model_store.find(name) is not None else None
 
 
 def is_hub_id(name: str) -> bool:
@@ -82,16 +89,12 @@ def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[
     if name is None or name == default_model.NAME:
         folder = default_model.ensure(say)
         return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}, default_model.NAME
+    named = model_store.find(name)
+    if named is not None:
+        return model_store.arguments(named, say)
     path = Path(name).expanduser()
     if path.suffix == ".gguf" or path.is_file():
-        if not path.is_file():
-            raise UsageError("no such model file", path=name)
-        if path.suffix != ".gguf":
-            raise UsageError("is not a model: a folder, a .gguf file or a hub id was expected", path=name)
-        say("dequantizing a GGUF file, which takes a while; a saved safetensors folder loads faster")
-        return {
-            "pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True,
-        }, path.name  # fmt: skip
+        return model_store.arguments(model_store.of_gguf_file(path, say), say)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError("the folder holds no model: there is no config.json in it", path=name)
@@ -99,8 +102,8 @@ def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[
     if not is_hub_id(name):
         raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
     if fetch:
-        say(f"looking for {name} in the local hub cache and on the model hub")
-    return {"pretrained_model_name_or_path": name, "local_files_only": not fetch}, name
+        hub_models.fetch(name, say)
+    return {"pretrained_model_name_or_path": name, "local_files_only": True}, name
 
 
 def _load_model(where: dict[str, Any], shown: str, dtype: str, device: str) -> PreTrainedModel:

@@ -21,12 +21,13 @@ import torch
 from formats.compression import Recipe, Source
 from formats.errors import MismatchError
 from formats.klt import store
-from tsc_cli import bridge, capture, default_model, fingerprint, load, models, save, to_cache
+from tsc_cli import bridge, capture, default_model, default_source, fingerprint, load, models, save, to_cache
 from tsc_cli.calibration_texts import library_texts, windows
 from tsc_cli.compressing import Compressor
 from tsc_cli.fidelity import Fidelity, compare
 from tsc_cli.generation import score
 from tsc_cli.judging import scratch_file
+from tsc_cli.stages import no_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,7 +149,7 @@ def sums(gguf: Path, sizes: dict[str, list[int]]) -> None:
 
 
 def main(gguf: Path | None, text: Path | None, folder: Path) -> None:
-    gguf = gguf or default_model._download(folder)
+    gguf = gguf or default_source.fetch(folder, print, no_bar)
     tokenizer = loaded(None).tokenizer
     content = library_texts()[0][0] if text is None else text.read_text("utf-8")
     texts = windows([tokenizer(content).input_ids], WINDOWS, CONTEXT + POSITIONS + 1)

@@ -11,7 +11,7 @@ from formats import strict_json
 from formats.errors import CorruptError, StorageError, UsageError
 from formats.limits import MAX_JSON_BYTES
 
-from .. import default_model, hub
+from .. import default_model, hub, model_store
 from ..models import is_hub_id
 
 NAME = "config.json"
@@ -33,7 +33,7 @@ class Config:
 
 
 def read(name: str, say: Callable[[str], None]) -> Config:
-    """The config of a model: a config.json, a folder that has one, the default model's name, or a hub id.
+    """The config of a model: a config.json, a folder that has one, a name of a model, or a hub id.
 
     Args:
         say: told when a hub is asked.
@@ -61,8 +61,15 @@ def _locate(name: str, say: Callable[[str], None]) -> Path:
         if not default_model.is_ready():
             raise UsageError("the default model is not on this machine", hint="tsc models --fetch")
         return default_model.folder() / NAME
+    named = model_store.find(name)
+    if named is not None:
+        return model_store.folder_of(named) / NAME
     if path.suffix == ".gguf":
-        raise UsageError("a GGUF file has no config.json", path=name, hint="give the config.json of the model")
+        raise UsageError(
+            "a GGUF file has no config.json",
+            path=name,
+            hint=f"tsc models add {name} makes a folder of it, which has one",
+        )
     if path.is_dir():
         if not (path / NAME).is_file():
             raise UsageError(f"the folder holds no model: there is no {NAME} in it", path=name)

@@ -10,7 +10,7 @@ from typing import Any
 from formats.errors import UnsupportedFileError, UsageError
 from formats.limits import MIB
 
-from .. import default_model, hub
+from .. import default_model, hub, model_store
 from ..models import is_hub_id
 from . import shards
 from .gguf_file import read_gguf
@@ -47,7 +47,8 @@ def open_checkpoint(name: str | None, say: Say) -> Checkpoint:
     """Find a checkpoint and read what it holds, but no weights.
 
     Args:
-        name: None or the default model's name; a folder; a .safetensors or .gguf file; anything else is a hub id.
+        name: None or the default model's name; a name of `tsc models`; a folder; a .safetensors or .gguf file;
+            anything else is a hub id.
         say: told what takes long, and when a hub is used.
     Raises:
         UsageError: there is no such checkpoint, a part of it is missing, or it cannot be fetched.
@@ -57,8 +58,12 @@ def open_checkpoint(name: str | None, say: Say) -> Checkpoint:
     """
     if name is None or name == default_model.NAME:
         return _folder(default_model.ensure(say), default_model.NAME)
+    named = model_store.find(name)
+    if named is not None and named.kind != "hub":
+        return _folder(model_store.folder_of(named), named.name)
+    name = named.source if named is not None else name
     path = Path(name).expanduser()
-    if path.is_dir():
+    if named is None and path.is_dir():
         return _folder(path, path.resolve().name)
     if path.is_file():
         return _file(path)

@@ -83,7 +83,9 @@ class _Reader:
 
     def config(self, facts: dict[str, Any]) -> dict[str, Any]:
         kind = facts.get("general.architecture")
-        found = {"model_type": kind} if isinstance(kind, str) else {}
+        found: dict[str, Any] = {"model_type": kind} if isinstance(kind, str) else {}
+        if isinstance(facts.get("split.count"), int):  # of how many files this is one
+            found["split_count"] = facts["split.count"]
         return found | {ours: facts[f"{kind}.{theirs}"] for theirs, ours in _FIELDS.items()
                         if isinstance(facts.get(f"{kind}.{theirs}"), int)}  # fmt: skip
 
