@@ -25,6 +25,7 @@ def write(
         part: (number, count) of a split file: the head of the first has everything, and tensors are dealt out.
         bad: a value that the final norm holds.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, arch)
     if part is None or part[0] == 0:
         _head(writer, tokenizer)

@@ -82,7 +82,7 @@ def _from_hub(scratch: Path, stage: Stage) -> Path:
     if announced != GGUF_SHA256:
         raise _Failed("the hub has another file under this name")
     with stage(f"downloading {GGUF}", GGUF_BYTES) as advance:
-        found = hub.file_of(HUB, GGUF, revision=REVISION, folder=scratch / "hub", advance=advance)
+        found = hub.file_of(HUB, GGUF, revision=REVISION, folder=scratch / "hub", advance=advance, asked=True)
     if found is None:
         raise _Failed("the hub has no such file any more")
     return found

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_HALVES = {"BF16", "F16", "F32"}  # the types of a file that was not quantized, but for F32 alone: norms are that
 _TOKENIZER = 32 << 20  # bytes of tokenizer and config files, generously
 
 
@@ -35,11 +35,9 @@ class Header:
     """What the head of a GGUF file says.
 
     Attributes:
-        dtype: in which it is loaded by default: the one in which it was written, or float32 for quantized weights.
         octets: how much its folder takes, about.
     """
 
-    dtype: str
     octets: int
 
 
@@ -69,9 +67,8 @@ def header_of(parts: list[Path]) -> Header:
             f"is one of {count} parts, and its name does not tell which", path=str(parts[0]),
             hint="keep the names that gguf-split gave: NAME-00001-of-00002.gguf",
         )  # fmt: skip
-    plain = kinds <= set(_FLOATS)
-    dtype = next(ours for theirs, ours in _FLOATS.items() if theirs in kinds) if plain and kinds else "float32"
-    return Header(dtype, values * (2 if dtype != "float32" else 4) + _TOKENIZER)
+    halves = kinds <= _HALVES and kinds != {"F32"}
+    return Header(values * (2 if halves else 4) + _TOKENIZER)
 
 
 def convert(parts: list[Path], built: Path, say: Say, stage: Stage) -> None:
@@ -100,7 +97,7 @@ def convert(parts: list[Path], built: Path, say: Say, stage: Stage) -> None:
     weights = _smallest(model.state_dict(), str(parts[0]))
     with stage("storing it", None):
         model.save_pretrained(built, state_dict=weights)
-        _set_dtype(built / "config.json", header.dtype)
+        _set_dtype(built / "config.json")
         _save_tokenizer(gguf, built, say)
     with stage("checking it", len(weights)) as advance:
         _compare(built, weights, advance)
@@ -169,10 +166,10 @@ def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _set_dtype(config: Path, dtype: str) -> None:
-    """What `--dtype auto` takes: save_pretrained writes the type of the first tensor that it finds."""
+def _set_dtype(config: Path) -> None:
+    """What `--dtype auto` takes is what it takes for the file itself: float32, whatever the stored tensors are."""
     values = json.loads(config.read_text("utf-8"))
-    values["dtype"] = dtype
+    values["dtype"] = "float32"
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
 
 

@@ -17,13 +17,13 @@ from .network_causes import cause_of
 from .output import Advance, size
 
 HINT = "tsc models lists what is on this machine; a local file or folder will do, too"
-_LOCAL_ENTRY = "LocalEntryNotFoundError"
+_ANSWER = 10.0  # seconds for an answer
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 def file_of(
     name: str, file: str, *, optional: bool = False, revision: str | None = None, folder: Path | None = None,
-    advance: Advance | None = None,
+    advance: Advance | None = None, asked: bool = False,
 ) -> Path | None:  # fmt: skip
     """The file in the local hub cache, fetched into it where it is not there; all of one model are in one folder.
 
@@ -31,9 +31,12 @@ def file_of(
 
     Args:
         name: a hub id.
-        optional: a file that is neither in the cache nor can be asked for is taken as one that the model does not have.
+        optional: of a model that is in the cache, a file that is not, and cannot be asked for, is taken as one that the
+            model does not have.
         folder: where to put the file instead.
         advance: told how many bytes have come.
+        asked: the hub answered just now.  Otherwise it is asked once before huggingface_hub does, whose tries of a hub
+            that does not answer take minutes.
     Returns:
         None where the model has no such file.
     Raises:
@@ -41,7 +44,7 @@ def file_of(
         StorageError: the file cannot be stored, or is not the one that was announced.
     """
     quiet_environment()
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     more: dict[str, Any] = {"revision": revision}
@@ -52,13 +55,17 @@ def file_of(
     with _explained(name, f"the {file} of {name}"):
         before = try_to_load_from_cache(name, file, revision=revision)
         try:
+            if not asked and not isinstance(before, str):
+                get_hf_file_metadata(hf_hub_url(name, file, revision=revision), timeout=_ANSWER)
             found = Path(hf_hub_download(name, file, **more))
-        except LocalEntryNotFoundError as error:  # not in the cache, and no hub to ask whether there is one
-            if optional and cause_of(error).unreachable:
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):  # not in the cache, and no hub to ask whether there is one
+                raise
+            return None
+        except Exception as error:
+            if optional and _has_snapshots(name) and cause_of(error).unreachable:
                 return None
             raise
-        except EntryNotFoundError:
-            return None
         if folder is None and (not isinstance(before, str) or Path(before).resolve() != found.resolve()):
             _require_announced(found, name, file)
         return found
@@ -70,7 +77,7 @@ def files_of(name: str) -> dict[str, int]:
     from huggingface_hub import HfApi
 
     with _explained(name, name):
-        found = HfApi().model_info(name, files_metadata=True, timeout=10).siblings
+        found = HfApi().model_info(name, files_metadata=True, timeout=_ANSWER).siblings
     return {file.rfilename: file.size or 0 for file in found or ()}
 
 
@@ -94,6 +101,12 @@ def kept(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _has_snapshots(name: str) -> bool:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return any(Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").glob("*/*"))
 
 
 @contextlib.contextmanager
@@ -123,7 +136,7 @@ def _explain(error: Exception, name: str, what: str) -> NoReturn:
         raise UsageError(f"{name} cannot be the name of a model on a hub", hint=HINT) from error
     if cause.local:
         raise StorageError(f"{what} cannot be fetched: {cause.text}", hint=cause.hint) from error
-    if type(error).__name__ == _LOCAL_ENTRY and cause.unreachable:
+    if cause.unreachable:
         text = f"{name} is not in the local hub cache, and the hub cannot be reached: {cause.text}"
         raise UsageError(text, hint=f"{cause.hint}; {HINT}") from error
     raise UsageError(f"{what} cannot be fetched: {cause.text}", hint=f"{cause.hint}; {HINT}") from error

@@ -52,7 +52,7 @@ def fetch(name: str, say: Say, stage: Stage = no_bar, *, code: bool = False) -> 
         if file in missing and hub.said_size(sizes[file]):
             say(f"fetching {file} of {name}{hub.said_size(sizes[file])}")
         with stage(f"fetching {file}", sizes[file]) if file in missing else no_bar(file, None) as advance:
-            found = hub.file_of(name, file, advance=advance)
+            found = hub.file_of(name, file, advance=advance, asked=True)
         if found is None:
             raise UsageError(f"{name} has no {file} any more", hint="the model was changed on the hub; try again")
         folders.add(found.parent if "/" not in file else found.parent.parent)

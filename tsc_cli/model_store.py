@@ -135,7 +135,7 @@ def of_hub(name: str, say: Say, stage: Stage, called: str | None) -> Named:
     """A name for a hub model, which is fetched into the hub cache first."""
     from . import hub_models
 
-    named = Named(called or model_names.suggested(name.rpartition("/")[2]), "hub", name)
+    named = Named(_called(called, name.rpartition("/")[2]), "hub", name)
     model_names.require_free(named)
     hub_models.fetch(name, say, stage)
     return _give(named)
@@ -152,7 +152,7 @@ def of_folder(path: Path, say: Say, called: str | None) -> Named:
         raise UsageError(f"cannot be loaded: {error.message}", path=error.path, hint=error.hint) from error
     if not any(whole.glob("*.safetensors")) and not any(whole.glob("*.bin")):
         raise UsageError("the folder holds no weights: there is no .safetensors file in it", path=str(path))
-    return _give(Named(called or model_names.suggested(whole.name), "folder", str(whole)))
+    return _give(Named(_called(called, whole.name), "folder", str(whole)))
 
 
 def remove(name: str, say: Say) -> tuple[Named, int]:
@@ -197,7 +197,7 @@ def _named_gguf(digest: str, file: Path, name: str | None, say: Say) -> Named:
     for one in names:
         if name is None or one.name == name:
             return one
-    chosen = name or model_names.suggested(stem_of(file))
+    chosen = _called(name, stem_of(file))
     if name is None and (model_names.holder(chosen) is not None or chosen == default_model.NAME):
         chosen = f"{chosen[:70]}-{digest[:8]}"  # another file of the same name
     named = Named(chosen, "gguf", str(file.resolve()), digest)
@@ -230,6 +230,11 @@ def _is_ready(named: Named) -> bool:
         return _holds(_converted(named.sha256), named.sha256)
     path = folder_of(named)
     return path != Path() and (path / "config.json").is_file()
+
+
+def _called(asked: str | None, source: str) -> str:
+    """The name that was asked for, whatever it is, or one made of the source's."""
+    return asked if asked is not None else model_names.suggested(source)
 
 
 def _give(named: Named) -> Named:

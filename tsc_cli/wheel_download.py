@@ -28,7 +28,7 @@ PUBLIC = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5, application/vnd.pypi.simple.v1+html;q=0.6"
 _TIMEOUT = (10, 30)  # seconds: for a connection, and between two pieces
 _TRIES = 3
-_PIECE = 1 << 20
+_PIECE = 1 << 14  # what a broken connection loses at most
 _MAX_PAGE = 16 << 20
 
 
@@ -189,7 +189,7 @@ def _fetch(session: Any, url: str, digest: str | None, folder: Path, stage: Stag
                 if _go_on(session, url, file, at_most, advance):
                     break
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-                if left == 0 or file.tell() == 0:
+                if left == 0:
                     raise
             if left == 0:
                 raise StorageError(f"the index broke off after {file.tell()} bytes of {name}", hint="try again")

@@ -45,14 +45,14 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model", "-m", metavar="MODEL", show_default=False,
-        help="Hub id, local folder or GGUF file. [default: SmolLM2-135M-Instruct, fetched once]",
+        help="Hub id, local folder, GGUF file or name (tsc models). [default: SmolLM2-135M-Instruct, fetched once]",
     ),
 ]  # fmt: skip
 FileModel = Annotated[
     str | None,
     typer.Option(
         "--model", "-m", metavar="MODEL", show_default=False,
-        help="Hub id, local folder or GGUF file. [default: the one that the file names]",
+        help="Hub id, local folder, GGUF file or name (tsc models). [default: the one that the file names]",
     ),
 ]  # fmt: skip
 Device = Annotated[
