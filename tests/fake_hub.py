@@ -1,4 +1,4 @@
-"""A model hub on the loopback interface: one that works, and one for each way of failing, chosen by the model's name."""
+"""A model hub on the loopback interface: one that works, and one for each way of failing, by the name of a model."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             way, name = parts[0], parts[1]
         if way in STATUS:
             self._send(STATUS[way], b"no", {"Retry-After": "0"}, body)
+        elif way == "gated":
+            self._send(403, b"no", {"X-Error-Code": "GatedRepo"}, body)
         elif way == "silent":
             time.sleep(30)
         elif way == "rude":

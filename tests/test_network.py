@@ -41,7 +41,8 @@ def run(commands: list[list[str]], cache: Path, address: str, **environment: str
     clean = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and key != "HF_HUB_OFFLINE"}
     own = {
         "HF_HOME": str(cache / "hf"), "TSC_CACHE": str(cache / "tsc"), "HF_ENDPOINT": address,
-        "HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(__file__).parent.parent),
+        "HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)], env=clean | own | environment, capture_output=True,
@@ -60,7 +61,7 @@ def one_line(done: tuple[int, str, str], *said: str) -> None:
 
 
 CAUSES = {
-    "s401": "HTTP 401", "s403": "HTTP 403", "s429": "HTTP 429", "s500": "HTTP 500", "s503": "HTTP 503",
+    "gated": "only to those who were granted access", "s401": "HTTP 401", "s403": "HTTP 403", "s429": "HTTP 429", "s500": "HTTP 500", "s503": "HTTP 503",
     "rude": "the server broke off", "circle": "redirects in a circle", "nonsense": "does not speak HTTP",
     "silent": "does not answer in time",
 }  # fmt: skip
@@ -78,16 +79,24 @@ def test_a_model_that_does_not_come_as_announced_is_not_taken(hub: Any, tmp_path
     commands = [["plan", "swapped/small"], ["models", "add", "broken/small"], ["models", "add", "short/small"]]
     swapped, broken, short = run(commands, tmp_path, hub[0])
     one_line(swapped, "the config.json of swapped/small is not the one that the hub announced")
-    one_line(broken, "config.json of broken/small cannot be fetched")
-    one_line(short, "config.json of short/small cannot be fetched")
+    one_line(broken, "of broken/small", "the server broke off")
+    one_line(short, "of short/small cannot be fetched: ")
     left = [path for path in (tmp_path / "hf").rglob("*") if path.is_file() and "snapshots" in str(path)]
     assert left == []
 
 
 def test_a_model_that_is_not_there(hub: Any, tmp_path: Path) -> None:
-    commands = [["plan", "good/none"], ["models", "add", "good/none"], ["capture", "x", "-m", "good/none", "-o", "-"]]
-    for done in run(commands, tmp_path, hub[0]):
-        one_line(done, "good/none")
+    commands = [
+        ["plan", "good/none"],
+        ["plan", "good/small"],
+        ["probe-weights", "good/none"],
+        ["models", "add", "good/none"],
+        ["capture", "x", "-m", "good/none", "-o", "-"],
+    ]
+    found = run(commands, tmp_path, hub[0])
+    assert found.pop(1)[2] == "looking for the config.json of good/small on the model hub\n"
+    for done in found:
+        one_line(done, "the hub knows no model good/none")
 
 
 PROXIES = {

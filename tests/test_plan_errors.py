@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import errors as hub
 
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.limits import MAX_JSON_BYTES, MAX_ROWS
@@ -222,7 +220,7 @@ def test_a_config_that_may_not_be_read(tsc: Any, tmp_path: Path, monkeypatch: py
     one_line(tsc("plan", path), 2, "cannot be read: Permission denied")
 
 
-def test_a_hub_id_is_found_in_the_cache_or_fetched(
+def test_a_hub_id_is_found_in_the_cache(
     tsc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     path = tmp_path / "config.json"
@@ -232,42 +230,6 @@ def test_a_hub_id_is_found_in_the_cache_or_fetched(
     kept = tsc("plan", "somebody/llama", "--json")
     assert (kept.code, kept.err) == (0, "")
     assert (kept.json["model"], kept.json["config_path"]) == ("somebody/llama", str(path))
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: str(path.with_name(file)))
-    fetched = tsc("plan", "somebody/llama")
-    assert fetched.code == 0
-    assert fetched.err == "looking for the config.json of somebody/llama on the model hub\n"
-
-
-class _Answer:
-    """What `huggingface_hub` keeps of an answer in its errors."""
-
-    headers: dict[str, str] = {}  # noqa: RUF012
-    request = None
-    status_code = 404
-
-
-HUB: dict[str, tuple[Callable[[], Exception], str]] = {
-    "unreachable": (lambda: hub.LocalEntryNotFoundError("x"), "the hub cannot be reached"),
-    "gated": (lambda: hub.GatedRepoError("x", response=_Answer()), "only to those who were granted access"),  # type: ignore[arg-type]
-    "no repository": (lambda: hub.RepositoryNotFoundError("x", response=_Answer()), "knows no model"),  # type: ignore[arg-type]
-    "no config": (lambda: hub.EntryNotFoundError("x"), "has no config.json on the hub"),
-    "broken": (lambda: OSError("first\nsecond"), "cannot be fetched: first"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", HUB)
-def test_a_hub_that_does_not_give_it(tsc: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    error, message = HUB[case]
-
-    def fail(*_: object) -> str:
-        raise error()
-
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    done = tsc("plan", "somebody/llama", "-q")
-    one_line(done, 2, message)
-    assert "somebody/llama" in done.err
 
 
 def test_what_somebody_vouches_for_is_ignored(tsc: Any, tmp_path: Path) -> None:

@@ -323,6 +323,7 @@ def test_a_hub_model_is_fetched_file_by_file(tmp_path: Path, monkeypatch: pytest
     folder = checkpoints.write(tmp_path / "m", checkpoints.tensors(2), shards=2)
     hub, said = Hub(folder), []
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
     checkpoint = open_checkpoint("somebody/model", said.append)
     assert hub.asked == ["config.json", INDEX, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))]
     assert (checkpoint.name, checkpoint.path) == ("somebody/model", str(folder))

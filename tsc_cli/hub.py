@@ -47,16 +47,17 @@ def file_of(
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    more: dict[str, Any] = {"revision": revision}
+    which = {"revision": revision} if revision is not None else {}
+    more: dict[str, Any] = {**which}
     if folder is not None:
         more["local_dir"] = folder
     if advance is not None and "tqdm_class" in inspect.signature(hf_hub_download).parameters:
         more["tqdm_class"] = _bar(advance)
     with _explained(name, f"the {file} of {name}"):
-        before = try_to_load_from_cache(name, file, revision=revision)
+        before = try_to_load_from_cache(name, file, **which)
         try:
             if not asked and not isinstance(before, str):
-                get_hf_file_metadata(hf_hub_url(name, file, revision=revision), timeout=_ANSWER)
+                get_hf_file_metadata(hf_hub_url(name, file, **which), timeout=_ANSWER)
             found = Path(hf_hub_download(name, file, **more))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # not in the cache, and no hub to ask whether there is one
@@ -127,7 +128,7 @@ def _explain(error: Exception, name: str, what: str) -> NoReturn:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     cause = cause_of(error)
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, GatedRepoError):  # before the next, which it is, too
         text = f"the hub gives {name} only to those who were granted access"
         raise UsageError(text, hint=cause.hint) from error
     if isinstance(error, RepositoryNotFoundError):
@@ -137,7 +138,7 @@ def _explain(error: Exception, name: str, what: str) -> NoReturn:
     if cause.local:
         raise StorageError(f"{what} cannot be fetched: {cause.text}", hint=cause.hint) from error
     if cause.unreachable:
-        text = f"{name} is not in the local hub cache, and the hub cannot be reached: {cause.text}"
+        text = f"{what} is not in the local hub cache, and the hub cannot be asked: {cause.text}"
         raise UsageError(text, hint=f"{cause.hint}; {HINT}") from error
     raise UsageError(f"{what} cannot be fetched: {cause.text}", hint=f"{cause.hint}; {HINT}") from error
 
