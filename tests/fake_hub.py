@@ -81,6 +81,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"}, body)
 
     def _file(self, way: str, file: Path, body: bool) -> None:
+        if not file.parent.is_dir():
+            self._send(404, b"no", {"X-Error-Code": "RepoNotFound"}, body)
+            return
         if not file.is_file():
             headers = {"X-Repo-Commit": COMMIT, "X-Error-Code": "EntryNotFound"}
             self._send(404, b"no", headers, body)

@@ -61,9 +61,9 @@ def one_line(done: tuple[int, str, str], *said: str) -> None:
 
 
 CAUSES = {
-    "gated": "only to those who were granted access", "s401": "HTTP 401", "s403": "HTTP 403", "s429": "HTTP 429", "s500": "HTTP 500", "s503": "HTTP 503",
-    "rude": "the server broke off", "circle": "redirects in a circle", "nonsense": "does not speak HTTP",
-    "silent": "does not answer in time",
+    "gated": "only to those who were granted access", "s401": "HTTP 401", "s403": "HTTP 403", "s429": "HTTP 429",
+    "s500": "HTTP 500", "s503": "HTTP 503", "rude": "the server broke off", "circle": "redirects in a circle",
+    "nonsense": "does not speak HTTP", "silent": "does not answer in time",
 }  # fmt: skip
 
 
