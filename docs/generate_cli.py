@@ -21,6 +21,13 @@ Results go to stdout, messages and progress to stderr. Every reporting command t
 the key, a versioned `schema` field) and `-q` (the headline: a path, a ratio, a KL or bytes). An existing output is
 refused without `--force`; sources are kept, unless one is named as the output, too; keys and prompts always.
 
+Texts (arguments, files, stdin) are UTF-8. A byte order mark is taken off, which a line on stderr says; UTF-16 and what
+is no text are refused. Names of files may be any bytes: a message shows a byte that is no text as `\\xe9`, `-q` prints
+it as it is.
+
+Progress is a bar at a terminal. Elsewhere, and with `--json`, a stage that takes longer than 10 seconds says on stderr
+how far it is, every 30 seconds and when it is done. `-q` silences both.
+
 | exit code | meaning |
 | --- | --- |
 | 0 | done |

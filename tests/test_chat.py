@@ -31,7 +31,7 @@ SYSTEM_LAST = (  # the system message stands in the last turn
     "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{{ m.content }}<|im_end|>\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-BY_NUMBER = CHATML.replace("{{ m.content }}", "{% if loop.last %}{{ loop.index }}{% endif %}{{ m.content }}")
+BY_NUMBER = CHATML.replace("{{ m.content }}", "{% if loop.index > 4 %}!{% endif %}{{ m.content }}")
 TWO_ONLY = "{% if messages | length > 2 %}{{ raise_exception('Two!') }}{% endif %}"
 PARTS = (
     "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{{ part.text }}{% endfor %}\n{% endfor %}"

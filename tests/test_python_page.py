@@ -11,6 +11,7 @@ import torch
 from formats import load
 from formats.errors import LockedError
 from tests.families import PROMPT, SUPPORTED
+from tests.models import byte_tokenizer, llama
 from tests.test_foreign import batch, build
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
@@ -22,10 +23,12 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ids, mask = batch()
     names = {
         "model": SUPPORTED["llama"].build(torch.float32), "input_ids": torch.tensor([PROMPT]), "batch_ids": ids,
-        "batch_mask": mask, "translator": build("t5"), "source_ids": torch.tensor([PROMPT[:9]]),
+        "assistant": llama(), "tokenizer": byte_tokenizer(), "batch_mask": mask,
+        "translator": build("t5"), "source_ids": torch.tensor([PROMPT[:9]]),
     }  # fmt: skip
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     assert "append(" in BLOCKS[1]
+    assert "chat_tokens(" in BLOCKS[2]
     for block in BLOCKS:
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["result"].fidelity.kl_mean < 1e-9
