@@ -25,7 +25,7 @@ Texts (arguments, files, stdin) are UTF-8. A byte order mark is taken off, which
 is no text are refused. Names of files may be any bytes: a message shows a byte that is no text as `\\xe9`, `-q` prints
 it as it is.
 
-Progress is a bar at a terminal. Elsewhere, and with `--json`, a stage that takes longer than 10 seconds says on stderr
+Progress is a bar at a terminal. Elsewhere, and with `--json`, a stage that takes longer than 20 seconds says on stderr
 how far it is, every 30 seconds and when it is done. `-q` silences both.
 
 | exit code | meaning |

@@ -32,7 +32,11 @@ class Result:
 
 
 @pytest.fixture
-def tsc(capsys: pytest.CaptureFixture[str]) -> Any:
+def tsc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(
+        "tsc_cli.progress.FIRST", 3600.0
+    )  # what a command says does not depend on how busy a machine is
+
     def call(*words: object) -> Result:
         capsys.readouterr()
         from tsc_cli.main import run

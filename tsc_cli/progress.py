@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-FIRST = 10.0  # seconds until a stage says that it is at work: what is done sooner says nothing
+FIRST = 20.0  # seconds until a stage says that it is at work: what is done sooner says nothing
 EVERY = 30.0  # seconds between lines
 
 Advance = Callable[[int], None]
@@ -15,7 +15,7 @@ Advance = Callable[[int], None]
 
 @contextlib.contextmanager
 def lines(what: str, total: int | None, say: Callable[[str], None]) -> Iterator[Advance]:
-    """A line after a few seconds, one every half minute, and one at the end if there was any before it.
+    """A line after a while, one every half minute, and one at the end if there was any before it.
 
     A thread writes them, since a stage may be long at one unit of its work.
 
