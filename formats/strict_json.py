@@ -17,6 +17,7 @@ from .limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_JSON_DEPTH, MAX_STRING
 # a string, which may lack its end, or a bracket outside of strings; nothing is tried twice (`++`)
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_DIGITS = 400  # of an integer that only texts of others may have
 
 
 def dumps(value: Any) -> bytes:
@@ -34,14 +35,22 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(
-    data: bytes, what: str, *, most: int = MAX_JSON_BYTES, constants: Callable[[str], Any] | None = None
-) -> Any:  # fmt: skip
+    data: bytes,
+    what: str,
+    *,
+    most: int = MAX_JSON_BYTES,
+    longest: int = MAX_STRING,
+    constants: Callable[[str], Any] | None = None,
+    beyond: Callable[[str], Any] | None = None,
+) -> Any:
     """Parse `data` or raise CorruptError; `what` names the text in the message.
 
     Args:
         most: bytes that are allowed.
+        longest: characters of a string that are allowed.
         constants: gives the value of NaN, Infinity and -Infinity, for texts that are no part of a .tsc file; without it
             they are refused.
+        beyond: likewise gives the value of an integer of more than 63 bits; it gets at most 400 digits.
     """
     if len(data) > most:
         raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {most} are allowed")
@@ -57,9 +66,11 @@ def loads(
             raise CorruptError(f"{what}: duplicate key in a JSON object")
         return result
 
-    def integer(digits: str) -> int:
+    def integer(digits: str) -> Any:
         # bounded before int(): conversion of a long string takes quadratic time
         if len(digits) > 20 or not -MAX_INTEGER <= int(digits) <= MAX_INTEGER:
+            if beyond is not None and len(digits) <= _DIGITS:
+                return beyond(digits)
             raise CorruptError(f"{what}: integer out of range")
         return int(digits)
 
@@ -78,7 +89,8 @@ def loads(
         )
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{what}: not JSON") from error
-    _check_strings(value, what)
+    if len(text) > longest or "\\u" in text:  # no other text has a longer string, or half of a surrogate pair
+        _check_strings(value, what, longest)
     return value
 
 
@@ -95,16 +107,16 @@ def _check_depth(text: str, what: str) -> None:
             depth -= 1
 
 
-def _check_strings(value: Any, what: str) -> None:
+def _check_strings(value: Any, what: str, longest: int) -> None:
     if isinstance(value, str):
-        if len(value) > MAX_STRING:
-            raise CorruptError(f"{what}: a string of {len(value)} characters, at most {MAX_STRING} are allowed")
+        if len(value) > longest:
+            raise CorruptError(f"{what}: a string of {len(value)} characters, at most {longest} are allowed")
         if _SURROGATE.search(value):
             raise CorruptError(f"{what}: lone surrogate in a string")
     elif isinstance(value, list):
         for item in value:
-            _check_strings(item, what)
+            _check_strings(item, what, longest)
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_strings(key, what)
-            _check_strings(item, what)
+            _check_strings(key, what, longest)
+            _check_strings(item, what, longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
-from formats.limits import MAX_JSON_BYTES, MAX_ROWS
+from formats.limits import MAX_ROWS
 from tests.plan_models import DEEPSEEK_V3, GEMMA_3_27B, LLAMA_3_8B, MISTRAL_7B_V01, QWEN3_8B, SMALL
 from tsc_cli import default_model
 from tsc_cli.planning import quantities
@@ -47,7 +48,6 @@ FILES: dict[str, tuple[bytes | Values | list[Any], int, str]] = {
     "not UTF-8": (b"\xff\xfe{}", 3, "not UTF-8"),
     "empty": (b"", 3, "not JSON"),
     "no object": ([1, 2], 3, "is not a JSON object"),
-    "too long": (b" " * (MAX_JSON_BYTES + 1) + b"{}", 3, "of JSON, at most"),
     "too deep": (b'{"a":' * 40 + b"1" + b"}" * 40, 3, "nested deeper"),
     "twice the same": (b'{"model_type": "llama", "model_type": "gpt2"}', 3, "duplicate key"),
     "an integer without end": (b'{"model_type": ' + b"9" * 5000 + b"}", 3, "integer out of range"),
@@ -250,6 +250,31 @@ def test_an_infinite_bound_that_does_not_matter_is_read(tsc: Any, tmp_path: Path
     assert "Infinity" in path.read_text()
     # 2 layers: (8 x 16 + 2 x 2 x 6) channels of 4 inputs in bfloat16, 8 heads of 16 by 6 in float32
     assert tsc("plan", path, "-q", "--context", "9").out == f"{2 * ((128 + 24) * 4 * 2 + 8 * 16 * 6 * 4)}\n"
+
+
+def test_a_config_as_long_as_its_experts_are_many_is_read(tsc: Any, tmp_path: Path) -> None:
+    """Quantizers list every matrix that they left out; others write whole templates and integers of any size."""
+    names = [f"model.layers.{layer}.mlp.experts.{n}.down_proj" for layer in range(61) for n in range(512)]
+    vouched = {"left_out": names, "template": "x" * 100_000, "longest": 10**30}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**LLAMA_3_8B, **vouched}))
+    assert path.stat().st_size > 1 << 20
+    words = [word for name in vouched for word in ("--ignore", name)]
+    assert tsc("plan", path, *words, "-q").out == f"{8192 * 131_072}\n"
+    path.write_text(json.dumps({**LLAMA_3_8B, "max_position_embeddings": 10**30}))
+    one_line(tsc("plan", path), 3, "'max_position_embeddings': an integer from")
+
+
+def test_a_config_that_the_memory_does_not_hold(tsc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", str(1 << 20))
+    path.write_text(json.dumps({**LLAMA_3_8B, "left_out": [0] * 10_000}))  # of 30 kB
+    one_line(tsc("plan", path), 2, "what it says may take")
+    path.write_bytes(b" " * (1 << 20))
+    one_line(tsc("plan", path), 2, "its text may take")
+    monkeypatch.delenv("TSC_MEMORY_BUDGET")
+    os.truncate(path, 1 << 40)  # sparse: nothing of it is read
+    one_line(tsc("plan", path), 2, "bytes of JSON, at most")
 
 
 def test_a_dtype_that_the_config_does_not_give(tsc: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import struct
@@ -16,12 +17,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from formats.errors import CorruptError, TscError, UnsupportedFileError, UsageError
+from formats.errors import CorruptError, LimitError, TscError, UnsupportedFileError, UsageError
 from tests import checkpoints
 from tsc_cli.probing import gguf_file, shards
 from tsc_cli.probing.checkpoint import open_checkpoint
 from tsc_cli.probing.layouts import one as one_band
 from tsc_cli.probing.matrices import Band, Matrix
+from tsc_cli.probing.stacks import stack_of
 
 INDEX = "model.safetensors.index.json"
 
@@ -156,7 +158,7 @@ HEADERS: dict[str, tuple[Any, str]] = {
     "a rest": ({"a": entry([2], 0, 8)}, "8 bytes after the last tensor"),
     "backwards": ({"a": entry([4], 16, 0)}, "two ascending data offsets"),
     "negative": ({"a": entry([-4], 0, 16)}, "an integer from 0"),
-    "no object": ([1, 2], "an object of at most"),
+    "no object": ([1, 2], "an object of tensors was expected"),
     "no field": ({"a": {"dtype": "F32"}}, "field 'data_offsets' is missing"),
     "not JSON": (b"{" + b"x" * 40, "not JSON"),
     "twice": (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":1}', "duplicate key"),
@@ -174,6 +176,89 @@ def test_headers_that_lie(case: str, tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+def experts(layers: int, count: int) -> dict[str, list[int]]:
+    """Names and shapes of a mixture of experts, each with matrices and a scale for each."""
+    held = {}
+    for layer in range(layers):
+        held |= {f"model.layers.{layer}.self_attn.{kind}_proj.weight": [2, 2] for kind in "qkvo"}
+        for expert in range(count):
+            for kind in ("gate", "up", "down"):
+                matrix = f"model.layers.{layer}.mlp.experts.{expert}.{kind}_proj.weight"
+                held |= {matrix: [2, 2], f"{matrix}_scale": [1]}
+    return held
+
+
+def sharded(folder: Path, held: dict[str, list[int]], shard_count: int) -> Path:
+    """A checkpoint of bfloat16 zeros, sparse."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "deepseek_v3", "num_hidden_layers": 2}')
+    names, weight_map = list(held), {}
+    for number in range(shard_count):
+        entries, at = {}, 0
+        for name in names[number::shard_count]:
+            octets = 2 * math.prod(held[name])
+            entries[name] = entry(held[name], at, at + octets, "BF16")
+            at += octets
+        shard = f"model-{number + 1:05d}-of-{shard_count:05d}.safetensors"
+        header(folder / shard, entries)
+        os.truncate(folder / shard, (folder / shard).stat().st_size + at)
+        weight_map |= dict.fromkeys(entries, shard)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize(("layers", "count", "shard_count"), [(2, 11_000, 3), (2, 20, 248)])
+def test_a_checkpoint_of_as_many_tensors_or_shards_as_there_are(
+    layers: int, count: int, shard_count: int, tmp_path: Path
+) -> None:
+    """132,008 tensors in few shards; and a shard for each of 248."""
+    held = experts(layers, count)
+    folder = sharded(tmp_path / "m", held, shard_count)
+    checkpoint = checkpoints.opened(folder)
+    assert {name: list(tensor.shape) for name, tensor in checkpoint.tensors.items()} == held
+    assert len({tensor.path for tensor in checkpoint.tensors.values()}) == shard_count
+    stack = stack_of(checkpoint)
+    assert [(one.name, one.experts, len(one.series)) for one in stack.types] == [
+        *((kind, 0, 1) for kind in "qkvo"), *((f"expert.{kind}", count, 4) for kind in ("gate", "up", "down")),
+    ]  # fmt: skip
+
+
+def test_the_index_is_held_against_the_shards(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m", experts(2, 20), 248)
+    text = (folder / INDEX).read_text()
+    (folder / INDEX).write_text(text.replace("layers.1.mlp.experts.7.up_proj.weight_scale", "layers.1.mlp.no", 1))
+    with pytest.raises(CorruptError, match=r"does not hold tensor 'model.layers.1.mlp.no', which the index places"):
+        checkpoints.opened(folder)
+
+
+def test_memory_for_names_is_bounded_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sharded(tmp_path / "m", experts(2, 100), 2)
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", str(7 * (folder / INDEX).stat().st_size))
+    with pytest.raises(LimitError, match=r"what it says may take [0-9]+ bytes of memory, more than the") as caught:
+        checkpoints.opened(folder)
+    assert (caught.value.path, caught.value.exit_code) == (str(folder / INDEX), 2)
+    assert "TSC_MEMORY_BUDGET" in str(caught.value.hint)
+    with pytest.raises(LimitError, match="what it says may take"):
+        checkpoints.opened(folder / "model-00001-of-00002.safetensors")
+
+
+def test_long_metadata_and_open_bounds_are_read(tmp_path: Path) -> None:
+    """Trainers put whole tables into the header's metadata, and Python's writer Infinity into config.json."""
+    folder = checkpoints.write(tmp_path / "m", {})
+    (folder / "config.json").write_text('{"time_step_limit": [0.0, Infinity], "left_out": "%s"}' % ("x" * (2 << 20)))
+    save_file(checkpoints.tensors(2), folder / "model.safetensors", {"tags": "y" * 300_000})
+    checkpoint = checkpoints.opened(folder)
+    assert checkpoint.config["time_step_limit"] == [0.0, float("inf")]
+    assert set(checkpoint.tensors) == set(checkpoints.tensors(2))
+
+
+def test_experts_of_a_name_that_no_line_has_are_one_type(tmp_path: Path) -> None:
+    names = [f"layers.{layer}.moe.experts.{n}.mix.weight" for layer in range(2) for n in range(9)]
+    folder = checkpoints.write(tmp_path / "m", {name: torch.ones(4, 4) for name in names})
+    (one,) = stack_of(checkpoints.opened(folder)).types
+    assert (one.name, one.known, one.experts, len(one.series)) == ("moe.experts.*.mix", False, 9, 4)
+
+
 def test_a_header_as_long_as_it_says_is_not_allocated(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     for length in (1 << 62, shards.MAX_HEADER + 1):
@@ -181,6 +266,24 @@ def test_a_header_as_long_as_it_says_is_not_allocated(tmp_path: Path) -> None:
         os.truncate(path, 1 << 35)  # sparse: long enough for the second
         with pytest.raises(CorruptError, match="is not a safetensors file"):
             checkpoints.opened(path)
+
+
+def test_a_gguf_of_many_tensors_and_a_large_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, count = tmp_path / "m.gguf", 140_000
+    text = struct.pack("<Q1000000s", 1_000_000, b"t" * 1_000_000)
+    facts = [b"\1\0\0\0\0\0\0\0a" + struct.pack("<IIQ", 9, 6, 17 << 20) + bytes(4 * (17 << 20))]  # of float32
+    facts += [struct.pack("<Q5sI", 5, b"%05d" % number, 8) + text for number in range(18)]
+    facts += [struct.pack("<Q5sII", 5, b"%05d" % number, 4, number) for number in range(18, 70_000)]
+    infos = b"".join(
+        struct.pack("<Q17sIQIQ", 17, b"blk.%05d.q.weight" % number, 1, 4, 0, 16 * number) for number in range(count)
+    )
+    head = struct.pack("<4sIQQ", b"GGUF", 3, count, len(facts)) + b"".join(facts) + infos
+    path.write_bytes(head + bytes(16 * count + 32))
+    tensors, _ = gguf_file.read_gguf(path)
+    assert len(tensors) == count
+    monkeypatch.setenv("TSC_MEMORY_BUDGET", "200000000")
+    with pytest.raises(LimitError, match="its metadata may take"):
+        gguf_file.read_gguf(path)
 
 
 @pytest.mark.parametrize(("what", "data"), [

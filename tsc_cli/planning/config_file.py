@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from formats import strict_json
-from formats.errors import CorruptError, StorageError, UsageError
-from formats.limits import MAX_JSON_BYTES
+from formats.errors import UsageError
 
-from .. import default_model, hub, model_store
+from .. import default_model, foreign_json, hub, model_store
 from ..models import is_hub_id
 
 NAME = "config.json"
@@ -40,19 +38,11 @@ def read(name: str, say: Callable[[str], None]) -> Config:
     Raises:
         UsageError: there is no such file, folder or model.
         StorageError: the file cannot be read.
-        CorruptError: the file is not JSON, or not a JSON object, or longer than `MAX_JSON_BYTES`.
+        CorruptError: the file is not JSON, or not a JSON object.
+        LimitError: reading it would take more memory than there is.
     """
     path = _locate(name, say)
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise StorageError(f"cannot be read: {error.strerror}", path=str(path)) from error
-    # Python's own writer, which made most configs, writes Infinity for an open bound
-    values = strict_json.loads(data, str(path), constants=float)
-    if not isinstance(values, dict):
-        raise CorruptError("is not a JSON object", path=str(path), hint="the config.json of a model was expected")
-    return Config(name, str(path), values)
+    return Config(name, str(path), foreign_json.read_object(path, "the config.json of a model was expected"))
 
 
 def _locate(name: str, say: Callable[[str], None]) -> Path:

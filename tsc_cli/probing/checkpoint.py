@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from formats.errors import UnsupportedFileError, UsageError
-from formats.limits import MIB
 
-from .. import default_model, hub, model_store
+from .. import default_model, foreign_json, hub, model_store
 from ..models import is_hub_id
 from . import shards
 from .gguf_file import read_gguf
@@ -54,6 +53,7 @@ def open_checkpoint(name: str | None, say: Say) -> Checkpoint:
         UsageError: there is no such checkpoint, a part of it is missing, or it cannot be fetched.
         UnsupportedFileError: it is a pickle; those are never loaded.
         CorruptError: it is damaged, or names files outside its folder.
+        LimitError: what its files say takes more memory than there is.
         StorageError: it cannot be read.
     """
     if name is None or name == default_model.NAME:
@@ -109,7 +109,7 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         return {}
-    config = shards.read_json(path, MIB)
+    config = foreign_json.read_object(path, "fetch the checkpoint again")
     text = config.get("text_config")
     return config | text if isinstance(text, dict) else config
 

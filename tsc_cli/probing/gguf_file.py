@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from formats.errors import CorruptError, StorageError, UnsupportedFileError
+from formats.errors import CorruptError, LimitError, StorageError, UnsupportedFileError
 from formats.limits import MIB
 
+from ..foreign_json import require_memory
 from .matrices import Encoding, Tensor
 
 if TYPE_CHECKING:
     from .matrices import Floats
 
-MAX_TENSORS = 1 << 17
-MAX_ENTRIES = 1 << 16
-MAX_ELEMENTS = 1 << 24  # of arrays in the metadata: a vocabulary and its merges are a million
-MAX_TEXT = 16 * MIB
+MAX_ELEMENTS = 1 << 26  # strings of arrays in the metadata, stepped over one by one: a vocabulary's are a million
+_LEAST_TENSOR, _LEAST_ENTRY = 24, 13  # bytes of the file: no name, no extents or the shortest value
+_TEXT_COST = 5  # bytes of memory for each of a text: read, and decoded in up to four bytes a character
+_ITEM_COST = 1024  # bytes of memory for what is kept of a tensor or an entry of metadata, its texts apart
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 # what a configuration in Hugging Face's manner calls them
@@ -42,6 +43,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         CorruptError: it is not one, or not all of it is there.
+        LimitError: it holds more than there is memory for, or than can be stepped over.
         UnsupportedFileError: a version or byte order that is not read.
         StorageError: it cannot be read.
     """
@@ -56,7 +58,7 @@ class _Reader:
     def __init__(self, file: BinaryIO, path: str) -> None:
         self.file, self.path = file, path
         self.size = os.fstat(file.fileno()).st_size
-        self.elements = 0
+        self.elements = self.kept = 0
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self.file.read(4) != b"GGUF":
@@ -65,8 +67,10 @@ class _Reader:
         if version not in (2, 3):
             raise UnsupportedFileError(f"GGUF version {version} is not read, only 2 and 3", path=self.path)
         count, entries = self.number("Q"), self.number("Q")
-        if count > MAX_TENSORS or entries > MAX_ENTRIES:
-            raise self.corrupt(f"states {count} tensors and {entries} entries of metadata")
+        if count * _LEAST_TENSOR + entries * _LEAST_ENTRY > self.size - self.file.tell():
+            raise self.corrupt(f"states {count} tensors and {entries} entries of metadata, more than its {self.size} "
+                               "bytes can hold")  # fmt: skip
+        self.keep((count + entries) * _ITEM_COST)
         facts = {}
         for _ in range(entries):
             name = self.text()
@@ -113,12 +117,15 @@ class _Reader:
         if kind != _ARRAY:
             raise self.corrupt(f"states a value of type {kind}")
         inner, count = self.number("I"), self.number("Q")
-        self.elements += count
-        if self.elements > MAX_ELEMENTS:
-            raise self.corrupt(f"states arrays of {self.elements} elements")
         if inner in _SCALARS:
             self.skip(count * struct.calcsize(f"<{_SCALARS[inner]}"))
         elif inner == _STRING:
+            if count * 8 > self.size - self.file.tell():
+                raise self.corrupt(f"states an array of {count} texts, which ends beyond the file")
+            self.elements += count
+            if self.elements > MAX_ELEMENTS:
+                raise LimitError(f"holds arrays of {self.elements} texts, at most {MAX_ELEMENTS} are stepped over",
+                                 path=self.path)  # fmt: skip
             for _ in range(count):
                 self.skip(self.number("Q"))
         else:
@@ -134,9 +141,15 @@ class _Reader:
 
     def text(self) -> str:
         length = self.number("Q")
-        if length > MAX_TEXT or self.file.tell() + length > self.size:
-            raise self.corrupt(f"states a text of {length} bytes")
+        if self.file.tell() + length > self.size:
+            raise self.corrupt(f"states a text of {length} bytes, which ends beyond the file")
+        self.keep(_TEXT_COST * length)
         return self.file.read(length).decode("utf-8", "replace")
+
+    def keep(self, octets: int) -> None:
+        """Count memory before it is taken."""
+        self.kept += octets
+        require_memory(self.kept, "its metadata", self.path)
 
     def skip(self, octets: int) -> None:
         if self.file.tell() + octets > self.size:

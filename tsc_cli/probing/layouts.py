@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .matrices import Band, Matrix, Tensor
@@ -95,6 +96,7 @@ class Rule:
     transposed: bool = False
 
 
+_EXPERT = re.compile(r"\bexperts\.([0-9]{1,6})\.")  # of a name that no line has: all experts' matrices are one type
 _GATED = {"1": "gate", "2": "down", "3": "up"}  # Llama's own names and Mixtral's: w1, w2, w3
 _QKV = ("q", "k", "v")
 _LLAMA4 = ("llama4", "llama4_text")
@@ -174,17 +176,16 @@ def parts(rest: str, tensor: Tensor, config: Config, experts: int) -> list[Part]
     shape = tensor.shape
     if len(shape) not in (2, 3) or min(shape) < 1 or min(shape[-2:]) < 2:
         return []
-    for rule in TABLE:
-        match = re.fullmatch(rule.pattern, rest)
-        if match is None or (rule.models and config.get("model_type") not in rule.models):
+    for rule, groups in _matching(rest):
+        if rule.models and config.get("model_type") not in rule.models:
             continue
         stacked = len(shape) == 3
-        if stacked != (rule.types[0].startswith("expert.") and "expert" not in match.groupdict()):
+        if stacked != (rule.types[0].startswith("expert.") and "expert" not in groups):
             continue
         bands = rule.split(shape[-1] if rule.transposed else shape[-2], config)
         if bands is None:
             continue  # the configuration does not give this shape: a later line may take it as one
-        words = match.groupdict()
+        words: dict[str, Any] = dict(groups)
         words["gated"] = _GATED.get(words.get("gated") or "", "")
         types = [name.format(**words) for name in rule.types]
         expert = int(words["expert"]) if words.get("expert") else None
@@ -197,7 +198,17 @@ def parts(rest: str, tensor: Tensor, config: Config, experts: int) -> list[Part]
     if len(shape) == 3:
         return []
     band = Band(0, shape[0], shape[0])
-    return [Part(rest.removesuffix(".weight"), Matrix(tensor, band, (shape[0], shape[1])), known=False)]
+    expert = _EXPERT.search(rest)
+    name = rest if expert is None else f"{rest[: expert.start(1)]}*{rest[expert.end(1) :]}"
+    number = None if expert is None else int(expert[1])
+    return [Part(name.removesuffix(".weight"), Matrix(tensor, band, (shape[0], shape[1])), number, known=False)]
+
+
+@lru_cache(maxsize=1 << 14)  # names are the same in every layer
+def _matching(rest: str) -> list[tuple[Rule, dict[str, Any]]]:
+    """The lines of the table whose pattern a name has, and its groups."""
+    found = ((rule, re.fullmatch(rule.pattern, rest)) for rule in TABLE)
+    return [(rule, match.groupdict()) for rule, match in found if match is not None]
 
 
 def _spread(count: int, asked: int) -> list[int]:

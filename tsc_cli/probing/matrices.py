@@ -43,7 +43,7 @@ class Encoding:
         return values // self.block * self.size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a checkpoint may have a million
 class Tensor:
     """A tensor in a checkpoint file.
 
