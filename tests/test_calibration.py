@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +39,12 @@ from tests.test_klt import (
     tiny_profile,
     written,
 )
-from tsc_cli import calibrating, calibration, capture, compress
-from tsc_cli.calibrating import Effort, calibrate, coded, curve, window_size
+from tsc_cli import calibrating, calibration, calibration_checkpoint, calibration_texts, capture, compress
+from tsc_cli.calibrating import QUICK, Effort, calibrate, coded, curve, window_size
 from tsc_cli.calibration import CalibrationOptions, Gatherer
 from tsc_cli.calibration_texts import library_texts, windows
 from tsc_cli.calibration_texts import written as written_texts
+from tsc_cli.fidelity import ENOUGH_POSITIONS
 from tsc_cli.generation import prefill
 
 
@@ -182,33 +188,43 @@ def texts() -> list[list[int]]:
     return [models.prompt(900, seed=1), models.prompt(700, seed=2)]
 
 
-@contextlib.contextmanager
-def interrupting(what: str, total: int | None, *, after: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar that gives up in the middle of the gathering."""
-    done = 0
+def interrupting(stage: str, after: int) -> Any:
+    """Opens progress bars of which that of one stage gives up after so many units."""
 
-    def advance(units: int) -> None:
-        nonlocal done
-        done += units
-        if what == "gathering" and done >= after:
-            raise KeyboardInterrupt
+    @contextlib.contextmanager
+    def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        done = 0
 
-    yield advance
+        def advance(units: int) -> None:
+            nonlocal done
+            done += units
+            if what == stage and done >= after:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    return bar
 
 
-def test_an_interrupted_calibration_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(calibrating, "_CHECKPOINT_SHARE", 0.0)
+@pytest.fixture
+def every_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each item is put aside, which a machine does only where that is fast; and it is always the same day."""
+    monkeypatch.setattr(calibration_checkpoint, "_SHARE", 0.0)
     monkeypatch.setattr(calibrating.time, "strftime", lambda _: "2026-01-01")
+
+
+def in_store() -> list[str]:
+    return sorted(path.name for path in store.folder().iterdir())
+
+
+def test_an_interrupted_calibration_goes_on(every_item: None) -> None:
     model, said = short_model(), list[str]()
     want = calibrate(model, None, texts=texts(), effort=EFFORT)
     (installed,) = store.folder().iterdir()
     assert installed == store.path_of(want)
     installed.unlink()
     with pytest.raises(KeyboardInterrupt):
-        calibrate(
-            model, None, texts=texts(), effort=EFFORT, stage=lambda what, total: interrupting(what, total, after=4)
-        )
+        calibrate(model, None, texts=texts(), effort=EFFORT, stage=interrupting("gathering", 4))
     (left,) = store.folder().iterdir()
     assert left.name.startswith(".calibration-")
     other = calibrate(model, None, texts=[models.prompt(1600, seed=3)], effort=EFFORT, say=said.append)
@@ -217,10 +233,7 @@ def test_an_interrupted_calibration_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     store.path_of(other).unlink()
     moved = [[*texts()[0], texts()[1][0]], texts()[1][1:], *texts()[2:]]
     with pytest.raises(KeyboardInterrupt):  # the same tokens, cut elsewhere, are other texts
-        calibrate(
-            model, None, texts=moved, effort=EFFORT, say=said.append,
-            stage=lambda what, total: interrupting(what, total, after=0),
-        )  # fmt: skip
+        calibrate(model, None, texts=moved, effort=EFFORT, say=said.append, stage=interrupting("gathering", 0))
     assert not any("going on" in one for one in said)
     have = calibrate(model, None, texts=texts(), effort=EFFORT, say=said.append)
     assert "going on after 4 of 8 windows that were gathered before" in said
@@ -230,18 +243,139 @@ def test_an_interrupted_calibration_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert not left.exists()
 
 
-def test_a_damaged_checkpoint_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "_CHECKPOINT_SECONDS", 0.0)
-    model, said = short_model(), list[str]()
+def without_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    prose, code = "prose about nothing. " * 60, "def f(x):\n    return x\n" * 60
+    monkeypatch.setattr(calibrating, "library_texts", lambda: ([prose], [code]))
+    monkeypatch.setattr(calibration, "WIDEST", 100)  # two bases, the second predicted from the first
+
+
+STAGES = ("letting the model write", "gathering", "fitting", "counting symbols", "measuring")
+
+
+def test_a_calibration_that_is_interrupted_after_every_item_gives_the_same_profile(
+    every_item: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: each call gives up after the first item that it does, or the second, in each stage in turn."""
+    without_texts(monkeypatch)
+    model, tokenizer, said = short_model(), models.byte_tokenizer(), list[str]()
+    seen: dict[str, list[int]] = {}
+
+    @contextlib.contextmanager
+    def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        yield seen.setdefault(what, []).append
+
+    effort = replace(EFFORT, own=24)
+    want = calibrate(model, tokenizer, effort=effort, stage=counting)
+    assert tuple(seen) == STAGES
+    store.path_of(want).unlink()
+    largest = 0
+    for what in STAGES:
+        items = [units for units in seen[what] if units]
+        assert len(items) >= 2
+        for at in range(len(items)) if what != STAGES[0] else (0, 1, len(items) - 1):
+            with pytest.raises(KeyboardInterrupt):
+                calibrate(
+                    model, tokenizer, effort=effort, say=said.append, stage=interrupting(what, sum(items[: at + 1]))
+                )
+            left = list(store.folder().iterdir())
+            assert left
+            assert all(path.name.startswith(".calibration-") for path in left)
+            assert all(path.stat().st_mode & 0o777 == 0o600 for path in left)
+            largest = max(largest, len(left))
+    assert largest <= 4
+    have = calibrate(model, tokenizer, effort=effort, say=said.append)
+    assert have.data == want.data
+    assert in_store() == [store.path_of(have).name]
+    for start in ("going on after 2 of 2 bases", "going on after 1 of 2 bases", "going on after 3 of"):
+        assert any(one.startswith(start) for one in said)
+
+
+def test_nothing_that_was_done_is_done_again(every_item: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_texts(monkeypatch)
+    model, tokenizer = short_model(), models.byte_tokenizer()
     with pytest.raises(KeyboardInterrupt):
-        calibrate(
-            model, None, texts=texts(), effort=EFFORT, stage=lambda what, total: interrupting(what, total, after=4)
-        )
+        calibrate(model, tokenizer, effort=EFFORT, stage=interrupting("measuring", 2))
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: passes.append(given["input_ids"].shape[1]), with_kwargs=True)
+    calibrate(model, tokenizer, effort=EFFORT)
+    # of the 7 finenesses 5 are left, each scored over 19 tokens, once the exact cache; its context is filled once
+    assert sorted(passes)[-7:] == [19] * 6 + [76]
+    assert sum(length > 8 for length in passes) == 7
+
+
+@pytest.mark.parametrize("how", ["cut", "a bit", "foreign", "empty"])
+def test_a_damaged_or_foreign_checkpoint_is_done_again(every_item: None, how: str) -> None:
+    model, said = short_model(), list[str]()
+    want = calibrate(model, None, texts=texts(), effort=EFFORT)
+    store.path_of(want).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, None, texts=texts(), effort=EFFORT, stage=interrupting("gathering", 4))
     (left,) = store.folder().iterdir()
-    left.write_bytes(left.read_bytes()[:1000])
-    profile = calibrate(model, None, texts=texts(), effort=EFFORT, say=said.append)
+    data = bytearray(left.read_bytes())
+    if how == "foreign":
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, None, texts=texts()[:1], effort=EFFORT, stage=interrupting("gathering", 4))
+        (other,) = (path for path in store.folder().iterdir() if path != left)
+        data = bytearray(other.read_bytes())
+        other.unlink()
+    data[-1000] ^= 4 if how == "a bit" else 0
+    left.write_bytes({"cut": data[:1000], "empty": b""}.get(how, data))
+    have = calibrate(model, None, texts=texts(), effort=EFFORT, say=said.append)
     assert not any("going on" in one for one in said)
-    assert profile.info["windows"] == 8
+    (told,) = (one for one in said if "earlier calibration" in one)
+    assert ("belongs to another calibration" if how == "foreign" else "is damaged") in told
+    assert str(left) in told
+    assert have.data == want.data
+    assert in_store() == [store.path_of(have).name]
+
+
+def test_what_nobody_went_on_with_is_removed(every_item: None) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(short_model(), None, texts=texts()[:1], effort=EFFORT, stage=interrupting("gathering", 4))
+    (left,) = store.folder().iterdir()
+    os.utime(left, (0, 0))
+    (store.folder() / ".other").touch()
+    profile = calibrate(short_model(), None, texts=texts(), effort=EFFORT)
+    assert in_store() == [".other", store.path_of(profile).name]
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from tests.models import llama, prompt
+from tsc_cli import calibration_checkpoint
+from tsc_cli.calibrating import QUICK, Effort, calibrate
+
+calibration_checkpoint._SHARE = 0.0
+@contextmanager
+def stage(what, total):
+    done = 0
+    def advance(units):
+        nonlocal done
+        done += units
+        if what == sys.argv[1] and done >= int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    yield advance
+model = llama(initializer_range=0.1, max_position_embeddings=96)
+texts = [prompt(900, seed=1), prompt(700, seed=2)]
+calibrate(model, None, texts=texts, effort=Effort(tokens=600, rank=64, held_out=2, curve=1), stage=stage, say=print)
+"""
+
+
+def test_a_killed_calibration_goes_on(every_item: None) -> None:
+    for what, after in (("gathering", 3), ("measuring", 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, what, str(after)], capture_output=True, text=True, check=False,
+            cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "going on after 3 of 8 windows" in done.stdout
+    said = list[str]()
+    have = calibrate(short_model(), None, texts=texts(), effort=EFFORT, say=said.append)
+    assert "going on after 1 of 1 bases that were fitted before" in said
+    want = calibrate(short_model(), None, texts=texts(), effort=EFFORT)
+    assert have.data == want.data
+    assert in_store() == [store.path_of(have).name]
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +401,18 @@ def test_a_calibration_says_what_it_did(calibrated: Any) -> None:
     }  # fmt: skip
     assert [what for what, _, _ in stages] == ["gathering", "fitting", "counting symbols", "measuring"]
     assert all(done == total for _, total, done in stages)
+
+
+def test_a_quick_curve_has_fewer_points_and_positions(calibrated: Any) -> None:
+    model, profile, _ = calibrated
+    window = models.prompt(96, seed=8)
+    whole = curve(model, profile, [window], lambda _: None, (300, 420))
+    short = curve(model, profile, [window[: 76 + 1 + 10]], lambda _: None, (300, 420))
+    assert [p["fineness"] for p in short] == [300, 420]
+    assert [p["bits"] for p in short] == [p["bits"] for p in whole]
+    assert all(a["kl"] != b["kl"] for a, b in zip(short, whole, strict=True))
+    assert (len(QUICK.finenesses), QUICK.positions, QUICK.own) == (4, 128, 32)
+    assert QUICK.positions >= ENOUGH_POSITIONS
 
 
 def test_the_curve_is_what_files_give(calibrated: Any) -> None:
@@ -319,8 +465,7 @@ def test_windows_follow_the_models_positions() -> None:
 
 
 def test_without_texts_the_library_and_the_model_itself_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    prose, code = "prose about nothing. " * 60, "def f(x):\n    return x\n" * 60
-    monkeypatch.setattr(calibrating, "library_texts", lambda: ([prose], [code]))
+    without_texts(monkeypatch)
     profile = calibrate(short_model(), models.byte_tokenizer(), effort=EFFORT)
     assert profile.info["texts"] == "library and own"
     assert 4 <= profile.info["windows"] <= 8
@@ -343,6 +488,52 @@ def test_a_model_writes_texts_of_its_own() -> None:
     assert found == list(written_texts(model, tokenizer, 18, 12, 5))
     assert found != list(written_texts(model, tokenizer, 18, 12, 6))
     assert len({tuple(text) for text in found}) == 18
+
+
+@pytest.mark.parametrize("family", ["", "gemma3", "jamba", "falcon_h1"])
+def test_texts_do_not_depend_on_how_many_are_written_at_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own draws: alone, in batches, or gone on with at any token."""
+    model = families.SUPPORTED[family].build(torch.float32) if family else short_model()
+    tokenizer = None  # each text begins with a token of its own
+    states: list[torch.Tensor] = []
+    together = written_texts(model, tokenizer, 7, 20, 5, keep=lambda tokens: states.append(tokens.clone()))
+    assert written_texts(model, tokenizer, 5, 20, 5) == together[:5]
+    for size in (1, 3):
+        monkeypatch.setattr(calibration_texts, "_AT_ONCE", 20 * size)
+        assert written_texts(model, tokenizer, 7, 20, 5) == together
+    monkeypatch.setattr(calibration_texts, "_AT_ONCE", 64 * 20)
+    assert len(states) == 20
+    for at in (0, 9, 19):
+        assert written_texts(model, tokenizer, 7, 20, 5, before=states[at]) == together
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.tensor([0.5, 0.0, 0.3, 0.2]).log().repeat(4000, 1)
+    uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = torch.bincount(calibration_texts.drawn_at(logits, uniform), minlength=4) / 4000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.0, 0.3, 0.2]), atol=0.03)
+    ends = torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)  # float32 rounds the second to 1
+    assert calibration_texts.drawn_at(logits[:2], ends).tolist() == [0, 3]
+
+
+def test_a_model_that_takes_no_batches_writes_one_text_at_a_time() -> None:
+    """Whether it refuses them or mixes their sequences."""
+    tokenizer = models.byte_tokenizer()
+    want = written_texts(short_model(), tokenizer, 3, 12, 5)
+    mixes, refuses = short_model(), short_model()
+    mixes.register_forward_hook(_mix)
+    refuses.register_forward_pre_hook(lambda _, __, given: _one_only(given["input_ids"]), with_kwargs=True)
+    for model in (mixes, refuses):
+        assert written_texts(model, tokenizer, 3, 12, 5) == want
+
+
+def _mix(model: Any, given: Any, output: Any) -> None:
+    output.logits.copy_(output.logits.mean(0, keepdim=True))
+
+
+def _one_only(tokens: torch.Tensor) -> None:
+    if len(tokens) > 1:
+        raise ValueError("one sequence at a time")
 
 
 def test_windows_take_turns_and_are_spread() -> None:
@@ -407,18 +598,19 @@ def test_gradients_beyond_the_dtype_are_left_out(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(gatherer.statistics[0].covariance, sound.statistics[0].covariance)
 
 
-def test_a_disk_that_is_full_does_not_end_a_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_does_not_end_a_calibration(every_item: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import safetensors.torch
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(calibrating, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     said: list[str] = []
     profile = calibrate(short_model(), None, texts=texts(), effort=EFFORT, say=said.append)
     assert profile.info["windows"] == 8
-    assert any("cannot be put aside" in one and "No space left" in one for one in said)
+    (told,) = (one for one in said if "cannot be put aside" in one)  # once, not for every item
+    assert "No space left" in told
+    assert in_store() == [store.path_of(profile).name]
 
 
 @pytest.mark.parametrize("family", ["gemma3n", "qwen3_next", "deepseek_v32"])

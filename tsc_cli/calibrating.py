@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,26 +18,25 @@ from formats.codecs.klt import Klt, KltSettings
 from formats.errors import UsageError
 from formats.klt import store
 from formats.klt.fitting import Rank
-from formats.klt.profile import Profile
+from formats.klt.profile import Group, Profile, loads
 from formats.records import Part
 from formats.tensor_buffer import pack, parse
 from formats.timeline import Rows
 
-from . import bridge, fingerprint
-from .calibration import WIDEST, CalibrationOptions, Gatherer, joint_blocks, profile_of, with_curve
+from . import __version__, bridge, fingerprint
+from .calibration import WIDEST, CalibrationOptions, Contexts, Gatherer, joint_blocks, profile_of, with_curve
+from .calibration_checkpoint import Checkpoint
 from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows, written
 from .fidelity import compare
 from .files import encode
-from .generation import Progress, nothing, prefill, score
+from .generation import Progress, nothing, score
 from .positions import reach_of
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # a progress bar for a stage of so many units
-_CHECKPOINT = 2  # of what is put aside: another number where its meaning changes
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINT_SHARE = 20  # a checkpoint takes a twentieth of the time at most
+_CHECKPOINT = 3  # of what is put aside: another number where its meaning changes
 _CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
 
 
@@ -52,6 +49,8 @@ class Effort:
         rank, energy: see `fitting.Rank`.
         held_out: windows that are kept from the statistics, for tables and for the curve.
         curve: of these, those (the last ones) on which the curve is measured.
+        finenesses, positions: at which it is measured, and over how many tokens at most.
+        own: tokens of a text that the model writes.
     """
 
     tokens: int = 96 * CONTEXT
@@ -59,11 +58,18 @@ class Effort:
     energy: float = 1.0
     held_out: int = 6
     curve: int = 3
+    finenesses: tuple[int, ...] = _CURVE
+    positions: int = CONTINUATION
     fisher_every: int = 2
+    own: int = OWN
     seed: int = 0
 
 
-QUICK = Effort(tokens=8 * CONTEXT, rank=1280, held_out=2, curve=1)
+# many short texts are written in a third of the time of few long ones, as each token reads all weights once a batch
+QUICK = Effort(
+    tokens=8 * CONTEXT, rank=1280, held_out=2, curve=1, finenesses=_CURVE[::2], positions=CONTINUATION // 2,
+    own=OWN // 8,
+)  # fmt: skip
 
 
 def calibrate(
@@ -72,8 +78,8 @@ def calibrate(
 ) -> Profile:  # fmt: skip
     """Make the profile of a model, and keep it in the user's cache folder, where `compress` finds it.
 
-    What was gathered is put aside every minute or so and taken up again by the next call.  The model's parameters are
-    left without gradients.
+    What is done is put aside, stage by stage and item by item, and taken up again by the next call with the same
+    arguments.  The model's parameters are left without gradients.
 
     Args:
         name: of the model, for people.
@@ -93,32 +99,27 @@ def calibrate(
     started = time.time()
     options = CalibrationOptions(Rank(effort.rank, effort.energy), context, effort.fisher_every, effort.seed)
     gatherer = Gatherer(model, options)
-    partial = _Partial(store.folder(), f"calibration-{_key(model, tokenizer, effort, texts)}", say)
-    chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage)
+    partial = Checkpoint(store.folder(), _key(model, tokenizer, effort, texts), say)
+    chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage, say)
     kept = min(wanted, len(chosen) - len(chosen) // 5)
     if len(chosen) < count:
         say(f"the texts give {len(chosen)} windows of {context} tokens, {count} were wanted: longer ones serve better")
-    if (state := partial.load("gathered")) is not None:
-        gatherer.load(state)
-        say(f"going on after {gatherer.done} of {kept} windows that were gathered before")
-    with stage("gathering", kept) as advance:
-        advance(gatherer.done)
-        for window in chosen[gatherer.done : kept]:
-            gatherer.add(window)
-            partial.save_now_and_then("gathered", gatherer.state)
-            advance(1)
-    with stage("fitting", len(gatherer.shapes)) as advance:
-        groups = gatherer.groups(advance)
+    groups = _fitted(gatherer, chosen[:kept], partial, stage, say)
     held_out = chosen[kept:] or chosen[-1:]
+    measured = held_out[-effort.curve :]
     info = {
         "texts": "given" if texts is not None else "library and own", "tokens": kept * context,
         "windows": kept, "context": context, "created": time.strftime("%Y-%m-%d"), "rank": effort.rank,
         "dtype": gatherer.geometry.dtype, "seed": effort.seed,
     }  # fmt: skip
+    contexts = Contexts(model, context, measured)
     with stage("counting symbols", len(held_out)) as advance:
-        profile = profile_of(gatherer, groups, held_out, name, info, advance)
-    with stage("measuring", len(_CURVE) * min(effort.curve, len(held_out))) as advance:
-        points = curve(model, profile, held_out[-effort.curve :], advance)
+        profile = profile_of(gatherer, groups, held_out, name, info, advance, partial, contexts)
+    with stage("measuring", len(effort.finenesses) * len(measured)) as advance:
+        points = curve(
+            model, profile, [tokens[: context + 1 + effort.positions] for tokens in measured], advance,
+            effort.finenesses, partial, contexts,
+        )  # fmt: skip
     profile = with_curve(profile, points)
     store.install(profile)
     partial.forget()
@@ -126,6 +127,34 @@ def calibrate(
         say(f"the gradients of {gatherer.overflowed} windows were beyond {gatherer.geometry.dtype} and left out")
     say(f"calibrated in {time.time() - started:.0f} s")
     return profile
+
+
+def _fitted(
+    gatherer: Gatherer, chosen: Sequence[Sequence[int]], partial: Checkpoint, stage: Bar, say: Callable[[str], None]
+) -> list[Group]:
+    """The groups of what these windows give: gathered and fitted, as far as that was not done before."""
+    found: list[Group] = []
+    state = partial.load("fitted")
+    if state is not None:
+        found = list(loads(state["draft"].numpy().tobytes()).groups)
+        gatherer.overflowed = int(state["overflowed"])
+    if len(found) < len(gatherer.shapes):
+        if (gathered := partial.load("gathered")) is not None:
+            gatherer.load(gathered)
+            say(f"going on after {gatherer.done} of {len(chosen)} windows that were gathered before")
+        with stage("gathering", len(chosen)) as advance:
+            advance(gatherer.done)
+            for window in chosen[gatherer.done :]:
+                gatherer.add(window)
+                partial.save_now_and_then("gathered", gatherer.state)
+                advance(1)
+        partial.save("gathered", gatherer.state())
+    if found:
+        say(f"going on after {len(found)} of {len(gatherer.shapes)} bases that were fitted before")
+    with stage("fitting", len(gatherer.shapes)) as advance:
+        groups = gatherer.groups(advance, partial, found, state)
+    partial.drop("gathered")  # the largest, and of no more use
+    return groups
 
 
 def window_size(model: PreTrainedModel) -> tuple[int, int]:
@@ -138,22 +167,26 @@ def window_size(model: PreTrainedModel) -> tuple[int, int]:
 
 def _windows(
     model: PreTrainedModel, tokenizer: Any, texts: Sequence[Sequence[int]] | None, count: int, size: int,
-    effort: Effort, partial: _Partial, stage: Bar,
+    effort: Effort, partial: Checkpoint, stage: Bar, say: Callable[[str], None],
 ) -> list[list[int]]:  # fmt: skip
     if texts is not None:
         return windows(texts, count, size)
     own = max(1, round(count * OWN_SHARE))
-    state = partial.load("written")
-    if state is None:
-        length = min(OWN, size)
-        needed = -(-own * size // length)
-        with stage("letting the model write", needed * length) as advance:
-            found = list(written(model, tokenizer, needed, length, effort.seed, advance))
-        state = {"tokens": torch.tensor(found)}
-        partial.save("written", state)
+    length = min(effort.own, size)
+    needed = -(-own * size // length)
+    before = (partial.load("written") or {}).get("tokens")
+    if before is not None:
+        done = int((before >= 0).sum())
+        say(f"going on after {done} of {needed * length} tokens that the model wrote before")
+    with stage("letting the model write", needed * length) as advance:
+        found = written(
+            model, tokenizer, needed, length, effort.seed, advance, before=before,
+            keep=lambda tokens: partial.save_now_and_then("written", lambda: {"tokens": tokens}),
+        )  # fmt: skip
+    partial.save("written", {"tokens": torch.tensor(found)})
     prose, code = library_texts()
     rest = count - own
-    kinds = [windows(state["tokens"].tolist(), own, size)]
+    kinds = [windows(found, own, size)]
     for kind, share in ((prose, rest - rest // 2), (code, rest // 2)):
         kinds.append(windows([encode(text, tokenizer) for text in kind], share, size))
     return _spread_evenly(kinds)
@@ -166,23 +199,39 @@ def _spread_evenly(kinds: Sequence[Sequence[list[int]]]) -> list[list[int]]:
 
 
 def curve(
-    model: PreTrainedModel, profile: Profile, held_out: Sequence[Sequence[int]], progress: Progress
-) -> list[dict[str, float]]:
-    """What the profile is worth at some finenesses: {"fineness", "bits" a value, "kl" in nats, "top1"}."""
+    model: PreTrainedModel, profile: Profile, held_out: Sequence[Sequence[int]], progress: Progress,
+    finenesses: Sequence[int] = _CURVE, partial: Checkpoint | None = None, contexts: Contexts | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
+    """What the profile is worth at some finenesses: {"fineness", "bits" a value, "kl" in nats, "top1"}.
+
+    Args:
+        progress: called with 1 for each window and fineness.
+        partial: takes each of them, and gives back what was measured before.
+        contexts: gives the windows' caches.
+    """
     context, _ = window_size(model)
-    sums = {fineness: [0.0, 0.0, 0.0] for fineness in _CURVE}
-    for tokens in held_out:
-        cache, _ = prefill(model, list(tokens[:context]), chunk=CONTEXT)
+    contexts = contexts or Contexts(model, context)
+    state = None if partial is None else partial.load("measured")
+    found = torch.zeros(0, 3, dtype=torch.float64) if state is None else state["found"]
+    progress(len(found))
+    for number, tokens in enumerate(held_out):
+        todo = finenesses[max(0, len(found) - number * len(finenesses)) :]
+        if not todo:
+            continue
+        cache = contexts.cache(tokens)
         fed, targets = list(tokens[context:-1]), list(tokens[context + 1 :])
         exact = score(model, cache, fed)
-        for fineness, total in sums.items():
+        for fineness in todo:
             bits, twin = coded(cache, model, profile, fineness)
             fidelity = compare(exact, score(model, twin, fed), targets)
-            for at, value in enumerate((bits, fidelity.kl_mean, fidelity.top1)):
-                total[at] += value / len(held_out)
+            row = torch.tensor([[bits, fidelity.kl_mean, fidelity.top1]], dtype=torch.float64)
+            found = torch.cat([found, row])
+            if partial is not None:
+                partial.save("measured", {"found": found})
             progress(1)
+    means = found.view(len(held_out), len(finenesses), 3).mean(0).tolist()
     names = ("bits", "kl", "top1")
-    return [{"fineness": float(f)} | dict(zip(names, total, strict=True)) for f, total in sums.items()]
+    return [{"fineness": float(f)} | dict(zip(names, m, strict=True)) for f, m in zip(finenesses, means, strict=True)]
 
 
 def coded(cache: Cache, model: PreTrainedModel, profile: Profile, fineness: int) -> tuple[float, Cache]:
@@ -206,59 +255,18 @@ def coded(cache: Cache, model: PreTrainedModel, profile: Profile, fineness: int)
     return 8 * size / values, bridge.with_rows(cache, restored)
 
 
-class _Partial:
-    """What a calibration has done so far, in hidden files beside the profiles."""
-
-    def __init__(self, folder: Path, key: str, say: Callable[[str], None]) -> None:
-        self._folder, self._key, self._say = folder, key, say
-        self._next = time.monotonic() + _CHECKPOINT_SECONDS
-
-    def _path(self, what: str) -> Path:
-        return self._folder / f".{self._key}.{what}.safetensors"
-
-    def load(self, what: str) -> dict[str, torch.Tensor] | None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(self._path(what))
-        except (OSError, SafetensorError):  # not there, or a disk that was full: done again
-            return None
-
-    def save(self, what: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Put a state aside; where that fails, the calibration goes on without."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        path = self._path(what)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(dict(state), f"{path}.new")
-            os.replace(f"{path}.new", path)
-        except (OSError, SafetensorError) as error:
-            Path(f"{path}.new").unlink(missing_ok=True)
-            self._say(f"what was gathered cannot be put aside in {self._folder}: {error}")
-
-    def save_now_and_then(self, what: str, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Save if the last time is long ago: seldom where saving itself takes long."""
-        started = time.monotonic()
-        if started > self._next:
-            self.save(what, state())
-            took = time.monotonic() - started
-            self._next = time.monotonic() + max(_CHECKPOINT_SECONDS, _CHECKPOINT_SHARE * took)
-
-    def forget(self) -> None:
-        for path in self._folder.glob(f".{self._key}.*"):
-            path.unlink(missing_ok=True)
-
-
 def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence[Sequence[int]] | None) -> str:
-    """Of everything that decides what is gathered: an interrupted calibration goes on only with the same."""
-    identity = fingerprint.of(model, tokenizer), sorted(asdict(effort).items()), window_size(model)
-    digest = hashlib.sha256(repr((_CHECKPOINT, *identity, WIDEST, OWN, OWN_SHARE, sys.version_info)).encode())
+    """Of everything that decides the result: an interrupted calibration goes on only with the same."""
+    identity = (
+        sorted(fingerprint.of(model, tokenizer).items()), sorted(asdict(effort).items()), window_size(model), WIDEST,
+        OWN_SHARE, next(model.parameters()).device.type, torch.__version__, __version__,
+    )  # fmt: skip
+    digest = hashlib.sha256(repr((_CHECKPOINT, *identity)).encode())
     for text in texts or ():
         digest.update(len(text).to_bytes(8, "little"))
         digest.update(torch.tensor(list(text), dtype=torch.int64).numpy().tobytes())
+    for page in chain.from_iterable(library_texts()) if texts is None else ():
+        digest.update(hashlib.sha256(page.encode()).digest())
     return digest.hexdigest()[:16] + ("" if texts is None else "-texts")
 
 

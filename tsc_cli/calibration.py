@@ -23,7 +23,7 @@ from formats.records import Part
 from formats.timeline import Rows
 
 from . import bridge, fingerprint, rotary
-from .calibration_texts import CONTEXT
+from .calibration_texts import CONTEXT, drawn_at
 from .generation import Progress, nothing, prefill
 
 if TYPE_CHECKING:
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
     from formats.rotary import Rotary
 
+    from .calibration_checkpoint import Checkpoint
+
 WIDEST = 12_000  # values of a token in one joint basis: its covariance takes 4 * WIDEST ** 2 bytes, 0.6 GB
 _COUNTED = (250, 300, 340, 370, 400, 440)  # the finenesses at which symbols are counted
 _SCALE = {torch.float16: 1024.0}  # gradients of a log-probability are small for float16
+_KEPT_SHARE = 16  # of the memory budget, for caches that are used again
 _EARLY = 2  # Fisher windows before the metric is known well enough to weigh gradients
 
 
@@ -165,7 +168,7 @@ class Gatherer:
         logits = self.model(input_ids=ids, past_key_values=twin, use_cache=True).logits[0].float()
         logp = torch.log_softmax(logits, -1)
         generator = torch.Generator().manual_seed(self.options.seed + self.done)
-        drawn = torch.multinomial(logp.detach().exp().cpu(), 1, generator=generator)
+        drawn = drawn_at(logp.detach(), torch.rand(len(logp), generator=generator, dtype=torch.float64))[:, None]
         signs = torch.randint(2, drawn.shape, generator=generator) * 2.0 - 1
         scale = _SCALE.get(next(self.model.parameters()).dtype, 1.0)
         total = (logp.gather(1, drawn.to(device)) * signs.to(device)).sum() * scale
@@ -208,43 +211,91 @@ class Gatherer:
             self._inputs[number] = [state[f"{number}.inputs.{at}"] for at in range(count)]
             self._targets[number] = [state[f"{number}.targets.{at}"] for at in range(count)]
 
-    def groups(self, progress: Progress = nothing) -> list[Group]:
-        """The groups of a profile of what was gathered."""
-        found: list[Group] = []
-        before = None
-        for number, (shape, statistics) in enumerate(zip(self.shapes, self.statistics, strict=True)):
+    def groups(
+        self, progress: Progress = nothing, checkpoint: Checkpoint | None = None,
+        found: Sequence[Group] = (), state: Mapping[str, torch.Tensor] | None = None,
+    ) -> list[Group]:  # fmt: skip
+        """The groups of a profile of what was gathered.
+
+        Args:
+            checkpoint: takes each group as its stage "fitted", from which `fitted_before` takes it up.
+            found, state: the groups that were fitted before, and what the last of them leaves for the next.
+        """
+        found = list(found)
+        before: fitting.Fitted | None = None
+        if state is not None and 0 < len(found) < len(self.shapes):
+            before = fitting.Fitted.of(found[-1], state)
+        progress(len(found))
+        for number in range(len(found), len(self.shapes)):
+            shape, statistics = self.shapes[number], self.statistics[number]
             weights = torch.zeros(importance.POSITION_FEATURES + 2 * shape.layer_count * shape.heads)
             if self._inputs[number]:
                 weights = importance.fit(self._inputs[number], self._targets[number])
             continued = before if _continues(self.shapes, number, self.geometry) else None
             before = fitting.fit(statistics, shape, self.options.rank, weights, continued)
             found.append(before.group)
+            if checkpoint is not None:
+                data = torch.frombuffer(bytearray(self.draft(found).data), dtype=torch.uint8)
+                left = before.state() if number < len(self.shapes) - 1 else {}
+                checkpoint.save("fitted", left | {"draft": data, "overflowed": torch.tensor(self.overflowed)})
             progress(1)
         return found
+
+    def draft(self, groups: Sequence[Group]) -> Profile:
+        """A profile of some groups, before anything was counted."""
+        return dumps("draft", fingerprint.of(self.model), groups, assumed(), {}, [])
 
 
 def profile_of(
     gatherer: Gatherer, groups: Sequence[Group], sample: Sequence[Sequence[int]], name: str, info: Mapping[str, Any],
-    progress: Progress = nothing,
+    progress: Progress = nothing, checkpoint: Checkpoint | None = None, contexts: Contexts | None = None,
 ) -> Profile:  # fmt: skip
     """The profile of these groups: symbols of sample windows are counted for its tables.
 
     Args:
         sample: windows of tokens.
         progress: called with 1 for each of them.
+        checkpoint: takes what was counted after each of them, and gives it back.
+        contexts: gives the windows' caches.
     """
-    identity = fingerprint.of(gatherer.model)
-    tables = assumed()
-    draft = dumps(name, identity, groups, tables, {}, [])
-    counter = Counter(draft.tables)
-    for tokens in sample:
-        cache, _ = prefill(gatherer.model, list(tokens[: gatherer.options.context]), chunk=CONTEXT)
-        for rows, around in joint_blocks(cache, gatherer.geometry):
+    contexts = contexts or Contexts(gatherer.model, gatherer.options.context)
+    draft = gatherer.draft(groups)
+    counter, done = Counter(draft.tables), 0
+    if checkpoint is not None and (state := checkpoint.load("counted")) is not None:
+        done = int(state.pop("done"))
+        counter.load({table: counts.numpy() for table, counts in state.items()})
+        progress(done)
+    for tokens in sample[done:]:
+        for rows, around in joint_blocks(contexts.cache(tokens), gatherer.geometry):
             for fineness in _COUNTED:
                 settings = KltSettings(fineness=fineness)
                 Klt(settings).put(rows, around, draft, counter)
+        done += 1
+        if checkpoint is not None:
+            counts = {table: torch.from_numpy(found) for table, found in counter.state().items()}
+            checkpoint.save("counted", counts | {"done": torch.tensor(done)})
         progress(1)
-    return dumps(name, identity, groups, counter.fitted(), info, [])
+    return dumps(name, fingerprint.of(gatherer.model), groups, counter.fitted(), info, [])
+
+
+class Contexts:
+    """The caches of windows' contexts; those that are asked for again are kept, if they are small."""
+
+    def __init__(self, model: PreTrainedModel, context: int, again: Sequence[Sequence[int]] = ()) -> None:
+        self._model, self._context = model, context
+        self._again = {tuple(tokens[:context]) for tokens in again}
+        self._kept: dict[tuple[int, ...], Cache] = {}
+
+    def cache(self, tokens: Sequence[int]) -> Cache:
+        """The cache of a window's context; it must not be changed."""
+        key = tuple(tokens[: self._context])
+        if key in self._kept:
+            return self._kept[key]
+        cache, _ = prefill(self._model, list(key), chunk=CONTEXT)
+        octets = sum(part.numel() * part.element_size() for rows in bridge.rows_of(cache) for part in rows)
+        if key in self._again and octets * len(self._again) <= memory_budget() // _KEPT_SHARE:
+            self._kept[key] = cache
+        return cache
 
 
 def joint_blocks(cache: Cache, geometry: Geometry) -> Iterator[tuple[dict[Part, torch.Tensor], Surroundings]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,7 @@ import torch
 
 from formats.errors import UsageError
 
-from .bridge import new_cache
-from .generation import Progress, nothing
+from .generation import Progress, feed, nothing, prefill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 CONTEXT, CONTINUATION = 1024, 256  # tokens: rows are those of the context, gradients come from what follows it
 OWN_SHARE = 1 / 3  # of the windows that the model writes, if no texts are given
 OWN = 256  # tokens of a text that the model writes: longer ones take longer a token, and get no better
-_BATCH = 64  # of these at once
+_AT_ONCE = 64 * OWN  # tokens of the texts that are written together: each step reads all weights, for all of them
+_SAME, _SAME_OTHERS = {torch.float32: 0.01, torch.float64: 0.01}, 0.5  # in a log-probability: rounding, no more
 # modules of Python's library that are neither small nor tables; every installation has most of them
 _MODULES = (
     "typing", "subprocess", "tarfile", "inspect", "datetime", "logging/__init__", "unittest/mock", "socket", "ast",
@@ -73,23 +74,65 @@ def library_texts() -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def written(
-    model: PreTrainedModel, tokenizer: Any, count: int, size: int, seed: int, progress: Progress = nothing
-) -> Iterator[list[int]]:
-    """`count` texts of `size` tokens that the model writes: sampled at temperature 1, a batch at a time."""
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
+    model: PreTrainedModel, tokenizer: Any, count: int, size: int, seed: int, progress: Progress = nothing, *,
+    before: torch.Tensor | None = None, keep: Callable[[torch.Tensor], None] | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """`count` texts of `size` tokens that the model writes: sampled at temperature 1, a batch at a time.
+
+    Each text has draws of its own, which depend on the seed and its number alone.
+
+    Args:
+        before: what `keep` was last given by a call with the same arguments: these tokens stand.
+        keep: called after each token of a batch with all texts, (count, size), -1 where nothing is written yet.
+    """
+    texts = torch.full((count, size), -1) if before is None else before.clone()
+    progress(int((texts >= 0).sum()))
+    together = max(1, _AT_ONCE // size) if _takes_batches(model) else 1
+    for first in range(0, count, together):
+        batch = texts[first : first + together]  # a view
+        held = int((batch[0] >= 0).sum())
+        if held == size:
+            continue
+        draws = [_draws(model, tokenizer, seed, first + row, size) for row in range(len(batch))]
+        start, uniform = torch.stack([one for one, _ in draws]), torch.stack([some for _, some in draws])
+        cache, logits = prefill(model, torch.cat([start, batch[:, :held]], 1), chunk=CONTEXT)
+        for at in range(held, size):
+            if at > held:
+                logits = feed(model, cache, batch[:, at - 1 : at], last_only=True)[:, -1]
+            batch[:, at] = drawn_at(logits, uniform[:, at])
+            if keep is not None:
+                keep(texts)
+            progress(len(batch))
+    return texts.tolist()
+
+
+def _draws(model: PreTrainedModel, tokenizer: Any, seed: int, number: int, size: int) -> tuple[torch.Tensor, ...]:
+    """The token that a text begins after, (1,), and a number from 0 to 1 for each token of it, (size,)."""
+    digest = hashlib.sha256(f"text {number} of seed {seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    start = torch.randint(model.config.get_text_config().vocab_size, (1,), generator=generator)
+    known = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")]
+    token = next((one for one in known if one is not None), None)
+    if token is not None:
+        start = torch.tensor([token])
+    return start, torch.rand(size, generator=generator, dtype=torch.float64)
+
+
+def drawn_at(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The tokens at which the sums of probabilities (batch, vocabulary) pass these numbers, (batch,)."""
+    sums = torch.softmax(logits.float().cpu(), -1).cumsum(-1)
+    passed = torch.searchsorted(sums, uniform.float()[:, None] * sums[:, -1:], right=True)
+    return passed[:, 0].clamp_max(sums.shape[-1] - 1)
+
+
+def _takes_batches(model: PreTrainedModel) -> bool:
+    """Whether a model gives the same for two sequences together as for each alone, but for rounding."""
     vocabulary = model.config.get_text_config().vocab_size
-    starts = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")]
-    start = next((token for token in starts if token is not None), None)
-    for first in range(0, count, _BATCH):
-        rows = min(_BATCH, count - first)
-        tokens = torch.randint(vocabulary, (rows, 1), generator=generator)
-        if start is not None:
-            tokens = torch.full((rows, 1), start)
-        cache, texts = new_cache(model), [tokens]
-        while len(texts) <= size:
-            logits = model(input_ids=tokens.to(device), past_key_values=cache, use_cache=True).logits[:, -1]
-            tokens = torch.multinomial(torch.softmax(logits.float().cpu(), -1), 1, generator=generator)
-            texts.append(tokens)
-            progress(rows)
-        yield from torch.cat(texts[1:], 1).tolist()
+    tokens = torch.randint(vocabulary, (2, 4), generator=torch.Generator().manual_seed(0))
+    try:
+        together = prefill(model, tokens, chunk=4)[1].float()
+    except (RuntimeError, ValueError, IndexError):  # what a model's own code raises
+        return False
+    alone = torch.cat([prefill(model, one[None], chunk=4)[1].float() for one in tokens])
+    error = float((torch.log_softmax(together, -1) - torch.log_softmax(alone, -1)).abs().max())
+    return error <= _SAME.get(next(model.parameters()).dtype, _SAME_OTHERS)

@@ -29,7 +29,7 @@ class Rank:
     energy: float = 1.0
 
 
-def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tensor, before: _Fitted | None) -> _Fitted:
+def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tensor, before: Fitted | None) -> Fitted:
     """The group of these statistics.
 
     Args:
@@ -73,11 +73,11 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
         _first_mean(statistics), metric[Part.KEYS], metric[Part.VALUES], basis, exponents.to(torch.int16),
         _exponents(rest + noise).to(torch.int16), importance, predict,
     )  # fmt: skip
-    return _Fitted(group, offset, metric, vectors, values)
+    return Fitted(group, offset, metric, vectors, values)
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class Fitted:
     """A group, and what the next one needs of it."""
 
     group: Group
@@ -85,6 +85,17 @@ class _Fitted:
     metric: Mapping[Part, torch.Tensor]
     vectors: torch.Tensor
     values: torch.Tensor
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All but the group, for a checkpoint."""
+        found = {"offset": self.offset, "vectors": self.vectors, "values": self.values}
+        return found | {f"metric_{part.name}": tensor for part, tensor in self.metric.items()}
+
+    @classmethod
+    def of(cls, group: Group, state: Mapping[str, torch.Tensor]) -> Fitted:
+        """What `state` gave, and its group."""
+        metric = {part: state[f"metric_{part.name}"] for part in (Part.KEYS, Part.VALUES)}
+        return cls(group, state["offset"], metric, state["vectors"], state["values"])
 
 
 def _first_mean(statistics: Statistics) -> torch.Tensor:
@@ -153,7 +164,7 @@ def _left(variances: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) 
 
 
 def _prediction(
-    cross: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor, before: _Fitted
+    cross: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor, before: Fitted
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(coefficients from those of the group before over their scales, (rank, rank before); variances that are left).
 

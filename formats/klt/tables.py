@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +58,14 @@ class Counter(Encoder):
             counts = self._counts[self._names[id(tables)]]
             flat = classes.astype(np.int64) * counts.shape[1] + symbols
             counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+
+    def state(self) -> dict[str, npt.NDArray[np.float64]]:
+        """What was counted so far, for a checkpoint."""
+        return self._counts
+
+    def load(self, state: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Take up a checkpoint."""
+        self._counts = {name: state[name].copy() for name in TABLES}
 
     def fitted(self) -> CodeTables:
         """Tables of what was counted, with what was assumed as a prior."""

@@ -198,9 +198,9 @@ def parts(rest: str, tensor: Tensor, config: Config, experts: int) -> list[Part]
     if len(shape) == 3:
         return []
     band = Band(0, shape[0], shape[0])
-    expert = _EXPERT.search(rest)
-    name = rest if expert is None else f"{rest[: expert.start(1)]}*{rest[expert.end(1) :]}"
-    number = None if expert is None else int(expert[1])
+    one_of = _EXPERT.search(rest)
+    name = rest if one_of is None else f"{rest[: one_of.start(1)]}*{rest[one_of.end(1) :]}"
+    number = None if one_of is None else int(one_of[1])
     return [Part(name.removesuffix(".weight"), Matrix(tensor, band, (shape[0], shape[1])), number, known=False)]
 
 
