@@ -51,7 +51,8 @@ class Target:
             asked = (("kl", max_kl), ("top1-", min_top1))
             name = "-".join(f"{word}{spelled(value)}" for word, value in asked if value is not None)
             return cls(name, goal=Goal(name, float("inf") if max_kl is None else max_kl, min_top1 or 0.0))
-        return cls(quality or "high", goal=goal_of(quality or "high"), default=quality is None)
+        name = "high" if quality is None else quality
+        return cls(name, goal=goal_of(name), default=quality is None)
 
     @property
     def promise(self) -> Tier | None:
