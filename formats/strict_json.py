@@ -5,6 +5,7 @@ The standard library's parser accepts all of those; every hook below closes one 
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -54,10 +55,12 @@ def loads(
     """
     if len(data) > most:
         raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {most} are allowed")
+    if data.startswith(codecs.BOM_UTF8):
+        raise CorruptError(f"{what}: begins with a byte order mark, which is not JSON")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorruptError(f"{what}: not UTF-8") from error
+        raise CorruptError(f"{what}: not UTF-8 (byte {error.start})") from error
     _check_depth(text, what)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,6 +90,9 @@ def loads(
         value = json.loads(
             text, object_pairs_hook=pairs, parse_int=integer, parse_float=number, parse_constant=constants or constant
         )
+    except json.JSONDecodeError as error:
+        at = f"{error.msg}, line {error.lineno}, column {error.colno}" if text.strip() else "it is empty"
+        raise CorruptError(f"{what}: not JSON ({at})") from error
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{what}: not JSON") from error
     if len(text) > longest or "\\u" in text:  # no other text has a longer string, or half of a surrogate pair

@@ -223,7 +223,7 @@ def curve(
         exact = score(model, cache, fed)
         for fineness in todo:
             bits, twin = coded(cache, model, profile, fineness)
-            fidelity = compare(exact, score(model, twin, fed), targets)
+            fidelity = compare(exact, score(model, twin, fed, finite=False), targets)
             row = torch.tensor([[bits, fidelity.kl_mean, fidelity.top1]], dtype=torch.float64)
             found = torch.cat([found, row])
             if partial is not None:

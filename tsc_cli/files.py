@@ -15,7 +15,7 @@ from formats.atomic import atomic_write, refuse_existing
 from formats.errors import StorageError, UnsupportedCacheError, UsageError
 
 from . import default_model, hub, model_store, texts
-from .models import Loaded, known_name
+from .models import Loaded, check_trust, known_name
 from .models import load as load_model
 from .output import Output, go_nowhere, message
 from .texts import Say, nothing
@@ -115,21 +115,33 @@ def encode_prompt(text: str, tokenizer: Any, say: Say, *, special: bool = True) 
     return ids
 
 
-def model_for(trace: Trace, name: str | None, device: str, out: Output, *, any_model: bool = False) -> Loaded:
+def model_for(
+    trace: Trace, name: str | None, device: str, out: Output, *, any_model: bool = False,
+    trust_remote_code: bool = False,
+) -> Loaded:  # fmt: skip
     """The model of a file, in the dtype of the capture.
 
     A name that only the file gives is looked up on this machine and never fetched from a hub: whoever made the file
-    does not decide what is downloaded here.
+    does not decide what is downloaded here, nor that a model may run code of its own.
 
     Raises:
-        UsageError: the file does not name a model that can be found here, and neither does `name`.
+        UsageError: the file does not name a model that can be found here, and neither does `name`; or code is to be
+            trusted of a model that only the file names.
     """
+    check_trust(name, trust_remote_code)
     chosen = name or known_name(trace.info.get("model"))
     if chosen is None:
         raise UsageError("the file does not name a model that can be found here", hint="give it with -m")
     dtype = "auto" if any_model else trace.fingerprint.get("dtype", trace.geometry.dtype)
     with out.progress("loading the model"):
-        return load_model(chosen, dtype=dtype, device=device, fetch=name is not None, say=out.note)
+        return load_model(
+            chosen,
+            dtype=dtype,
+            device=device,
+            fetch=name is not None,
+            trust_remote_code=trust_remote_code,
+            say=out.note,
+        )
 
 
 def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) -> None:

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from formats.errors import UnsupportedCacheError, UsageError
 
 from .bridge import cache_argument, encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
+from .finite import require_finite
 from .positions import one_pass_beyond, require_room, settle
 from .sampling import Sampler
 
@@ -45,6 +46,7 @@ def prefill(
         the filled cache and the logits after the last token, (vocabulary,) or (batch, vocabulary).
     Raises:
         UnsupportedCacheError: the model cannot be captured.
+        NotFiniteError: the logits are NaN or infinite.
     """
     cache = new_cache(model)
     ids = _as_tensor(model, token_ids)
@@ -55,6 +57,7 @@ def prefill(
     for start in range(0, length, chunk):
         piece = ids[:, start : start + chunk]
         logits = _run(model, cache, piece, start, padding, encoded, last_only=True)[:, -1]
+        require_finite(model, logits)
         progress(piece.shape[1])
     return cache, logits if isinstance(token_ids, torch.Tensor) else logits[0]
 
@@ -62,16 +65,18 @@ def prefill(
 @torch.no_grad()
 def feed(
     model: PreTrainedModel, cache: Cache, token_ids: Tokens, *, padding: Sequence[int] = (),
-    encoded: torch.Tensor | None = None, last_only: bool = False,
+    encoded: torch.Tensor | None = None, last_only: bool = False, finite: bool = True,
 ) -> torch.Tensor:  # fmt: skip
     """Feed tokens, in one forward pass if the cache allows it; the cache grows by them.
 
     Args:
         encoded: what the encoder made, if it is at hand; beside a filled cross-attention cache zeros do.
+        finite: logits that are NaN or infinite are refused; not where a cache is on trial.
     Returns:
         logits, (tokens or 1, vocabulary); of token ids (batch, tokens), (batch, tokens or 1, vocabulary).
     Raises:
         UsageError: they do not fit into the model's positions; see `positions`.
+        NotFiniteError: the logits are NaN or infinite.
         UnsupportedCacheError: the model does not return the cache that it was given.
     """
     ids, seen = _as_tensor(model, token_ids), tokens_seen(cache)
@@ -80,6 +85,8 @@ def feed(
     found: list[torch.Tensor] = []
     for piece in passes:
         logits = _run(model, cache, piece, seen, padding, encoded, last_only=last_only)
+        if finite:
+            require_finite(model, logits)
         found = [logits] if last_only else [*found, logits]
         seen += piece.shape[1]
     whole = torch.cat(found, 1)
@@ -198,6 +205,12 @@ def continuation(
     return tokens
 
 
-def score(model: PreTrainedModel, cache: Cache, token_ids: Sequence[int]) -> torch.Tensor:
-    """Teacher-forced logits after each of the tokens, (tokens, vocabulary); `cache` itself is left as it is."""
-    return feed(model, fork(cache), token_ids)
+def score(
+    model: PreTrainedModel, cache: Cache, token_ids: Sequence[int], *, finite: bool = True
+) -> torch.Tensor:  # fmt: skip
+    """Teacher-forced logits after each of the tokens, (tokens, vocabulary); `cache` itself is left as it is.
+
+    Args:
+        finite: logits that are NaN or infinite are refused; not where a cache is on trial.
+    """
+    return feed(model, fork(cache), token_ids, finite=finite)

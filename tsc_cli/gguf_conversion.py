@@ -112,7 +112,12 @@ def _loaded(gguf: Path, named: Path) -> Any:
     auto: Any = AutoModelForCausalLM
     try:
         model, info = auto.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except MemoryError:
         raise
@@ -177,7 +182,9 @@ def _save_tokenizer(gguf: Path, built: Path, say: Say) -> None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # as `_loaded`; a model without a tokenizer can still be fed token ids
         if isinstance(error, MemoryError | TscError):
             raise

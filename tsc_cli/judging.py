@@ -60,7 +60,7 @@ class Judge:
     def of_trace(self, trace: Trace) -> Fidelity:
         """The fidelity of a restored trace at the judge's snapshot."""
         restored = restoring.to_cache(trace, self._model, self.snapshot, force=True)
-        return compare(self._exact, score(self._model, restored, self._tokens[:-1]), self._tokens[1:])
+        return compare(self._exact, score(self._model, restored, self._tokens[:-1], finite=False), self._tokens[1:])
 
     def exact_rows(self) -> list[Rows]:
         """Keys and values of every layer of the exact cache, (batch, heads, rows, head size)."""
@@ -74,7 +74,7 @@ class Judge:
     def of_rows(self, rows: Sequence[Rows]) -> Fidelity:
         """The fidelity of a cache that holds these rows instead of the exact ones."""
         restored = bridge.with_rows(self._cache, rows)
-        return compare(self._exact, score(self._model, restored, self._tokens[:-1]), self._tokens[1:])
+        return compare(self._exact, score(self._model, restored, self._tokens[:-1], finite=False), self._tokens[1:])
 
     def of_recipe(self, recipe: Recipe) -> Fidelity:
         """The fidelity of the file that a recipe gives; every recipe is measured once."""

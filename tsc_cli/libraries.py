@@ -1,9 +1,12 @@
-"""Keeping other libraries' bars and warnings out of a command's output."""
+"""Other libraries: their bars and warnings are kept out of a command's output, their want of memory is recognized."""
 
 from __future__ import annotations
 
 import os
 import warnings
+
+# of memory, as torch, zstd, the kernel and the loader of shared objects put it
+_WANTS = ("allocate memory", "not enough memory", "can't start new thread", "failed to map segment")
 
 
 def quiet_environment() -> None:
@@ -24,3 +27,12 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", module=r"(transformers|huggingface_hub|accelerate|torch)\b")
+
+
+def is_want_of_memory(problem: Exception) -> bool:
+    """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    text = str(problem).lower()
+    told = any(words in text for words in _WANTS)
+    return told and (isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError")

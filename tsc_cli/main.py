@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from formats.errors import TscError
 
 from . import output, texts
-from .libraries import quiet_environment
+from .libraries import is_want_of_memory, quiet_environment
 
 BUG = 101
 INTERRUPTED = 130
@@ -77,7 +77,7 @@ def _explain(problem: Exception) -> int:
         command = context.command_path if context is not None else "tsc"
         output.error(problem.format_message(), f"{command} --help")
         return 2
-    if _is_want_of_memory(problem):
+    if is_want_of_memory(problem):
         output.error("out of memory", "a smaller --chunk or --context needs less")
         return 2
     if isinstance(problem, OSError):
@@ -90,16 +90,3 @@ def _explain(problem: Exception) -> int:
         return 2
     output.error(f"{type(problem).__name__}: {problem}", "this is a bug in tsc; TSC_DEBUG=1 shows where")
     return BUG
-
-
-# of memory, as torch, zstd, the kernel and the loader of shared objects put it
-_WANTS = ("allocate memory", "not enough memory", "can't start new thread", "failed to map segment")
-
-
-def _is_want_of_memory(problem: Exception) -> bool:
-    """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
-        return True
-    text = str(problem).lower()
-    told = any(words in text for words in _WANTS)
-    return told and (isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from formats.errors import UsageError
 
-from . import default_model, hub_models, model_store
+from . import default_model, hub_models, model_folder, model_loading, model_store
 from .libraries import quiet_libraries
 from .local_names import readable
 from .texts import shown as as_text
@@ -37,8 +38,9 @@ class Loaded:
 
 
 def load(
-    name: str | None, *, dtype: str = "auto", device: str = "auto", fetch: bool = True, say: Callable[[str], None]
-) -> Loaded:
+    name: str | None, *, dtype: str = "auto", device: str = "auto", fetch: bool = True,
+    trust_remote_code: bool = False, say: Callable[[str], None],
+) -> Loaded:  # fmt: skip
     """Load a causal language model and, if it has one, its tokenizer.
 
     Args:
@@ -47,23 +49,37 @@ def load(
         dtype: "auto" takes the checkpoint's own.
         device: "auto" takes a CUDA device if there is one.
         fetch: a hub id may be fetched; otherwise it must be in the local hub cache.
+        trust_remote_code: Python code that comes with the model may run; the default model has none.
         say: told what takes long, and when a hub is used.
     Raises:
-        UsageError: there is no such model, or it cannot be loaded here.
+        UsageError: there is no such model, it cannot be loaded here, or it needs code of its own that is not trusted.
         StorageError: the default model cannot be fetched.
     """
     check_dtype(dtype)
+    check_trust(name, trust_remote_code)
     quiet_libraries()
     device = present(device)
-    where, shown = _locate(name, fetch, say)
+    where, named = _locate(name, fetch, say, trust_remote_code)
+    shown, folder = as_text(named), _folder(where)
+    tensors = None if folder is None else model_folder.check(folder, trust_remote_code=trust_remote_code)
+    where["trust_remote_code"] = trust_remote_code  # where it is left out, transformers asks on stdin
     with readable(where) as places:
-        return Loaded(_load_model(places, shown, dtype, device), _load_tokenizer(places), as_text(shown))
+        config = model_loading.load_config(places, shown, folder)
+        tokenizer = model_loading.load_tokenizer(places, shown, folder)
+        model = model_loading.load_model(places, shown, folder, config, tensors, dtype, device)
+    return Loaded(model, tokenizer, shown)
 
 
 def check_dtype(dtype: str) -> None:
     """Raise UsageError unless `dtype` is one in which a model can be loaded."""
     if dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
+
+
+def check_trust(name: str | None, trust_remote_code: bool) -> None:
+    """Raise UsageError if code is to be trusted of a model that nobody named: a file does not decide what runs here."""
+    if trust_remote_code and name is None:
+        raise UsageError("--trust-remote-code is for a model that you name yourself", hint="give it with -m")
 
 
 def known_name(name: object) -> str | None:
@@ -84,7 +100,9 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+def _locate(
+    name: str | None, fetch: bool, say: Callable[[str], None], code: bool
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """(arguments for from_pretrained, name to show)."""
     if name is None or name == default_model.NAME:
         folder = default_model.ensure(say)
@@ -96,43 +114,25 @@ def _locate(name: str | None, fetch: bool, say: Callable[[str], None]) -> tuple[
     if path.suffix == ".gguf" or path.is_file():
         return model_store.arguments(model_store.of_gguf_file(path, say), say)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not os.path.lexists(path / model_folder.CONFIG):
             raise UsageError("the folder holds no model: there is no config.json in it", path=name)
         return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, path.resolve().name
     if not is_hub_id(name):
         raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
     if fetch:
-        hub_models.fetch(name, say)
+        hub_models.fetch(name, say, code=code)
     return {"pretrained_model_name_or_path": name, "local_files_only": True}, name
 
 
-def _load_model(where: dict[str, Any], shown: str, dtype: str, device: str) -> PreTrainedModel:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+def _folder(where: dict[str, Any]) -> Path | None:
+    """Where a model's files are; None for a model that is not on this machine."""
+    name = where["pretrained_model_name_or_path"]
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        auto: Any = AutoModelForCausalLM
-        if "gguf_file" not in where and AutoConfig.from_pretrained(**where).is_encoder_decoder:
-            auto = AutoModelForSeq2SeqLM
-        model: Any = auto.from_pretrained(**where, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-        model.to(device)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(
-            f"{shown} cannot be loaded: {reason}", hint="tsc models lists what is on this machine"
-        ) from error
-    model.eval()
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def _load_tokenizer(where: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError, ImportError, KeyError):
-        return None  # a model without one can still be fed token ids; a prompt as text is refused by name
+    kept = try_to_load_from_cache(name, model_folder.CONFIG)
+    return Path(kept).parent if isinstance(kept, str) else None
 
 
 def present(asked: str) -> str:

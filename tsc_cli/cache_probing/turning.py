@@ -13,6 +13,7 @@ from formats.rotary import Rotary
 from formats.trace import Trace
 from formats.trace_file import TraceFile
 
+from ..models import check_trust
 from ..output import Output
 
 # of a fingerprint, that RoPE rests on
@@ -31,7 +32,9 @@ class Turning:
         return any(rotary.frequencies for rotary in self.layers)
 
 
-def turning_of(file: TraceFile, trace: Trace, model: str | None, out: Output) -> Turning | None:
+def turning_of(
+    file: TraceFile, trace: Trace, model: str | None, out: Output, *, trust_remote_code: bool = False
+) -> Turning | None:
     """How the keys of a file turn, or None if nothing on this machine knows.
 
     A model that was asked for by name is loaded; else a profile will do, which takes no model; else the model that the
@@ -41,6 +44,7 @@ def turning_of(file: TraceFile, trace: Trace, model: str | None, out: Output) ->
         UsageError: there is no such model.
         MismatchError: it is not the file's.
     """
+    check_trust(model, trust_remote_code)
     if model is None:
         profile = _profile(file, trace)
         if profile is not None:
@@ -51,7 +55,7 @@ def turning_of(file: TraceFile, trace: Trace, model: str | None, out: Output) ->
         return None
     from .. import fingerprint, rotary
 
-    loaded = model_for(trace, model, "cpu", out).model
+    loaded = model_for(trace, model, "cpu", out, trust_remote_code=trust_remote_code).model
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded), only=_FIELDS)
     layers = tuple(rotary.layers_of(loaded))
     if len(layers) != len(trace.geometry.layers):

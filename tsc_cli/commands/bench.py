@@ -25,6 +25,7 @@ from .options import (
     Positions,
     Quiet,
     Seed,
+    TrustRemoteCode,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def command(
     ] = None,
     positions: Positions = 256,
     model: Model = None,
+    trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     seed: Seed = 0,
@@ -104,7 +106,7 @@ def command(
     out = Output(as_json, quiet)
     read = [read_text(name, out.note) for name in names]
     with out.progress("loading the model"):
-        loaded = load(model, dtype=dtype, device=device, say=out.note)
+        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
     hashed = [(os.path.basename(name), text.encode()) for name, text in zip(names, read, strict=True)]
     if needle:
         _needles(loaded, read, hashed, prompts, seed, output, force, texts, out)

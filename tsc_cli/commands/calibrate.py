@@ -11,7 +11,18 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, columns, printable, size
-from .options import MOST_TOKENS, Device, Dtype, Force, Json, Model, Quiet, Seed, number
+from .options import (
+    MOST_TOKENS,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Model,
+    Quiet,
+    Seed,
+    TrustRemoteCode,
+    number,
+)
 
 if TYPE_CHECKING:
     from formats.klt.profile import Profile
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
 
 def command(
     model: Model = None,
+    trust_remote_code: TrustRemoteCode = False,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,7 +101,7 @@ def command(
     out = Output(as_json, quiet)
     read = [read_text(name, out.note) for name in text or []]
     with out.progress("loading the model"):
-        loaded = load(model, dtype=dtype, device=device, say=out.note)
+        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
     profile = calibrate(
         loaded.model, loaded.tokenizer, name=loaded.name, effort=effort, stage=out.progress, say=out.note,
         texts=[encode(one, loaded.tokenizer) for one in read] if read else None,

@@ -32,6 +32,7 @@ from .options import (
     Temperature,
     Template,
     Thinking,
+    TrustRemoteCode,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def command(
         str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads stdin.", show_default=False)
     ] = None,
     model: Model = None,
+    trust_remote_code: TrustRemoteCode = False,
     prompt_file: Annotated[
         str | None,
         typer.Option(
@@ -164,6 +166,7 @@ def command(
             raise UsageError(f"{wrong} has no meaning with --append", hint="tsc capture --help")
         _append(
             append_to, prompt, prompt_file, (messages, system, enable_thinking, template), model, device,
+            trust_remote_code,
             {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed,
              "allow_beyond_positions": beyond},
             key_file, Output(as_json, quiet),
@@ -191,7 +194,7 @@ def command(
     from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
 
     with out.progress("loading the model"):
-        loaded = load(model, dtype=dtype, device=device, say=out.note)
+        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
     if chat is not None:
         tokens = chat.tokens(loaded.tokenizer, out.note)
     else:
@@ -218,7 +221,7 @@ def command(
 
 def _append(
     path: str, prompt: str | None, prompt_file: str | None, chat_options: tuple[Any, Any, Any, Any], model: str | None,
-    device: str, settings: dict[str, Any], key_file: str | None, out: Output,
+    device: str, trust_remote_code: bool, settings: dict[str, Any], key_file: str | None, out: Output,
 ) -> None:  # fmt: skip
     from formats import load
 
@@ -230,7 +233,7 @@ def _append(
     chat = Chat.of(*chat_options, out, beside=prompt if prompt_file is None else prompt_file)
     text = read_prompt(prompt, prompt_file, out.note, hint="without one, only steps are decoded")
     trace = load(path, Keys(key_file).source)
-    loaded = model_for(trace, model, device, out)
+    loaded = model_for(trace, model, device, out, trust_remote_code=trust_remote_code)
     if chat is not None:
         tokens = chat.tokens(loaded.tokenizer, out.note, trace=trace)
     else:

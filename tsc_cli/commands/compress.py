@@ -26,6 +26,7 @@ from .options import (
     Positions,
     Quiet,
     Seed,
+    TrustRemoteCode,
     number,
 )
 
@@ -124,6 +125,7 @@ def command(
         ),
     ] = None,
     model: FileModel = None,
+    trust_remote_code: TrustRemoteCode = False,
     positions: Positions = 256,
     seed: Seed = 0,
     beyond: Beyond = False,
@@ -180,7 +182,17 @@ def command(
             by_hand, settings={"profile": chosen.digest, **by_hand.settings}, embed_profile=embed_profile
         )  # fmt: skip
     compressor = compressor_for(
-        trace, model, device, verify, positions, seed, out, chosen, embed_profile=embed_profile, beyond=beyond
+        trace,
+        model,
+        device,
+        verify,
+        positions,
+        seed,
+        out,
+        chosen,
+        embed_profile=embed_profile,
+        beyond=beyond,
+        trust_remote_code=trust_remote_code,
     )
     if profile is not None and codec is None and compressor.klt is None:
         raise UsageError(f"profile {profile} does not fit the file's layers", hint="tsc profiles lists others")
@@ -219,13 +231,16 @@ def pairs(settings: list[str]) -> dict[str, str]:
 def compressor_for(
     trace: Trace, model: str | None, device: str, verify: bool | None, positions: int, seed: int, out: Output,
     profile: Profile | None, *, embed_profile: bool = False, beyond: bool = False,
+    trust_remote_code: bool = False,
 ) -> Compressor:  # fmt: skip
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
     from formats.compression import Source
 
     from ..compressing import Compressor
     from ..files import model_at_hand, model_for
+    from ..models import check_trust
 
+    check_trust(model, trust_remote_code)
     wanted = verify if verify is not None else model is not None or model_at_hand(trace)
     with out.progress("reading the capture"):
         source = Source(trace)
@@ -237,7 +252,7 @@ def compressor_for(
     from .. import fingerprint
     from ..judging import Judge
 
-    loaded = model_for(trace, model, device, out)
+    loaded = model_for(trace, model, device, out, trust_remote_code=trust_remote_code)
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.model, loaded.tokenizer))
     with out.progress("running the exact cache", positions + 1) as advance:
         judge = Judge(source, loaded.model, positions=positions, seed=seed, progress=advance, beyond=beyond)

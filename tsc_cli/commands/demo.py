@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..output import Output, columns, ratio, size
-from .options import Device, Json, Model, Quiet
+from .options import Device, Json, Model, Quiet, TrustRemoteCode
 
 if TYPE_CHECKING:
     from ..verification import Verified
@@ -30,6 +30,7 @@ def command(
         ),
     ] = None,
     model: Model = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -55,7 +56,7 @@ def command(
         cache_folder().mkdir(parents=True, exist_ok=True)
     path = output or str(cache_folder() / "demo.tsc")
     with out.progress("loading the model"):
-        loaded = load(model, device=device, say=out.note)
+        loaded = load(model, device=device, trust_remote_code=trust_remote_code, say=out.note)
         fingerprint_of(loaded.model, loaded.tokenizer)  # once a loaded model; not part of a restore
     tokens = encode(files("tsc_cli").joinpath("demo.txt").read_text("utf-8"), loaded.tokenizer)
     prompt, reference = tokens[:CONTEXT], tokens[CONTEXT : CONTEXT + REFERENCE_TOKENS]

@@ -55,6 +55,13 @@ FileModel = Annotated[
         help="Hub id, local folder, GGUF file or name (tsc models). [default: the one that the file names]",
     ),
 ]  # fmt: skip
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let the model given with -m run Python code of its own: only if you know who wrote it.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

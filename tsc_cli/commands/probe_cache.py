@@ -11,7 +11,17 @@ import typer
 from formats.errors import UsageError
 
 from ..output import Output, printable
-from .options import MOST_TOKENS, File, FileModel, Force, Json, KeyFile, Quiet, Snapshot
+from .options import (
+    MOST_TOKENS,
+    File,
+    FileModel,
+    Force,
+    Json,
+    KeyFile,
+    Quiet,
+    Snapshot,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from formats.trace import Trace
@@ -23,6 +33,7 @@ def command(
     file: File,
     snapshot: Snapshot = -1,
     model: FileModel = None,
+    trust_remote_code: TrustRemoteCode = False,
     rope: Annotated[
         bool, typer.Option("--rope/--no-rope", help="Also take keys with RoPE undone, where it is known how.")
     ] = True,
@@ -70,7 +81,7 @@ def command(
     from ..cache_probing.job import probe
     from ..cache_probing.turning import turning_of
 
-    turning = turning_of(opened, trace, model, out) if rope else None
+    turning = turning_of(opened, trace, model, out, trust_remote_code=trust_remote_code) if rope else None
     known = turning.layers if turning is not None and turning.turns else None
     with out.progress("comparing rows", len(trace.geometry.layers)) as advance:
         found = probe(trace, number, skip, known, advance)

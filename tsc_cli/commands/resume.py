@@ -27,6 +27,7 @@ from .options import (
     Temperature,
     Template,
     Thinking,
+    TrustRemoteCode,
 )
 
 
@@ -59,6 +60,7 @@ def command(
     ] = 64,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on through an end-of-text token.")] = False,
     model: FileModel = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
     temperature: Temperature = 0.0,
     seed: Seed = 0,
@@ -93,7 +95,7 @@ def command(
     text = read_prompt(prompt, prompt_file, out.note, hint="without one, the session's own next token is the first")
     trace = one_sequence(load(file, Keys(key_file).source), sequence)
     number = trace.index(snapshot)
-    loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
+    loaded = model_for(trace, model, device, out, any_model=force_model_mismatch, trust_remote_code=trust_remote_code)
     say_differences(trace, loaded, out, forced=force_model_mismatch)
     if chat is not None:
         fed = chat.tokens(loaded.tokenizer, out.note, trace=trace, snapshot=number)

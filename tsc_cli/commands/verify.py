@@ -24,6 +24,7 @@ from .options import (
     Quiet,
     Seed,
     Sequence,
+    TrustRemoteCode,
     number,
 )
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 def command(
     file: File,
     model: FileModel = None,
+    trust_remote_code: TrustRemoteCode = False,
     against: Annotated[
         str | None,
         typer.Option(
@@ -142,7 +144,7 @@ def command(
     trace = one_sequence(whole, sequence)
     raw = one_sequence(load(against, keys), sequence) if against is not None else None
     wanted = numbers(snapshots, len(trace), "snapshot")
-    loaded = model_for(trace, model, device, out, any_model=force_model_mismatch)
+    loaded = model_for(trace, model, device, out, any_model=force_model_mismatch, trust_remote_code=trust_remote_code)
     say_differences(trace, loaded, out, forced=force_model_mismatch)
     options = VerifyOptions(wanted, positions, greedy, seed, recall, beyond)
     found = compared(whole, loaded, out, identical=require_identical) if recompute else None
