@@ -360,3 +360,13 @@ def test_notes_of_one_name_by_two_processes_are_not_mixed(cache: Path) -> None:
     with pytest.raises(UsageError), atomic_write(cache / "names" / "x.json") as file:
         file.write(b"")
     assert json.loads((cache / "names" / "x.json").read_text())["source"] == "/a"
+
+
+def test_two_files_of_one_name_at_once_get_two_names(tmp_path: Path, cache: Path) -> None:
+    paths = [gguf_models.write(tmp_path / str(seed) / "m.gguf", seed=seed) for seed in (1, 2)]
+    processes = [start(path, 0) for path in paths]
+    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for _, _, code in ends] == [0, 0], ends
+    names = sorted(named.name for named in model_names.all_named())
+    assert names[0] == "m"
+    assert names[1].startswith("m-")

@@ -1,6 +1,6 @@
 """A GGUF file into a folder that transformers loads at once: dequantized, with its tokenizer.
 
-Every tensor is stored in the smallest of bfloat16, float16 and float32 that holds all of its values.  So the folder is
+Every matrix is stored in the smallest of bfloat16, float16 and float32 that holds all of its values.  So the folder is
 the same model as the file, to the bit: 4 bytes a weight for what was quantized, 2 for what was not.
 """
 
@@ -143,7 +143,7 @@ def _loaded(gguf: Path, named: Path) -> Any:
 
 
 def _smallest(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch.Tensor]:
-    """Each tensor in the smallest type that holds its values; tensors that share memory go on sharing it."""
+    """Each matrix in the smallest type that holds its values; tensors that share memory go on sharing it."""
     import torch
 
     done: dict[tuple[int, torch.Size], torch.Tensor] = {}
@@ -161,7 +161,7 @@ def _smallest(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch
 def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
-    if tensor.dtype != torch.float32:
+    if tensor.dtype != torch.float32 or tensor.dim() < 2:  # norms and biases are next to nothing
         return tensor
     for dtype in (torch.bfloat16, torch.float16):
         if torch.equal(tensor.flatten()[:4096].to(dtype).float(), tensor.flatten()[:4096]):  # most fail here

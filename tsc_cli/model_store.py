@@ -7,7 +7,8 @@ models, one file under two paths is one, and a file that was replaced is never t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,14 @@ def of_gguf(path: Path, say: Say, stage: Stage = no_bar, name: str | None = None
     if name is not None:
         model_names.require_free(Named(name, "gguf", str(path), digest))
     target = _converted(digest)
-    with writing(f"the converted {path.name}", target):
-        with model_folders.building(target, lambda: _holds(target, digest), say) as scratch:
-            if scratch is not None:
-                _convert(parts, digest, scratch / "built", say, stage)
-                if file_identity.state_of(parts) != before:
-                    raise UsageError("was changed while it was read", path=str(path), hint="try again")
-                model_folders.publish(scratch / "built", target)
+    ready = partial(_holds, target, digest)
+    with writing(f"the converted {path.name}", target), model_folders.building(target, ready, say) as scratch:
+        if scratch is not None:
+            _convert(parts, digest, scratch / "built", say, stage)
+            if file_identity.state_of(parts) != before:
+                raise UsageError("was changed while it was read", path=str(path), hint="try again")
+            model_folders.publish(scratch / "built", target)
+        # under the lock of the folder, too: two processes would give one model two names, or one of them none
         return _named_gguf(digest, parts[0], name, say)
 
 
@@ -199,12 +201,22 @@ def _named_gguf(digest: str, file: Path, name: str | None, say: Say) -> Named:
             return one
     chosen = _called(name, stem_of(file))
     if name is None and (model_names.holder(chosen) is not None or chosen == default_model.NAME):
-        chosen = f"{chosen[:70]}-{digest[:8]}"  # another file of the same name
+        chosen = _distinct(chosen, digest)  # another file of the same name
     named = Named(chosen, "gguf", str(file.resolve()), digest)
-    model_names.give(named)
+    try:
+        model_names.give(named)
+    except UsageError:
+        if name is not None:
+            raise
+        named = replace(named, name=_distinct(model_names.suggested(stem_of(file)), digest))  # taken just now
+        model_names.give(named)
     taken = size(model_folders.size_of(_converted(digest)))
-    say(f"kept as {chosen}, {taken}: -m {chosen} loads it, tsc models remove {chosen} frees the space")
+    say(f"kept as {named.name}, {taken}: -m {named.name} loads it, tsc models remove {named.name} frees the space")
     return named
+
+
+def _distinct(name: str, digest: str) -> str:
+    return f"{name[:70]}-{digest[:8]}"
 
 
 def _converted(digest: str) -> Path:
