@@ -167,7 +167,7 @@ class Gatherer:
         ids = torch.tensor([following], device=device)
         logits = self.model(input_ids=ids, past_key_values=twin, use_cache=True).logits[0].float()
         logp = torch.log_softmax(logits, -1)
-        generator = torch.Generator().manual_seed(self.options.seed + self.done)
+        generator = torch.Generator().manual_seed((self.options.seed + self.done) % (1 << 63))
         drawn = drawn_at(logp.detach(), torch.rand(len(logp), generator=generator, dtype=torch.float64))[:, None]
         signs = torch.randint(2, drawn.shape, generator=generator) * 2.0 - 1
         scale = _SCALE.get(next(self.model.parameters()).dtype, 1.0)
