@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from formats import Trace, load
 from tests.families import DTYPES, PROMPT, SUPPORTED, Sample
+from tests.models import given
 from tsc_cli import capture, to_cache
 from tsc_cli.capturing import CaptureOptions, capture_to_file
 from tsc_cli.prompts import prompt_of
@@ -143,11 +144,9 @@ def _feed(model: Any, filled: Any, tokens: Sequence[int], hidden: torch.Tensor |
             rows = filled.cross_attention_cache.layers[0].keys.shape[2]
             hidden = torch.zeros(1, rows, model.config.d_model, dtype=model.dtype)
         encoded = BaseModelOutput(last_hidden_state=hidden)
-        output = model(decoder_input_ids=ids, encoder_outputs=encoded, past_key_values=filled, use_cache=True)
-    elif model.config.model_type in ("mamba", "mamba2", "falcon_mamba"):
-        output = model(input_ids=ids, cache_params=filled, use_cache=True)
+        output = model(decoder_input_ids=ids, encoder_outputs=encoded, **given(model, filled))
     else:
-        output = model(input_ids=ids, past_key_values=filled, use_cache=True)
+        output = model(input_ids=ids, **given(model, filled))
     return output.logits[0, -1].clone()
 
 

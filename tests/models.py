@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,27 @@ def loaded(folder: Path) -> Any:
     from tsc_cli.models import load
 
     return load(str(folder), dtype="float32", device="cpu", fetch=False, say=print).model
+
+
+def cache_name(function: Any) -> str:
+    """By which name a function of transformers takes a cache: versions differ, and so did Mamba."""
+    names = inspect.signature(function).parameters
+    return next(name for name in ("cache", "past_key_values", "cache_params") if name in names)
+
+
+def given(model: Any, cache: Any) -> dict[str, Any]:
+    """The cache as an argument of a pass."""
+    return {cache_name(model.forward): cache, "use_cache": True}
+
+
+def given_to_generate(cache: Any) -> dict[str, Any]:
+    """The cache as an argument of `generate`, which hands it on."""
+    return {cache_name(transformers.GenerationMixin.prepare_inputs_for_generation): cache}
+
+
+def cache_in(output: Any) -> Any:
+    """The cache of what a pass, or `generate`, returned."""
+    return next(output[name] for name in ("cache", "past_key_values", "cache_params") if name in output)
 
 
 def must_not_run(model: Any) -> Any:

@@ -56,7 +56,7 @@ def test_generate_takes_the_cache(family: str) -> None:
     trace = capture(model, prompt, steps=3)
     whole = torch.tensor([[*trace.token_ids(-1), trace.views[-1].next_token]])
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    made = model.generate(whole, past_key_values=to_cache(trace, model), **settings)
+    made = model.generate(whole, **models.given_to_generate(to_cache(trace, model)), **settings)
     expected = list(islice(resume(trace, model), 9))
     assert made[0, whole.shape[1] - 1 :].tolist() == expected
 

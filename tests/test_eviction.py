@@ -150,7 +150,7 @@ def test_a_model_goes_on_as_with_the_evicted_rows_masked(model: Any, trace: Trac
     positions = torch.arange(PROMPT, PROMPT + len(tokens))[None]
     with torch.no_grad():
         want = model(
-            torch.tensor([tokens]), past_key_values=full, attention_mask=visible, position_ids=positions
+            torch.tensor([tokens]), attention_mask=visible, position_ids=positions, **models.given(model, full)
         ).logits[0]  # fmt: skip
     assert torch.allclose(have, want, atol=1e-4)
 
@@ -162,8 +162,8 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
     first = 17
     with torch.no_grad():
         generated = model.generate(
-            torch.tensor([[*history, first]]), past_key_values=restoring.to_cache(evicted, model, 0), max_new_tokens=6,
-            do_sample=False,
+            torch.tensor([[*history, first]]), max_new_tokens=6, do_sample=False,
+            **models.given_to_generate(restoring.to_cache(evicted, model, 0)),
         )[0, len(history) :].tolist()  # fmt: skip
     cache, want = restoring.to_cache(evicted, model, 0), [first]
     for _ in range(6):

@@ -165,12 +165,13 @@ def test_beams_are_a_batch(tmp_path: Path) -> None:
         torch.tensor([PROMPT]), num_beams=3, max_new_tokens=6, return_dict_in_generate=True,
         **(GREEDY | {"num_return_sequences": 3}),
     )  # fmt: skip
-    seen = found.past_key_values.get_seq_length()
+    cache = models.cache_in(found)
+    seen = cache.get_seq_length()
     fed = torch.randint(3, 99, (3, seen))  # which tokens the beams hold is their scorer's to know
-    trace = from_cache(found.past_key_values, model, fed, next_tokens=[1, 2, 3])
+    trace = from_cache(cache, model, fed, next_tokens=[1, 2, 3])
     save(trace, tmp_path / "t.tsc")
     back = load(tmp_path / "t.tsc")
-    assert bridge.identical(to_cache(back, model), found.past_key_values)
+    assert bridge.identical(to_cache(back, model), cache)
     assert back.sequence(1).token_ids() == fed[1].tolist()
 
 
@@ -179,7 +180,7 @@ def test_beams_are_a_batch(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def run(model: Any, cache: Any, tokens: list[int]) -> torch.Tensor:
-    return model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0, -1]
+    return model(input_ids=torch.tensor([tokens]), **models.given(model, cache)).logits[0, -1]
 
 
 @pytest.mark.parametrize("length", [5, 40])

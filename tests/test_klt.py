@@ -274,7 +274,7 @@ def test_positions_turn_the_keys(profile: Profile) -> None:
     """Rows that begin anywhere come back, and cost what they cost at the beginning."""
     model, prompt = tiny_model(), models.prompt(80, seed=3)
     places = torch.arange(500, 580)[None]
-    cache = model(input_ids=torch.tensor([prompt]), position_ids=places, use_cache=True).past_key_values
+    cache = models.cache_in(model(input_ids=torch.tensor([prompt]), position_ids=places, use_cache=True))
     rows = {
         Part.KEYS: torch.stack([layer.keys for layer in cache.layers]).detach(),
         Part.VALUES: torch.stack([layer.values for layer in cache.layers]).detach(),

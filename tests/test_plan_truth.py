@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from formats.errors import CorruptError, UnsupportedFileError
+from tests import models
 from tests.plan_models import SMALL
 from tsc_cli.planning.architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
 from tsc_cli.planning.config_file import Config
@@ -44,8 +45,7 @@ def filled(model: Any) -> list[Any]:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         out = model(ids, use_cache=True)
-    cache = getattr(out, "past_key_values", None) or out.cache_params
-    return list(cache.layers)
+    return list(models.cache_in(out).layers)
 
 
 def held(layer: Any) -> int:

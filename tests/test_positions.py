@@ -49,7 +49,7 @@ def test_a_prompt_beyond_the_switch_of_longrope_is_fed_in_one_pass() -> None:
     with torch.no_grad():
         exact = model(torch.tensor([tokens]), use_cache=True)
     cache = to_cache(in_chunks, model, 0)
-    assert torch.equal(cache.layers[0].keys, exact.past_key_values.layers[0].keys)
+    assert torch.equal(cache.layers[0].keys, models.cache_in(exact).layers[0].keys)
     assert verify(in_chunks, model, greedy=4)[0].identical
 
 

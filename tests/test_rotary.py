@@ -71,7 +71,7 @@ def test_turned_back_the_first_layer_depends_on_the_token_alone(name: str) -> No
     found = rotary.layers_of(model)
     cache = bridge.new_cache(model)
     with torch.no_grad():  # 14 equal tokens: below every window
-        model(input_ids=torch.full((1, 14), 7), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.full((1, 14), 7), **models.given(model, cache))
     keys, _ = bridge.rows_of(cache)[0]
     back = found[0].turn(keys, torch.arange(14), back=True)
     assert torch.allclose(back, back[:, :, :1].expand_as(back), atol=1e-4 * float(back.abs().max()))

@@ -53,4 +53,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tsc_cli' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        home = import_module(_HOMES[name])
+    except AttributeError as error:  # Python would take it for "no such name", and hide what went wrong inside
+        raise ImportError(f"{_HOMES[name]} cannot be imported: AttributeError: {error}", name=_HOMES[name]) from error
+    return getattr(home, name)

@@ -23,8 +23,14 @@ def names_of(model: Any) -> list[str]:
     """Names of active adapters."""
     if not (getattr(model, "_hf_peft_config_loaded", False) or _configs(model)):
         return []
-    active = model.active_adapters
-    active = active() if callable(active) else active
+    tuned = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    if tuned:  # also where peft's own wrapper was taken off, of which transformers' method knows nothing
+        return sorted({name for module in tuned for name in module.active_adapters})
+    try:
+        active = model.active_adapters
+        active = active() if callable(active) else active
+    except ValueError:  # settings are left of adapters that were merged into the weights, and are there no more
+        return []
     return sorted([active] if isinstance(active, str) else active)
 
 

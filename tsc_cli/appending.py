@@ -27,6 +27,7 @@ from .positions import require_fit
 from .prompts import as_ids, check_ids
 from .replay import Feed, feeds_of, feeds_text
 from .sampling import Sampler, tokens_before
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +73,7 @@ def append(
             end of a run.
         MismatchError: another model.  StorageError: another process appends, or the disk refuses.
     """
+    model = unwrapped(model)
     path = os.path.realpath(path)  # a link stays a link: its target grows
     with only_writer(path, timeout):
         file = TraceFile(path, key)

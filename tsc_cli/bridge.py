@@ -7,7 +7,6 @@ A cache that cannot be restored faithfully is refused by name before anything is
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from formats.errors import UnsupportedCacheError
 from formats.geometry import DTYPE_BYTES, Geometry
 from formats.timeline import Rows
 
-from . import cache_layers, supported
+from . import cache_layers, forward, supported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,17 +44,11 @@ def new_cache(model: PreTrainedModel) -> Cache:
     else:
         cache = DynamicCache(config=config)
     refuse_unsupported(cache, name)
-    if cache_argument(model) is None:
+    if forward.cache_argument(model) is None:
         raise UnsupportedCacheError(f"{name} does not take a cache that was filled before", hint=supported.HINT)
     if not layers_of(cache):
         raise UnsupportedCacheError(f"{name} does not say which cache layers it has", hint=supported.HINT)
     return cache
-
-
-def cache_argument(model: PreTrainedModel) -> str | None:
-    """The name by which the model takes a cache, and returns it."""
-    takes = inspect.signature(model.forward).parameters
-    return next((name for name in ("past_key_values", "cache_params") if name in takes), None)
 
 
 def refuse_unsupported(cache: Any, model_name: str) -> None:

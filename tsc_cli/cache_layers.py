@@ -37,23 +37,26 @@ class LayerClass:
     quantized: bool = False
 
 
-LAYER_CLASSES: dict[type, LayerClass] = {
-    cache_utils.DynamicLayer: LayerClass("full"),
-    EvictedLayer: LayerClass("full"),
-    cache_utils.DynamicSlidingWindowLayer: LayerClass("sliding"),
-    cache_utils.DynamicIndexedLayer: LayerClass("full"),
-    cache_utils.LinearAttentionLayer: LayerClass("none", states=True),
-    cache_utils.LinearAttentionAndFullAttentionLayer: LayerClass("full", states=True),
-    cache_utils.LinearAttentionAndSlidingWindowAttentionLayer: LayerClass("sliding", states=True),
-    cache_utils.DummyLayer: LayerClass("none"),
-    cache_utils.StaticLayer: LayerClass("full", static=True),
-    cache_utils.StaticSlidingWindowLayer: LayerClass("sliding", static=True),
-    cache_utils.StaticIndexedLayer: LayerClass("full", static=True),
-    cache_utils.LinearAttentionAndStaticFullAttentionLayer: LayerClass("full", states=True, static=True),
-    cache_utils.LinearAttentionAndStaticSlidingWindowAttentionLayer: LayerClass("sliding", states=True, static=True),
-    cache_utils.QuantoQuantizedLayer: LayerClass("full", quantized=True),
-    cache_utils.HQQQuantizedLayer: LayerClass("full", quantized=True),
-    cache_utils.Fp8QuantizedLayer: LayerClass("full", quantized=True),
+# by name: which of them there are depends on the version of transformers
+_BY_NAME = {
+    "DynamicLayer": LayerClass("full"),
+    "DynamicSlidingWindowLayer": LayerClass("sliding"),
+    "DynamicIndexedLayer": LayerClass("full"),
+    "LinearAttentionLayer": LayerClass("none", states=True),
+    "LinearAttentionAndFullAttentionLayer": LayerClass("full", states=True),
+    "LinearAttentionAndSlidingWindowAttentionLayer": LayerClass("sliding", states=True),
+    "DummyLayer": LayerClass("none"),
+    "StaticLayer": LayerClass("full", static=True),
+    "StaticSlidingWindowLayer": LayerClass("sliding", static=True),
+    "StaticIndexedLayer": LayerClass("full", static=True),
+    "LinearAttentionAndStaticFullAttentionLayer": LayerClass("full", states=True, static=True),
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer": LayerClass("sliding", states=True, static=True),
+    "QuantoQuantizedLayer": LayerClass("full", quantized=True),
+    "HQQQuantizedLayer": LayerClass("full", quantized=True),
+    "Fp8QuantizedLayer": LayerClass("full", quantized=True),
+}
+LAYER_CLASSES: dict[type, LayerClass] = {EvictedLayer: LayerClass("full")} | {
+    getattr(cache_utils, name): known for name, known in _BY_NAME.items() if hasattr(cache_utils, name)
 }
 
 
@@ -78,7 +81,7 @@ def rows_of(layer: Any) -> Rows:
     if known.kind == "none":
         return ()
     if known.quantized:
-        none = [_no_rows(kept, layer) for kept in (layer._quantized_keys, layer._quantized_values)]
+        none = [_no_rows(layer._quantized_keys, layer.keys), _no_rows(layer._quantized_values, layer.values)]
         keys, values = layer.update(*none)  # without rows it appends nothing, and returns them all
         return keys.detach(), values.detach()
     parts = [layer.keys, layer.values]
@@ -92,7 +95,20 @@ def rows_of(layer: Any) -> Rows:
             parts = [part[:, :, filled - held : filled] for part in parts]
         else:
             parts = [part[:, :, :seen] for part in parts]
+    elif known.kind == "sliding" and records(layer):
+        needed = rows_needed(layer)
+        parts = [part[:, :, part.shape[2] - min(needed, part.shape[2]) :] for part in parts]
     return tuple(part.detach() for part in parts)
+
+
+def records(layer: Any) -> bool:
+    """Whether the layer keeps what it would let go of otherwise, to be cropped: assisted decoding asks for it."""
+    return bool(getattr(layer, "record_past", False))
+
+
+def rows_needed(layer: Any) -> int:
+    """How many rows of a sliding layer the next token looks at."""
+    return min(tokens_seen(layer), window_of(layer) - 1)
 
 
 def window_of(layer: Any) -> int:
@@ -100,20 +116,28 @@ def window_of(layer: Any) -> int:
     return int(layer.max_cache_len if class_of(layer).static else layer.sliding_window)
 
 
-def _no_rows(kept: Any, layer: Any) -> torch.Tensor:
-    """A tensor like the quantized one, (batch, heads, 0, head size)."""
+def _no_rows(kept: Any, unquantized: torch.Tensor) -> torch.Tensor:
+    """A tensor like the quantized one, (batch, heads, 0, head size), of the kind that is kept beside it."""
     whole, facts = kept if isinstance(kept, tuple) else (kept, None)
     batch, heads, _, size = facts["shape"] if isinstance(facts, dict) else whole.shape
-    return torch.empty(batch, heads, 0, size, dtype=layer.dtype, device=layer.device)
+    return torch.empty(batch, heads, 0, size, dtype=unquantized.dtype, device=unquantized.device)
 
 
 def states_of(layer: Any) -> dict[str, torch.Tensor]:
     """The states of a layer by name, (batch, *shape) each; not copied, and overwritten by the next token."""
     if not class_of(layer).states:
         return {}
-    found = {f"conv.{number}": state for number, state in _numbered(layer.conv_states)}
+    found = {f"conv.{number}": _last(layer, number, state) for number, state in _numbered(layer.conv_states)}
     found |= {f"recurrent.{number}": state for number, state in _numbered(layer.recurrent_states)}
     return {name: state.detach() for name, state in found.items() if state is not None}
+
+
+def _last(layer: Any, number: int, state: torch.Tensor | None) -> torch.Tensor | None:
+    """The part of a convolution's state that the next token looks at: while recording it grows, unpadded."""
+    size = layer.conv_kernel_size[number] if records(layer) and state is not None else None
+    if state is None or size is None:
+        return state
+    return torch.nn.functional.pad(state, (max(size - state.shape[-1], 0), 0))[..., -size:]
 
 
 def _numbered(states: Any) -> Any:

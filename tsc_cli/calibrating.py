@@ -31,6 +31,7 @@ from .fidelity import compare
 from .files import encode
 from .generation import Progress, nothing, score
 from .positions import reach_of
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -92,6 +93,7 @@ def calibrate(
     """
     if texts is None and tokenizer is None:
         raise UsageError("without texts a tokenizer is needed")
+    model = unwrapped(model)
     effort, stage, say = effort or Effort(), stage or _no_bar, say or _silent
     context, following = window_size(model)
     wanted = -(-effort.tokens // context)

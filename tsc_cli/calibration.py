@@ -22,7 +22,7 @@ from formats.limits import memory_budget
 from formats.records import Part
 from formats.timeline import Rows
 
-from . import bridge, fingerprint, rotary
+from . import bridge, fingerprint, forward, rotary
 from .calibration_texts import CONTEXT, drawn_at
 from .generation import Progress, nothing, prefill
 
@@ -165,7 +165,7 @@ class Gatherer:
         device = next(self.model.parameters()).device
         twin, leaves = bridge.with_leaves(cache)
         ids = torch.tensor([following], device=device)
-        logits = self.model(input_ids=ids, past_key_values=twin, use_cache=True).logits[0].float()
+        logits = forward.run(self.model, twin, input_ids=ids)[0].float()
         logp = torch.log_softmax(logits, -1)
         generator = torch.Generator().manual_seed((self.options.seed + self.done) % (1 << 63))
         drawn = drawn_at(logp.detach(), torch.rand(len(logp), generator=generator, dtype=torch.float64))[:, None]

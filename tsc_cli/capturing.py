@@ -23,6 +23,7 @@ from .drill import require_restorable
 from .generation import Progress, feed, nothing, prefill
 from .prompts import Prompt, by_row, check, prompt_of
 from .sampling import Sampler
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,7 @@ def capture(
         UnsupportedCacheError: the model's cache cannot be stored faithfully.
         UsageError: the prompt is empty or too long for the model.
     """
+    model = unwrapped(model)
     options = options or CaptureOptions(**settings)
     bridge.new_cache(model)  # a model that cannot be captured is refused before anything is said of its prompt
     prompt = prompt_of(
@@ -131,6 +133,7 @@ def capture_to_sink(
         prompt: from `prompt_of`, or the token ids of one sequence.
         secret: encrypt the file with it.
     """
+    model = unwrapped(model)
     bridge.new_cache(model)
     prompt = prompt if isinstance(prompt, Prompt) else prompt_of(model, prompt)
     _check_reference(prompt, reference)

@@ -254,7 +254,9 @@ def compress(
     if model is not None:
         from . import fingerprint
         from .judging import Judge
+        from .wrappers import unwrapped
 
+        model = unwrapped(model)
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model))
         judge = Judge(source, model, positions=positions, seed=seed, beyond=allow_beyond_positions)
     compressor = Compressor(source, judge, profile=profile or store.for_model(trace.fingerprint))

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from formats.errors import MismatchError, UsageError
 
-from . import adapters, config_fields, rope_state
+from . import adapters, config_fields, config_versions, rope_state
 from .config_fields import canonical
 from .weight_hash import weights_of
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ __all__ = ["Fingerprint", "difference", "differences_in_rounding", "of", "requir
 
 _KERNELS = {"attention": "attention", "experts": "the experts"}  # another kernel rounds differently, no more
 _EAGER = "eager"  # what every model has
-NOT_COMPARED = frozenset({*_KERNELS, "config_fields"})
+NOT_COMPARED = frozenset({*_KERNELS, "config_fields", "config_usual"})
 _TRUNCATION, _PADDING = '{"version":"1.0","truncation":', ',"padding":'  # as a tokenizer's JSON begins
 _LATER = frozenset({"heads", "rope_frequencies"})  # files of the first version have none of them
 
@@ -56,6 +57,7 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
     Raises:
         UnsupportedCacheError: a weight cannot be hashed, or an adapter keeps rows of its own in the cache.
     """
+    model = unwrapped(model)
     config = config_fields.config_of(model)
     settings = config_fields.meaningful(model)
     experts = str(getattr(model.config, "_experts_implementation", None) or "")
@@ -69,6 +71,7 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
         "sliding_window": str(getattr(config, "sliding_window", None)),
         "config": config_fields.hash_of(settings),
         "config_fields": config_fields.changed_fields(model, settings),
+        "config_usual": config_versions.usual_fields(settings, config_fields.defaults(model)),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "rope_frequencies": rope_state.frequencies_of(model),
         "adapters": adapters.adapters_of(model),
@@ -144,6 +147,8 @@ def _named(field: str, recorded: Mapping[str, str], found: Mapping[str, str]) ->
         return None if buffer is None else f"{field}: {buffer} differs from the file's"
     if field == "config":
         settings, usual = (found.settings, found.usual) if isinstance(found, Fingerprint) else ({}, {})
+        if settings and config_versions.agree(recorded, found, settings):
+            return None
         texts = recorded.get("config_fields"), found.get("config_fields")
         inner = config_fields.name_of_difference(field, *texts, values=settings, usual=usual)
     elif field in ("rope", "adapters") and config_fields.parsed(value) and config_fields.parsed(here):

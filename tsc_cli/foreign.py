@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 
-from formats import Recorder, Trace, TraceBuilder, loss
+from formats import Geometry, Recorder, Trace, TraceBuilder, loss
 from formats.errors import UnsupportedCacheError, UsageError
+from formats.geometry import LayerSpec
 from formats.timeline import Rows
 
-from . import bridge, cache_layers, fingerprint, supported
+from . import bridge, cache_layers, fingerprint, supported, trial
 from .drill import require_restorable
 from .prompts import as_ids, by_row, check_ids, padding_of
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +45,7 @@ def from_cache(
         UnsupportedCacheError: a layer of another class, or the cache is not of the kind that the model makes.
         UsageError: the cache has seen another number of tokens than there are, or another batch.
     """
+    model = unwrapped(model)
     name = type(model).__name__
     expected = bridge.layers_of(bridge.new_cache(model))
     if type(cache) not in (DynamicCache, StaticCache, QuantizedCache, EncoderDecoderCache):
@@ -61,6 +64,7 @@ def from_cache(
             f"the cache has seen {seen} tokens, input_ids has {ids.shape[1]}",
             hint="give the tokens that were fed: the last one that generate returned was not",
         )
+    _check_held(bridge.self_layers(cache), geometry, model, ids.shape[1])
     builder = TraceBuilder(geometry, fingerprint.of(model, tokenizer), geometry.batch)
     recorder = Recorder(builder, geometry, label_width=geometry.batch)
     recorder.encoder([0] * (bridge.encoded_rows(cache) * geometry.batch))
@@ -99,15 +103,56 @@ def _check_layers(layers: Sequence[Any], expected: Sequence[Any], name: str) -> 
                 f"layer {number} of the cache is {known.kind}, that of {name} {of_model.kind}",
                 hint="make the cache with the model's config: DynamicCache(config=model.config)",
             )
-        if getattr(layer, "record_past", False):
-            raise UnsupportedCacheError(
-                f"layer {number} records what it has seen beyond what it keeps", hint="crop(0) lets go of it"
-            )
         if known.kind == "sliding" and cache_layers.window_of(layer) != own.sliding_window:
             raise UnsupportedCacheError(
                 f"layer {number} of the cache keeps {cache_layers.window_of(layer)} tokens, the model's window is "
                 f"{own.sliding_window}",
                 hint="a static cache needs room for a whole window",
+            )
+
+
+def _check_held(layers: Sequence[Any], geometry: Geometry, model: PreTrainedModel, fed: int) -> None:
+    """Raise UnsupportedCacheError unless each layer still holds all that the next token looks at.
+
+    Of a layer that records its past for assisted decoding, what lies there decides: it may hold more than that, or,
+    cropped more than once between two passes, less.
+    """
+    hint = "feed the tokens to the model anew: capture(model, input_ids, steps=0)"
+    for number, (layer, spec) in enumerate(zip(layers, geometry.layers, strict=False)):
+        known = cache_layers.class_of(layer)
+        if known.kind != "none" and cache_layers.tokens_seen(layer) != fed:
+            raise UnsupportedCacheError(
+                f"layer {number} has seen {cache_layers.tokens_seen(layer)} tokens, input_ids has {fed}", hint=hint
+            )
+        if known.kind == "sliding":
+            held, needed = cache_layers.rows_of(layer)[0].shape[2], cache_layers.rows_needed(layer)
+            if held < needed:
+                raise UnsupportedCacheError(
+                    f"layer {number} holds {held} of the {needed} rows that the next token looks at: "
+                    "it was cropped beyond what it had recorded",
+                    hint=hint,
+                )
+        if known.states and cache_layers.records(layer):
+            _check_states(number, layer, spec, model, fed, hint)
+
+
+def _check_states(
+    number: int, layer: Any, spec: LayerSpec, model: PreTrainedModel, fed: int, hint: str
+) -> None:  # fmt: skip
+    """Raise UnsupportedCacheError unless the states of a layer that records its past are those of its last token."""
+    if any(state.name.startswith("recurrent") for state in spec.states):
+        raise UnsupportedCacheError(
+            f"layer {number} was told to record its past, to be cropped, which its recurrent states do not follow",
+            hint=hint,
+        )
+    own = {state.name: state.shape for state in trial.geometry(model).layers[number].states}
+    for state in spec.states:
+        columns = layer.conv_states[int(state.name.partition(".")[2])].shape[-1]
+        if state.shape != own.get(state.name) or columns < min(fed, state.shape[-1]):
+            raise UnsupportedCacheError(
+                f"layer {number} holds {columns} columns of state {state.name}, the model's has the shape "
+                f"{own.get(state.name)}: it was cropped beyond what it had recorded",
+                hint=hint,
             )
 
 
@@ -120,6 +165,7 @@ def from_tuples(tuples: Tuples, model: PreTrainedModel) -> Any:
         UnsupportedCacheError: the model's layers keep more than keys and values of every token.
         UsageError: another number of layers, or shapes that do not fit together.
     """
+    model = unwrapped(model)
     cache = bridge.new_cache(model)
     layers = bridge.layers_of(cache)
     rows: list[Rows] = [tuple(one[:2]) for one in tuples] + [tuple(one[2:4]) for one in tuples if len(one) == 4]

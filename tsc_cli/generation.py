@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,10 @@ import torch
 from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from formats.errors import UnsupportedCacheError, UsageError
+from formats.errors import UsageError
 
-from .bridge import cache_argument, encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
+from . import forward
+from .bridge import encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
 from .finite import require_finite
 from .positions import one_pass_beyond, require_room, settle
 from .sampling import Sampler
@@ -106,11 +106,8 @@ def _run(
     """One forward pass; logits, (batch, tokens or 1, vocabulary)."""
     require_room(model, seen, ids.shape[1])
     settle(model)
-    arguments: dict[str, Any] = {"use_cache": True}
-    name = cache_argument(model)
-    assert name is not None  # `new_cache` refused the model otherwise
-    arguments[name] = cache
-    if last_only and _takes(model, "logits_to_keep"):
+    arguments: dict[str, Any] = {}
+    if last_only and forward.takes(model, "logits_to_keep"):
         arguments["logits_to_keep"] = 1
     if any(padding):
         arguments |= padded(model, padding, seen, ids.shape[1])
@@ -120,13 +117,7 @@ def _run(
         arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden)
     else:
         arguments["input_ids"] = ids
-    output = model(**arguments)
-    returned = getattr(output, name, None)
-    if returned is not cache:
-        raise UnsupportedCacheError(
-            f"{type(model).__name__} keeps its cache as {type(returned).__name__}, which cannot be stored yet"
-        )
-    logits: torch.Tensor = output.logits
+    logits = forward.run(model, cache, **arguments)
     return logits[:, -1:] if last_only else logits
 
 
@@ -136,7 +127,7 @@ def padded(model: PreTrainedModel, padding: Sequence[int], seen: int, count: int
     before = torch.tensor(list(padding), device=device)[:, None]
     places = torch.arange(seen + count, device=device)[None]
     found = {"attention_mask": (places >= before).long()}
-    if _takes(model, "position_ids"):
+    if forward.takes(model, "position_ids"):
         found["position_ids"] = (places[:, seen:] - before).clamp(min=0)
     return found
 
@@ -176,10 +167,6 @@ def feed_last_again(model: PreTrainedModel, cache: Cache, tokens: Sequence[int])
             hint="resume greedily, or with a prompt",
         ) from error
     return feed(model, cache, tokens[-1:], last_only=True)[-1]
-
-
-def _takes(model: PreTrainedModel, argument: str) -> bool:
-    return argument in inspect.signature(model.forward).parameters
 
 
 def continue_from(model: PreTrainedModel, cache: Cache, next_token: int, choose: Sampler) -> Iterator[int]:

@@ -26,6 +26,7 @@ from .judging import scratch_file
 from .recomputed_distances import of_rows, of_states
 from .recomputed_rows import recomputed
 from .tolerances import ROUNDING, Distances, Judged, judge
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,6 +116,7 @@ def recompute(
         UsageError: it cannot be fed again: the file does not hold what its encoder was fed; or its rows lost something
             before its own codec had them, of which nothing is known but the name.
     """
+    model = unwrapped(model)
     if lost_by := claims.lost_before(trace):
         raise UsageError(
             f"holds rows that were lossy before they came into it ({lost_by}): no prefill gives these",

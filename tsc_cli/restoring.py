@@ -16,6 +16,7 @@ from formats.trace import Snapshot, Trace
 from . import cache_layers, fingerprint, trial
 from .bridge import layers_of, new_cache, self_layers
 from .evicted import EvictedLayer
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -172,6 +173,7 @@ def to_cache(
             touched.
         CorruptError: the file is damaged.
     """
+    model = unwrapped(model)
     device = next(model.parameters()).device
     if not force:
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))

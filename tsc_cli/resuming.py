@@ -12,11 +12,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from formats import Trace
 from formats.errors import UsageError
 
-from . import bridge, restoring
+from . import bridge, forward, restoring
 from .generation import continue_from, feed, feed_last_again, padded, placeholder
 from .positions import require_fit, settle
 from .prompts import as_ids, check_ids
 from .sampling import Sampler, tokens_before
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +42,7 @@ def resume(
         UsageError: there is no position left, for the prompt or for the next token; the first token is not known and
             the cache cannot give up its last token; or the trace is a batch.
     """
+    model = unwrapped(model)
     choose = (choose or Sampler()).after(tokens_before(trace, snapshot))
     history = trace.token_ids(snapshot)
     recorded = trace.views[trace.index(snapshot)].next_token
@@ -94,6 +96,7 @@ def generate_inputs(
         UsageError: the capturing run chose no token, and none is given; or `generate` would put a decoder's start token
             in front of a prompt that has none.
     """
+    model = unwrapped(model)
     view = trace.views[trace.index(snapshot)]
     batch, padding = trace.geometry.batch, trace.geometry.padding
     device = next(model.parameters()).device
@@ -117,12 +120,13 @@ def generate_inputs(
     if isinstance(cache, EncoderDecoderCache):
         _require_start(model, ids)
         return {
-            "decoder_input_ids": ids, "decoder_attention_mask": mask, "past_key_values": cache,
+            "decoder_input_ids": ids, "decoder_attention_mask": mask,
+            forward.generate_argument(model): cache,
             "encoder_outputs": BaseModelOutput(last_hidden_state=placeholder(model, cache)),
         }  # fmt: skip
-    if bridge.cache_argument(model) == "cache_params":  # `generate` would feed all tokens again
-        return {"input_ids": following, "cache_params": cache}
-    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+    if not bridge.tokens_seen(cache):  # states alone count no tokens: `generate` would feed all of them again
+        return {"input_ids": following, forward.generate_argument(model): cache}
+    return {"input_ids": ids, "attention_mask": mask, forward.generate_argument(model): cache}
 
 
 def _require_start(model: PreTrainedModel, ids: torch.Tensor) -> None:

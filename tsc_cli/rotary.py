@@ -15,6 +15,7 @@ import torch
 
 from formats.rotary import Rotary
 
+from . import forward
 from .bridge import new_cache, rows_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def layers_of(model: PreTrainedModel) -> list[Rotary]:
     A layer whose keys depend on the position in a way that no rotary module explains (learned positions, say) has none:
     its keys are taken as they are.
     """
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    if not forward.takes(model, "position_ids"):
         return [_NONE] * len(new_cache(model).layers)
     here, there = _keys_at(model, 0), _keys_at(model, _SHIFT)
     candidates = [
@@ -61,10 +62,7 @@ def _keys_at(model: PreTrainedModel, start: int) -> list[torch.Tensor]:
     """Keys of every layer, (1, heads, tokens, head size) in float32, of some tokens that begin at this position."""
     device, cache = next(model.parameters()).device, new_cache(model)
     tokens = torch.arange(1, 1 + _TOKENS, device=device)[None] % model.config.get_text_config().vocab_size
-    model(
-        input_ids=tokens, position_ids=torch.arange(start, start + _TOKENS, device=device)[None],
-        past_key_values=cache, use_cache=True,
-    )  # fmt: skip
+    forward.run(model, cache, input_ids=tokens, position_ids=torch.arange(start, start + _TOKENS, device=device)[None])
     nothing = torch.empty(1, 0, 0, 0)
     return [rows[0].float().cpu() if rows else nothing for rows in rows_of(cache)]
 

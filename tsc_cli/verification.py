@@ -24,6 +24,7 @@ from .recall import Recall, measure_recall, recall_passes
 from .references import MOST_POSITIONS, check_positions, followed, needs_sample, reference_of, sample_after
 from .replay import passes_to, replayed
 from .sampling import Sampler, check_seed
+from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -110,6 +111,7 @@ def verify(
         UsageError: no such snapshot, `against` was compressed or holds other tokens, one token is all there is to
             recall, or the model has no position left after a snapshot.
     """
+    model = unwrapped(model)
     options = options or VerifyOptions(**settings)
     if against is not None and (lost_by := loss.of_trace(against)):
         raise UsageError(
