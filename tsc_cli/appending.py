@@ -93,6 +93,9 @@ def append(
         cache = restoring.to_cache(trace, model, tokenizer=tokenizer, force=force)
         more = len(trace.pending if prompt else ()) + len(prompt)
         require_fit(model, more, steps, held=len(trace.token_ids()), beyond=allow_beyond_positions)
+        if len(bridge.layers_of(cache)) != len(file.geometry.layers):
+            raise UsageError("was captured by another version of transformers, with other cache layers: append there",
+                             path=str(path))  # fmt: skip
         with atomic_write(path, force=True) as sink:
             os.fchmod(sink.fileno(), os.stat(path).st_mode & 0o777)
             writer = TraceWriter.going_on(sink, file)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import EncoderDecoderCache
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+T = TypeVar("T")
+
+
 def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpec], into: Any = None) -> Any:
     """The cache that the model had at that moment.
 
@@ -35,12 +38,17 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
     """
     expected = new_cache(model)
     cache = expected if into is None else into
-    layers = layers_of(cache)
-    for what, count in (("model", len(layers_of(expected))), ("cache to fill", len(layers))):
+    layers: Sequence[Any] = layers_of(cache)
+    own: Sequence[Any] = layers_of(expected)
+    if len(specs) != len(own) and not isinstance(expected, EncoderDecoderCache):
+        # layers that share another's rows have an empty layer of their own from transformers 5.23 on, and none before
+        specs, own = _without_empty_end(specs, lambda spec: spec.kind == "none" and not spec.states), _filling(own)
+        layers = _filling(layers)
+    for what, count in (("model", len(own)), ("cache to fill", len(layers))):
         if count != len(specs):
             raise MismatchError(f"the file has {len(specs)} layers, the {what} {count}")
     seen = len(snapshot.token_ids)
-    _check_kinds(specs, layers_of(expected), len(self_layers(expected)))
+    _check_kinds(specs, own, len(self_layers(expected)), model)
     evicted = _check_rows(snapshot, specs, seen)
     if into is not None:
         _check_empty(layers, snapshot, specs, seen, evicted=evicted)
@@ -50,9 +58,10 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
             raise MismatchError("rows were evicted, which this model's cache cannot be told")
         if isinstance(cache, EncoderDecoderCache):
             raise MismatchError("rows were evicted, which an encoder-decoder model's cache cannot be told")
-        cache.layers = layers = [
+        layers = [
             EvictedLayer(seen) if spec.kind == "full" else layer for layer, spec in zip(layers, specs, strict=True)
         ]
+        cache.layers = [*layers, *cache.layers[len(layers) :]]
     with torch.no_grad():
         for number, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
             tokens = snapshot.keys[number].shape[2] if spec.kind == "cross" else seen
@@ -62,12 +71,28 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
     return cache
 
 
+def _filling(layers: Sequence[Any]) -> Sequence[Any]:
+    """Layers of a cache without the empty ones at its end."""
+
+    def empty(layer: Any) -> bool:
+        known = cache_layers.LAYER_CLASSES.get(type(layer))
+        return known is not None and known.kind == "none" and not known.states
+
+    return _without_empty_end(layers, empty)
+
+
+def _without_empty_end(layers: Sequence[T], empty: Callable[[T], bool]) -> Sequence[T]:
+    while layers and empty(layers[-1]):
+        layers = layers[:-1]
+    return layers
+
+
 def _rows(snapshot: Snapshot, number: int, spec: LayerSpec) -> Rows:
     parts = (snapshot.keys[number], snapshot.values[number], snapshot.indexer_keys[number])
     return tuple(part for part in parts if part is not None) if spec.parts else ()
 
 
-def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int) -> None:
+def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int, model: PreTrainedModel) -> None:
     """Raise MismatchError unless the model's layers are of the kinds of the file's."""
     for number, (spec, layer) in enumerate(zip(specs, layers, strict=True)):
         known = cache_layers.class_of(layer)
@@ -77,7 +102,8 @@ def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int) ->
                 f"layer {number} is {_named(spec.kind, spec.window)} in the file and "
                 f"{_named(kind, getattr(layer, 'sliding_window', None))} in the model"
             )
-        if known.states != bool(spec.states):
+        states = known.states and not (cache_layers.MAY_BE_UNUSED and not trial.geometry(model).layers[number].states)
+        if states != bool(spec.states):
             raise MismatchError(f"layer {number} {'lacks' if known.states else 'has'} states in the file")
         for state in spec.states:
             what, _, at = state.name.partition(".")
