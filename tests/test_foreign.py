@@ -249,13 +249,78 @@ def test_a_cache_to_fill_must_keep_what_the_model_keeps() -> None:
             use(filled)
 
 
-def test_a_cache_that_records_its_past_is_refused() -> None:
-    model = SUPPORTED["mistral-sliding"].build(torch.float32)
+def recording(model: Any) -> Any:
+    """An empty cache that keeps what it would let go of otherwise, as assisted decoding has it."""
     cache = DynamicCache(config=model.config)
-    for layer in cache.layers:
-        layer.activate_past_recording()
+    cache.activate_past_recording()
+    return cache
+
+
+@pytest.mark.parametrize("family", ["mistral-sliding", "gemma3", "gemma3n", "lfm2"])
+def test_a_cache_of_prompt_lookup_decoding_goes_on(family: str, tmp_path: Path) -> None:
+    """It looks candidates up in the prompt, and crops the cache by those that were wrong."""
+    model, repetitive = build(family), PROMPT[:10] * 4
+    found = model.generate(
+        torch.tensor([repetitive]), prompt_lookup_num_tokens=3, max_new_tokens=24, return_dict_in_generate=True,
+        **GREEDY,
+    )  # fmt: skip
+    cache, fed = models.cache_in(found), found.sequences[:, :-1]
+    assert any(getattr(layer, "record_past", False) for layer in cache.layers)
+    save(from_cache(cache, model, fed, next_tokens=found.sequences[:, -1]), tmp_path / "t.tsc")
+    back = load(tmp_path / "t.tsc")
+    last = int(found.sequences[0, -1])
+    exact = run(model, branch(cache), [last])
+    assert torch.equal(run(model, to_cache(back, model), [last]), exact)
+    inputs = generate_inputs(back, model)
+    made = model.generate(**inputs, max_new_tokens=12, **GREEDY)
+    # the live one goes on token by token as well
+    for token in made[0, found.sequences.shape[1] :].tolist():
+        logits = run(model, cache, [last])
+        assert int(logits.argmax()) == token
+        last = token
+
+
+@pytest.mark.parametrize("family", ["mistral-sliding", "gemma3", "lfm2"])
+def test_of_a_cache_that_records_its_past_the_end_is_taken(family: str) -> None:
+    model = build(family)
+    cache, plain = recording(model), DynamicCache(config=model.config)
+    for tokens in (PROMPT[:30], PROMPT[30:33], PROMPT[33:]):
+        run(model, cache, tokens)
+        run(model, plain, tokens)
+    back = to_cache(from_cache(cache, model, PROMPT), model)
+    assert [layer.keys.shape[2] for layer in back.layers if hasattr(layer, "keys")] == [
+        layer.keys.shape[2] for layer in plain.layers if hasattr(layer, "keys")
+    ]
+    assert torch.allclose(run(model, back, [9]), run(model, plain, [9]), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mistral-sliding", "gemma3", "lfm2"])
+def test_a_cache_that_was_cropped_beyond_its_record_is_refused(family: str) -> None:
+    model = build(family)
+    cache = recording(model)
     run(model, cache, PROMPT)
-    with pytest.raises(UnsupportedCacheError, match="records what it has seen"):
+    cache.crop(-2)  # what it needs is there
+    from_cache(cache, model, PROMPT[:-2])
+    cache.crop(-2)  # and no more
+    with pytest.raises(UnsupportedCacheError, match="cropped beyond what it had recorded") as caught:
+        from_cache(cache, model, PROMPT[:-4])
+    assert "capture(model, input_ids" in caught.value.hint
+
+
+def test_recurrent_states_that_may_have_been_cropped_are_refused() -> None:
+    model = build("qwen3_next")
+    cache = recording(model)
+    run(model, cache, PROMPT)
+    with pytest.raises(UnsupportedCacheError, match="which its recurrent states do not follow"):
+        from_cache(cache, model, PROMPT)
+
+
+def test_layers_that_have_seen_different_tokens_are_refused() -> None:
+    model = build("gemma3")
+    cache = DynamicCache(config=model.config)
+    run(model, cache, PROMPT)
+    cache.layers[0].cumulative_length -= 1
+    with pytest.raises(UnsupportedCacheError, match=f"layer 0 has seen {len(PROMPT) - 1} tokens"):
         from_cache(cache, model, PROMPT)
 
 

@@ -160,8 +160,9 @@ def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) 
     if forced and differs is not None:
         message(f"--force-model-mismatch: {differs}; the results may be meaningless")
     rounding = fingerprint.differences_in_rounding(trace.fingerprint, found)
-    if rounding is not None and (forced or differs is None):
-        out.note(rounding)
+    for note in (rounding, fingerprint.another_version(trace.fingerprint)):
+        if note is not None and (forced or differs is None):
+            out.note(note)
 
 
 def model_at_hand(trace: Trace) -> bool:

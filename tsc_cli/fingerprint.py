@@ -11,6 +11,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+import transformers
+
 from formats.errors import MismatchError, UsageError
 
 from . import adapters, config_fields, config_versions, rope_state
@@ -25,7 +27,7 @@ __all__ = ["Fingerprint", "difference", "differences_in_rounding", "of", "requir
 
 _KERNELS = {"attention": "attention", "experts": "the experts"}  # another kernel rounds differently, no more
 _EAGER = "eager"  # what every model has
-NOT_COMPARED = frozenset({*_KERNELS, "config_fields", "config_usual"})
+NOT_COMPARED = frozenset({*_KERNELS, "config_fields", "config_usual", "transformers"})
 _TRUNCATION, _PADDING = '{"version":"1.0","truncation":', ',"padding":'  # as a tokenizer's JSON begins
 _LATER = frozenset({"heads", "rope_frequencies"})  # files of the first version have none of them
 
@@ -78,6 +80,7 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
         "weights": weights_of(model),
         "attention": str(getattr(model.config, "_attn_implementation", "")),
         "experts": experts if experts != _EAGER else "",
+        "transformers": transformers.__version__,
     }
     if tokenizer is not None:
         fields["tokenizer"] = tokenizer_hash(tokenizer)
@@ -168,6 +171,20 @@ def differences_in_rounding(recorded: Mapping[str, str], found: Mapping[str, str
     if not other:
         return None
     return f"computed {' and '.join(other)}: the same cache, but results may differ as rounding does"
+
+
+def another_version(recorded: Mapping[str, str]) -> str | None:
+    """A line for a person where a file was captured with another version of transformers, or None.
+
+    Its weights and config are the same, yet a version may compute a model otherwise: 5.23 changed the norm of Mamba-2.
+    """
+    then, now = recorded.get("transformers", ""), transformers.__version__
+    if not then or then.split(".")[:2] == now.split(".")[:2]:
+        return None
+    return (
+        f"captured with transformers {_short(then)}, run with {now}: versions compute some models otherwise; "
+        "tsc verify --recompute tells whether these do"
+    )
 
 
 def require_repeatable(model: PreTrainedModel) -> None:
