@@ -65,13 +65,11 @@ def _of_value(value: Any) -> bytes:
 
 def _parsed_usual(text: str | None) -> dict[bytes, bytes] | None:
     """Digest of the value by digest of the name, or None for what was not written by `usual_fields`."""
-    if text is None:
-        return None
     try:
-        data = base64.b85decode(text)
+        data = base64.b85decode(text or "")
     except (ValueError, binascii.Error):
         return None
     size = _NAME + _VALUE
-    if len(data) % size:
+    if not data or len(data) % size:
         return None
     return {data[at : at + _NAME]: data[at + _NAME : at + size] for at in range(0, len(data), size)}
