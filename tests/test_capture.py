@@ -88,7 +88,7 @@ def test_deterministic_captures_are_equal_and_others_have_an_identity_of_their_o
     (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 1, 0]]}, "holes, or padding at the right"),
     (torch.ones(2, 3, dtype=torch.int64), {"attention_mask": [[1] * 3, [0] * 3]}, "nothing but padding"),
     (torch.ones(1, 3, dtype=torch.int64), {"decoder_input_ids": [1]}, "has no encoder"),
-    ([1] * 250, {"steps": 7}, "250 tokens and 7 steps do not fit into the model's 256 positions"),
+    ([1] * 250, {"steps": 7}, "250 tokens and 7 steps make 257, which do not fit into the model's 256 positions"),
 ])  # fmt: skip
 def test_refused(prompt: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
