@@ -176,11 +176,26 @@ class Trace:
 
     @property
     def pending(self) -> tuple[int, ...]:
-        """For each sequence the token that the run chose last and has not fed: it belongs before whatever comes next.
+        """`pending_at` the last snapshot."""
+        return self.pending_at(-1) if self.views else ()
 
-        It is that of the last snapshot (`views[n].next_tokens` has those of others); empty if the run chose none.
+    def pending_at(self, snapshot: int) -> tuple[int, ...]:
+        """For each sequence the token that the run generated last and has not fed: it comes before any further text.
+
+        Empty if the run generated none: it chose no next token, or the snapshot ends with text that it was given.
+        There `View.next_tokens` only predicts what follows, for a run that goes on without further text.
         """
-        return self.views[-1].next_tokens if self.views else ()
+        view = self.views[self.index(snapshot)]
+        return () if view.tokens_seen in self.text_ends else view.next_tokens
+
+    @property
+    def text_ends(self) -> tuple[int, ...]:
+        """How many tokens had been fed when each text that the run was given ended, in order, as far as is known."""
+        stated = self.info.get("text_ends")
+        if isinstance(stated, str):
+            return tuple(int(end) for end in stated.split(",") if end.isascii() and end.isdigit() and len(end) < 10)
+        prompt = self.info.get("prompt_tokens")
+        return (prompt,) if isinstance(prompt, int) and "steps" in self.info else ()  # `from_cache` knows of no steps
 
     def sequence(self, number: int) -> Trace:
         """One sequence of a batch as a trace of its own, without padding; see `sequences`."""

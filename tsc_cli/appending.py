@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_MOST_ENDS = 4096  # texts whose ends a file remembers: the string has a limit
+
+
 @dataclass(frozen=True)
 class Appended:
     """What an append tells: the file's length, its snapshots and tokens, and how many of them are new.
@@ -59,11 +62,11 @@ def append(
 ) -> Appended:  # fmt: skip
     """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
 
-    The token that the last run chose and did not feed (`Trace.pending`) is fed first, by itself, as the unbroken run
-    does, whatever token it is.  When this returns, the new snapshots are on the disk.
+    The token that the last run generated and did not feed (`Trace.pending`) is fed first, by itself, as the unbroken
+    run does, whatever token it is.  When this returns, the new snapshots are on the disk.
 
     Args:
-        prompt: token ids to feed behind it; without any, decoding goes on with that token.
+        prompt: token ids to feed behind it; without any, decoding goes on with the token that was chosen next.
         steps, every, chunk, temperature, seed, allow_beyond_positions: as in `CaptureOptions`.
         timeout: seconds to wait for another writer.
         force: skip the check that the model is the one of the file.
@@ -88,7 +91,8 @@ def append(
         if steps < 0 or every < 1 or chunk < 1 or (not prompt and not steps):
             raise UsageError("there is nothing to append: neither a prompt nor steps")
         check_ids(model, as_ids([*prompt, *trace.pending]))
-        if not prompt and not trace.pending:
+        upcoming = trace.pending if prompt else trace.views[-1].next_tokens
+        if not prompt and not upcoming:
             raise UsageError("the last run chose no next token", path=str(path), hint="give a prompt")
         cache = restoring.to_cache(trace, model, tokenizer=tokenizer, force=force)
         more = len(trace.pending if prompt else ()) + len(prompt)
@@ -102,8 +106,15 @@ def append(
             recorder = Recorder(writer, file.geometry)
             recorder.go_on(file.labels, file.views)
             choose = Sampler(temperature, seed).after(tokens_before(trace))
-            feeds = _run(model, cache, recorder, prompt, trace.pending, steps, every, chunk, choose, progress)
-            info = trace.info | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": _times(trace) + 1}
+            feeds = _run(model, cache, recorder, prompt, upcoming, steps, every, chunk, choose, progress)
+            ends = trace.text_ends
+            if prompt:
+                ends = (*ends[-_MOST_ENDS:], len(trace.token_ids()) + len(trace.pending) + len(prompt))
+            info = (
+                trace.info
+                | {"text_ends": ",".join(map(str, ends))}
+                | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": _times(trace) + 1}
+            )
             header, length = writer.finish(tier=trace.tier, capture=info, quality=trace.quality)
             require_readable(sink, file.reader.secret, path)
             new = writer.snapshots

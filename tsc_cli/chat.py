@@ -41,8 +41,8 @@ def chat_tokens(
 
     Args:
         messages: `{"role": ..., "content": ...}`, with content as text or as a list of parts of type "text".
-        trace: a session that holds the conversation so far: the ids are then what follows its snapshot (and the token
-            that the run chose last), for `append`, `resume` and `generate_inputs(append=...)`. The messages are the new
+        trace: a session that holds the conversation so far: the ids are then what follows its snapshot (and its
+            pending token, if there is one), for `append`, `resume` and `generate_inputs(append=...)`. The messages are the new
             turns, or the whole conversation if their tokens begin with the session's.
         system: a system message to put in front.
         template: variables of the template, such as `{"enable_thinking": False}` or `{"tools": [...]}`;
@@ -63,8 +63,7 @@ def chat_tokens(
         return encode_prompt(render(tokenizer, chat, variables), tokenizer, say, special=False)
     from .following import following
 
-    chosen = trace.views[trace.index(snapshot)].next_token
-    held = [*trace.token_ids(snapshot), *([] if chosen is None else [chosen])]
+    held = [*trace.token_ids(snapshot), *trace.pending_at(snapshot)]
     return following(tokenizer, chat, held, variables, new_system=system is not None, say=say)
 
 

@@ -34,7 +34,7 @@ def resume(
     tokens as the uninterrupted run.  If it chose none, or if tokens are sampled, the last token is fed again.
 
     Args:
-        prompt: tokens to feed before generating, behind the snapshot's and the one that the capturing run chose next.
+        prompt: tokens to feed before generating, behind the snapshot's and a pending one (`Trace.pending_at`).
         allow_beyond_positions: go on beyond the positions that the model was made for.
         most: so many tokens will be taken: refuse at once if there are not as many positions.
     Raises:
@@ -46,7 +46,7 @@ def resume(
     choose = (choose or Sampler()).after(tokens_before(trace, snapshot))
     history = trace.token_ids(snapshot)
     recorded = trace.views[trace.index(snapshot)].next_token
-    pending = [] if recorded is None else [recorded]
+    pending = list(trace.pending_at(snapshot))
     check_ids(model, as_ids([*pending, *prompt]))
     fed = len([*pending, *prompt]) if prompt else 0
     _require_fit(model, len(history), fed, max((most or 1) - 1, 0), beyond=allow_beyond_positions)
@@ -86,8 +86,8 @@ def generate_inputs(
     cache by another name for Mamba, and for an encoder-decoder model something in the shape of the encoder's output.
 
     Args:
-        append: token ids to feed next, (tokens,) or (batch, tokens), behind the ones that the capturing run chose
-            (`Trace.pending`), which are always fed first; by default those alone.
+        append: token ids to feed next, (tokens,) or (batch, tokens), behind pending ones (`Trace.pending_at`), which are
+            always fed first; by default the tokens that the capturing run chose next.
         tokenizer, force, into: as `to_cache` takes them.
         allow_beyond_positions: go on beyond the positions that the model was made for; what `generate` makes of that is
             its own affair.
@@ -100,7 +100,8 @@ def generate_inputs(
     view = trace.views[trace.index(snapshot)]
     batch, padding = trace.geometry.batch, trace.geometry.padding
     device = next(model.parameters()).device
-    pending = torch.tensor(view.next_tokens, dtype=torch.int64).reshape(-1, 1) if view.next_tokens else as_ids([])
+    upcoming = view.next_tokens if append is None else trace.pending_at(snapshot)
+    pending = torch.tensor(upcoming, dtype=torch.int64).reshape(-1, 1) if upcoming else as_ids([])
     more = as_ids([] if append is None else append)
     if more.shape[0] not in (1, batch):
         raise UsageError(f"{more.shape[0]} sequences to append to {batch}")
