@@ -36,4 +36,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'formats' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"formats.{_HOMES[name]}"), name)
+    home = f"formats.{_HOMES[name]}"
+    try:
+        found = import_module(home)
+    except AttributeError as error:  # Python would take it for "no such name", and hide what went wrong inside
+        raise ImportError(f"{home} cannot be imported: AttributeError: {error}", name=home) from error
+    return getattr(found, name)
