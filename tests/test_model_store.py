@@ -212,7 +212,7 @@ def not_gguf(path: Path) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], Any, str]] = {
     "cut": ({}, lambda path: cut(path, path.stat().st_size - 2000), "ends at byte"),
-    "cut in its head": ({}, lambda path: cut(path, 900), "ends within its header"),
+    "cut in its head": ({}, lambda path: cut(path, 900), "ends beyond the file"),
     "empty": ({}, lambda path: cut(path, 0), "is not a GGUF file"),
     "no GGUF": ({}, not_gguf, "is not a GGUF file"),
     "unknown architecture": ({"arch": "nobodyknows"}, None, "nobodyknows"),
