@@ -42,8 +42,8 @@ def chat_tokens(
     Args:
         messages: `{"role": ..., "content": ...}`, with content as text or as a list of parts of type "text".
         trace: a session that holds the conversation so far: the ids are then what follows its snapshot (and its
-            pending token, if there is one), for `append`, `resume` and `generate_inputs(append=...)`. The messages are the new
-            turns, or the whole conversation if their tokens begin with the session's.
+            pending token, if there is one), for `append`, `resume` and `generate_inputs(append=...)`. The messages are
+            the new turns, or the whole conversation if their tokens begin with the session's.
         system: a system message to put in front.
         template: variables of the template, such as `{"enable_thinking": False}` or `{"tools": [...]}`;
             `add_generation_prompt` is true unless it is given.

@@ -86,8 +86,8 @@ def generate_inputs(
     cache by another name for Mamba, and for an encoder-decoder model something in the shape of the encoder's output.
 
     Args:
-        append: token ids to feed next, (tokens,) or (batch, tokens), behind pending ones (`Trace.pending_at`), which are
-            always fed first; by default the tokens that the capturing run chose next.
+        append: token ids to feed next, (tokens,) or (batch, tokens), behind pending ones (`Trace.pending_at`), which
+            are always fed first; by default the tokens that the capturing run chose next.
         tokenizer, force, into: as `to_cache` takes them.
         allow_beyond_positions: go on beyond the positions that the model was made for; what `generate` makes of that is
             its own affair.
