@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import threading
 import time
@@ -26,6 +27,7 @@ def lines(what: str, total: int | None, say: Callable[[str], None]) -> Iterator[
     """
     started = time.monotonic()
     done, over = 0, threading.Event()
+    speaking = threading.Lock()
     said = 0
 
     def advance(units: int) -> None:
@@ -34,13 +36,17 @@ def lines(what: str, total: int | None, say: Callable[[str], None]) -> Iterator[
 
     def report() -> None:
         nonlocal said
-        while not over.wait(EVERY if said else FIRST):
-            said += 1
-            say(f"{what}: {state(done, total, time.monotonic() - started)}")
+        with contextlib.suppress(MemoryError):
+            while not over.wait(EVERY if said else FIRST):
+                with speaking:
+                    if over.is_set():
+                        return
+                    said += 1
+                    say(f"{what}: {state(done, total, time.monotonic() - started)}")
 
-    thread = threading.Thread(target=report, name="progress", daemon=True)
-    with contextlib.suppress(RuntimeError):  # where there is no memory for it, the job goes on without lines
-        thread.start()
+    # where there is no memory for it, the job goes on without lines; `Thread.start` would wait for it for ever then
+    with contextlib.suppress(RuntimeError, MemoryError):
+        _thread.start_new_thread(report, ())
     try:
         yield advance
     except BaseException:
@@ -48,8 +54,8 @@ def lines(what: str, total: int | None, say: Callable[[str], None]) -> Iterator[
         raise
     finally:
         over.set()
-        if thread.ident is not None:
-            thread.join()
+        with speaking:  # a line that is being written comes before what follows
+            pass
         if said:
             say(f"{what}: done in {duration(time.monotonic() - started)}")
 
