@@ -60,6 +60,8 @@ def said(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str
 def session(tokenizer: Any, text: str, pending: str = "") -> Any:
     """A trace of a text whose run has chosen `pending` and not fed it."""
     trace = capture(MODEL, tokenizer(text)["input_ids"], steps=0)
+    if pending:
+        trace.info.clear()  # as a run that generated what it ends with
     view = trace.views[-1]
     chosen = tuple(tokenizer(pending)["input_ids"])
     trace.views[-1] = type(view)(**{**view.__dict__, "next_tokens": chosen})

@@ -346,7 +346,7 @@ def test_encoders_are_asked_for_what_they_are_fed() -> None:
     with pytest.raises(UsageError, match="is fed input_ids"):
         capture(build("bart"), input_features=torch.zeros(1, 8, 60))
     bart = build("bart")
-    with pytest.raises(UsageError, match="do not fit into the model's"):
+    with pytest.raises(UsageError, match=r"do not fit into the [0-9]+ positions of the model"):
         capture(bart, [5] * (bart.config.max_position_embeddings + 1))
 
 
@@ -495,9 +495,9 @@ def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monke
     ("bamba", "jamba", "layer 0 has states"),
     ("llama", "deepseek_v32", "layer 0 has heads 2 in the file and 1 in the model"),
     ("jamba", "llama", "layer 0 is none in the file and full in the model"),
-    ("gemma3n", "llama", "the file has 10 layers, the model 2"),
+    ("gemma3n", "llama", "the file has 5 layers, the model 2"),
     ("gpt2", "llama", "layer 0 has heads 4 in the file and 2 in the model"),
-    ("llama", "gemma4", "the file has 2 layers, the model 6"),
+    ("llama", "gemma4", "the file has 2 layers, the model 4"),
 ])  # fmt: skip
 def test_not_even_force_restores_into_another_kind_of_cache(of: str, into: str, message: str) -> None:
     trace = capture_small(SUPPORTED[of], build(of), steps=0)
