@@ -362,6 +362,7 @@ calibrate(model, None, texts=texts, effort=Effort(tokens=600, rank=64, held_out=
 """
 
 
+@pytest.mark.full  # several processes; an interrupted one is tried in every run
 def test_a_killed_calibration_goes_on(every_item: None) -> None:
     for what, after in (("gathering", 3), ("measuring", 2)):
         done = subprocess.run(

@@ -95,6 +95,7 @@ def test_code_of_a_folder_is_refused_at_once_and_not_asked_about(remote: Any, so
     assert not mark.exists()
 
 
+@pytest.mark.full  # two processes that load a model
 @pytest.mark.parametrize("remote", [remote_model, remote_tokenizer])
 def test_code_of_a_folder_runs_for_those_who_mean_it(remote: Any, sound: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"

@@ -320,7 +320,14 @@ def start(path: Path, seconds: float) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.full),
+        signal.SIGKILL,
+    ],
+)
 def test_a_conversion_that_is_stopped_leaves_nothing_that_is_taken(
     how: signal.Signals, tsc: Any, tmp_path: Path, cache: Path
 ) -> None:
@@ -362,6 +369,7 @@ def test_notes_of_one_name_by_two_processes_are_not_mixed(cache: Path) -> None:
     assert json.loads((cache / "names" / "x.json").read_text())["source"] == "/a"
 
 
+@pytest.mark.full  # processes with a start of their own
 def test_two_files_of_one_name_at_once_get_two_names(tmp_path: Path, cache: Path) -> None:
     paths = [gguf_models.write(tmp_path / str(seed) / "m.gguf", seed=seed) for seed in (1, 2)]
     processes = [start(path, 0) for path in paths]

@@ -128,6 +128,7 @@ def test_no_secure_connection(hub: Any, tmp_path: Path) -> None:
     one_line(found[0], "no secure connection")
 
 
+@pytest.mark.full  # several processes
 def test_a_hub_model_is_fetched_named_and_found_without_the_hub(hub: Any, tmp_path: Path) -> None:
     file = str(tmp_path / "t.tsc")
     capture = ["capture", "abc", "--steps", "1", "-q", "-o"]

@@ -207,7 +207,9 @@ def sharded(folder: Path, held: dict[str, list[int]], shard_count: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("layers", "count", "shard_count"), [(2, 11_000, 3), (2, 20, 248)])
+@pytest.mark.parametrize(
+    ("layers", "count", "shard_count"), [pytest.param(2, 11_000, 3, marks=pytest.mark.full), (2, 20, 248)]
+)
 def test_a_checkpoint_of_as_many_tensors_or_shards_as_there_are(
     layers: int, count: int, shard_count: int, tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[bytes
     return subprocess.run(command, capture_output=True, env=os.environ | environment, check=False)
 
 
+@pytest.mark.full  # ten processes
 def test_an_ascii_locale(folder: Path, tmp_path: Path) -> None:
     """A text is written with escapes, a name as it is, and a prompt is UTF-8 whatever the locale says."""
     path = tmp_path / "ö.tsc"

@@ -108,7 +108,11 @@ to_cache(trace, models.llama())
 
 @pytest.mark.parametrize(
     "names",
-    [("DummyLayer",), ("Fp8QuantizedLayer", "DummyLayer"), ("StaticIndexedLayer", "HQQQuantizedLayer")],
+    [
+        ("Fp8QuantizedLayer", "DummyLayer"),
+        pytest.param(("DummyLayer",), marks=pytest.mark.full),
+        pytest.param(("StaticIndexedLayer", "HQQQuantizedLayer"), marks=pytest.mark.full),
+    ],
     ids="+".join,
 )
 def test_a_version_without_a_cache_class_captures(names: tuple[str, ...]) -> None:
