@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 
 from formats.errors import MismatchError, UnsupportedCacheError, UsageError
@@ -18,6 +19,7 @@ from tests.family_runs import capture_small, inputs_of
 from tsc_cli import (
     branch,
     bridge,
+    cache_layers,
     capture,
     drill,
     from_cache,
@@ -369,6 +371,10 @@ def test_the_drill_looks_at_what_the_model_may_say(fill: float) -> None:
         drill.require_restorable(stateful)
 
 
+@pytest.mark.skipif(
+    "Fp8QuantizedLayer" not in {kind.__name__ for kind in cache_layers.LAYER_CLASSES},
+    reason=f"transformers {transformers.__version__} has no fp8 cache",
+)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_quantized_caches_are_dequantized(family: str) -> None:
     model = build(family)
