@@ -136,7 +136,19 @@ SETTINGS = [(given, field.name) for given, kind in CHOSEN.items() for field in f
 ODD = ["0", "-1", str(1 << 31), str(1 << 63), str(1 << 64), "1e-320", "inf", "nan", "", "text", "9" * 5000]
 
 
-@pytest.mark.parametrize(("codec", "name"), SETTINGS, ids=[f"{'.'.join(one[1::2])}.{name}" for one, name in SETTINGS])
+# a quick run takes one codec: the settings of all are made and checked in one place
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [
+        pytest.param(
+            given,
+            name,
+            id=f"{'.'.join(given[1::2])}.{name}",
+            marks=() if given == ("--codec", "scalar") else pytest.mark.full,
+        )
+        for given, name in SETTINGS
+    ],
+)
 def test_a_setting_that_makes_no_sense(tsc: Any, codec: tuple[str, ...], name: str, file: Path, tmp_path: Path) -> None:
     for value in ODD:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

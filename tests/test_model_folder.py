@@ -30,7 +30,12 @@ def changed(sound: Path, tmp_path: Path, change: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
+# a quick run takes every second folder
+@pytest.mark.parametrize(
+    "odd",
+    [pytest.param(odd, marks=pytest.mark.full if number % 2 else ()) for number, odd in enumerate(ODD)],
+    ids=lambda odd: odd.name,
+)
 def test_an_odd_folder_is_refused_in_a_line_that_names_the_file(
     odd: Odd, sound: Path, tmp_path: Path, tsc: Any
 ) -> None:
@@ -84,7 +89,7 @@ def in_a_process(*words: object, environment: dict[str, str] | None = None) -> s
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("remote", [remote_model, remote_tokenizer])
+@pytest.mark.parametrize("remote", [remote_model, pytest.param(remote_tokenizer, marks=pytest.mark.full)])
 def test_code_of_a_folder_is_refused_at_once_and_not_asked_about(remote: Any, sound: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     folder = changed(sound, tmp_path, remote(mark))

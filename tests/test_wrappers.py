@@ -89,7 +89,9 @@ def test_a_wrapped_model_is_the_model(kind: str) -> None:
     assert made[0, -6:].tolist() == want
 
 
-@pytest.mark.parametrize("kind", IN_PLACE)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.full if kind == "compiled in place" else ()) for kind in IN_PLACE]
+)
 def test_a_model_that_was_changed_in_place_is_run_as_it_is(kind: str, fresh_compiler: None) -> None:
     """Compiled code may round otherwise."""
     plain, changed = models.llama(), IN_PLACE[kind](models.llama())
