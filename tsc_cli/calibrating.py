@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -29,8 +28,9 @@ from .calibration_checkpoint import Checkpoint
 from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows, written
 from .fidelity import compare
 from .files import encode
-from .generation import Progress, nothing, score
+from .generation import Progress, score
 from .positions import reach_of
+from .stages import no_bar
 from .wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def calibrate(
     if texts is None and tokenizer is None:
         raise UsageError("without texts a tokenizer is needed")
     model = unwrapped(model)
-    effort, stage, say = effort or Effort(), stage or _no_bar, say or _silent
+    effort, stage, say = effort or Effort(), stage or no_bar, say or _silent
     context, following = window_size(model)
     wanted = -(-effort.tokens // context)
     count = wanted + min(effort.held_out, max(1, wanted // 4))
@@ -270,12 +270,6 @@ def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence
     for page in chain.from_iterable(library_texts()) if texts is None else ():
         digest.update(hashlib.sha256(page.encode()).digest())
     return digest.hexdigest()[:16] + ("" if texts is None else "-texts")
-
-
-@contextlib.contextmanager
-def _no_bar(what: str, total: int | None) -> Iterator[Progress]:
-    del what, total
-    yield nothing
 
 
 def _silent(text: str) -> None:
