@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import schema, strict_json
 from .errors import CorruptError
@@ -178,8 +178,26 @@ def _described(spec: LayerSpec) -> dict[str, Any]:
     return found
 
 
-def from_json(data: bytes) -> tuple[Geometry, dict[str, str]]:
-    """Parse and check a MODEL record's payload.  Raises CorruptError."""
+class ModelRecord(NamedTuple):
+    """What a MODEL record says.
+
+    Attributes:
+        geometry: of the cache.
+        fingerprint: of the model that it was captured from.
+        lost_by: what the rows had lost by before they came into the file, such as "scalar"; "" says nothing of it.
+    """
+
+    geometry: Geometry
+    fingerprint: dict[str, str]
+    lost_by: str
+
+
+def from_json(data: bytes) -> ModelRecord:
+    """Parse and check a MODEL record's payload.
+
+    Raises:
+        CorruptError: it is not what format.md describes.
+    """
     where = "model record"
     found = schema.fields(
         strict_json.loads(data, where),
@@ -201,15 +219,10 @@ def from_json(data: bytes) -> tuple[Geometry, dict[str, str]]:
         raise CorruptError(f"{where}: no layers")
     entries = schema.fields(found["fingerprint"], f"{where} fingerprint", (), found["fingerprint"])
     fingerprint = {key: schema.string(value, f"{where} fingerprint {key!r}") for key, value in entries.items()}
-    if not schema.string(found.get("lost_by", "none"), f"{where} lost_by"):
+    lost_by = schema.string(found["lost_by"], f"{where} lost_by") if "lost_by" in found else ""
+    if "lost_by" in found and not lost_by:
         raise CorruptError(f"{where} lost_by: a name was expected")
-    return Geometry(dtype, tuple(layers), batch, _padding(found, batch, where)), fingerprint
-
-
-def lost_by(data: bytes) -> str:
-    """What the rows had lost by before they came into the file, of a MODEL record that `from_json` takes; or ""."""
-    found = strict_json.loads(data, "model record").get("lost_by", "")
-    return str(found)
+    return ModelRecord(Geometry(dtype, tuple(layers), batch, _padding(found, batch, where)), fingerprint, lost_by)
 
 
 def _padding(found: Mapping[str, Any], batch: int, where: str) -> tuple[int, ...]:

@@ -284,9 +284,8 @@ def examine(wreck: Wreck) -> Remains:
     with pieces.locating():
         require_modest([one.header for one in wreck.records.values()], wreck.size)
     with pieces.locating(found.offset, found.header):
-        payload = pieces.payload(found.offset, found.header)
-        pieces.geometry, fingerprint = geometry_json.from_json(payload)
-        stated_loss = geometry_json.lost_by(payload)
+        record = geometry_json.from_json(pieces.payload(found.offset, found.header))
+        pieces.geometry, fingerprint, stated_loss = record
     remains = Remains(wreck, pieces, fingerprint, stated_loss, records={0: found})
     remains.read()
     return remains

@@ -54,9 +54,7 @@ class TraceFile(RecordFile):
             if entry.raw > MAX_JSON_BYTES:
                 raise self.reader.corrupt(f"a {entry.name} record of {entry.raw} bytes", offset, entry.sequence)
         with self.locating(*model):
-            payload = self.payload(*model)
-            self.geometry, self.fingerprint = geometry_json.from_json(payload)
-            self.stated_loss = geometry_json.lost_by(payload)
+            self.geometry, self.fingerprint, self.stated_loss = geometry_json.from_json(self.payload(*model))
         with self.locating(*header):
             self.header = header_json.from_json(self.payload(*header))
         self.labels = self._labels()

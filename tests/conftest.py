@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from formats.paths import cache_folder
 from tests.reliability.rows import tallying
 
 # a busy machine makes no test fail: none is held to a time
@@ -20,6 +25,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core 
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ["TERMINAL_WIDTH"] = "80"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a hub; the default model comes out of a wheel
+
+# no profile of this machine is found by a test, and no test leaves one here; fetched models are shared
+_models = cache_folder() / "models"
+_models.mkdir(parents=True, exist_ok=True)
+_cache = Path(tempfile.mkdtemp(prefix="tsc-tests-"))
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+(_cache / "models").symlink_to(_models.resolve(), target_is_directory=True)
+os.environ["TSC_CACHE"] = str(_cache)
 
 
 class Result:

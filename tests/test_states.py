@@ -44,7 +44,7 @@ def test_every_state_comes_back(
     tensor = octets.view(getattr(torch, dtype)).view(layers, snapshots, batch, *shape)
     assert same_bits(from_values(as_values(tensor, state), state).contiguous(), tensor)
     geometry = Geometry("float32", (LayerSpec("none", states=(state,)),) * layers, batch)
-    assert from_json(to_json(geometry, {})) == (geometry, {})
+    assert from_json(to_json(geometry, {})) == (geometry, {}, "")
     sink = io.BytesIO()
     writer = TraceWriter(sink, geometry, {})
     for first in range(snapshots):  # a record a snapshot and layer, in any order

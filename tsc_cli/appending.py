@@ -22,8 +22,9 @@ from formats.trace_file import TraceFile
 from formats.trace_writer import TraceWriter
 
 from . import bridge, restoring
-from .generation import Progress, feed, nothing
+from .generation import feed
 from .positions import require_fit
+from .progress import Progress, nothing
 from .prompts import as_ids, check_ids
 from .replay import Feed, feeds_of, feeds_text
 from .sampling import Sampler, tokens_before

@@ -30,6 +30,7 @@ from .capturing import CaptureOptions, capture
 from .compressing import Compressor
 from .fidelity import Fidelity
 from .judging import Judge, scratch_file
+from .progress import Progress
 
 if TYPE_CHECKING:
     from formats.klt.profile import Profile
@@ -150,9 +151,7 @@ class Bench:
     protocol: Protocol
     prompts: list[Prompt] = field(default_factory=list)
 
-    def capture(
-        self, texts: Sequence[Sequence[int]], progress: Callable[[int], None], *, attention: bool = True
-    ) -> None:
+    def capture(self, texts: Sequence[Sequence[int]], progress: Progress, *, attention: bool = True) -> None:
         """Capture the windows.  Raises UsageError if the texts are too short for them."""
         p = self.protocol
         beyond = p.allow_beyond_positions
@@ -168,7 +167,7 @@ class Bench:
             self.prompts.append(Prompt(source, judge, Sizer(source, judge.device), profile))
             progress(1)
 
-    def run(self, rows: Iterable[Row], progress: Callable[[int], None]) -> list[dict[str, Any]]:
+    def run(self, rows: Iterable[Row], progress: Progress) -> list[dict[str, Any]]:
         """Measure every row on every prompt."""
         found = []
         for row in rows:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -28,15 +27,14 @@ from .calibration_checkpoint import Checkpoint
 from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows, written
 from .fidelity import compare
 from .files import encode
-from .generation import Progress, score
+from .generation import score
 from .positions import reach_of
-from .stages import no_bar
+from .progress import Progress, Say, Stage, no_stage, silent
 from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # a progress bar for a stage of so many units
 _CHECKPOINT = 3  # of what is put aside: another number where its meaning changes
 _CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
 
@@ -75,7 +73,7 @@ QUICK = Effort(
 
 def calibrate(
     model: PreTrainedModel, tokenizer: Any, *, name: str = "model", texts: Sequence[Sequence[int]] | None = None,
-    effort: Effort | None = None, stage: Bar | None = None, say: Callable[[str], None] | None = None,
+    effort: Effort | None = None, stage: Stage | None = None, say: Say | None = None,
 ) -> Profile:  # fmt: skip
     """Make the profile of a model, and keep it in the user's cache folder, where `compress` finds it.
 
@@ -94,7 +92,7 @@ def calibrate(
     if texts is None and tokenizer is None:
         raise UsageError("without texts a tokenizer is needed")
     model = unwrapped(model)
-    effort, stage, say = effort or Effort(), stage or no_bar, say or _silent
+    effort, stage, say = effort or Effort(), stage or no_stage, say or silent
     context, following = window_size(model)
     wanted = -(-effort.tokens // context)
     count = wanted + min(effort.held_out, max(1, wanted // 4))
@@ -132,7 +130,7 @@ def calibrate(
 
 
 def _fitted(
-    gatherer: Gatherer, chosen: Sequence[Sequence[int]], partial: Checkpoint, stage: Bar, say: Callable[[str], None]
+    gatherer: Gatherer, chosen: Sequence[Sequence[int]], partial: Checkpoint, stage: Stage, say: Say
 ) -> list[Group]:
     """The groups of what these windows give: gathered and fitted, as far as that was not done before."""
     found: list[Group] = []
@@ -169,7 +167,7 @@ def window_size(model: PreTrainedModel) -> tuple[int, int]:
 
 def _windows(
     model: PreTrainedModel, tokenizer: Any, texts: Sequence[Sequence[int]] | None, count: int, size: int,
-    effort: Effort, partial: Checkpoint, stage: Bar, say: Callable[[str], None],
+    effort: Effort, partial: Checkpoint, stage: Stage, say: Say,
 ) -> list[list[int]]:  # fmt: skip
     if texts is not None:
         return windows(texts, count, size)
@@ -270,7 +268,3 @@ def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence
     for page in chain.from_iterable(library_texts()) if texts is None else ():
         digest.update(hashlib.sha256(page.encode()).digest())
     return digest.hexdigest()[:16] + ("" if texts is None else "-texts")
-
-
-def _silent(text: str) -> None:
-    del text

@@ -24,7 +24,8 @@ from formats.timeline import Rows
 
 from . import bridge, fingerprint, forward, rotary
 from .calibration_texts import CONTEXT, drawn_at
-from .generation import Progress, nothing, prefill
+from .generation import prefill
+from .progress import Progress, nothing
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

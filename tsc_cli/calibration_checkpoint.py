@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from .progress import Say
+
 _SHARE = 20  # putting aside takes a twentieth of the time at most, where an item takes less than it
 _KEPT_DAYS = 30  # of a calibration that nobody went on with
 
@@ -21,7 +23,7 @@ _KEPT_DAYS = 30  # of a calibration that nobody went on with
 class Checkpoint:
     """The stages of one calibration.  Where nothing can be put aside, it goes on without."""
 
-    def __init__(self, folder: Path, key: str, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, key: str, say: Say) -> None:
         self._folder, self._key, self._say = folder, key, say
         self._next, self._failed = 0.0, False
         self._forget_old()

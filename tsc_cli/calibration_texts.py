@@ -13,7 +13,8 @@ import torch
 
 from formats.errors import UsageError
 
-from .generation import Progress, feed, nothing, prefill
+from .generation import feed, prefill
+from .progress import Progress, nothing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

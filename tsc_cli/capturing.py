@@ -20,7 +20,8 @@ from formats.trace_writer import content_id
 from . import bridge, fingerprint
 from .attention import observed
 from .drill import require_restorable
-from .generation import Progress, feed, nothing, prefill
+from .generation import feed, prefill
+from .progress import Progress, nothing
 from .prompts import Prompt, by_row, check, prompt_of
 from .sampling import Sampler
 from .wrappers import unwrapped

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from formats.errors import UsageError
 
 from .files import encode_prompt, read_text
-from .texts import Say, argument, nothing, require_text
+from .progress import Say, silent
+from .texts import argument, require_text
 
 if TYPE_CHECKING:
     from formats import Trace
@@ -35,7 +36,7 @@ def chat_tokens(
     snapshot: int = -1,
     system: str | None = None,
     template: Mapping[str, Any] | None = None,
-    say: Say = nothing,
+    say: Say = silent,
 ) -> list[int]:
     """The token ids of a chat, through the tokenizer's chat template.
 
@@ -67,7 +68,7 @@ def chat_tokens(
     return following(tokenizer, chat, held, variables, new_system=system is not None, say=say)
 
 
-def read_messages(path: str, say: Say = nothing) -> Messages:
+def read_messages(path: str, say: Say = silent) -> Messages:
     """A chat out of a JSON file, or stdin for `-`.  Raises UsageError for what is none."""
     name = "stdin" if path == "-" else path
     try:

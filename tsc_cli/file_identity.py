@@ -16,7 +16,7 @@ from pathlib import Path
 from formats.atomic import atomic_write
 from formats.errors import StorageError, TscError
 
-from .stages import Stage
+from .progress import Stage
 
 State = list[list[int | str]]
 

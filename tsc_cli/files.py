@@ -18,7 +18,7 @@ from . import default_model, hub, model_store, texts
 from .models import Loaded, check_trust, known_name
 from .models import load as load_model
 from .output import Output, go_nowhere, message
-from .texts import Say, nothing
+from .progress import Say, silent
 
 _RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
 MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
@@ -60,7 +60,7 @@ def one_sequence(trace: Trace, number: int) -> Trace:
     return trace if trace.geometry.batch == 1 and number == 0 else trace.sequence(number)
 
 
-def read_text(path: str, say: Say = nothing) -> str:
+def read_text(path: str, say: Say = silent) -> str:
     """A UTF-8 text file, or stdin for `-`; `say` is told of a byte order mark that was taken off."""
     name = "stdin" if path == "-" else path
     try:

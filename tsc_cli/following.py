@@ -22,7 +22,7 @@ from formats.errors import UsageError
 
 from .chat import Messages, render
 from .files import encode
-from .texts import Say
+from .progress import Say
 
 _WHOLE = "give the whole conversation, as the session has it, or capture it anew"
 

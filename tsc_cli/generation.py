@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,17 +15,13 @@ from . import forward
 from .bridge import encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
 from .finite import require_finite
 from .positions import one_pass_beyond, require_room, settle
+from .progress import Progress, nothing
 from .sampling import Sampler
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 Tokens = Sequence[int] | torch.Tensor  # of one sequence, or (batch, tokens)
-Progress = Callable[[int], None]  # called with the number of units done since the last call
-
-
-def nothing(units: int) -> None:
-    del units
 
 
 @torch.no_grad()

@@ -19,8 +19,7 @@ from .disk_room import require_room
 from .gguf_parts import join
 from .libraries import quiet_libraries
 from .network_causes import cause_of, first_line
-from .output import Advance
-from .stages import Say, Stage
+from .progress import Progress, Say, Stage
 
 if TYPE_CHECKING:
     import torch
@@ -193,7 +192,7 @@ def _save_tokenizer(gguf: Path, built: Path, say: Say) -> None:
     tokenizer.save_pretrained(built)
 
 
-def _compare(built: Path, weights: Mapping[str, torch.Tensor], advance: Advance) -> None:
+def _compare(built: Path, weights: Mapping[str, torch.Tensor], advance: Progress) -> None:
     """Raise OSError unless every stored tensor is what was to be stored."""
     import torch
     from safetensors import safe_open

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +14,8 @@ from formats.errors import StorageError, TscError, UsageError
 
 from .libraries import quiet_environment
 from .network_causes import cause_of
-from .output import Advance, size
+from .output import size
+from .progress import Progress
 
 HINT = "tsc models lists what is on this machine; a local file or folder will do, too"
 _ANSWER = 10.0  # seconds for an answer
@@ -23,7 +24,7 @@ _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 def file_of(
     name: str, file: str, *, optional: bool = False, revision: str | None = None, folder: Path | None = None,
-    advance: Advance | None = None, asked: bool = False,
+    advance: Progress | None = None, asked: bool = False,
 ) -> Path | None:  # fmt: skip
     """The file in the local hub cache, fetched into it where it is not there; all of one model are in one folder.
 
@@ -160,7 +161,7 @@ def _require_announced(path: Path, name: str, file: str) -> None:
         raise StorageError(f"the {file} of {name} is not the one that the hub announced", hint="try again")
 
 
-def _bar(advance: Callable[[int], None]) -> type:
+def _bar(advance: Progress) -> type:
     """What huggingface_hub takes for a progress bar."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 

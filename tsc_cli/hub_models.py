@@ -10,7 +10,7 @@ from formats.errors import TscError, UsageError
 from . import hub
 from .disk_room import require_room
 from .network_causes import cause_of
-from .stages import Say, Stage, no_bar
+from .progress import Say, Stage, no_stage
 
 _SMALL = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _TEMPLATES = "additional_chat_templates/"
@@ -19,7 +19,7 @@ _ADAPTER = "adapter_model.safetensors"
 _WEIGHTS = (("model.safetensors", "model-", ".safetensors"), ("pytorch_model.bin", "pytorch_model-", ".bin"))
 
 
-def fetch(name: str, say: Say, stage: Stage = no_bar, *, code: bool = False) -> Path:
+def fetch(name: str, say: Say, stage: Stage = no_stage, *, code: bool = False) -> Path:
     """Bring what a model is loaded from into the local hub cache, and return its folder there.
 
     Where the hub cannot be asked, a model that is in the cache is taken as it is.
@@ -51,7 +51,7 @@ def fetch(name: str, say: Say, stage: Stage = no_bar, *, code: bool = False) -> 
     for file in wanted:
         if file in missing and hub.said_size(sizes[file]):
             say(f"fetching {file} of {name}{hub.said_size(sizes[file])}")
-        with stage(f"fetching {file}", sizes[file]) if file in missing else no_bar(file, None) as advance:
+        with stage(f"fetching {file}", sizes[file]) if file in missing else no_stage(file, None) as advance:
             found = hub.file_of(name, file, advance=advance, asked=True)
         if found is None:
             raise UsageError(f"{name} has no {file} any more", hint="the model was changed on the hub; try again")

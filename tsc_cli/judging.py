@@ -16,7 +16,8 @@ from formats.timeline import Rows
 
 from . import bridge, restoring
 from .fidelity import Fidelity, compare
-from .generation import Progress, nothing, score
+from .generation import score
+from .progress import Progress, nothing
 from .references import check_positions, followed, reference_of, sample_after
 from .sampling import check_seed
 from .verification import Verified

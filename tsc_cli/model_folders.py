@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from formats.paths import cache_folder
 
-from .stages import Say
+from .progress import Say
 
 _NEW, _OLD = ".new-", ".old-"  # what a killed process may leave: half of a model that comes, or of one that goes
 

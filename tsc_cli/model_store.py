@@ -19,7 +19,7 @@ from .disk_room import writing
 from .gguf_parts import parts_of, stem_of
 from .model_names import Named
 from .output import size
-from .stages import Say, Stage, no_bar
+from .progress import Say, Stage, no_stage
 
 _MARK = "tsc-model.json"  # in every converted folder, written last: of which bytes it was made
 
@@ -95,7 +95,7 @@ def kept() -> list[Kept]:
     return found
 
 
-def of_gguf(path: Path, say: Say, stage: Stage = no_bar, name: str | None = None) -> Named:
+def of_gguf(path: Path, say: Say, stage: Stage = no_stage, name: str | None = None) -> Named:
     """The converted model of a GGUF file, which is converted first if it was not yet.
 
     Args:
@@ -124,7 +124,7 @@ def of_gguf(path: Path, say: Say, stage: Stage = no_bar, name: str | None = None
         return _named_gguf(digest, parts[0], name, say)
 
 
-def of_gguf_file(path: Path, say: Say, stage: Stage = no_bar, name: str | None = None) -> Named:
+def of_gguf_file(path: Path, say: Say, stage: Stage = no_stage, name: str | None = None) -> Named:
     """`of_gguf`, of what may not be a file, or no GGUF file.  Raises UsageError for those, too."""
     if not path.is_file():
         raise UsageError("no such model file", path=str(path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from formats.errors import UsageError
 from . import default_model, hub_models, model_folder, model_loading, model_store
 from .libraries import quiet_libraries
 from .local_names import readable
+from .progress import Say
 from .texts import shown as as_text
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Loaded:
 
 def load(
     name: str | None, *, dtype: str = "auto", device: str = "auto", fetch: bool = True,
-    trust_remote_code: bool = False, say: Callable[[str], None],
+    trust_remote_code: bool = False, say: Say,
 ) -> Loaded:  # fmt: skip
     """Load a causal language model and, if it has one, its tokenizer.
 
@@ -101,7 +101,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def _locate(
-    name: str | None, fetch: bool, say: Callable[[str], None], code: bool
+    name: str | None, fetch: bool, say: Say, code: bool
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """(arguments for from_pretrained, name to show)."""
     if name is None or name == default_model.NAME:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from formats import Trace
@@ -18,6 +18,7 @@ from .judging import scratch_file
 from .ladder import BASELINES
 from .needle import TRIES, Needle, answers, needles
 from .positions import require_fit
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .models import Loaded
@@ -27,7 +28,7 @@ RATIOS = (63, 125, 219, 429)
 
 
 def run(
-    loaded: Loaded, texts: Sequence[Sequence[int]], count: int, seed: int, progress: Callable[[int], None]
+    loaded: Loaded, texts: Sequence[Sequence[int]], count: int, seed: int, progress: Progress
 ) -> list[dict[str, Any]]:
     """One row a codec: {"label", "answerable", "kept", "not_met", "share", "ratio_final_fp32" (mean)}.
 

@@ -6,16 +6,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from formats.errors import StorageError
 
-from .progress import lines
+from .progress import Progress, lines, nothing
 from .texts import shown, tolerant
-
-Advance = Callable[[int], None]
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -104,32 +102,29 @@ class Output:
             message(text)
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: int | None = None) -> Iterator[Advance]:
+    def progress(self, what: str, total: int | None = None) -> Iterator[Progress]:
         """Progress on stderr: a bar at a terminal; elsewhere, and with JSON, a line now and then.
 
         Args:
             total: how many units there are; None shows that something goes on.
         """
         if self.quiet:
-            yield _no_bar
+            yield nothing
             return
         if self.as_json or not sys.stderr.isatty():
             with lines(what, total, message) as advance:
                 yield advance
             return
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
 
         parts = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         if total is not None:
             parts = (*parts, TextColumn("left"), TimeRemainingColumn())  # type: ignore[assignment]
-        with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+        with Bars(*parts, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(printable(what), total=total)
             yield lambda units: bar.advance(task, units)
-
-
-def _no_bar(units: int) -> None:
-    del units
 
 
 def message(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress where no terminal shows a bar: a line now and then, so that a log says what a job is at."""
+"""How a long job tells a person where it is; where no terminal shows a bar, a line now and then."""
 
 from __future__ import annotations
 
@@ -7,15 +7,35 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 FIRST = 20.0  # seconds until a stage says that it is at work: what is done sooner says nothing
 EVERY = 30.0  # seconds between lines
 
-Advance = Callable[[int], None]
+Progress = Callable[[int], None]  # called with the number of units done since the last call
+Say = Callable[[str], None]  # takes a line for a person
+Stage = Callable[[str, int | None], AbstractContextManager[Progress]]  # opens a stage: its name, its units if known
+
+
+def nothing(units: int) -> None:
+    """A `Progress` that nobody sees."""
+    del units
+
+
+def silent(text: str) -> None:
+    """A `Say` that nobody hears."""
+    del text
 
 
 @contextlib.contextmanager
-def lines(what: str, total: int | None, say: Callable[[str], None]) -> Iterator[Advance]:
+def no_stage(what: str, total: int | None) -> Iterator[Progress]:
+    """A `Stage` that nobody sees."""
+    del what, total
+    yield nothing
+
+
+@contextlib.contextmanager
+def lines(what: str, total: int | None, say: Say) -> Iterator[Progress]:
     """A line after a while, one every half minute, and one at the end if there was any before it.
 
     A thread writes them, since a stage may be long at one unit of its work.

@@ -16,7 +16,8 @@ import torch
 from formats.errors import UsageError
 
 from .fidelity import Fidelity, compare
-from .generation import Progress, nothing, score
+from .generation import score
+from .progress import Progress, nothing
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

@@ -18,7 +18,7 @@ from formats.trace import MemoryBlock
 from formats.views import BlockKey, Labels, View
 
 from . import bridge
-from .generation import Progress
+from .progress import Progress
 from .prompts import encoded_of
 from .replay import passes_to, replayed
 

@@ -21,8 +21,8 @@ from formats.compression import Recipe, Source
 from formats.errors import UsageError
 
 from . import claims, fingerprint
-from .generation import Progress, nothing
 from .judging import scratch_file
+from .progress import Progress, nothing
 from .recomputed_distances import of_rows, of_states
 from .recomputed_rows import recomputed
 from .tolerances import ROUNDING, Distances, Judged, judge

@@ -10,8 +10,9 @@ from formats.errors import LimitError, UsageError
 from formats.limits import memory_budget
 
 from . import bridge
-from .generation import Progress, continuation, feed_last_again, nothing
+from .generation import continuation, feed_last_again
 from .positions import room
+from .progress import Progress, nothing
 from .sampling import Sampler, tokens_before
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from collections.abc import Callable
 from typing import Any
 
 from formats.errors import UsageError
 
-Say = Callable[[str], None]
+from .progress import Say, silent
 
 MARK = "\ufeff"
 _OTHERS = (  # the longer marks first: UTF-32's begins as UTF-16's does
@@ -28,11 +27,7 @@ _SAMPLE = 1 << 16  # bytes that are looked at to tell UTF-16 without a mark
 _ESCAPED = "tsc.escaped"
 
 
-def nothing(text: str) -> None:
-    del text
-
-
-def decode(data: bytes, name: str, say: Say = nothing) -> str:
+def decode(data: bytes, name: str, say: Say = silent) -> str:
     """The text of a file, without a byte order mark.
 
     Args:
@@ -52,7 +47,7 @@ def decode(data: bytes, name: str, say: Say = nothing) -> str:
     return unmarked(text, name, say)
 
 
-def argument(text: str, name: str = "the prompt", say: Say = nothing) -> str:
+def argument(text: str, name: str = "the prompt", say: Say = silent) -> str:
     """A text of the command line, without a byte order mark.  Raises UsageError if it is not UTF-8."""
     return unmarked(of_system(text, name), name, say)
 
@@ -81,7 +76,7 @@ def of_system(text: str, name: str) -> str:
         ) from None
 
 
-def unmarked(text: str, name: str, say: Say = nothing) -> str:
+def unmarked(text: str, name: str, say: Say = silent) -> str:
     """The text without the byte order mark that it begins with."""
     if not text.startswith(MARK):
         return text

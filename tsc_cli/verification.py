@@ -17,8 +17,9 @@ from formats.tiers import verdict
 
 from . import bridge, fingerprint, restoring
 from .fidelity import Fidelity, compare, first_difference
-from .generation import Progress, continuation, nothing, score
+from .generation import continuation, score
 from .positions import room
+from .progress import Progress, nothing
 from .prompts import encoded_of
 from .recall import Recall, measure_recall, recall_passes
 from .references import MOST_POSITIONS, check_positions, followed, needs_sample, reference_of, sample_after

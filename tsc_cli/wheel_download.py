@@ -21,8 +21,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 from formats.errors import StorageError
 
 from .network_causes import without_login
-from .output import Advance
-from .stages import Stage
+from .progress import Progress, Stage
 
 PUBLIC = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5, application/vnd.pypi.simple.v1+html;q=0.6"
@@ -201,7 +200,7 @@ def _fetch(session: Any, url: str, digest: str | None, folder: Path, stage: Stag
     return target
 
 
-def _go_on(session: Any, url: str, file: Any, at_most: int, advance: Advance) -> bool:
+def _go_on(session: Any, url: str, file: Any, at_most: int, advance: Progress) -> bool:
     """Append what is missing; whether the server sent all that it announced."""
     at = file.tell()
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={at}-"} if at else {})

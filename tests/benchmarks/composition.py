@@ -27,7 +27,7 @@ from tsc_cli.compressing import Compressor
 from tsc_cli.fidelity import Fidelity, compare
 from tsc_cli.generation import score
 from tsc_cli.judging import scratch_file
-from tsc_cli.stages import no_bar
+from tsc_cli.progress import no_stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,7 +149,7 @@ def sums(gguf: Path, sizes: dict[str, list[int]]) -> None:
 
 
 def main(gguf: Path | None, text: Path | None, folder: Path) -> None:
-    gguf = gguf or default_source.fetch(folder, print, no_bar)
+    gguf = gguf or default_source.fetch(folder, print, no_stage)
     tokenizer = loaded(None).tokenizer
     content = library_texts()[0][0] if text is None else text.read_text("utf-8")
     texts = windows([tokenizer(content).input_ids], WINDOWS, CONTEXT + POSITIONS + 1)

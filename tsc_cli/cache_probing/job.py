@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from formats.errors import UsageError
 from formats.rotary import Rotary
 from formats.trace import Trace
 
+from ..progress import Progress
 from .directions import HEADS, LAYERS, LEAST, MEAN, PARTS, TOKENS, Directions, Entry
 from .rows import KEYS, UNDONE, VALUES, Layer, layers_of
 from .snapshots import Held, held_before
@@ -51,9 +52,7 @@ class Probe:
         return [line for line in ORDER if line in found]
 
 
-def probe(
-    trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | None, advance: Callable[[int], None]
-) -> Probe:
+def probe(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | None, advance: Progress) -> Probe:
     """Compare the rows of snapshot `number`, without those of its first `skip` tokens, in every direction.
 
     Two layers are held in double precision at a time.

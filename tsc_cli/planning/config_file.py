@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from formats.errors import UsageError
 
 from .. import default_model, foreign_json, hub, model_store
 from ..models import is_hub_id
+from ..progress import Say
 
 NAME = "config.json"
 
@@ -30,7 +30,7 @@ class Config:
     values: dict[str, Any]
 
 
-def read(name: str, say: Callable[[str], None]) -> Config:
+def read(name: str, say: Say) -> Config:
     """The config of a model: a config.json, a folder that has one, a name of a model, or a hub id.
 
     Args:
@@ -45,7 +45,7 @@ def read(name: str, say: Callable[[str], None]) -> Config:
     return Config(name, str(path), foreign_json.read_object(path, "the config.json of a model was expected"))
 
 
-def _locate(name: str, say: Callable[[str], None]) -> Path:
+def _locate(name: str, say: Say) -> Path:
     path = Path(name).expanduser()
     if name == default_model.NAME and not path.exists():
         if not default_model.is_ready():
@@ -71,7 +71,7 @@ def _locate(name: str, say: Callable[[str], None]) -> Path:
     return _from_hub(name, say)
 
 
-def _from_hub(name: str, say: Callable[[str], None]) -> Path:
+def _from_hub(name: str, say: Say) -> Path:
     """The file in the local hub cache, or fetched into it."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ from formats.errors import UnsupportedFileError, UsageError
 
 from .. import default_model, foreign_json, hub, model_store
 from ..models import is_hub_id
+from ..progress import Say
 from . import shards
 from .gguf_file import read_gguf
 from .layouts import guessed
 from .matrices import Tensor
-
-Say = Callable[[str], None]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = "convert it where you trust it: load it with transformers, then save_pretrained() writes safetensors"

@@ -7,7 +7,7 @@ rows at a time, so that each weight is read once and memory does not depend on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import numpy as np
 from formats.errors import LimitError
 from formats.limits import MIB, memory_budget
 
+from ..progress import Progress
 from .matrices import Matrix, spread
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 256 * MIB  # of all layers' blocks of rows together
 _CHUNK_BYTES = MIB  # of all layers' values that are compared at once: they stay in the processor's second cache
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def block_bytes() -> int:
 
 
 def survey(
-    matrices: Sequence[Matrix], pool: Executor, advance: Advance, sample: int | None = None, budget: int | None = None
+    matrices: Sequence[Matrix], pool: Executor, advance: Progress, sample: int | None = None, budget: int | None = None
 ) -> Survey:
     """Compare L matrices of one shape [outputs, inputs], pair by pair.
 

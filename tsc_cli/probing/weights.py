@@ -12,6 +12,7 @@ import numpy as np
 
 from formats.errors import UsageError
 
+from ..progress import Progress
 from . import ratios
 from .coding import coded, rows_for_bits
 from .matrices import Matrix, workers
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 YES = 0.1  # bits a weight: what a factor, a choice of reference and layers that depend on layers have to be paid from
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def probe(
     Args:
         against: the other model's layers, checked with `check_same`.
         sample: how many rows of each matrix, evenly spread, stand for all.
-        progress: opens a bar: (what, total) to a context that gives an `Advance`.
+        progress: opens a bar: (what, total) to a context that gives an `Progress`.
         threads: 0 for as many as the process may use.
     Raises:
         LimitError, CorruptError, StorageError: as `ratios.survey`.
@@ -181,7 +180,7 @@ def _work(one: MatrixType, other: MatrixType | None, sample: int | None) -> int:
 _CODING = 16  # counting symbols and ranks costs about this many comparisons a weight
 
 
-def _layers(series: Series, pool: Executor, advance: Advance, sample: int | None) -> list[Entry]:
+def _layers(series: Series, pool: Executor, advance: Progress, sample: int | None) -> list[Entry]:
     """Each layer against the one before, and against all."""
     numbers = list(series.layers)
     matrices = list(series.layers.values())
@@ -205,7 +204,7 @@ def _layers(series: Series, pool: Executor, advance: Advance, sample: int | None
     return entries
 
 
-def _other_model(series: Series, other: Series, pool: Executor, advance: Advance, sample: int | None) -> list[Entry]:
+def _other_model(series: Series, other: Series, pool: Executor, advance: Progress, sample: int | None) -> list[Entry]:
     """Each layer against the same of the other model."""
     pairs = [(series.layers[layer], other.layers[layer]) for layer in series.layers]
     surveys = [survey(pair, pool, advance, sample) for pair in pairs]
@@ -236,7 +235,7 @@ def _number(value: float) -> float | None:
 
 
 def _costs(
-    pairs: Sequence[tuple[Matrix, Matrix]], pool: Executor, advance: Advance, sample: int | None
+    pairs: Sequence[tuple[Matrix, Matrix]], pool: Executor, advance: Progress, sample: int | None
 ) -> list[dict[str, Any]]:
     """Bits and ranks of each pair of a matrix and its reference."""
 
