@@ -202,6 +202,47 @@ ODD = (
     Odd("eos_token = 5", state(SETTINGS, eos_token=5), (SETTINGS, "eos_token")),
     Odd("no tokenizer.json", lambda folder: (folder / TOKENIZER).unlink(), ("token",)),
     Odd("chat template not UTF-8", write("chat_template.jinja", b"\xff\xfe"), ("chat_template.jinja",)),
+    *(Odd(f"tokenizer's model: {name}", state(TOKENIZER, model=model), (TOKENIZER, "UNK"))
+      for name, model in (
+          ("words without the unknown one", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<u>"}),
+          ("pieces without the unknown one", {
+              "type": "WordPiece", "vocab": {"a": 0}, "unk_token": "z", "continuing_subword_prefix": "",
+              "max_input_chars_per_word": 5,
+          }),
+      )),
+    *(Odd(f"tokenizer's model: an id of {highest:,}",
+          state(TOKENIZER, model={"type": "BPE", "vocab": {"h": 5, "e": highest}, "merges": []}),
+          (TOKENIZER, str(highest)))
+      for highest in (2**31 - 1, 50_000_000)),
+    Odd("tokenizer: an added id of 2^31", state(TOKENIZER, added_tokens=[{
+        "id": 2**31, "content": "<x>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        "special": True,
+    }]), (TOKENIZER, str(2**31))),
+    *(Odd(f"tokenizer's normalizer: charsmap {data!r}",
+          state(TOKENIZER, normalizer={"type": "Precompiled", "precompiled_charsmap": data}), (TOKENIZER,))
+      for data in ("", "AAAA", "!")),
+    *(Odd(f"layer_types: {kinds}{rest or ''}", state(CONFIG, layer_types=kinds, **rest), (CONFIG, name))
+      for kinds, rest, name in (
+          (["sliding_attention"] * 3, {}, "sliding_window"),
+          (["full_attention", "sliding_attention", "full_attention"], {}, "sliding_window"),
+          (["chunked_attention"] * 3, {}, "attention_chunk_size"),
+          (["compressed_sparse_attention"] * 3, {}, "compress"), (["window_attention"] * 3, {}, "window_attention"),
+          (["sliding_attention"] * 3, {"sliding_window": None}, ""),
+          (["sliding_attention"] * 3, {"sliding_window": "x"}, "sliding_window"),
+          (["sliding_attention"] * 3, {"sliding_window": 0}, "sliding_window"),
+          (["sliding_attention"] * 3, {"sliding_window": 1}, "sliding_window"),
+          (["chunked_attention"] * 3, {"attention_chunk_size": 0}, "attention_chunk_size"),
+          (["full_attention"] * 2, {}, ""), (5, {}, ""),
+      )),
+    Odd("a window of -1", state(CONFIG, sliding_window=-1), (CONFIG, "sliding_window")),
+    Odd("a window of -1 that no layer has", state(CONFIG, sliding_window=-1, layer_types=["full_attention"] * 3)),
+    Odd("num_labels = 10^8", state(CONFIG, num_labels=10**8), (CONFIG, "num_labels")),
+    Odd("sub_configs = 5", state(CONFIG, sub_configs=5), (CONFIG, "sub_configs")),
+    *(Odd(f"{field} = 5", state(CONFIG, **{field: 5}), (CONFIG, field))
+      for field in ("text_config", "quantization_config", "attribute_map", "id2label")),
+    Odd("pad_token_id = 10^9", state(CONFIG, pad_token_id=10**9), ("adding_idx",)),
+    Odd("rope: yarn without a factor", state(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+        (CONFIG, "factor")),
     Odd("one tensor missing", without("layers.1.self_attn.k_proj"), ("model.layers.1.self_attn.k_proj.weight",)),
     Odd("all keys missing", without("k_proj"), ("model.layers.0.self_attn.k_proj.weight", "3 tensors")),
     Odd("no head", without("lm_head"), ("lm_head.weight",)),

@@ -280,6 +280,7 @@ def test_options_that_do_not_go_together(tsc: Any, folder: Path, tmp_path: Path)
         (("hi", "--messages", chat), "give one prompt"),
         (("--messages", chat, "--template", "a"), "is not KEY=VALUE"),
         (("--messages", chat, "--template", "tokenize=1"), "tokenize is no variable of a template"),
+        (("--messages", chat, "--template", "self=1"), "self is no variable of a template"),
         (("--messages", chat, "--system", "a\udce9"), "--system is not UTF-8 text"),
     ):
         done = tsc("capture", *words, "-m", folder, "-o", out)

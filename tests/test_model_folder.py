@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests import models
-from tests.odd_folders import CONFIG, ODD, SETTINGS, Odd, filled, pickled, state, then, without
+from tests.odd_folders import CONFIG, ODD, SETTINGS, TOKENIZER, Odd, filled, pickled, state, then, without
+from tsc_cli import main
 
 CODE = "open({mark!r}, 'w').close()\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
 
@@ -52,6 +53,35 @@ def test_an_odd_folder_is_refused_in_a_line_that_names_the_file(
     assert all(name in error for name in odd.names), error
     assert done.out == ""
     assert not file.exists()
+
+
+def test_a_panic_inside_a_tokenizer_prints_nothing_of_its_own(
+    sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The thread in Rust that gives up writes to the file descriptor, which `sys.stderr` does not see."""
+    broken = state(TOKENIZER, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    assert main.run(["capture", "hi", "-m", str(changed(sound, tmp_path, broken)), "-o", str(tmp_path / "x.tsc")]) == 2
+    error, hint = capfd.readouterr().err.splitlines()
+    assert error.startswith(f"tsc: error: {tmp_path}/model/tokenizer.json: is no tokenizer: ")
+    assert hint.startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("capture", "hi", "-m", "", "-o", "x.tsc"), "-m is empty"),
+        (("capture", "hi", "-m", "{model}", "-o", ""), "the name of the output is empty"),
+        (("capture", "-m", "{model}", "-o", "x.tsc", "--messages", ""), "the name of the file to read is empty"),
+    ],
+)
+def test_empty_names(
+    words: tuple[str, ...], said: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tsc: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = tsc(*(word.format(model=sound) for word in words))
+    assert done.code == 2
+    assert done.err.startswith(f"tsc: error: {said}\nhint: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 # programs of their own: what they would have run leaves a mark

@@ -26,10 +26,10 @@ from .calibration import WIDEST, CalibrationOptions, Contexts, Gatherer, joint_b
 from .calibration_checkpoint import Checkpoint
 from .calibration_texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows, written
 from .fidelity import compare
-from .files import encode
 from .generation import score
 from .positions import reach_of
 from .progress import Progress, Say, Stage, no_stage, silent
+from .tokenizing import encode
 from .wrappers import unwrapped
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from formats.errors import UsageError
 
-from .files import encode_prompt, read_text
+from .files import read_text
 from .progress import Say, silent
 from .texts import argument, require_text
+from .tokenizing import encode_prompt
 
 if TYPE_CHECKING:
     from formats import Trace
@@ -151,7 +152,8 @@ def _variables(tokenizer: Any, given: Mapping[str, Any], say: Say) -> dict[str, 
     """What the template is given.  Raises UsageError for what is none of its variables."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise UsageError("the model has no chat template", hint="give the prompt as text")
-    taken = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages", "conversations"} - _ALLOWED
+    parameters = inspect.signature(tokenizer.apply_chat_template).parameters
+    taken = {*parameters, "self", "messages", "conversations"} - _ALLOWED
     sources = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else repr(tokenizer.chat_template)
     for key, value in given.items():
         require_text(value, f"the template variable {key}")

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 from formats import Trace
 from formats.atomic import atomic_write, refuse_existing
@@ -30,6 +30,8 @@ def check_output(path: str, *, force: bool, read: Iterable[str | None] = ()) -> 
     Args:
         read: keys and texts that the command reads, over which nothing is written even if `force` is set.
     """
+    if not path:
+        raise UsageError("the name of the output is empty", hint="-o FILE, or -o - for stdout")
     if path == "-":
         if sys.stdout.isatty():
             raise UsageError("binary data is not written to a terminal", hint="give -o FILE, or redirect stdout")
@@ -62,6 +64,8 @@ def one_sequence(trace: Trace, number: int) -> Trace:
 
 def read_text(path: str, say: Say = silent) -> str:
     """A UTF-8 text file, or stdin for `-`; `say` is told of a byte order mark that was taken off."""
+    if not path:
+        raise UsageError("the name of the file to read is empty", hint="a file, or - for stdin")
     name = "stdin" if path == "-" else path
     try:
         if path == "-":
@@ -89,30 +93,6 @@ def read_prompt(prompt: str | None, prompt_file: str | None, say: Say, *, hint: 
     if prompt_file is None and prompt is not None and prompt != "-":
         return texts.require_content(texts.argument(prompt, say=say), hint)
     return texts.require_content(read_text(prompt_file or "-", say), hint)
-
-
-def encode(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
-    """Token ids of a text.  Raises UsageError for a model without a tokenizer, and for what is no text."""
-    if tokenizer is None:
-        raise UsageError("the model has no tokenizer, so that text cannot be fed to it")
-    texts.require_text(text, "the text")
-    return cast("list[int]", tokenizer(text, add_special_tokens=special)["input_ids"])
-
-
-def encode_prompt(text: str, tokenizer: Any, say: Say, *, special: bool = True) -> list[int]:
-    """Token ids of a prompt; two tokens of the beginning of a text are said.  Raises UsageError if it has no tokens."""
-    ids = encode(text, tokenizer, special=special)
-    if not ids:
-        raise UsageError("the prompt has no tokens: the tokenizer makes nothing of it")
-    begin = getattr(tokenizer, "bos_token_id", None)
-    if begin is not None and ids[:2] == [begin, begin]:
-        say(
-            f"the prompt begins with two {tokenizer.bos_token}: the text has one, and the tokenizer adds another; "
-            "--no-special-tokens adds none"
-            if special
-            else f"the prompt begins with two {tokenizer.bos_token}: the chat template and the messages write one each"
-        )
-    return ids
 
 
 def model_for(

@@ -21,8 +21,8 @@ from typing import Any
 from formats.errors import UsageError
 
 from .chat import Messages, render
-from .files import encode
 from .progress import Say
+from .tokenizing import decode, encode
 
 _WHOLE = "give the whole conversation, as the session has it, or capture it anew"
 
@@ -188,5 +188,4 @@ class _Refused(UsageError):
 
 
 def _text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text
+    return decode(tokens, tokenizer, skip_special=False)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 
 # of memory, as torch, zstd, the kernel and the loader of shared objects put it
 _WANTS = ("allocate memory", "not enough memory", "can't start new thread", "failed to map segment")
@@ -18,18 +23,58 @@ def quiet_environment() -> None:
 
 
 def quiet_libraries() -> None:
-    """Only errors are shown by transformers and huggingface_hub from here on, and no telemetry is sent."""
+    """Nothing is printed by transformers and huggingface_hub from here on, and no telemetry is sent.
+
+    What they log as an error they raise as well, and that becomes the one line of a refusal.
+    """
     quiet_environment()
     from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", module=r"(transformers|huggingface_hub|accelerate|torch)\b")
 
 
-def is_want_of_memory(problem: Exception) -> bool:
+@contextlib.contextmanager
+def quiet_panics() -> Iterator[None]:
+    """Keep from stderr what a library in Rust prints of a panic, which Python gets as an exception besides.
+
+    Whatever else is written to stderr meanwhile comes out at the end.
+    """
+    try:
+        sys.stderr.flush()
+        real = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no stderr
+        yield
+        return
+    panicked = False
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            panicked = is_panic(error)
+            raise
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+            said.seek(0)
+            text = said.read()
+            if text and not panicked:
+                with contextlib.suppress(OSError):
+                    os.write(2, text)
+
+
+def is_panic(problem: BaseException) -> bool:
+    """Whether a thread in Rust gave up: its exception is none of Python's `Exception`."""
+    return type(problem).__name__ == "PanicException"
+
+
+def is_want_of_memory(problem: BaseException) -> bool:
     """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True

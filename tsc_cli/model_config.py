@@ -20,6 +20,7 @@ _LAYERS = ("num_hidden_layers", "n_layer", "encoder_layers", "decoder_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _HEADS = ("num_attention_heads", "n_head", "encoder_attention_heads", "decoder_attention_heads")
 # a model without these is none, whatever its type; null where the architecture has a rule of its own
+_LABELS = 1 << 20  # a name is made for each
 _EXTENTS = (*_WIDTHS, *_HEADS, "vocab_size")
 _NULLABLE = (
     "head_dim", "num_key_value_heads", "intermediate_size", "n_inner", "num_experts", "num_local_experts",
@@ -31,6 +32,7 @@ _ANY_SIZE = re.compile(r"_(size|dim|rank|heads|layers|experts|groups|blocks)$|^(
 _MAX_SIZE = 1 << 31  # of fields that are not known by name
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 _FLOATS = re.compile(r"(_eps|_epsilon|^rope_theta|_base|_softcapping|_multiplier|_scalar)$")
+_OBJECTS = re.compile(r"_config$|^(auto_map|attribute_map|id2label|label2id)$")
 _ROPE = ("rope_parameters", "rope_scaling")
 _NOT_NUMBERS = ("rope_type", "type")
 # extents of weights that are packed are smaller than what they stand for: 2 bits in a word of 32
@@ -53,6 +55,8 @@ def check(config: Mapping[str, Any], path: str, *, trust_remote_code: bool) -> N
             _size(fields, name, MAX_LAYERS)
         for name in _EXTENTS:
             _size(fields, name, MAX_EXTENT)
+        if fields.stated("num_labels"):
+            _size(fields, "num_labels", _LABELS)
         for name in _NULLABLE:
             if values.get(name) is not None and not isinstance(values[name], list):
                 _size(fields, name, _MAX_POSITIONS if name in _POSITIONS else MAX_EXTENT)
@@ -61,7 +65,10 @@ def check(config: Mapping[str, Any], path: str, *, trust_remote_code: bool) -> N
                 raise fields.error(name, f"{value} is more than any model has", _HINT)
             if _FLOATS.search(name) and isinstance(value, str | list):
                 raise fields.error(name, "a number was expected", _HINT)
+            if _OBJECTS.search(name) and value is not None and not isinstance(value, dict):
+                raise fields.error(name, f"is {shown(value)}; an object was expected", _HINT)
         _check_heads(fields)
+        _check_windows(fields)
         _check_rope(fields)
         _check_dtype(fields)
         if not trust_remote_code:
@@ -129,7 +136,8 @@ def field_of(config: Mapping[str, Any], value: object) -> str | None:
     """The field that has a value, dotted: a library that looks it up in vain names the value alone."""
     for inside, values in _objects(config):
         for name, found in values.items():
-            if type(found) is type(value) and found == value:
+            stated = [found, *found] if isinstance(found, list) else [found]
+            if any(type(one) is type(value) and one == value for one in stated):
                 return inside + name
     return None
 
@@ -160,6 +168,19 @@ def _check_heads(fields: Fields) -> None:
     heads, kv = (fields.values.get(name) for name in ("num_attention_heads", "num_key_value_heads"))
     if type(heads) is int and type(kv) is int and heads % kv:
         raise fields.error("num_key_value_heads", f"is {kv}, which does not divide {heads} attention heads", _HINT)
+
+
+def _check_windows(fields: Fields) -> None:
+    """A window of n tokens keeps n - 1 rows; a config may state any where no layer has one."""
+    kinds = fields.values.get("layer_types")
+    for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        value = fields.values.get(name)
+        if value is None or (isinstance(kinds, list) and kind not in kinds):
+            continue
+        if isinstance(value, list) or fields.values.get("use_sliding_window") is False:
+            continue
+        if type(value) is not int or value < 2:
+            raise fields.error(name, f"is {shown(value)}; an integer of at least 2 was expected", _HINT)
 
 
 def _check_rope(fields: Fields) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import CorruptError, StorageError, TscError, UnsupportedFileError, UsageError
+from formats.limits import MAX_EXTENT
 
 from . import foreign_json, model_config
 
@@ -37,6 +39,7 @@ _OBJECTS = (
 )  # fmt: skip
 _TEXTS = ("merges.txt", "vocab.txt", "chat_template.jinja")
 _MOST_TEXT = 64 << 20
+_LONG_NUMBER = re.compile(rb":\s*[0-9]{8}")
 _HINT = "fetch the model again, or mend the file"
 
 
@@ -61,6 +64,8 @@ def check(folder: Path, *, trust_remote_code: bool) -> Mapping[str, Tensor] | No
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json"):
             if os.path.lexists(folder / name):
                 _refuse_empty(folder / name)
+        if os.path.lexists(folder / "tokenizer.json"):
+            _check_ids(folder / "tokenizer.json")
         for name in _TEXTS:
             if os.path.lexists(folder / name):
                 _check_text(folder / name)
@@ -104,6 +109,21 @@ def open_file(path: Path) -> Any:
 def has_tokenizer(folder: Path) -> bool:
     """Whether a file of a tokenizer lies in a folder, be it damaged."""
     return any(os.path.lexists(folder / name) for name in TOKENIZERS) or any(folder.glob("*.tiktoken"))
+
+
+def _check_ids(path: Path) -> None:
+    """The library allocates up to the highest token id, whatever the file says it is."""
+    with open_file(path) as file:
+        if _LONG_NUMBER.search(file.read(_MOST_TEXT)) is None:
+            return
+    facts = read_object(path)  # seldom: the number may stand in a text
+    model, added = facts.get("model"), facts.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+    highest = max((one for one in ids if type(one) is int), default=0)
+    if highest > MAX_EXTENT:
+        raise UsageError(f"has a token of id {highest}, more than any model has", path=str(path), hint=_HINT)
 
 
 def _check_text(path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from formats.errors import TscError, UsageError
 
-from . import model_config, model_folder
-from .libraries import is_want_of_memory
+from . import model_config, model_folder, trial
+from .libraries import is_panic, is_want_of_memory, quiet_panics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,6 +75,8 @@ def load_model(
         _check_complete(info, shown)
         model.to(device)
     model.eval()
+    with explained(shown, folder, model_folder.CONFIG):  # what a config gets wrong may show in the first pass only
+        trial.geometry(model)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -90,7 +92,7 @@ def load_tokenizer(where: Mapping[str, Any], shown: str, folder: Path | None) ->
     if folder is not None and not model_folder.has_tokenizer(folder):
         return None
     try:
-        with explained(shown, folder, model_folder.SETTINGS):
+        with explained(shown, folder, model_folder.SETTINGS), quiet_panics():
             return AutoTokenizer.from_pretrained(**where)
     except UsageError as error:
         broken = _broken_tokenizer(folder)
@@ -110,8 +112,8 @@ def explained(shown: str, folder: Path | None, file: str | None) -> Iterator[Non
         yield
     except TscError:
         raise
-    except Exception as error:  # each part of a model raises what it likes, down to a bare Exception
-        if is_want_of_memory(error):
+    except BaseException as error:  # each part of a model raises what it likes, down to the panic of a Rust thread
+        if is_want_of_memory(error) or not (isinstance(error, Exception) or is_panic(error)):
             raise
         if "trust_remote_code" in str(error):
             raise UsageError(f"{shown} needs Python code that comes with it, which is not run", hint=_TRUST) from error
@@ -125,7 +127,8 @@ def explained(shown: str, folder: Path | None, file: str | None) -> Iterator[Non
             text, file = f"field {field!r}: {text}", model_folder.CONFIG
         if folder is not None and file is not None and (folder / file).exists():
             raise UsageError(text, path=str(folder / file), hint="fetch the model again, or mend the file") from error
-        raise UsageError(f"{shown} cannot be loaded: {text}", hint=_LIST) from error
+        hint = _LIST if folder is None else f"look at {folder / model_folder.CONFIG}, or fetch the model again"
+        raise UsageError(f"{shown} cannot be loaded: {text}", hint=hint) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -133,7 +136,7 @@ def _reason(error: BaseException) -> str:
     error = _root(error)
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     kind = type(error).__name__
-    if isinstance(error, KeyError) and error.args:
+    if isinstance(error, KeyError) and error.args and " " not in str(error.args[0]):  # else a sentence
         return f"{error.args[0]!r} is not known"
     if not lines:
         return kind
@@ -214,8 +217,11 @@ def _broken_tokenizer(folder: Path | None) -> UsageError | None:
 
     path = str(folder / "tokenizer.json")
     try:
-        Tokenizer.from_file(path)
-    except Exception as error:  # the library raises bare ones
+        with quiet_panics():
+            Tokenizer.from_file(path)
+    except BaseException as error:  # the library raises bare ones, and panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         return UsageError(
             f"is no tokenizer: {_reason(error).removeprefix('Exception: ')}", path=path,
             hint="fetch the model again, or mend the file",

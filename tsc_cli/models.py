@@ -107,6 +107,8 @@ def _locate(
     if name is None or name == default_model.NAME:
         folder = default_model.ensure(say)
         return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}, default_model.NAME
+    if not name:
+        raise UsageError("-m is empty", hint="a name of tsc models, a hub id, a folder or a .gguf file")
     named = model_store.find(name)
     if named is not None:
         return model_store.arguments(named, say)

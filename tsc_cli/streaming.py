@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .tokenizing import decode
+
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte of a character that the vocabulary lacks, as SentencePiece has it
 _REPLACEMENT = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet
 
@@ -70,8 +72,7 @@ class TextStream:
         self._emit(piece)
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return decode(tokens, self._tokenizer, skip_special=True)
 
     def _is_byte(self, token: int) -> bool:
         """True for a byte of a run: one byte more can make another text of all of it."""

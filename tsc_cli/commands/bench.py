@@ -87,8 +87,9 @@ def command(
     text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
     """
     from ..benching import SUITES, Bench, Protocol, Row, default_texts, document
-    from ..files import check_output, encode, read_text
+    from ..files import check_output, read_text
     from ..models import check_dtype, load
+    from ..tokenizing import encode
 
     if suite not in SUITES and suite != "needle":
         raise UsageError(f"there is no suite {suite!r}", hint=f"suites: {', '.join(SUITES)}, needle")
@@ -131,9 +132,9 @@ def _needles(
 
     from .. import fingerprint
     from ..benching import described, profile_facts
-    from ..files import encode
     from ..needle import APART, DEPTH, LENGTH
     from ..needle_bench import run
+    from ..tokenizing import encode
 
     with out.progress("asking", prompts) as advance:
         tokens = [encode(text, loaded.tokenizer, special=False) for text in read]

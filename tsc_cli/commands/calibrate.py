@@ -84,8 +84,9 @@ def command(
     from formats.klt import store
 
     from ..calibrating import QUICK, Effort, calibrate
-    from ..files import check_output, encode, open_output, read_text
+    from ..files import check_output, open_output, read_text
     from ..models import check_dtype, load
+    from ..tokenizing import encode
 
     if rank is not None and energy is not None and energy < 1.0:
         raise UsageError("give either --rank or --energy")

@@ -174,9 +174,10 @@ def command(
         return
     if output is None:  # not required by Typer, so that --list-supported can do without
         raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
-    from ..files import check_output, encode_prompt, open_output, read_prompt
+    from ..files import check_output, open_output, read_prompt
     from ..keys import Keys
     from ..models import check_dtype, load
+    from ..tokenizing import encode_prompt
 
     if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
@@ -226,8 +227,9 @@ def _append(
     from formats import load
 
     from ..appending import append
-    from ..files import encode_prompt, model_for, read_prompt
+    from ..files import model_for, read_prompt
     from ..keys import Keys
+    from ..tokenizing import encode_prompt
     from .encryption import not_kept
 
     chat = Chat.of(*chat_options, out, beside=prompt if prompt_file is None else prompt_file)

@@ -43,12 +43,12 @@ def command(
     from formats.paths import cache_folder
 
     from ..capturing import REFERENCE_TOKENS, CaptureOptions, capture_to_file
-    from ..files import encode
     from ..fingerprint import of as fingerprint_of
     from ..models import load
     from ..restoring import to_cache
     from ..resuming import resume
     from ..sampling import Sampler
+    from ..tokenizing import encode
     from ..verification import VerifyOptions, passes, verify
 
     out = Output(as_json, quiet)

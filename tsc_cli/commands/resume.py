@@ -82,11 +82,12 @@ def command(
     """
     from formats import load
 
-    from ..files import encode_prompt, model_for, one_sequence, read_prompt, say_differences
+    from ..files import model_for, one_sequence, read_prompt, say_differences
     from ..keys import Keys
     from ..resuming import resume
     from ..sampling import Sampler
     from ..streaming import TextStream
+    from ..tokenizing import encode_prompt
 
     out = Output(as_json, quiet)
     chat = Chat.of(
