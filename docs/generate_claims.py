@@ -54,7 +54,7 @@ def _ladder(facts: dict[str, Any], kind: str) -> str:
 
 
 def _compared(facts: dict[str, Any]) -> str:
-    from tsc_cli.ladder import comparison
+    from tsc_cli.bench.ladder import comparison
 
     lines = [["at a KL of", "klt, bits a value", "best other, bits a value", "which", "times fewer"]]
     for one in comparison(facts["rows"]):

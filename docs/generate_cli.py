@@ -49,7 +49,7 @@ how far it is, every 30 seconds and when it is done. `-q` silences both.
 
 
 def help_of(*words: str) -> str:
-    from tsc_cli.main import run
+    from tsc_cli.cli.main import run
 
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
@@ -63,7 +63,7 @@ def _section(*words: str) -> str:
 
 def generate() -> str:
     """The whole page."""
-    from tsc_cli.app import app
+    from tsc_cli.cli.app import app
 
     parts = [HEAD, f"```\n{help_of()}\n```\n"]
     for command in app.registered_commands:

@@ -1,4 +1,4 @@
-"""Writes docs/models.md from `tsc_cli.supported`: `python docs/generate_models.py`.  A test fails when they differ."""
+"""Writes docs/models.md from the table of families: `python docs/generate_models.py`.  A test fails when they differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsc_cli.supported import FAMILIES, Family
+from tsc_cli.huggingface.families import FAMILIES, Family
 
 HEAD = """\
 # Models

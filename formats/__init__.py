@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .deduplication import deduplicate
-    from .encryption import Secret
+    from formats.container.encryption import Secret
+    from formats.file.reader import load
+    from formats.file.writer import TraceWriter, save
+    from formats.trace.deduplicate import deduplicate
+    from formats.trace.geometry import Geometry, LayerSpec
+    from formats.trace.recorder import Recorder, TraceBuilder
+    from formats.trace.trace import Snapshot, Trace
+
     from .errors import TscError
-    from .geometry import Geometry, LayerSpec
-    from .timeline import Recorder, TraceBuilder
-    from .trace import Snapshot, Trace
-    from .trace_file import load
-    from .trace_writer import TraceWriter, save
 
 __all__ = [
     "Geometry", "LayerSpec", "Recorder", "Secret", "Snapshot", "Trace", "TraceBuilder", "TraceWriter", "TscError",
@@ -24,11 +25,19 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "TscError": "errors", "Geometry": "geometry", "LayerSpec": "geometry", "Recorder": "timeline",
-    "TraceBuilder": "timeline", "deduplicate": "deduplication", "Snapshot": "trace", "Trace": "trace",
-    "Secret": "encryption",
-    "load": "trace_file", "TraceWriter": "trace_writer", "save": "trace_writer",
-}  # fmt: skip
+    "Geometry": "trace.geometry",
+    "LayerSpec": "trace.geometry",
+    "Recorder": "trace.recorder",
+    "Secret": "container.encryption",
+    "Snapshot": "trace.trace",
+    "Trace": "trace.trace",
+    "TraceBuilder": "trace.recorder",
+    "TraceWriter": "file.writer",
+    "TscError": "errors",
+    "deduplicate": "trace.deduplicate",
+    "load": "file.reader",
+    "save": "file.writer",
+}
 
 
 def __getattr__(name: str) -> Any:

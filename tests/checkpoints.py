@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tsc_cli.probing.checkpoint import Checkpoint, open_checkpoint
-from tsc_cli.probing.stacks import Stack, stack_of
-from tsc_cli.probing.weights import TypeReport, probe
+from tsc_cli.probes.weights.checkpoint import Checkpoint, open_checkpoint
+from tsc_cli.probes.weights.probe import TypeReport, probe
+from tsc_cli.probes.weights.stacks import Stack, stack_of
 
 SHAPES = {
     "self_attn.q_proj": (24, 16), "self_attn.k_proj": (8, 16), "self_attn.v_proj": (8, 16),

@@ -52,7 +52,7 @@ def tsc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def call(*words: object) -> Result:
         capsys.readouterr()
-        from tsc_cli.main import run
+        from tsc_cli.cli.main import run
 
         code = run([str(word) for word in words])
         out, err = capsys.readouterr()

@@ -25,8 +25,8 @@ from formats import Trace, load
 from tests.families import DTYPES, PROMPT, SUPPORTED, Sample
 from tests.models import given
 from tsc_cli import capture, to_cache
-from tsc_cli.capturing import CaptureOptions, capture_to_file
-from tsc_cli.prompts import prompt_of
+from tsc_cli.huggingface.prompts import prompt_of
+from tsc_cli.session.capture import CaptureOptions, capture_to_file
 
 STEPS = {"single": 0, "trace": 11}  # of decoding: a snapshot, and twelve
 AFTER = 24  # tokens after each

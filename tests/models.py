@@ -99,7 +99,7 @@ def loaded(folder: Path) -> Any:
 
     Those of a file begin where its header ends, those of a model that is built at multiples of 64 bytes.
     """
-    from tsc_cli.models import load
+    from tsc_cli.huggingface.models.loading import load
 
     return load(str(folder), dtype="float32", device="cpu", fetch=False, say=print).model
 

@@ -19,16 +19,7 @@ from tests.second_reader_codecs import CHAIN, Array, Block, Part, Refused, Tenso
 from tests.second_reader_encryption import Secret, decrypted
 from tests.second_reader_klt import decode_klt
 from tests.second_reader_model import Geometry, read_model
-from tests.second_reader_payload import (
-    I64_MAX,
-    MIB,
-    as_integer,
-    as_list,
-    as_object,
-    as_text,
-    parse_json,
-    read_tables,
-)
+from tests.second_reader_payload import I64_MAX, MIB, as_integer, as_list, as_object, as_text, parse_json, read_tables
 from tests.second_reader_profile import Profile, read_reference
 from tests.second_reader_records import (
     ATTENTION,

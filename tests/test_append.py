@@ -9,22 +9,23 @@ import pytest
 import torch
 
 from formats import load, save
-from formats.compression import Recipe
+from formats.container.locking import only_writer
+from formats.encode.recipe import Recipe
 from formats.errors import LimitError, MismatchError, StorageError, UsageError
-from formats.integrity import check
-from formats.locking import only_writer
-from formats.trace_file import TraceFile
+from formats.file.check import check
+from formats.file.reader import TraceFile
 from tests import models, second_reader
 from tests.families import PROMPT, SUPPORTED
 from tests.family_runs import capture_small
 from tests.format.test_second_reader import assert_same_content
 from tests.test_foreign import batch
 from tests.traces import same_snapshots
-from tsc_cli import bridge, capture, compress, from_cache, to_cache, verify
-from tsc_cli.appending import append
-from tsc_cli.capturing import CaptureOptions, capture_to_file
-from tsc_cli.generation import feed, prefill
-from tsc_cli.replay import Feed, feeds_of, feeds_text
+from tsc_cli import capture, compress, from_cache, to_cache, verify
+from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.generation import feed, prefill
+from tsc_cli.session.append import append
+from tsc_cli.session.capture import CaptureOptions, capture_to_file
+from tsc_cli.session.replay import Feed, feeds_of, feeds_text
 
 MORE = [9, 8, 7, 6, 5]
 
@@ -52,10 +53,10 @@ def test_the_file_is_the_old_one_and_what_is_new(family: str, tmp_path: Path) ->
     feed(model, live, [last])
     feed(model, live, MORE[:3])
     feed(model, live, MORE[3:])
-    assert bridge.identical(to_cache(after, model, 4), live)
+    assert caches.identical(to_cache(after, model, 4), live)
     for token in tokens[len(before.token_ids()) + 6 :]:
         feed(model, live, [token])
-    assert bridge.identical(to_cache(after, model), live)
+    assert caches.identical(to_cache(after, model), live)
     results = verify(after, model, snapshots=tuple(range(len(after))), positions=4, greedy=2)
     assert all(result.identical and result.fidelity.kl_mean == 0 for result in results)
 
@@ -132,7 +133,7 @@ def test_an_append_after_which_nobody_could_open_the_session_is_refused(
     model, path = models.llama(), tmp_path / "t.tsc"
     save(capture(model, models.prompt(20), steps=0), path)
     before = path.read_bytes()
-    monkeypatch.setattr("formats.trace_file.MAX_COLUMNS", 2 * len(load(path).geometry.layers))
+    monkeypatch.setattr("formats.file.reader.MAX_COLUMNS", 2 * len(load(path).geometry.layers))
     with pytest.raises(LimitError, match="nothing was written, since no reader would take it"):
         append(model, [], path, steps=2)
     assert path.read_bytes() == before

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from formats import load, save
-from formats.atomic import atomic_write
+from formats.container.atomic_write import atomic_write
 from formats.errors import StorageError, UsageError
-from formats.integrity import check
+from formats.file.check import check
 from tests.traces import growing_trace
 
 WRITER = """

@@ -12,9 +12,10 @@ import transformers
 
 from formats.errors import MismatchError, UnsupportedCacheError
 from tests import models
-from tsc_cli import bridge, capture, load, restoring, save, to_cache
-from tsc_cli.generation import Sampler, continue_from, feed, prefill
-from tsc_cli.resuming import resume
+from tsc_cli import capture, load, save, to_cache
+from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.generation import Sampler, continue_from, feed, prefill
+from tsc_cli.session.resume import resume
 
 STEPS, MORE = 12, 24
 
@@ -72,11 +73,11 @@ def test_sliding_layers_store_only_their_window() -> None:
 def test_fork_leaves_the_original_alone() -> None:
     model = models.gemma3_mixed()
     cache, logits = prefill(model, models.prompt(20), chunk=64)
-    before = [(keys.clone(), values.clone()) for keys, values in bridge.rows_of(cache)]
-    list(islice(continue_from(model, bridge.fork(cache), int(logits.argmax()), Sampler()), 5))
+    before = [(keys.clone(), values.clone()) for keys, values in caches.rows_of(cache)]
+    list(islice(continue_from(model, caches.fork(cache), int(logits.argmax()), Sampler()), 5))
     assert all(
         torch.equal(a, b)
-        for old, new in zip(before, bridge.rows_of(cache), strict=True)
+        for old, new in zip(before, caches.rows_of(cache), strict=True)
         for a, b in zip(old, new, strict=True)
     )
     assert cache.get_seq_length() == 20
@@ -89,7 +90,7 @@ def test_a_subclass_of_a_supported_layer_is_refused() -> None:
     cache = transformers.DynamicCache(config=models.llama().config)
     cache.layers[1] = Layer()
     with pytest.raises(UnsupportedCacheError, match="layer 1 of M is a Layer"):
-        bridge.refuse_unsupported(cache, "M")
+        caches.refuse_unsupported(cache, "M")
 
 
 def test_restoring_checks_every_layer_before_building() -> None:
@@ -98,7 +99,7 @@ def test_restoring_checks_every_layer_before_building() -> None:
     moment, specs = trace.snapshot(), trace.geometry.layers
     moment.keys[2] = moment.keys[2][:, :, :-1]
     with pytest.raises(MismatchError, match="layer 2 has 8 rows, layer 0 has 9"):
-        restoring.restore(moment, model, specs)
+        restore.restore(moment, model, specs)
     moment.keys.pop()
     with pytest.raises(MismatchError, match="the file has 2 layers, the model 3"):
-        restoring.restore(moment, model, specs[:-1])
+        restore.restore(moment, model, specs[:-1])

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from formats import load
-from formats.compression import Recipe
+from formats.codecs.klt import profile_store
+from formats.codecs.klt.fitting import Rank
+from formats.codecs.klt.profile import Profile
+from formats.codecs.klt.statistics import Statistics, flat
+from formats.container.records import Part
+from formats.encode.recipe import Recipe
 from formats.errors import LimitError, UsageError
-from formats.geometry import Geometry, LayerSpec
-from formats.klt import store
-from formats.klt.fitting import Rank
-from formats.klt.profile import Profile
-from formats.klt.statistics import Statistics, flat
-from formats.records import Part
+from formats.trace.geometry import Geometry, LayerSpec
 from tests import families, models
 from tests.test_klt import (
     CONTEXT,
@@ -39,19 +39,22 @@ from tests.test_klt import (
     tiny_profile,
     written,
 )
-from tsc_cli import calibrating, calibration, calibration_checkpoint, calibration_texts, capture, compress
-from tsc_cli.calibrating import QUICK, Effort, calibrate, coded, curve, window_size
-from tsc_cli.calibration import CalibrationOptions, Gatherer
-from tsc_cli.calibration_texts import library_texts, windows
-from tsc_cli.calibration_texts import written as written_texts
-from tsc_cli.fidelity import ENOUGH_POSITIONS
-from tsc_cli.generation import prefill
+from tsc_cli import capture, compress
+from tsc_cli.calibration import calibrate as calibrating
+from tsc_cli.calibration import checkpoint, gather
+from tsc_cli.calibration import texts as calibration_texts
+from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate, coded, curve, window_size
+from tsc_cli.calibration.gather import CalibrationOptions, Gatherer
+from tsc_cli.calibration.texts import library_texts, windows
+from tsc_cli.calibration.texts import written as written_texts
+from tsc_cli.huggingface.generation import prefill
+from tsc_cli.scoring.fidelity import ENOUGH_POSITIONS
 
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "_known", {})
+    monkeypatch.setattr(profile_store, "_known", {})
 
 
 # groups
@@ -61,11 +64,11 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wide_model_is_split_and_layers_predict_the_next(
     widest: int, layers: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(calibration, "WIDEST", widest)
+    monkeypatch.setattr(gather, "WIDEST", widest)
     profile = profile_for(tiny_model())
     assert [shape.layer_count for shape in profile.shapes] == layers
     assert [group.predict is not None for group in profile.groups] == [False, *[True] * (len(layers) - 1)]
-    monkeypatch.setattr(calibration, "_continues", lambda *_: False)
+    monkeypatch.setattr(gather, "_continues", lambda *_: False)
     alone = profile_for(tiny_model())
     assert all(group.predict is None for group in alone.groups)
     rows = rows_of(256)
@@ -77,7 +80,7 @@ def test_a_wide_model_is_split_and_layers_predict_the_next(
             errors.append(error(rows, decoded(payload, rows, one)))
         assert sizes[0] < sizes[1]
         assert errors[0] < 1.1 * errors[1]
-    store.remember(profile)
+    profile_store.remember(profile)
     trace = capture(tiny_model(), models.prompt(60, seed=4), steps=2)
     assert largest_error(trace, written(trace, recipe_with(profile, 640), tmp_path / "t.tsc")) < 0.001
 
@@ -209,28 +212,28 @@ def interrupting(stage: str, after: int) -> Any:
 @pytest.fixture
 def every_item(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each item is put aside, which a machine does only where that is fast; and it is always the same day."""
-    monkeypatch.setattr(calibration_checkpoint, "_SHARE", 0.0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 0.0)
     monkeypatch.setattr(calibrating.time, "strftime", lambda _: "2026-01-01")
 
 
 def in_store() -> list[str]:
-    return sorted(path.name for path in store.folder().iterdir())
+    return sorted(path.name for path in profile_store.folder().iterdir())
 
 
 def test_an_interrupted_calibration_goes_on(every_item: None) -> None:
     model, said = short_model(), list[str]()
     want = calibrate(model, None, texts=texts(), effort=EFFORT)
-    (installed,) = store.folder().iterdir()
-    assert installed == store.path_of(want)
+    (installed,) = profile_store.folder().iterdir()
+    assert installed == profile_store.path_of(want)
     installed.unlink()
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, None, texts=texts(), effort=EFFORT, stage=interrupting("gathering", 4))
-    (left,) = store.folder().iterdir()
+    (left,) = profile_store.folder().iterdir()
     assert left.name.startswith(".calibration-")
     other = calibrate(model, None, texts=[models.prompt(1600, seed=3)], effort=EFFORT, say=said.append)
     assert not any("going on" in one for one in said)  # other texts
     assert left.exists()
-    store.path_of(other).unlink()
+    profile_store.path_of(other).unlink()
     moved = [[*texts()[0], texts()[1][0]], texts()[1][1:], *texts()[2:]]
     with pytest.raises(KeyboardInterrupt):  # the same tokens, cut elsewhere, are other texts
         calibrate(model, None, texts=moved, effort=EFFORT, say=said.append, stage=interrupting("gathering", 0))
@@ -239,14 +242,14 @@ def test_an_interrupted_calibration_goes_on(every_item: None) -> None:
     assert "going on after 4 of 8 windows that were gathered before" in said
     assert have.digest == want.digest != other.digest
     assert have.data == want.data
-    assert list(store.folder().glob("[!.]*")) == [store.path_of(have)]
+    assert list(profile_store.folder().glob("[!.]*")) == [profile_store.path_of(have)]
     assert not left.exists()
 
 
 def without_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     prose, code = "prose about nothing. " * 60, "def f(x):\n    return x\n" * 60
     monkeypatch.setattr(calibrating, "library_texts", lambda: ([prose], [code]))
-    monkeypatch.setattr(calibration, "WIDEST", 100)  # two bases, the second predicted from the first
+    monkeypatch.setattr(gather, "WIDEST", 100)  # two bases, the second predicted from the first
 
 
 STAGES = ("letting the model write", "gathering", "fitting", "counting symbols", "measuring")
@@ -267,7 +270,7 @@ def test_a_calibration_that_is_interrupted_after_every_item_gives_the_same_profi
     effort = replace(EFFORT, own=24)
     want = calibrate(model, tokenizer, effort=effort, stage=counting)
     assert tuple(seen) == STAGES
-    store.path_of(want).unlink()
+    profile_store.path_of(want).unlink()
     largest = 0
     for what in STAGES:
         items = [units for units in seen[what] if units]
@@ -277,7 +280,7 @@ def test_a_calibration_that_is_interrupted_after_every_item_gives_the_same_profi
                 calibrate(
                     model, tokenizer, effort=effort, say=said.append, stage=interrupting(what, sum(items[: at + 1]))
                 )
-            left = list(store.folder().iterdir())
+            left = list(profile_store.folder().iterdir())
             assert left
             assert all(path.name.startswith(".calibration-") for path in left)
             assert all(path.stat().st_mode & 0o777 == 0o600 for path in left)
@@ -285,7 +288,7 @@ def test_a_calibration_that_is_interrupted_after_every_item_gives_the_same_profi
     assert largest <= 4
     have = calibrate(model, tokenizer, effort=effort, say=said.append)
     assert have.data == want.data
-    assert in_store() == [store.path_of(have).name]
+    assert in_store() == [profile_store.path_of(have).name]
     for start in ("going on after 2 of 2 bases", "going on after 1 of 2 bases", "going on after 3 of"):
         assert any(one.startswith(start) for one in said)
 
@@ -307,15 +310,15 @@ def test_nothing_that_was_done_is_done_again(every_item: None, monkeypatch: pyte
 def test_a_damaged_or_foreign_checkpoint_is_done_again(every_item: None, how: str) -> None:
     model, said = short_model(), list[str]()
     want = calibrate(model, None, texts=texts(), effort=EFFORT)
-    store.path_of(want).unlink()
+    profile_store.path_of(want).unlink()
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, None, texts=texts(), effort=EFFORT, stage=interrupting("gathering", 4))
-    (left,) = store.folder().iterdir()
+    (left,) = profile_store.folder().iterdir()
     data = bytearray(left.read_bytes())
     if how == "foreign":
         with pytest.raises(KeyboardInterrupt):
             calibrate(model, None, texts=texts()[:1], effort=EFFORT, stage=interrupting("gathering", 4))
-        (other,) = (path for path in store.folder().iterdir() if path != left)
+        (other,) = (path for path in profile_store.folder().iterdir() if path != left)
         data = bytearray(other.read_bytes())
         other.unlink()
     data[-1000] ^= 4 if how == "a bit" else 0
@@ -326,17 +329,17 @@ def test_a_damaged_or_foreign_checkpoint_is_done_again(every_item: None, how: st
     assert ("belongs to another calibration" if how == "foreign" else "is damaged") in told
     assert str(left) in told
     assert have.data == want.data
-    assert in_store() == [store.path_of(have).name]
+    assert in_store() == [profile_store.path_of(have).name]
 
 
 def test_what_nobody_went_on_with_is_removed(every_item: None) -> None:
     with pytest.raises(KeyboardInterrupt):
         calibrate(short_model(), None, texts=texts()[:1], effort=EFFORT, stage=interrupting("gathering", 4))
-    (left,) = store.folder().iterdir()
+    (left,) = profile_store.folder().iterdir()
     os.utime(left, (0, 0))
-    (store.folder() / ".other").touch()
+    (profile_store.folder() / ".other").touch()
     profile = calibrate(short_model(), None, texts=texts(), effort=EFFORT)
-    assert in_store() == [".other", store.path_of(profile).name]
+    assert in_store() == [".other", profile_store.path_of(profile).name]
 
 
 KILLED = """
@@ -376,7 +379,7 @@ def test_a_killed_calibration_goes_on(every_item: None) -> None:
     assert "going on after 1 of 1 bases that were fitted before" in said
     want = calibrate(short_model(), None, texts=texts(), effort=EFFORT)
     assert have.data == want.data
-    assert in_store() == [store.path_of(have).name]
+    assert in_store() == [profile_store.path_of(have).name]
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +443,7 @@ def test_the_library_compresses_with_a_profile(calibrated: Any, tmp_path: Path) 
     assert load(tmp_path / "a.tsc").quality[0]["kl_mean"] <= 0.01
     compress(trace, tmp_path / "b.tsc", recipe=Recipe("klt", {"fineness": 300}), profile=profile)
     assert load(tmp_path / "b.tsc").parameters["profile"] == profile.digest
-    store.install(profile)
+    profile_store.install(profile)
     found = compress(trace, tmp_path / "c.tsc", recipe=Recipe("klt", {"fineness": 300}))
     assert found.header.parameters["profile"] == profile.digest  # the one that fits the model
     with pytest.raises(UsageError, match="give one of a tier, a quality, a KL and a recipe"):
@@ -450,8 +453,8 @@ def test_the_library_compresses_with_a_profile(calibrated: Any, tmp_path: Path) 
 
 
 def test_counted_tables_save_bits() -> None:
-    from formats.klt.profile import dumps
-    from formats.klt.tables import assumed
+    from formats.codecs.klt.profile import dumps
+    from formats.codecs.klt.tables import assumed
 
     tiny, rows = tiny_profile(), rows_of(256)
     guessed = dumps("x", {}, tiny.groups, assumed(), {}, [])
@@ -470,7 +473,7 @@ def test_without_texts_the_library_and_the_model_itself_serve(monkeypatch: pytes
     profile = calibrate(short_model(), models.byte_tokenizer(), effort=EFFORT)
     assert profile.info["texts"] == "library and own"
     assert 4 <= profile.info["windows"] <= 8
-    assert list(store.folder().iterdir()) == [store.path_of(profile)]
+    assert list(profile_store.folder().iterdir()) == [profile_store.path_of(profile)]
 
 
 def test_every_python_has_texts() -> None:
@@ -574,7 +577,7 @@ def test_short_texts_are_said_to_be_short() -> None:
 
 
 def test_what_cannot_be_held_is_refused_before_hours_are_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "MAX_BASIS", 144 * 20)
+    monkeypatch.setattr(gather, "MAX_BASIS", 144 * 20)
     with pytest.raises(UsageError, match="bases of rank 64 for 144 values a token") as caught:
         calibrate(short_model(), None, texts=texts(), effort=EFFORT)
     assert caught.value.hint == "--rank 20"
@@ -590,7 +593,7 @@ def test_gradients_beyond_the_dtype_are_left_out(monkeypatch: pytest.MonkeyPatch
     model = tiny_model()
     gatherer, sound = (Gatherer(model, CalibrationOptions(Rank(64), 40)) for _ in range(2))
     tokens = [models.prompt(60, seed=n) for n in range(2)]
-    monkeypatch.setitem(calibration._SCALE, torch.float32, float("inf"))
+    monkeypatch.setitem(gather._SCALE, torch.float32, float("inf"))
     gatherer.add(tokens[0])
     monkeypatch.undo()
     sound.add(tokens[0])
@@ -611,7 +614,7 @@ def test_a_disk_that_is_full_does_not_end_a_calibration(every_item: None, monkey
     assert profile.info["windows"] == 8
     (told,) = (one for one in said if "cannot be put aside" in one)  # once, not for every item
     assert "No space left" in told
-    assert in_store() == [store.path_of(profile).name]
+    assert in_store() == [profile_store.path_of(profile).name]
 
 
 @pytest.mark.parametrize("family", ["gemma3n", "qwen3_next", "deepseek_v32"])

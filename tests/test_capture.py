@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from formats.container.records import RecordType
 from formats.errors import CorruptError, UsageError
-from formats.integrity import check
-from formats.records import RecordType
-from formats.recovery import recover
-from formats.trace_file import TraceFile
+from formats.file.check import check
+from formats.file.reader import TraceFile
+from formats.repair.recover import recover
 from tests import models
 from tests.traces import same_snapshots
 from tsc_cli import capture, load
-from tsc_cli.capturing import CaptureOptions, capture_to_file, capture_to_sink
+from tsc_cli.session.capture import CaptureOptions, capture_to_file, capture_to_sink
 
 
 @pytest.fixture(scope="module")

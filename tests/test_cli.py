@@ -16,11 +16,12 @@ import transformers
 from safetensors import safe_open
 
 from formats import load, save
-from formats.atomic import atomic_write
+from formats.container.atomic_write import atomic_write
 from tests import models
 from tests.traces import growing_trace
-from tsc_cli import capture, main
-from tsc_cli.main import run
+from tsc_cli import capture
+from tsc_cli.cli import main
+from tsc_cli.cli.main import run
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +278,7 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
 
 
 def test_a_bug_says_so(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tsc_cli.commands.inspect.facts_of", lambda file: 1 / 0)
+    monkeypatch.setattr("tsc_cli.cli.commands.files.inspect.facts_of", lambda file: 1 / 0)
     done = tsc("inspect", captured)
     assert (done.code, done.out) == (101, "")
     assert done.err.startswith("tsc: error: ZeroDivisionError")
@@ -402,7 +403,7 @@ def test_want_of_memory_is_said_in_a_line(
     def fail(*_: object, **__: object) -> None:
         raise problem
 
-    monkeypatch.setattr("formats.integrity.check", fail)
+    monkeypatch.setattr("formats.file.check.check", fail)
     done = tsc("test", captured)
     assert done.code == code
     assert ("tsc: error: out of memory" in done.err.splitlines()) == (code == 2)
@@ -410,7 +411,7 @@ def test_want_of_memory_is_said_in_a_line(
 
 def test_ctrl_c_when_all_is_done() -> None:
     """While the interpreter is taken down: the exit code is that of what was done."""
-    late = "import atexit, os; atexit.register(os.kill, os.getpid(), 2); from tsc_cli.main import main; main()"
+    late = "import atexit, os; atexit.register(os.kill, os.getpid(), 2); from tsc_cli.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", late, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
@@ -476,6 +477,6 @@ def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monke
             raise ModuleNotFoundError("Could not import module 'LlamaConfig'") from interrupt
 
     monkeypatch.setattr(main, "_interrupts", [])
-    monkeypatch.setattr("formats.integrity.check", fail)
+    monkeypatch.setattr("formats.file.check.check", fail)
     done = tsc("test", captured)
     assert (done.code, done.err) == (130, "interrupted\n")

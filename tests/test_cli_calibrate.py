@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from formats import load
-from formats.compression import Recipe, Source
+from formats.codecs.klt import profile_store
+from formats.container.safetensors_buffer import pack
+from formats.encode.recipe import Recipe, Source
 from formats.errors import PromiseError
-from formats.klt import store
-from formats.tensor_buffer import pack
 from tests import models
 from tests.test_klt import profile_for
-from tsc_cli.compressing import Compressor
-from tsc_cli.main import run
+from tsc_cli.cli.main import run
+from tsc_cli.compression.compressor import Compressor
 
 TEXT = "".join(f"line {n} of a text that is cut into windows, {n * n % 97}; " for n in range(80))
 EFFORT = ["--tokens", "1024", "--rank", "64"]
@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("calibrate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TSC_CACHE", str(folder / "cache"))
-        patch.setattr(store, "_known", {})
+        patch.setattr(profile_store, "_known", {})
         model = models.llama(initializer_range=0.1, max_position_embeddings=160)
         models.save_small_model(folder / "model", model)
         (folder / "text.txt").write_text(TEXT)
@@ -46,19 +46,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def own_store(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(place / "cache"))
-    monkeypatch.setattr(store, "_known", {})
+    monkeypatch.setattr(profile_store, "_known", {})
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another machine: nothing in its cache folder."""
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(store, "_known", {})
+    monkeypatch.setattr(profile_store, "_known", {})
     return tmp_path / "elsewhere"
 
 
 def digest_of(place: Path) -> str:
-    return store.read(place / "profile.safetensors").digest
+    return profile_store.read(place / "profile.safetensors").digest
 
 
 def refused(done: Any, message: str, hint: str, code: int = 2) -> None:
@@ -129,7 +129,7 @@ def test_profiles_are_listed(tsc: Any, place: Path, elsewhere: Path) -> None:
 
 def test_profiles_travel(tsc: Any, place: Path, elsewhere: Path, tmp_path: Path) -> None:
     assert tsc("profiles", "--import", place / "profile.safetensors", "-q").code == 0
-    store._known.clear()
+    profile_store._known.clear()
     digest = digest_of(place)
     done = tsc("profiles", "--export", digest[:8], "-o", tmp_path / "out.safetensors", "--json")
     assert done.json["digest"] == digest
@@ -138,7 +138,7 @@ def test_profiles_travel(tsc: Any, place: Path, elsewhere: Path, tmp_path: Path)
     removed = tsc("profiles", "--remove", digest[:12])
     assert removed.code == 0
     assert removed.out.startswith("removed ")
-    store._known.clear()
+    profile_store._known.clear()
     assert tsc("profiles", "--json").json["profiles"] == []
     assert not list((elsewhere / "profiles").iterdir())
 
@@ -238,11 +238,11 @@ def test_a_file_is_read_where_its_profile_is(
         facts = json.loads(tsc("inspect", tmp_path / name, "--json").out)
         assert facts["parameters"]["profile"] == digest
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "elsewhere"))
-    store._known.clear()
+    profile_store._known.clear()
     words = ["-m", place / "model", "--positions", 9, "--greedy", 0]
     refused(tsc("verify", tmp_path / "named.tsc", *words, "-q"), f"profile {digest[:12]} is needed", "--import", code=3)
     assert tsc("verify", tmp_path / "held.tsc", *words).code == 0
-    store._known.clear()
+    profile_store._known.clear()
     assert tsc("profiles", "--import", place / "profile.safetensors").code == 0
     assert tsc("verify", tmp_path / "named.tsc", *words).code == 0
 
@@ -264,7 +264,7 @@ def test_a_profile_by_digest_and_one_that_does_not_fit(tsc: Any, place: Path, tm
 
 def test_an_embedded_profile_counts(tsc: Any, place: Path, tmp_path: Path) -> None:
     """The promise is kept with the profile in the file, or by another codec."""
-    source, profile = Source(load(place / "t.tsc")), store.resolve(digest_of(place))
+    source, profile = Source(load(place / "t.tsc")), profile_store.resolve(digest_of(place))
     compressor = Compressor(source, None, profile=profile, embed_profile=True)
     by_hand = Recipe("klt", {"profile": profile.digest, "fineness": 300})
     named, held = compressor.size(by_hand), compressor.size(replace(by_hand, embed_profile=True))

@@ -13,10 +13,10 @@ from formats import load, save
 from tests import models
 from tests.conftest import Result
 from tests.traces import growing_trace
-from tsc_cli import plotting
-from tsc_cli.benching import windows
-from tsc_cli.commands.bench import finite
-from tsc_cli.main import run
+from tsc_cli.bench import plot
+from tsc_cli.bench.codecs import windows
+from tsc_cli.cli.commands.measure.bench import finite
+from tsc_cli.cli.main import run
 
 TEXT = "".join(f"line {n} of a text that is cut into windows, {n * n % 97}; " for n in range(60))
 
@@ -277,7 +277,7 @@ def test_what_cannot_be_drawn_is_refused(tsc: Any, benched: Path, tmp_path: Path
         assert done.code == 2
         assert message in done.err
     with pytest.raises(Exception, match="nothing to draw"):
-        plotting.draw([("empty", {"rows": [{"label": "x", "kind": "promised", "failures": ["no"]}]})], [])
+        plot.draw([("empty", {"rows": [{"label": "x", "kind": "promised", "failures": ["no"]}]})], [])
 
 
 def test_json_has_no_nan() -> None:

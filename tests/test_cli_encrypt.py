@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 
-from formats import encryption, load, record_writer
-from formats.container import ZSTD_MAGIC
-from formats.encryption import Secret
-from formats.integrity import check
-from formats.record_writer import RecordWriter
-from formats.trace_file import TraceFile
+from formats import load
+from formats.container import encryption
+from formats.container import writer as record_writer
+from formats.container.encryption import Secret
+from formats.container.reader import ZSTD_MAGIC
+from formats.container.writer import RecordWriter
+from formats.file.check import check
+from formats.file.reader import TraceFile
 from tests import models
 from tests.format import samples_encrypted
 from tests.format.slices import sliced
 from tests.traces import same_snapshots
-from tsc_cli.main import run
+from tsc_cli.cli.main import run
 
 KEY, OTHER = bytes(range(3, 35)), bytes(range(4, 36))
 SECRET = Secret.of_key(KEY)
@@ -327,7 +329,7 @@ def test_the_question_comes_before_the_progress_bar(
         yield lambda units: None
 
     file = tmp_path / "x.tsc"
-    monkeypatch.setattr("tsc_cli.output.Output.progress", progress)
+    monkeypatch.setattr("tsc_cli.cli.output.Output.progress", progress)
     monkeypatch.setenv("TSC_PASSPHRASE", PASSPHRASE)
     assert tsc("encrypt", plain, "-o", file).code == 0
     monkeypatch.delenv("TSC_PASSPHRASE")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from formats.klt import store
+from formats.codecs.klt import profile_store
 from tests import models
 from tests.test_klt import profile_for
-from tsc_cli.main import run
-from tsc_cli.models import load
+from tsc_cli.cli.main import run
+from tsc_cli.huggingface.models.loading import load
 
 TEXT = "".join(chr(97 + number % 26) for number in models.prompt(320))
 
@@ -21,7 +21,7 @@ TEXT = "".join(chr(97 + number % 26) for number in models.prompt(320))
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "_known", {})
+    monkeypatch.setattr(profile_store, "_known", {})
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_where_rope_comes_from(tsc: Any, folder: Path, captured: Path) -> None:
     assert "note: keys as cached only: neither a profile nor the model says how they turn" in unknown.out
     assert "note: keys as cached only" not in tsc("probe-cache", captured, "--no-rope").out
     by_model = tsc("probe-cache", captured, "-m", folder, "--json").json
-    store.install(profile_for(load(str(folder), say=lambda _: None).model, windows=4, rank=32))
+    profile_store.install(profile_for(load(str(folder), say=lambda _: None).model, windows=4, rank=32))
     by_profile = tsc("probe-cache", captured, "--json").json
     assert (by_model.pop("rope"), by_profile.pop("rope")) == ("model", "profile")
     assert by_profile == by_model

@@ -130,7 +130,7 @@ def test_what_the_figure_shows(far: Path, tmp_path: Path, monkeypatch: pytest.Mo
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    from tsc_cli.probing.figure import draw
+    from tsc_cli.probes.weights.figure import draw
 
     monkeypatch.setattr(plt, "close", lambda figure: None)
     reports = checkpoints.probed(far)
@@ -152,7 +152,7 @@ def test_what_the_figure_shows(far: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_no_model_is_built(tmp_path: Path) -> None:
     models.save_small_model(tmp_path / "m")
     script = (
-        "import sys; from tsc_cli.main import run; code = run(sys.argv[1:]); "
+        "import sys; from tsc_cli.cli.main import run; code = run(sys.argv[1:]); "
         "sys.exit(code or 50 * ('torch' in sys.modules or 'transformers' in sys.modules))"
     )
     command = [sys.executable, "-c", script, "probe-weights", str(tmp_path / "m"), "--json"]

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from formats import diagnosis, load
+from formats import load
+from formats.repair import diagnose
 from tests.format import profiles, samples
 from tests.format.craft import HEADER, MODEL, Craft, Piece
 from tests.format.slices import Model, sliced
 from tests.traces import FULL
-from tsc_cli.commands import recover
+from tsc_cli.cli.commands.files import recover
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def test_recover_says_what_is_lost(tsc: Any, broken: Path, tmp_path: Path) -> No
 
 
 def test_neighbours_that_share_a_fate_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "lost", lambda _: iter([(0, "a"), (1, "a"), (3, "a"), (4, "b"), (5, "b")]))
+    monkeypatch.setattr(diagnose, "lost", lambda _: iter([(0, "a"), (1, "a"), (3, "a"), (4, "b"), (5, "b")]))
     nothing: Any = None
-    found = [(diagnosis.named(numbers), why) for numbers, why in diagnosis.lost_together(nothing)]
+    found = [(diagnose.named(numbers), why) for numbers, why in diagnose.lost_together(nothing)]
     assert found == [("snapshots 0 to 1", "a"), ("snapshot 3", "a"), ("snapshots 4 to 5", "b")]
     assert recover._renamed({9: 4, 0: 0, 1: 1, 4: 2, 5: 3}) == "0 to 1 -> 0 to 1, 4 to 5 -> 2 to 3, 9 -> 4"
 

@@ -13,10 +13,10 @@ import typer
 from formats import load, save
 from formats.codecs import CODECS
 from formats.errors import LimitError, UsageError
-from formats.eviction import FILTERS
+from formats.trace.eviction import FILTERS
 from tests import models
 from tsc_cli import capture, verify
-from tsc_cli.app import app
+from tsc_cli.cli.app import app
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 NUMBERS = [

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.codecs import CODECS, Bases, BlockShape, Codec, Surroundings, codec_by_name
+from formats.codecs.hadamard import hadamard
 from formats.codecs.packing import codes_per_byte, pack, packed_shape, unpack
-from formats.codecs.rotation import hadamard
-from formats.codecs.uniform import Grid, dequantize, quantize
+from formats.codecs.uniform_quantizer import Grid, dequantize, quantize
+from formats.container.records import Part
+from formats.container.safetensors_buffer import pack as pack_tensors
+from formats.container.safetensors_buffer import parse
 from formats.errors import UsageError
-from formats.geometry import DTYPE_BYTES, LayerSpec
-from formats.records import Part
-from formats.tensor_buffer import pack as pack_tensors
-from formats.tensor_buffer import parse
+from formats.trace.geometry import DTYPE_BYTES, LayerSpec
 from tests.traces import same_bits
 
 HEAD_SIZES = (64, 80, 96, 128, 256)

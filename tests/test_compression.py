@@ -13,13 +13,20 @@ import pytest
 import torch
 
 from formats import Geometry, LayerSpec, Snapshot, Trace, TraceBuilder, deduplicate, load, save
-from formats.compression import Header, Recipe, Source, recipe_of, write
-from formats.distortion import relative_error
+from formats.codecs.delta_bases import bases_of
+from formats.container.records import Part
+from formats.encode.recipe import Header, Recipe, Source, recipe_of, write
 from formats.errors import PromiseError, UsageError
-from formats.header import rounded_down
-from formats.integrity import check
-from formats.predecessors import bases_of
-from formats.rate_control import (
+from formats.file.check import check
+from formats.file.header import rounded_down
+from formats.file.rewrite import record_quality
+from formats.trace.distortion import relative_error
+from formats.trace.recorder import Recorder
+from formats.trace.views import Labels, Span
+from tests import models
+from tests.traces import same_bits
+from tsc_cli import capture
+from tsc_cli.compression.search import (
     Candidate,
     Sizer,
     at,
@@ -30,14 +37,7 @@ from formats.rate_control import (
     smallest,
     smallest_for,
 )
-from formats.records import Part
-from formats.rewriting import record_quality
-from formats.tiers import QUALITIES, TIERS, VERDICTS, Goal, goal_of, klt_family, tier_of, verdict
-from formats.timeline import Recorder
-from formats.views import Labels, Span
-from tests import models
-from tests.traces import same_bits
-from tsc_cli import capture
+from tsc_cli.scoring.published import QUALITIES, TIERS, VERDICTS, Goal, goal_of, klt_family, tier_of, verdict
 
 SPEC = LayerSpec("full", heads=2, key_size=16, value_size=16)
 

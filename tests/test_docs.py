@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from formats import encryption, limits, records
-from formats.codecs import CODECS, klt
-from formats.klt import profile, symbols
-from formats.records import RecordType
+from formats import limits
+from formats.codecs import CODECS
+from formats.codecs.klt import codec as klt
+from formats.codecs.klt import profile, symbols
+from formats.container import encryption, records
+from formats.container.records import RecordType
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.entropy import TOTAL, Decoder, Encoder, RawBits, Tables, quantized
+from formats.codecs.klt.ans import TOTAL, Decoder, Encoder, RawBits, Tables, quantized
 from formats.errors import CorruptError
 
 

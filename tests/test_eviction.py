@@ -11,14 +11,15 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from formats import Trace, load, save
-from formats.compression import Recipe, Source, write
+from formats.encode.recipe import Recipe, Source, write
 from formats.errors import UnsupportedCacheError, UsageError
 from tests import models
 from tests.traces import same_bits
-from tsc_cli import bridge, capture, restoring
-from tsc_cli.attention import observed
-from tsc_cli.fidelity import compare
-from tsc_cli.generation import feed, prefill, score
+from tsc_cli import capture
+from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.attention_observer import observed
+from tsc_cli.huggingface.generation import feed, prefill, score
+from tsc_cli.scoring.fidelity import compare
 
 PROMPT = 60
 
@@ -62,7 +63,7 @@ def test_observed_attention_is_what_the_eager_path_computes(kind: str, chunk: in
     model = models.FAMILIES[kind](torch.float32)
     with observed(model) as observation:
         cache, _ = prefill(model, tokens, chunk=chunk)
-    (received,) = observation.records(bridge.geometry_of(cache, kind), len(tokens))
+    (received,) = observation.records(caches.geometry_of(cache, kind), len(tokens))
     assert torch.allclose(received.read(), torch.stack(want), atol=1e-4)
     assert torch.allclose(received.read().sum((1, 2)), torch.tensor(40.0 * model.config.num_attention_heads))
 
@@ -141,12 +142,12 @@ def test_streaming_keeps_sinks_and_a_window(trace: Trace, tmp_path: Path) -> Non
 def test_a_model_goes_on_as_with_the_evicted_rows_masked(model: Any, trace: Trace, tmp_path: Path) -> None:
     """The ground truth: the full cache, with a mask that hides the rows that streaming dropped."""
     recipe = Recipe("lossless", evict="streaming", evict_settings={"sinks": 2, "window": 20})
-    restored = restoring.to_cache(compressed(trace, recipe, tmp_path), model, 0)
+    restored = restore.to_cache(compressed(trace, recipe, tmp_path), model, 0)
     tokens = models.prompt(5, seed=9)
     have = score(model, restored, tokens)
     visible = torch.ones(1, 1, len(tokens), PROMPT + len(tokens)).tril(PROMPT).bool()
     visible[..., 2 : PROMPT - 20] = False
-    full = restoring.to_cache(trace, model, 0)
+    full = restore.to_cache(trace, model, 0)
     positions = torch.arange(PROMPT, PROMPT + len(tokens))[None]
     with torch.no_grad():
         want = model(
@@ -163,9 +164,9 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
     with torch.no_grad():
         generated = model.generate(
             torch.tensor([[*history, first]]), max_new_tokens=6, do_sample=False,
-            **models.given_to_generate(restoring.to_cache(evicted, model, 0)),
+            **models.given_to_generate(restore.to_cache(evicted, model, 0)),
         )[0, len(history) :].tolist()  # fmt: skip
-    cache, want = restoring.to_cache(evicted, model, 0), [first]
+    cache, want = restore.to_cache(evicted, model, 0), [first]
     for _ in range(6):
         want.append(int(feed(model, cache, want[-1:])[-1].argmax()))
     assert generated == want
@@ -175,8 +176,8 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
 def test_wrong_positions_cost_several_times_the_kl(model: Any, trace: Trace, tmp_path: Path) -> None:
     evicted = compressed(trace, Recipe("lossless", evict="h2o", evict_settings={"keep": 0.75}), tmp_path)
     tokens = models.prompt(40, seed=4)
-    exact = score(model, restoring.to_cache(trace, model, 0), tokens)
-    right = compare(exact, score(model, restoring.to_cache(evicted, model, 0), tokens), tokens)
+    exact = score(model, restore.to_cache(trace, model, 0), tokens)
+    right = compare(exact, score(model, restore.to_cache(evicted, model, 0), tokens), tokens)
     # what a cache does that does not know what was evicted: the next position is the number of its rows
     naive = DynamicCache(config=model.config)
     moment = evicted.snapshot(0)
@@ -188,14 +189,14 @@ def test_wrong_positions_cost_several_times_the_kl(model: Any, trace: Trace, tmp
 
 def test_the_last_row_can_be_fed_again(model: Any, trace: Trace, tmp_path: Path) -> None:
     evicted = compressed(trace, Recipe("lossless", evict="h2o", evict_settings={"keep": 0.5}), tmp_path)
-    cache = restoring.to_cache(evicted, model, 3)
-    before = bridge.rows_of(cache)[0][0].clone()
+    cache = restore.to_cache(evicted, model, 3)
+    before = caches.rows_of(cache)[0][0].clone()
     cache.crop(-1)
     assert cache.get_seq_length() == PROMPT + 2
     feed(model, cache, evicted.token_ids(3)[-1:])
     assert cache.get_seq_length() == PROMPT + 3
     # the first layer's keys depend on the token and its position alone
-    assert torch.allclose(before, bridge.rows_of(cache)[0][0], atol=1e-5)
+    assert torch.allclose(before, caches.rows_of(cache)[0][0], atol=1e-5)
 
 
 def test_sliding_layers_are_left_alone(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_sliding_layers_are_left_alone(tmp_path: Path) -> None:
     kinds = [spec.kind for spec in trace.geometry.layers]
     rows = [keys.shape[2] for keys in evicted.snapshot(0).keys]
     assert rows == [20 if kind == "full" else 15 for kind in kinds]
-    cache = restoring.to_cache(evicted, model, 0)
+    cache = restore.to_cache(evicted, model, 0)
     together = score(model, cache, models.prompt(6, seed=2))
     one_by_one = torch.cat([feed(model, cache, [token]) for token in models.prompt(6, seed=2)])
     assert torch.allclose(together, one_by_one, atol=1e-4)

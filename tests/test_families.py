@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from formats import load
-from formats.compression import Recipe
+from formats.encode.recipe import Recipe
 from formats.errors import UnsupportedCacheError
 from tests import models
 from tests.families import DTYPES, PROMPT, REFUSED, SUPPORTED, TABLE
 from tests.family_runs import AFTER, STEPS, capture_small
 from tests.test_foreign import build
-from tsc_cli import compress, supported, verify
-from tsc_cli.capturing import CaptureOptions, capture_to_file
+from tsc_cli import compress, verify
+from tsc_cli.huggingface import families
+from tsc_cli.session.capture import CaptureOptions, capture_to_file
 
 ROOT = Path(__file__).parent.parent
 # one of each kind of cache; in the quick suite these alone are followed over twelve snapshots, some in bfloat16, too
@@ -111,7 +112,7 @@ def test_a_refused_family_is_refused_before_it_runs(family: str, tmp_path: Path)
         capture_to_file(model, PROMPT, tmp_path / "t.tsc", options=CaptureOptions(steps=2))
     assert TABLE[REFUSED[family].family].refused in str(caught.value)
     assert type(model).__name__ in str(caught.value)
-    assert (caught.value.exit_code, caught.value.hint) == (2, supported.HINT)
+    assert (caught.value.exit_code, caught.value.hint) == (2, families.HINT)
     assert not list(tmp_path.iterdir())
 
 
@@ -147,7 +148,7 @@ def test_fewer_bits_cost_more(family: str, tmp_path: Path) -> None:
 
 def test_the_list_needs_neither_prompt_nor_torch() -> None:
     code = (
-        "import sys; from tsc_cli.main import run; code = run(['capture', '--list-supported']); "
+        "import sys; from tsc_cli.cli.main import run; code = run(['capture', '--list-supported']); "
         "sys.exit(code or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -171,5 +172,5 @@ def test_the_command_line_refuses_alike(tsc: Any, tmp_path: Path) -> None:
     done = tsc("capture", "abc", "-m", folder, "-o", tmp_path / "t.tsc", "-q")
     assert (done.code, done.out) == (2, "")
     assert "RecurrentGemmaForCausalLM cannot be captured: its state is kept in its modules" in done.err
-    assert f"hint: {supported.HINT}\n" in done.err
+    assert f"hint: {families.HINT}\n" in done.err
     assert not (tmp_path / "t.tsc").exists()

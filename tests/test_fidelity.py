@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tsc_cli.fidelity import compare, first_difference
+from tsc_cli.scoring.fidelity import compare, first_difference
 
 
 def logits(positions: int = 150, vocabulary: int = 40, seed: int = 0) -> torch.Tensor:

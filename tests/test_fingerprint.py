@@ -10,7 +10,8 @@ import torch
 
 from formats.errors import MismatchError
 from tests import models
-from tsc_cli import capture, fingerprint, to_cache
+from tsc_cli import capture, to_cache
+from tsc_cli.huggingface.fingerprint import fingerprint
 
 
 def one_weight(model: Any) -> Any:

@@ -15,8 +15,10 @@ from tokenizers import normalizers, pre_tokenizers, processors
 from formats import Trace
 from formats.errors import MismatchError
 from tests import models
-from tsc_cli import bridge, capture, fingerprint, to_cache
-from tsc_cli.generation import feed
+from tsc_cli import capture, to_cache
+from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.huggingface.generation import feed
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SCALED = {"rope_theta": 10000.0, "factor": 2.0}
@@ -158,15 +160,15 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_one_change_is_refused_by_name_and_nothing_is_touched(change: str) -> None:
     field, (kind, make) = REFUSED[change]
     (_, trace), model = original(kind), make()
-    live = bridge.new_cache(model)
+    live = caches.new_cache(model)
     feed(model, live, [1, 2, 3])
-    before, kept = state(model), bridge.fork(live)
-    rows = [(keys.clone(), values.clone()) for keys, values in bridge.rows_of(live)]
+    before, kept = state(model), caches.fork(live)
+    rows = [(keys.clone(), values.clone()) for keys, values in caches.rows_of(live)]
     with pytest.raises(MismatchError, match=rf"another model: {re.escape(field)}(:| is | differs|\.)"):
         to_cache(trace, model)
     assert same(before, state(model))
-    assert bridge.identical(live, kept)
-    for (keys, values), now in zip(rows, bridge.rows_of(live), strict=True):
+    assert caches.identical(live, kept)
+    for (keys, values), now in zip(rows, caches.rows_of(live), strict=True):
         assert torch.equal(keys, now[0])
         assert torch.equal(values, now[1])
 
@@ -176,7 +178,7 @@ def test_what_changes_no_cache_is_no_difference(change: str) -> None:
     kind, make = ACCEPTED[change]
     (model, trace), other = original(kind), make()
     other.load_state_dict(model.state_dict())
-    assert bridge.identical(to_cache(trace, other), to_cache(trace, model))
+    assert caches.identical(to_cache(trace, other), to_cache(trace, model))
 
 
 def test_an_adapter_of_another_scale_is_named() -> None:

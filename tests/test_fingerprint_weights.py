@@ -16,8 +16,9 @@ import transformers
 from formats.errors import UnsupportedCacheError, UsageError
 from tests import models
 from tests.families import SUPPORTED
-from tsc_cli import capture, config_fields, fingerprint, to_cache
-from tsc_cli.rope_state import frequencies_of, name_of_difference
+from tsc_cli import capture, to_cache
+from tsc_cli.huggingface.fingerprint import config_fields, fingerprint
+from tsc_cli.huggingface.fingerprint.rope_buffers import frequencies_of, name_of_difference
 
 
 def test_the_hash_of_plain_weights_is_that_of_the_files_there_are() -> None:

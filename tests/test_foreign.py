@@ -18,10 +18,7 @@ from tests.families import PROMPT, REFUSED, SUPPORTED, VOCABULARY
 from tests.family_runs import capture_small, inputs_of
 from tsc_cli import (
     branch,
-    bridge,
-    cache_layers,
     capture,
-    drill,
     from_cache,
     from_tuples,
     generate_inputs,
@@ -32,7 +29,8 @@ from tsc_cli import (
     to_tuples,
     verify,
 )
-from tsc_cli.generation import feed, prefill
+from tsc_cli.huggingface import cache_layers, caches, self_test
+from tsc_cli.huggingface.generation import feed, prefill
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
 # one of each kind in the quick suite
@@ -133,7 +131,7 @@ def test_several_tokens_mean_the_same_as_one_by_one(family: str) -> None:
     one, other = to_cache(trace, model), to_cache(trace, model)
     together = feed(model, one, PROMPT[:6])
     assert torch.equal(together, torch.cat([feed(model, other, [token]) for token in PROMPT[:6]]))
-    assert bridge.identical(one, other)
+    assert caches.identical(one, other)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "jamba", "falcon_h1", "lfm2", "mamba", "deepseek_v32", "t5"])
@@ -142,12 +140,12 @@ def test_branches_and_repeats(family: str) -> None:
     cache = to_cache(capture_small(SUPPORTED[family], model, steps=0), model)
     kept, other = branch(cache), branch(cache)
     feed(model, other, [5])
-    assert bridge.identical(cache, kept)
-    assert not bridge.identical(cache, other)
+    assert caches.identical(cache, kept)
+    assert not caches.identical(cache, other)
     three = repeat(cache, 3)
     ids = torch.tensor([[5], [6], [7]])
     together = feed(model, three, ids)
-    assert bridge.identical(cache, kept)
+    assert caches.identical(cache, kept)
     for row, token in enumerate((5, 6, 7)):
         alone = feed(model, branch(cache), [token])
         assert torch.allclose(together[row], alone, atol=1e-4)
@@ -158,7 +156,7 @@ def test_a_restored_cache_can_be_cropped() -> None:
     trace = capture(model, models.prompt(20), steps=3)
     cache = to_cache(trace, model)
     cache.crop(-3)
-    assert bridge.identical(cache, to_cache(trace, model, 0))
+    assert caches.identical(cache, to_cache(trace, model, 0))
 
 
 def test_beams_are_a_batch(tmp_path: Path) -> None:
@@ -173,7 +171,7 @@ def test_beams_are_a_batch(tmp_path: Path) -> None:
     trace = from_cache(cache, model, fed, next_tokens=[1, 2, 3])
     save(trace, tmp_path / "t.tsc")
     back = load(tmp_path / "t.tsc")
-    assert bridge.identical(to_cache(back, model), cache)
+    assert caches.identical(to_cache(back, model), cache)
     assert back.sequence(1).token_ids() == fed[1].tolist()
 
 
@@ -363,12 +361,12 @@ def test_the_drill_looks_at_what_the_model_may_say(fill: float) -> None:
         return logits
 
     model.lm_head.forward = masked
-    drill.require_restorable(model)
+    self_test.require_restorable(model)
     stateful = keeping_state(models.llama())
     head = stateful.lm_head.forward
     stateful.lm_head.forward = masked
     with pytest.raises(UnsupportedCacheError, match="keeps a part of its state elsewhere"):
-        drill.require_restorable(stateful)
+        self_test.require_restorable(stateful)
 
 
 @pytest.mark.skipif(
@@ -433,7 +431,7 @@ def test_tuples(family: str) -> None:
     assert {len(layer) for layer in tuples} == {4 if family == "t5" else 2}
     back = from_tuples(tuples, model)
     assert type(back) is type(cache)
-    assert bridge.identical(back, cache)
+    assert caches.identical(back, cache)
     assert torch.equal(feed(model, branch(back), [5]), feed(model, branch(cache), [5]))
     with pytest.raises(UsageError, match="the model has"):
         from_tuples(tuples[:1], model)
@@ -480,14 +478,14 @@ def test_a_model_that_keeps_state_elsewhere_is_refused() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes_the_drill_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(family)
-    drill.require_restorable(model)
+    self_test.require_restorable(model)
     monkeypatch.setattr(model, "forward", model.forward)  # to be put back
     models.must_not_run(model)
-    drill.require_restorable(model)
+    self_test.require_restorable(model)
 
 
 def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tsc_cli.supported.refusal_of", lambda model_type: None)
+    monkeypatch.setattr("tsc_cli.huggingface.families.refusal_of", lambda model_type: None)
     model = REFUSED["recurrent_gemma"].build(torch.float32)
     with pytest.raises(UnsupportedCacheError, match="RecurrentGemmaForCausalLM"):
         capture(model, PROMPT, steps=1)

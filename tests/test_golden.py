@@ -14,9 +14,11 @@ from unittest import mock
 import pytest
 import zstandard
 
-from formats import Trace, load, record_writer, trace_writer
-from formats.encryption import Secret
-from formats.integrity import check
+from formats import Trace, load
+from formats.container import writer as record_writer
+from formats.container.encryption import Secret
+from formats.file import writer as trace_writer
+from formats.file.check import check
 from tests import second_reader
 from tests.format import profiles, samples, samples_encrypted
 from tests.format.test_second_reader import assert_same_content

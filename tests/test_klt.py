@@ -20,25 +20,25 @@ from hypothesis import strategies as st
 
 from formats import Snapshot, Trace, deduplicate, load
 from formats.codecs import CODECS, BlockShape, Surroundings
-from formats.codecs.klt import Klt, KltSettings
-from formats.compression import Recipe, Source, write
-from formats.distortion import relative_error
-from formats.entropy import Decoder, Encoder
+from formats.codecs.klt import importance, profile_store, symbols
+from formats.codecs.klt.ans import Decoder, Encoder
+from formats.codecs.klt.codec import Klt, KltSettings
+from formats.codecs.klt.fitting import Rank
+from formats.codecs.klt.profile import Profile
+from formats.codecs.klt.tables import assumed
+from formats.container.records import Part
+from formats.container.safetensors_buffer import pack, parse
+from formats.container.safetensors_buffer import to_torch as tensor_of
+from formats.encode.recipe import Recipe, Source, write
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
-from formats.geometry import Geometry, LayerSpec
-from formats.integrity import check
-from formats.klt import importance, store, symbols
-from formats.klt.fitting import Rank
-from formats.klt.profile import Profile
-from formats.klt.tables import assumed
-from formats.records import Part
-from formats.tensor_buffer import pack, parse
-from formats.tensor_buffer import to_torch as tensor_of
+from formats.file.check import check
+from formats.trace.distortion import relative_error
+from formats.trace.geometry import Geometry, LayerSpec
 from tests import models
 from tests.traces import same_bits, same_snapshots
 from tsc_cli import capture
-from tsc_cli.calibration import CalibrationOptions, Gatherer, joint_blocks, profile_of
-from tsc_cli.generation import prefill
+from tsc_cli.calibration.gather import CalibrationOptions, Gatherer, joint_blocks, profile_of
+from tsc_cli.huggingface.generation import prefill
 
 CONTEXT, FOLLOWING = 64, 32
 Rows = dict[Part, torch.Tensor]
@@ -76,7 +76,7 @@ def profile() -> Profile:
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of profiles and a memory of its own for each test."""
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "_known", {})
+    monkeypatch.setattr(profile_store, "_known", {})
 
 
 @lru_cache(maxsize=8)
@@ -332,7 +332,7 @@ def trace() -> Trace:
 
 
 def test_a_file_holds_every_snapshot(profile: Profile, trace: Trace, tmp_path: Path) -> None:
-    store.install(profile)
+    profile_store.install(profile)
     small = written(trace, recipe_with(profile), tmp_path / "t.tsc")
     assert small.codec == "klt"
     assert small.parameters["fineness"] == 500
@@ -348,7 +348,7 @@ def test_a_file_holds_every_snapshot(profile: Profile, trace: Trace, tmp_path: P
 
 
 def test_the_file_is_deterministic(profile: Profile, trace: Trace) -> None:
-    store.remember(profile)
+    profile_store.remember(profile)
     sinks = [io.BytesIO(), io.BytesIO()]
     for sink in sinks:
         write(Source(trace), recipe_with(profile), sink, file_id=bytes(16))
@@ -358,8 +358,8 @@ def test_the_file_is_deterministic(profile: Profile, trace: Trace) -> None:
 def test_blocks_of_tokens_are_decoded_alone(
     profile: Profile, trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("formats.compression._JOINT_ROWS", 20)
-    store.remember(profile)
+    monkeypatch.setattr("formats.encode.recipe._JOINT_ROWS", 20)
+    profile_store.remember(profile)
     small = written(trace, recipe_with(profile), tmp_path / "t.tsc")
     want = trace.snapshot(-1)
     spans = []
@@ -374,7 +374,7 @@ def test_blocks_of_tokens_are_decoded_alone(
 
 
 def test_exact_rows_keep_their_promise(profile: Profile, trace: Trace, tmp_path: Path) -> None:
-    store.remember(profile)
+    profile_store.remember(profile)
     recipe = recipe_with(profile, 240, exact_sinks=4, exact_last=8)
     small, want = written(trace, recipe, tmp_path / "t.tsc").snapshot(-1), trace.snapshot(-1)
     assert len(want.token_ids) == 96
@@ -390,7 +390,7 @@ def test_exact_rows_keep_their_promise(profile: Profile, trace: Trace, tmp_path:
 def test_evicted_rows_stay_away(
     profile: Profile, trace: Trace, tmp_path: Path, evict: str, settings: dict[str, Any]
 ) -> None:
-    store.remember(profile)
+    profile_store.remember(profile)
     recipe = recipe_with(profile, evict=evict, evict_settings=settings)
     small = written(trace, recipe, tmp_path / "klt.tsc").snapshot(-1)
     exact = written(trace, replace(recipe, codec="lossless", settings={}), tmp_path / "exact.tsc").snapshot(-1)
@@ -402,7 +402,7 @@ def test_evicted_rows_stay_away(
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_refused(profile: Profile, value: float) -> None:
     broken = capture(tiny_model(), models.prompt(30), steps=2)
-    store.remember(profile)
+    profile_store.remember(profile)
     (block,) = broken.blocks
     block.rows[Part.VALUES][1, 0, 1, 9, 3] = value  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match=r"the values of layer 1 hold a value that is not finite.*klt"):
@@ -410,7 +410,7 @@ def test_a_value_that_is_not_finite_is_refused(profile: Profile, value: float) -
 
 
 def test_one_token_is_enough(profile: Profile, tmp_path: Path) -> None:
-    store.remember(profile)
+    profile_store.remember(profile)
     short = capture(tiny_model(), [5], steps=0)
     small = written(short, recipe_with(profile), tmp_path / "t.tsc")
     assert relative_error(short, small) < 1e-4
@@ -421,33 +421,33 @@ def test_one_token_is_enough(profile: Profile, tmp_path: Path) -> None:
 
 def test_a_file_needs_its_profile(profile: Profile, trace: Trace, tmp_path: Path) -> None:
     path = tmp_path / "t.tsc"
-    store.install(profile)
+    profile_store.install(profile)
     written(trace, recipe_with(profile), path)
     assert path.stat().st_size < profile.size
     load(path).snapshot(0)
-    store.path_of(profile).unlink()
-    store._known.clear()
+    profile_store.path_of(profile).unlink()
+    profile_store._known.clear()
     with pytest.raises(UnsupportedFileError, match=f"profile {profile.digest[:12]} is needed") as caught:
         load(path).snapshot(0)
     assert caught.value.exit_code == 3
     assert caught.value.hint is not None
     assert "tsc profiles --import" in caught.value.hint
-    store.install(profile)
+    profile_store.install(profile)
     load(path).snapshot(0)
 
 
 def test_an_embedded_profile_is_read_anywhere(profile: Profile, trace: Trace, tmp_path: Path) -> None:
-    store.remember(profile)
+    profile_store.remember(profile)
     named = written(trace, recipe_with(profile), tmp_path / "named.tsc").snapshot(-1)
     written(trace, recipe_with(profile, embed_profile=True), tmp_path / "t.tsc")
     assert (tmp_path / "t.tsc").stat().st_size > (tmp_path / "named.tsc").stat().st_size + profile.size // 3
-    store._known.clear()
-    assert not store.folder().exists()
+    profile_store._known.clear()
+    assert not profile_store.folder().exists()
     assert same_snapshots(load(tmp_path / "t.tsc").snapshot(-1), named)
 
 
 def test_another_embedded_profile_than_the_named_one_is_refused(profile: Profile, trace: Trace, tmp_path: Path) -> None:
-    from formats.klt.reference import ProfileReference
+    from formats.codecs.klt.profile_record import ProfileReference
 
     other = tiny_profile(rank=40)
     with pytest.raises(CorruptError, match="not the one that the file names"):
@@ -469,7 +469,7 @@ def test_another_embedded_profile_than_the_named_one_is_refused(profile: Profile
     ids=["heads", "head size", "fewer layers", "more layers"],
 )  # fmt: skip
 def test_a_profile_of_another_shape_is_refused(config: Any, trace: Trace) -> None:
-    other = store.remember(profile_for(built(config), windows=2))
+    other = profile_store.remember(profile_for(built(config), windows=2))
     with pytest.raises(UsageError, match="the profile does not fit the rows") as caught:
         write(Source(trace), recipe_with(other), io.BytesIO())
     assert caught.value.hint is not None
@@ -514,7 +514,7 @@ def largest_error(trace: Trace, small: Trace) -> float:
 def test_families(family: str, tmp_path: Path) -> None:
     model = FAMILIES[family]()
     profile = profile_for(model, windows=6)
-    store.remember(profile)
+    profile_store.remember(profile)
     trace = capture(model, models.prompt(70, seed=9), steps=2)
     assert any(rotary.channels for shape in profile.shapes for rotary in shape.rotary) == (family != "gpt2")
     errors, sizes = [], []
@@ -625,6 +625,6 @@ def test_layers_that_hold_different_rows_are_refused_by_name(profile: Profile, t
     )  # fmt: skip
     edited.values[1:] = [values + 0.5 for values in edited.values[1:]]
     uneven = deduplicate([first, edited], trace.geometry)
-    store.remember(profile)
+    profile_store.remember(profile)
     with pytest.raises(UsageError, match="the profile has no layers 0 to 0"):
         write(Source(uneven), recipe_with(profile), io.BytesIO())

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tsc_cli.interpolation import at_kl
-from tsc_cli.ladder import BASELINES, COMPARED_AT, RUNGS, comparison, rows
+from tsc_cli.bench.ladder import BASELINES, COMPARED_AT, RUNGS, comparison, rows
+from tsc_cli.scoring.interpolation import at_kl
 
 
 def row(label: str, kl: float, bits: float, kind: str = "baseline") -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_starts_without_torch(command: list[str], tmp_path: Path) -> None:
     save(growing_trace(), tmp_path / "t.tsc")
     words = [{"FILE": str(tmp_path / "t.tsc"), "NEW": str(tmp_path / "n.tsc")}.get(word, word) for word in command]
     script = (
-        "import sys\nfrom tsc_cli.main import run\n"
+        "import sys\nfrom tsc_cli.cli.main import run\n"
         f"code = run({words!r})\n"
         "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(f'{code} {sorted(heavy)}' if code or heavy else 0)"

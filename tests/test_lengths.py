@@ -11,18 +11,19 @@ import torch
 import transformers
 
 from formats import load, save
-from formats.compression import Recipe, Source
+from formats.encode.recipe import Recipe, Source
 from formats.errors import UsageError
 from tests import models
 from tests.families import SUPPORTED
 from tests.traces import same_snapshots
-from tsc_cli import bridge, capture, compress, generate_inputs, to_cache, verify
-from tsc_cli.appending import append
-from tsc_cli.generation import feed
-from tsc_cli.judging import Judge
-from tsc_cli.positions import end_of, reach_of
-from tsc_cli.recomputing import recompute
-from tsc_cli.resuming import resume
+from tsc_cli import capture, compress, generate_inputs, to_cache, verify
+from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.generation import feed
+from tsc_cli.huggingface.positions import end_of, reach_of
+from tsc_cli.scoring.scorer import Judge
+from tsc_cli.session.append import append
+from tsc_cli.session.resume import resume
+from tsc_cli.verification.recompute import recompute
 
 BASE = {"rope_theta": 10000.0}
 
@@ -196,16 +197,16 @@ def test_dynamic_scaling_goes_on_after_another_text(tmp_path: Path) -> None:
     append(model, [], path, steps=11)
     parts = load(path)
     assert same_snapshots(parts.snapshot(), whole.snapshot())
-    assert bridge.identical(to_cache(parts, model), to_cache(whole, model))
+    assert caches.identical(to_cache(parts, model), to_cache(whole, model))
     assert verify(parts, model, snapshots=(0, 15, 20), positions=9)[2].identical
     assert not recompute(parts, model).lies
     fresh = scaled(32, rope_type="dynamic", factor=4.0)  # transformers alone, on a model that has seen nothing else
-    cache, tokens = bridge.new_cache(fresh), whole.token_ids()
+    cache, tokens = caches.new_cache(fresh), whole.token_ids()
     with torch.no_grad():
         fresh(torch.tensor([tokens[:30]]), past_key_values=cache, use_cache=True)
         for token in tokens[30:]:
             fresh(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-    assert bridge.identical(cache, to_cache(whole, model))
+    assert caches.identical(cache, to_cache(whole, model))
     long = capture(model, models.prompt(50), steps=2, chunk=8)  # in one pass, as `generate` feeds it
     assert same_snapshots(long.snapshot(), capture(model, models.prompt(50), steps=2).snapshot())
     feed(model, to_cache(long, model), [1])

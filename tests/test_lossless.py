@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from formats import Geometry, LayerSpec, load, save
 from formats.codecs import CODECS, BlockShape, codec_by_id, codec_by_name
+from formats.container.records import Part
+from formats.container.safetensors_buffer import pack, parse
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
-from formats.geometry import DTYPE_BYTES
-from formats.records import Part
-from formats.tensor_buffer import pack, parse
-from formats.views import BlockKey
+from formats.trace.geometry import DTYPE_BYTES
+from formats.trace.views import BlockKey
 from tests.traces import growing_trace, random_rows, same_bits
 
 sizes = st.sampled_from([1, 2, 3, 64, 80, 96, 128, 256])

@@ -12,7 +12,7 @@ import pytest
 
 from tests import models
 from tests.odd_folders import CONFIG, ODD, SETTINGS, TOKENIZER, Odd, filled, pickled, state, then, without
-from tsc_cli import main
+from tsc_cli.cli import main
 
 CODE = "open({mark!r}, 'w').close()\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
 
@@ -166,7 +166,7 @@ def test_trust_is_for_a_model_that_somebody_named(sound: Path, tmp_path: Path, t
 
 
 def test_a_file_that_names_a_model_with_code_runs_none_of_it(sound: Path, tmp_path: Path) -> None:
-    from tsc_cli.capturing import CaptureOptions, capture_to_file
+    from tsc_cli.session.capture import CaptureOptions, capture_to_file
 
     mark, file = tmp_path / "ran", tmp_path / "x.tsc"
     capture_to_file(
@@ -234,7 +234,7 @@ def test_no_command_goes_on_with_weights_that_are_none(
 def test_logits_that_rule_tokens_out_are_numbers_enough() -> None:
     import torch
 
-    from tsc_cli.finite import NotFiniteError, require_finite
+    from tsc_cli.huggingface.models.finite import NotFiniteError, require_finite
 
     model, logits = models.llama(), torch.zeros(2, 300)
     logits[0, 7] = -torch.inf

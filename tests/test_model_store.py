@@ -18,12 +18,14 @@ import torch
 import transformers
 
 from formats import load
-from formats.atomic import atomic_write
+from formats.container.atomic_write import atomic_write
 from formats.errors import UsageError
 from tests import gguf_models, models
 from tests.reliability.test_disk import at_most_bytes
-from tsc_cli import fingerprint, gguf_conversion, model_folders, model_names, model_store
-from tsc_cli import models as loading
+from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.huggingface.models import loading
+from tsc_cli.model_store import folders, gguf_conversion, store
+from tsc_cli.model_store import names as model_names
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def test_the_converted_model_is_the_file(kind: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.model(ids).logits, direct(ids).logits)
     assert any("once" in line for line in said)
     values = sum(parameter.numel() for parameter in direct.parameters())
-    stored = next(model_store.folder_of(model_store.find("m")).glob("*.safetensors")).stat().st_size
+    stored = next(store.folder_of(store.find("m")).glob("*.safetensors")).stat().st_size
     assert (stored > values * 4) is (kind in ("Q8_0", "Q4_1", "F32"))  # halves are stored as halves
 
 
@@ -68,7 +70,7 @@ def test_the_second_start_converts_and_reads_nothing(tmp_path: Path, monkeypatch
         raise AssertionError("it was converted again")
 
     monkeypatch.setattr(gguf_conversion, "convert", never)
-    monkeypatch.setattr("tsc_cli.file_identity._read", never)
+    monkeypatch.setattr("tsc_cli.model_store.file_digest._read", never)
     loaded, said = of_file(path)
     assert (loaded.name, said) == ("m", [])
 
@@ -145,7 +147,7 @@ def test_every_command_that_takes_a_model_takes_a_name(tsc: Any, tmp_path: Path)
     assert tsc("resume", tmp_path / "t.tsc", "-n", 1).code == 0
     listed = {model["name"]: model for model in tsc("models", "--json").json["models"]}
     assert listed["here"]["source"] == str(folder)
-    assert listed["here"]["size_bytes"] == model_folders.size_of(folder)
+    assert listed["here"]["size_bytes"] == folders.size_of(folder)
     assert "stays where it is" in tsc("models", "remove", "here").out
     assert (folder / "model.safetensors").is_file()
 

@@ -9,7 +9,7 @@ import pytest
 from formats.errors import UsageError
 from tests import models
 from tests.test_recall import Copier, filled, without
-from tsc_cli.needle import APART, CODES, FACT, NOUNS, QUESTION, Needle, answers, needles
+from tsc_cli.bench.needle import APART, CODES, FACT, NOUNS, QUESTION, Needle, answers, needles
 
 COUNT = 40
 

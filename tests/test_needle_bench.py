@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from formats.klt import store
+from formats.codecs.klt import profile_store
 from tests import models
 from tests.test_klt import profile_for
-from tsc_cli import needle_bench
-from tsc_cli.needle import Needle
+from tsc_cli.bench import needle_suite
+from tsc_cli.bench.needle import Needle
 
 NEEDLES = 2
 
@@ -21,8 +21,8 @@ NEEDLES = 2
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model and a text; a profile is another matter."""
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "_known", {})
-    monkeypatch.setattr(needle_bench, "RATIOS", (6, 5_000))
+    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(needle_suite, "RATIOS", (6, 5_000))
     models.save_small_model(tmp_path / "model", models.llama(initializer_range=0.1))
     (tmp_path / "text.txt").write_text(" ".join(f"word{number % 7} of {number % 50}," for number in range(300)))
     return tmp_path
@@ -42,9 +42,9 @@ def test_what_is_kept_is_counted(tsc: Any, place: Path, monkeypatch: pytest.Monk
         known = exact.setdefault(needle.answer, keys)
         return bool((keys - known).norm() < 0.1 * known.norm())
 
-    monkeypatch.setattr(needle_bench, "answers", answers)
+    monkeypatch.setattr(needle_suite, "answers", answers)
     profile = profile_for(models.llama(initializer_range=0.1))
-    store.install(profile)
+    profile_store.install(profile)
     done = bench(tsc, place)
     assert done.code == 0, done.err
     facts = json.loads((place / "needle.json").read_text())
@@ -64,7 +64,7 @@ def test_what_is_kept_is_counted(tsc: Any, place: Path, monkeypatch: pytest.Monk
 
 
 def test_what_the_exact_cache_does_not_know_is_not_asked(tsc: Any, place: Path) -> None:
-    store.install(profile_for(models.llama(initializer_range=0.1)))
+    profile_store.install(profile_for(models.llama(initializer_range=0.1)))
     done = bench(tsc, place)
     assert done.code == 0, done.err
     assert all((row["answerable"], row["kept"], row["share"]) == (0, 0, None) for row in done.json["rows"])

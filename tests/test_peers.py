@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from formats.errors import UsageError
-from tsc_cli import peer_adapters, peers
-from tsc_cli.peer_adapters import coded_bytes, lattice_bits, packed_bytes
-from tsc_cli.peers import Peer, Tensors
+from tsc_cli.bench import peer_adapters, peers
+from tsc_cli.bench.peer_adapters import coded_bytes, lattice_bits, packed_bytes
+from tsc_cli.bench.peers import Peer, Tensors
 
 # a peer's own warnings, and those of what it imports, are not ours to mend
 pytestmark = pytest.mark.filterwarnings("default")

@@ -14,12 +14,13 @@ from formats.errors import UsageError
 from tests import models
 from tests.families import PROMPT, SUPPORTED
 from tests.test_foreign import batch
-from tsc_cli import bridge, capture, from_cache, generate_inputs, to_cache, verify
-from tsc_cli.appending import append
-from tsc_cli.generation import feed, prefill
-from tsc_cli.recomputing import recompute
-from tsc_cli.replay import Feed, feeds_of
-from tsc_cli.resuming import resume
+from tsc_cli import capture, from_cache, generate_inputs, to_cache, verify
+from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.generation import feed, prefill
+from tsc_cli.session.append import append
+from tsc_cli.session.replay import Feed, feeds_of
+from tsc_cli.session.resume import resume
+from tsc_cli.verification.recompute import recompute
 
 TURN = [9, 8, 7, 6, 5]
 STEPS = 5
@@ -52,7 +53,7 @@ def test_a_session_of_two_turns_is_the_unbroken_run(family: str, tmp_path: Path)
     session = load(path)
     assert (session.token_ids(), done.new_tokens) == (tokens, 1 + len(TURN) + STEPS)
     assert session.pending == (int(logits[-1].argmax()),)
-    assert bridge.identical(to_cache(session, model), live)
+    assert caches.identical(to_cache(session, model), live)
     for number in range(STEPS):  # after the turn, and after each step
         after = feed(model, to_cache(session, model, STEPS + 1 + number), tokens[number - STEPS :][:1], last_only=True)
         assert torch.equal(after[-1], logits[number + 1])

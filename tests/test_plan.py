@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from formats.tiers import QUALITIES
 from tests.plan_models import LLAMA_3_8B, PUBLISHED, Config
-from tsc_cli.planning import config_file, rates
+from tsc_cli.model_store import config_file
+from tsc_cli.planning import rates
 from tsc_cli.planning.architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
 from tsc_cli.planning.costs import cache_bytes, prefill_flops
 from tsc_cli.planning.layers import Layer
 from tsc_cli.planning.model import Model, understand
 from tsc_cli.planning.notes import MEASURED_VALUES_PER_DIMENSION
+from tsc_cli.scoring.published import QUALITIES
 
 ROOT = Path(__file__).parent.parent
 K = 1024
@@ -289,7 +290,7 @@ def test_what_is_left_out_is_said(tsc: Any, folder: Path) -> None:
 
 def test_it_starts_without_torch_or_a_hub(folder: Path) -> None:
     script = (
-        "import sys; from tsc_cli.main import run; code = run(['plan', sys.argv[1]]); "
+        "import sys; from tsc_cli.cli.main import run; code = run(['plan', sys.argv[1]]); "
         "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules); "
         "sys.exit(code or (str(heavy) if heavy else 0))"
     )

@@ -13,10 +13,10 @@ import pytest
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.limits import MAX_ROWS
 from tests.plan_models import DEEPSEEK_V3, GEMMA_3_27B, LLAMA_3_8B, MISTRAL_7B_V01, QWEN3_8B, SMALL
-from tsc_cli import default_model
+from tsc_cli.model_store import default_model
+from tsc_cli.model_store.config_file import Config
 from tsc_cli.planning import quantities
 from tsc_cli.planning.architectures import ARCHITECTURES
-from tsc_cli.planning.config_file import Config
 from tsc_cli.planning.costs import Means, at_context
 from tsc_cli.planning.model import understand
 

@@ -15,8 +15,8 @@ import transformers
 from formats.errors import CorruptError, UnsupportedFileError
 from tests import models
 from tests.plan_models import SMALL
+from tsc_cli.model_store.config_file import Config
 from tsc_cli.planning.architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
-from tsc_cli.planning.config_file import Config
 from tsc_cli.planning.costs import cache_bytes
 from tsc_cli.planning.layers import Layer
 from tsc_cli.planning.model import Model, understand

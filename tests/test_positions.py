@@ -13,8 +13,8 @@ from formats.errors import UnsupportedCacheError, UsageError
 from tests import models
 from tests.traces import same_snapshots
 from tsc_cli import capture, to_cache, verify
-from tsc_cli.positions import end_of, reach_of, room, switch_of
-from tsc_cli.resuming import resume
+from tsc_cli.huggingface.positions import end_of, reach_of, room, switch_of
+from tsc_cli.session.resume import resume
 
 
 def test_learned_positions_bound_what_is_measured() -> None:

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from formats import Geometry, LayerSpec, Recorder, Snapshot, Trace, TraceBuilder, deduplicate
-from formats import kept as kept_rows
+from formats.codecs.klt.rotary import Rotary
+from formats.container.records import Part
 from formats.errors import UsageError
-from formats.records import Part
-from formats.rotary import Rotary
-from formats.timeline import Rows
-from formats.trace import MemoryBlock
-from formats.views import BlockKey, Span, View
+from formats.trace import head_maps as kept_rows
+from formats.trace.recorder import Rows
+from formats.trace.trace import MemoryBlock
+from formats.trace.views import BlockKey, Span, View
 from tests.traces import finite_rows, growing_trace
-from tsc_cli.cache_probing import job, report, ridge, rows, turning
-from tsc_cli.cache_probing.directions import HEADS, LAYERS, MEAN, PARTS, TOKENS
-from tsc_cli.cache_probing.job import Probe
-from tsc_cli.cache_probing.rows import KEYS, UNDONE, VALUES
-from tsc_cli.cache_probing.snapshots import held_before
+from tsc_cli.probes.cache import job, report, ridge, rows, turning
+from tsc_cli.probes.cache.directions import HEADS, LAYERS, MEAN, PARTS, TOKENS
+from tsc_cli.probes.cache.job import Probe
+from tsc_cli.probes.cache.rows import KEYS, UNDONE, VALUES
+from tsc_cli.probes.cache.snapshots import held_before
 
 SINKS = 4
 NAMES = ("ratio", "ratio_raw", "bits", "own_r2", "own_bits", "map_r2", "map_bits")

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 
 from formats.errors import CorruptError, LimitError, TscError, UnsupportedFileError, UsageError
 from tests import checkpoints
-from tsc_cli.probing import gguf_file, shards
-from tsc_cli.probing.checkpoint import open_checkpoint
-from tsc_cli.probing.layouts import one as one_band
-from tsc_cli.probing.matrices import Band, Matrix
-from tsc_cli.probing.stacks import stack_of
+from tsc_cli.checkpoints import gguf_file, safetensors_files
+from tsc_cli.checkpoints.matrices import Band, Matrix
+from tsc_cli.probes.weights.checkpoint import open_checkpoint
+from tsc_cli.probes.weights.layouts import one as one_band
+from tsc_cli.probes.weights.stacks import stack_of
 
 INDEX = "model.safetensors.index.json"
 
@@ -263,7 +263,7 @@ def test_experts_of_a_name_that_no_line_has_are_one_type(tmp_path: Path) -> None
 
 def test_a_header_as_long_as_it_says_is_not_allocated(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    for length in (1 << 62, shards.MAX_HEADER + 1):
+    for length in (1 << 62, safetensors_files.MAX_HEADER + 1):
         path.write_bytes(length.to_bytes(8, "little") + b"{}")
         os.truncate(path, 1 << 35)  # sparse: long enough for the second
         with pytest.raises(CorruptError, match="is not a safetensors file"):

@@ -13,9 +13,9 @@ import transformers
 
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from tests import checkpoints, models
-from tsc_cli.probing.layouts import TABLE
-from tsc_cli.probing.stacks import stack_of
-from tsc_cli.probing.weights import check_same
+from tsc_cli.probes.weights.layouts import TABLE
+from tsc_cli.probes.weights.probe import check_same
+from tsc_cli.probes.weights.stacks import stack_of
 
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 Held = dict[str, np.ndarray[Any, Any]]

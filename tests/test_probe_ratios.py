@@ -13,12 +13,12 @@ import torch
 
 from formats.errors import CorruptError, LimitError
 from tests import checkpoints
-from tsc_cli.probing import coding
-from tsc_cli.probing.coding import coded, rows_for_bits
-from tsc_cli.probing.matrices import Band, Matrix, spread
-from tsc_cli.probing.ranks import effective_rank, rows_for_rank
-from tsc_cli.probing.ratios import survey, work
-from tsc_cli.probing.weights import judged
+from tsc_cli.checkpoints.matrices import Band, Matrix, spread
+from tsc_cli.probes.weights import coding
+from tsc_cli.probes.weights.coding import coded, rows_for_bits
+from tsc_cli.probes.weights.probe import judged
+from tsc_cli.probes.weights.ranks import effective_rank, rows_for_rank
+from tsc_cli.probes.weights.ratios import survey, work
 
 TYPES = ["q", "k", "v", "o", "gate", "up", "down"]
 Array = np.ndarray[Any, Any]
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def matrices(folder: Path) -> dict[str, list[Matrix]]:
-    from tsc_cli.probing.stacks import stack_of
+    from tsc_cli.probes.weights.stacks import stack_of
 
     stack = stack_of(checkpoints.opened(folder))
     return {one.name: list(one.series[0].layers.values()) for one in stack.types}
@@ -83,7 +83,7 @@ def test_every_figure_is_that_of_a_direct_computation(folder: Path) -> None:
 
 
 def test_the_summary_is_over_the_layers_that_have_a_reference(folder: Path) -> None:
-    from tsc_cli.probing.report import ratio_figures
+    from tsc_cli.probes.weights.report import ratio_figures
 
     _, held = checkpoints.read(folder)
     one = checkpoints.probed(folder)[0]
@@ -119,8 +119,8 @@ def test_blocks_and_threads_change_nothing(folder: Path, threads: int, rows: int
 
 
 def test_progress_ends_where_it_said(folder: Path) -> None:
-    from tsc_cli.probing.stacks import stack_of
-    from tsc_cli.probing.weights import probe
+    from tsc_cli.probes.weights.probe import probe
+    from tsc_cli.probes.weights.stacks import stack_of
 
     stack = stack_of(checkpoints.opened(folder))
     for other in (None, stack):

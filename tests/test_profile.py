@@ -12,28 +12,28 @@ from typing import Any
 import pytest
 import torch
 
-from formats import strict_json
+from formats.codecs.klt import fitting, profile, profile_store
+from formats.codecs.klt.fitting import Rank, leading
+from formats.codecs.klt.profile import Group, Profile, Shape, dumps, loads
+from formats.codecs.klt.rotary import Rotary
+from formats.codecs.klt.statistics import Statistics
+from formats.codecs.klt.tables import assumed
+from formats.codecs.klt.transform import Transform
+from formats.container import strict_json
+from formats.container.records import Part
+from formats.container.safetensors_buffer import TensorView, pack, parse, to_torch
 from formats.errors import CorruptError, LimitError, StorageError, UnsupportedFileError, UsageError
-from formats.geometry import Geometry, LayerSpec
-from formats.klt import fitting, profile, store
-from formats.klt.fitting import Rank, leading
-from formats.klt.profile import Group, Profile, Shape, dumps, loads
-from formats.klt.statistics import Statistics
-from formats.klt.tables import assumed
-from formats.klt.transform import Transform
-from formats.records import Part
-from formats.rotary import Rotary
-from formats.tensor_buffer import TensorView, pack, parse, to_torch
+from formats.trace.geometry import Geometry, LayerSpec
 from tests.test_klt import tiny_profile
 from tests.traces import same_bits
-from tsc_cli import calibration
-from tsc_cli.calibration import plan
+from tsc_cli.calibration import gather
+from tsc_cli.calibration.gather import plan
 
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "_known", {})
+    monkeypatch.setattr(profile_store, "_known", {})
 
 
 def named(name: str, **fingerprint: str) -> Profile:
@@ -57,7 +57,7 @@ def test_a_profile_is_read_back_as_it_was_written() -> None:
         assert same_bits(one.contiguous(), other.contiguous())
     assert dumps(tiny.name, tiny.fingerprint, tiny.groups, tiny.tables, tiny.info, tiny.curve).data == tiny.data
     curve = [{"fineness": 300.0, "bits": 1.5, "kl": 0.01, "top1": 0.9}]
-    assert loads(calibration.with_curve(tiny, curve).data).curve == curve
+    assert loads(gather.with_curve(tiny, curve).data).curve == curve
 
 
 def test_a_basis_of_every_integer_comes_back() -> None:
@@ -188,19 +188,19 @@ def test_a_damaged_basis_is_refused() -> None:
 def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(pack({"weight": torch.zeros(3)}))
     with pytest.raises(CorruptError, match=r"weights\.safetensors: .*is a safetensors file, but not a profile"):
-        store.read(tmp_path / "weights.safetensors")
+        profile_store.read(tmp_path / "weights.safetensors")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(CorruptError):
-        store.read(tmp_path / "text")
+        profile_store.read(tmp_path / "text")
     with pytest.raises(StorageError, match="cannot be read"):
-        store.read(tmp_path / "none")
+        profile_store.read(tmp_path / "none")
 
 
 def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_PROFILE_BYTES", 1000)
+    monkeypatch.setattr(profile_store, "MAX_PROFILE_BYTES", 1000)
     (tmp_path / "p").write_bytes(tiny_profile().data)
     with pytest.raises(LimitError, match="larger than a profile may be"):
-        store.read(tmp_path / "p")
+        profile_store.read(tmp_path / "p")
     monkeypatch.setattr(profile, "MAX_PROFILE_BYTES", 1000)
     with pytest.raises(CorruptError, match="more than 1000 bytes"):
         loads(tiny_profile().data)
@@ -229,80 +229,80 @@ def test_runs_of_layers() -> None:
 
 def test_a_profile_is_installed_and_found_by_its_digest() -> None:
     one = named("A Model/7B")
-    path = store.install(one)
-    assert path.parent == store.folder()
+    path = profile_store.install(one)
+    assert path.parent == profile_store.folder()
     assert path.name == f"a-model-7b-{one.digest[:12]}.safetensors"
     assert path.read_bytes() == one.data
     modified = path.stat().st_mtime_ns
-    assert store.install(one) == path
+    assert profile_store.install(one) == path
     assert path.stat().st_mtime_ns == modified
     for digits in (6, 11, 12, 40, 64):
-        store._known.clear()
-        assert store.resolve(one.digest[:digits]).digest == one.digest
+        profile_store._known.clear()
+        assert profile_store.resolve(one.digest[:digits]).digest == one.digest
     wrong = one.digest[:20] + ("0" if one.digest[20] != "0" else "1")
     with pytest.raises(UnsupportedFileError, match=f"profile {one.digest[:12]} is needed"):
-        store.resolve(wrong)
+        profile_store.resolve(wrong)
     for not_a_digest in ("", "abc", "hello1", one.digest.upper(), one.digest + "0", "../../../etc"):
         with pytest.raises(UsageError, match="is not a profile"):
-            store.resolve(not_a_digest)
+            profile_store.resolve(not_a_digest)
     path.unlink()
-    assert store.resolve(one.digest).digest == one.digest  # this process knows it
-    store._known.clear()
+    assert profile_store.resolve(one.digest).digest == one.digest  # this process knows it
+    profile_store._known.clear()
     with pytest.raises(UnsupportedFileError):
-        store.resolve(one.digest)
+        profile_store.resolve(one.digest)
 
 
 def test_a_damaged_profile_is_replaced_and_hidden_files_are_passed_over() -> None:
     one = named("one")
-    path = store.install(one)
+    path = profile_store.install(one)
     path.write_bytes(one.data[:-1])
-    assert not list(store.installed())
-    assert store.install(one) == path
+    assert not list(profile_store.installed())
+    assert profile_store.install(one) == path
     assert path.read_bytes() == one.data
-    (store.folder() / ".calibration-0.gathered.safetensors").write_bytes(one.data)
-    assert [found for found, _ in store.installed()] == [path]
-    copied = path.rename(store.folder() / "copied by hand.safetensors")
-    store._known.clear()
-    assert store.find(one.digest[:6])[0] == copied
-    assert store.resolve(one.digest).digest == one.digest
+    (profile_store.folder() / ".calibration-0.gathered.safetensors").write_bytes(one.data)
+    assert [found for found, _ in profile_store.installed()] == [path]
+    copied = path.rename(profile_store.folder() / "copied by hand.safetensors")
+    profile_store._known.clear()
+    assert profile_store.find(one.digest[:6])[0] == copied
+    assert profile_store.resolve(one.digest).digest == one.digest
 
 
 def test_what_is_only_listed_is_not_kept() -> None:
     for name in ("one", "other"):
-        store.install(named(name))
-    store._known.clear()
-    assert len(list(store.installed())) == 2
-    assert not store._known
-    chosen = store.for_model(tiny_profile().fingerprint)
+        profile_store.install(named(name))
+    profile_store._known.clear()
+    assert len(list(profile_store.installed())) == 2
+    assert not profile_store._known
+    chosen = profile_store.for_model(tiny_profile().fingerprint)
     assert chosen is not None
-    assert list(store._known) == [chosen.digest]
+    assert list(profile_store._known) == [chosen.digest]
 
 
 def test_an_ambiguous_beginning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = named("one"), named("other")
     for found, digest in ((one, "abcdef" + "0" * 58), (other, "abcdef" + "1" * 58)):
         found.__dict__["digest"] = digest
-        store.remember(found)
+        profile_store.remember(found)
     with pytest.raises(UsageError, match="2 profiles begin with abcdef") as caught:
-        store.resolve("abcdef")
+        profile_store.resolve("abcdef")
     assert caught.value.hint == "give more digits"
-    assert store.resolve("abcdef0") is one
+    assert profile_store.resolve("abcdef0") is one
 
 
 def test_equal_weights_come_first_then_the_newest() -> None:
     fingerprint = tiny_profile().fingerprint
-    assert store.for_model(fingerprint) is None
+    assert profile_store.for_model(fingerprint) is None
     finetuned, older, newer = (
         named("finetuned", weights="f" * 64), named("older"), named("newer", weights="e" * 64)
     )  # fmt: skip
     for age, one in ((30, older), (20, finetuned), (10, newer)):
-        path = store.install(one)
+        path = profile_store.install(one)
         os.utime(path, (1_000_000 - age, 1_000_000 - age))
-    store.install(named("another", config="0" * 64))
-    (store.folder() / "noise.safetensors").write_bytes(b"noise")
+    profile_store.install(named("another", config="0" * 64))
+    (profile_store.folder() / "noise.safetensors").write_bytes(b"noise")
 
     def chosen(**changes: str) -> str | None:
-        found = store.for_model(fingerprint | changes)
+        found = profile_store.for_model(fingerprint | changes)
         return None if found is None else found.name
 
     assert chosen() == "older"
@@ -311,7 +311,7 @@ def test_equal_weights_come_first_then_the_newest() -> None:
     assert chosen(tokenizer="any", dtype="bfloat16", attention="eager") == "older"
     for field in ("architecture", "config", "layers", "kv_heads", "rope"):
         assert chosen(**{field: "other"}) is None
-    assert [p.name for _, p in store.installed()] == ["another", "newer", "finetuned", "older"]
+    assert [p.name for _, p in profile_store.installed()] == ["another", "newer", "finetuned", "older"]
 
 
 # fitting
@@ -441,7 +441,7 @@ def test_a_channel_far_larger_than_all_others(small: float, ranks: range) -> Non
 def test_groups_of_a_large_model_stay_narrow() -> None:
     large = Geometry("bfloat16", (LayerSpec("full", 8, 128, 128),) * 32)
     shapes = plan(large, [Rotary(())] * 32)
-    assert all(shape.width <= calibration.WIDEST for shape in shapes)
+    assert all(shape.width <= gather.WIDEST for shape in shapes)
     assert [(s.first_layer, s.layer_count) for s in shapes][:2] == [(0, 5), (5, 5)]
     assert sum(shape.layer_count for shape in shapes) == 32
     assert sum(4 * shape.width**2 for shape in shapes) < 4e9

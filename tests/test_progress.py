@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tsc_cli import progress
-from tsc_cli.output import Output
+from tsc_cli.cli.output import Output
 
 
 @pytest.fixture

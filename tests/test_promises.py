@@ -13,12 +13,15 @@ import pytest
 import torch
 from transformers import QuantizedCache
 
-from formats import Trace, compression, deduplicate, load, loss, promises, recovery, rewriting, save
-from formats.compression import Header, Recipe, Source
-from formats.diagnosis import diagnose
-from formats.encryption import Secret
+from formats import Trace, deduplicate, load, save
+from formats.container.encryption import Secret
+from formats.encode import recipe as compression
+from formats.encode.recipe import Header, Recipe, Source
 from formats.errors import CorruptError, PromiseError, UsageError
-from formats.trace_file import TraceFile
+from formats.file import loss, promises, rewrite
+from formats.file.reader import TraceFile
+from formats.repair import recover
+from formats.repair.diagnose import diagnose
 from tests import models, second_reader
 from tests.families import SUPPORTED
 from tests.format import samples
@@ -26,7 +29,7 @@ from tests.format.craft import HEADER, MODEL, Craft
 from tests.test_foreign import batch
 from tests.traces import FULL, full_trace, same_snapshots
 from tsc_cli import append, capture, compress, from_cache, verify
-from tsc_cli.recomputing import recompute
+from tsc_cli.verification.recompute import recompute
 
 SECRET = Secret.random()
 KEEP = {"evict": "streaming", "evict_settings": {"sinks": 2, "window": 20}}
@@ -99,11 +102,11 @@ def test_what_is_lost_is_known_however_often_it_is_saved(
     refused_everywhere(again, model, name)
     locked, plain, recovered = (tmp_path / f"{one}.tsc" for one in ("locked", "plain", "recovered"))
     with locked.open("wb") as sink:
-        rewriting.encrypt(TraceFile(again), sink, SECRET)
+        rewrite.encrypt(TraceFile(again), sink, SECRET)
     with plain.open("wb") as sink:
-        rewriting.decrypt(TraceFile(locked, SECRET), sink)
-    rewriting.record_quality(plain, [{"snapshot": 0, "kl_mean": 0.5}])
-    recovery.recover(plain, recovered)
+        rewrite.decrypt(TraceFile(locked, SECRET), sink)
+    rewrite.record_quality(plain, [{"snapshot": 0, "kl_mean": 0.5}])
+    recover.recover(plain, recovered)
     for path in (plain, recovered):
         refused_everywhere(path, model, name)
     assert load(locked, SECRET).lost_by == name
@@ -121,7 +124,7 @@ def test_what_is_lost_is_known_when_the_header_is_not(name: str, again: bool, ca
     data = bytearray(path.read_bytes())
     data[offset + 70] ^= 0x55
     path.write_bytes(data)
-    recovery.recover(path, left)
+    recover.recover(path, left)
     assert load(left).lost_by == (name if again else {"streaming+lossless": "eviction"}.get(name, name.split("+")[-1]))
     assert load(left).tier == ""
 
@@ -136,7 +139,7 @@ def test_what_states_lost_is_known_though_the_codec_is_lossless(tmp_path: Path) 
     craft = Craft.of(path.read_bytes())
     craft.records = [piece for piece in craft.records if piece.type != 0x0A or piece.first != 1]
     path.write_bytes(craft.build())
-    recovery.recover(path, left)
+    recover.recover(path, left)
     assert load(left).lost_by == "scalar"
 
 
@@ -261,7 +264,7 @@ def test_a_header_that_states_what_the_file_has_not_is_refused(captured: Trace, 
         with pytest.raises(second_reader.Refused, match="tier"):
             second_reader.read(liar.read_bytes())
         assert any(f"states tier {tier}" in one.message and one.damage for one in diagnose(liar).problems)
-        plan, _ = recovery.recover(liar, left, force=True)
+        plan, _ = recover.recover(liar, left, force=True)
         assert (plan.untrue, len(plan.numbers), load(left).tier) == (tier, len(captured), "")
         assert same_snapshots(load(left).snapshot(-1), captured.snapshot(-1))
     for fine in ("2x", "1x", "0.5x", "high", "60X", "+60x", "6e1x", "60,0x", "1x.", "x", "kl0.05", "9" * 21 + "x"):

@@ -14,10 +14,10 @@ from transformers import DynamicCache
 from formats.errors import UsageError
 from tests import models
 from tsc_cli import capture, load, save, verify
-from tsc_cli.bridge import fork
-from tsc_cli.generation import feed
-from tsc_cli.recall import PASSAGES, measure_recall, passages
-from tsc_cli.verification import VerifyOptions, passes
+from tsc_cli.huggingface.caches import fork
+from tsc_cli.huggingface.generation import feed
+from tsc_cli.scoring.recall import PASSAGES, measure_recall, passages
+from tsc_cli.verification.verify import VerifyOptions, passes
 
 
 class Copier(torch.nn.Module):

@@ -11,24 +11,24 @@ import pytest
 import torch
 
 from formats import Trace, TraceBuilder, deduplicate, load, save
-from formats.compression import Header, Recipe, Source, write
+from formats.codecs.klt import profile_store
+from formats.container.records import Part
+from formats.encode.recipe import Header, Recipe, Source, write
 from formats.errors import MismatchError, UsageError
-from formats.klt import store
-from formats.records import Part
-from formats.rewriting import record_quality
-from formats.states import MemoryStates
-from formats.trace import MemoryBlock
-from formats.views import Labels, Span
+from formats.file.rewrite import record_quality
+from formats.trace.states import MemoryStates
+from formats.trace.trace import MemoryBlock
+from formats.trace.views import Labels, Span
 from tests import models
 from tests.families import SUPPORTED
 from tests.family_runs import capture_small
 from tests.test_foreign import batch
 from tests.test_klt import profile_for
 from tsc_cli import capture, verify
-from tsc_cli.appending import append
-from tsc_cli.recomputed_rows import passes
-from tsc_cli.recomputing import Findings, recompute
-from tsc_cli.tolerances import HEAD, ROUNDING, Distances, judge
+from tsc_cli.session.append import append
+from tsc_cli.verification.recompute import Findings, recompute
+from tsc_cli.verification.recomputed_rows import passes
+from tsc_cli.verification.tolerances import HEAD, ROUNDING, Distances, judge
 
 RECIPES = {
     "lossless": Recipe("lossless"),
@@ -98,14 +98,14 @@ def test_an_honest_file_passes(name: str, model: Any, trace: Trace, tmp_path: Pa
 def test_an_honest_file_of_codec_klt_passes(
     model: Any, trace: Trace, other: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(store, "_known", {})
-    profile = store.remember(profile_for(model, windows=3))
+    monkeypatch.setattr(profile_store, "_known", {})
+    profile = profile_store.remember(profile_for(model, windows=3))
     recipe = Recipe("klt", {"profile": profile.digest, "fineness": 400}, embed_profile=True)
     file = coded(trace, recipe, tmp_path / "t.tsc")
-    store._known.clear()  # it is in the file
+    profile_store._known.clear()  # it is in the file
     found = recompute(file, model)
     assert (found.lies, verdicts(found)) == ([], {"identical"})
-    store.remember(profile)
+    profile_store.remember(profile)
     swapped = coded(replace(other, labels=trace.labels), recipe, tmp_path / "o.tsc")
     assert "of the RMS away" in recompute(swapped, model).lies[0]
 

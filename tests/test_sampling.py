@@ -16,12 +16,12 @@ from tests import models
 from tests.families import PROMPT, SUPPORTED
 from tests.test_foreign import batch
 from tsc_cli import capture, from_cache
-from tsc_cli.appending import append
-from tsc_cli.generation import prefill
-from tsc_cli.references import sample_after
-from tsc_cli.restoring import to_cache
-from tsc_cli.resuming import resume
-from tsc_cli.sampling import Sampler, tokens_before
+from tsc_cli.huggingface.generation import prefill
+from tsc_cli.huggingface.restore import to_cache
+from tsc_cli.huggingface.sampling import Sampler, tokens_before
+from tsc_cli.scoring.continuations import sample_after
+from tsc_cli.session.append import append
+from tsc_cli.session.resume import resume
 
 HOT: dict[str, Any] = {"temperature": 1.5, "seed": 7}
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from formats import Geometry, LayerSpec, Recorder, TraceBuilder, load, save
 from formats.codecs import codec_by_name
-from formats.compression import Recipe, Source, recipe_of, write
+from formats.encode.recipe import Recipe, Source, recipe_of, write
 from formats.errors import LimitError, UsageError
-from formats.geometry import StateSpec, from_json, to_json
-from formats.integrity import check
-from formats.states import MemoryStates, StateKey, as_values, from_values
-from formats.trace_file import TraceFile
-from formats.trace_writer import TraceWriter
-from formats.views import Span, View
+from formats.file.check import check
+from formats.file.reader import TraceFile
+from formats.file.writer import TraceWriter
+from formats.trace.geometry import StateSpec, from_json, to_json
+from formats.trace.states import MemoryStates, StateKey, as_values, from_values
+from formats.trace.views import Span, View
 from tests.traces import CONV, EVERYTHING, FULL, NOTHING, RECURRENT, STATES, full_trace, same_bits, same_snapshots
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple)

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from tests import models
-from tsc_cli.streaming import TextStream
+from tsc_cli.cli.streaming import TextStream
 
 SPECIAL = ["<s>", "</s>", "<|im_end|>"]
 WORDS = ["a", "b", "he", "llo", "n't", ".", ",", "é", "e\u0301", "\u0301", "👩", "\u200d", "世"]

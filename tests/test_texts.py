@@ -14,8 +14,8 @@ import pytest
 from formats import load, save
 from formats.errors import UsageError
 from tests import models
-from tsc_cli import capture, texts
-from tsc_cli.output import printable
+from tsc_cli import capture, text_input
+from tsc_cli.cli.output import printable
 
 BROKEN = "h\udce9llo"  # what Python makes of the byte E9 on the command line
 HALF = "h\ud800llo"
@@ -50,12 +50,12 @@ def test_a_prompt_that_is_no_text(text: str, tsc: Any, folder: Path, session: Pa
 
 
 def test_an_argument_of_another_locale_is_utf8() -> None:
-    assert texts.argument("h\udcc3\udca9") == "hé"  # as the C locale gives it
-    assert texts.argument("hé") == "hé"
+    assert text_input.argument("h\udcc3\udca9") == "hé"  # as the C locale gives it
+    assert text_input.argument("hé") == "hé"
     with pytest.raises(UsageError, match=r"the prompt is not UTF-8 text \(byte 1\)"):
-        texts.argument(BROKEN)
+        text_input.argument(BROKEN)
     with pytest.raises(UsageError, match="half of a surrogate pair at character 1"):
-        texts.argument(HALF)
+        text_input.argument(HALF)
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,16 @@ def test_an_argument_of_another_locale_is_utf8() -> None:
 )
 def test_files_of_other_encodings(data: bytes, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
-        texts.decode(data, "t")
+        text_input.decode(data, "t")
     assert "iconv" in str(caught.value.hint)
 
 
 def test_texts_that_are_taken() -> None:
     said: list[str] = []
-    assert texts.decode("\ufeffhé".encode(), "t", said.append) == "hé"
+    assert text_input.decode("\ufeffhé".encode(), "t", said.append) == "hé"
     assert said == ["t begins with a byte order mark, which is taken off"]
     for text in ("hé", "a\0b", "\0\0\0\0", "  \n", "a\ufeffb", ""):
-        assert texts.decode(text.encode(), "t", said.append) == text
+        assert text_input.decode(text.encode(), "t", said.append) == text
     assert len(said) == 1
 
 
@@ -224,7 +224,7 @@ def test_an_ascii_locale(folder: Path, tmp_path: Path) -> None:
 
 
 def test_shown() -> None:
-    assert texts.shown("n\udcc3\udcb6") == "nö"
-    assert texts.shown("n\udce9") == "n\\xe9"
-    assert texts.shown(HALF) == "h\\xed\\xa0\\x80llo"
+    assert text_input.shown("n\udcc3\udcb6") == "nö"
+    assert text_input.shown("n\udce9") == "n\\xe9"
+    assert text_input.shown(HALF) == "h\\xed\\xa0\\x80llo"
     assert printable("a\udcc2\udc9bb") == "a\\x9bb"  # the bytes of a control character of terminals

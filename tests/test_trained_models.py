@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers
 
-from formats.klt import store
+from formats.codecs.klt import profile_store
 from tests import models
-from tsc_cli.calibration_texts import library_texts
-from tsc_cli.main import run
+from tsc_cli.calibration.texts import library_texts
+from tsc_cli.cli.main import run
 
 pytestmark = pytest.mark.full
 
@@ -72,7 +72,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (folder / "unseen.txt").write_text(unseen[2_000:6_000])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TSC_CACHE", str(folder / "cache"))
-        patch.setattr(store, "_known", {})
+        patch.setattr(profile_store, "_known", {})
         place = Place(folder, folder / "model", folder / "t.tsc")
         models.save_small_model(place.model, trained(request.param(), code))
         words = ["calibrate", "-m", str(place.model), "--text", str(folder / "seen.txt"), "--tokens", "16384"]

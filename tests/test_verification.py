@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from formats import Trace, TraceBuilder, deduplicate
+from formats.container.records import Part
 from formats.errors import MismatchError, UsageError
-from formats.records import Part
-from formats.trace import MemoryBlock
+from formats.trace.trace import MemoryBlock
 from tests import models
 from tsc_cli import capture, load, save, verify
-from tsc_cli.resuming import resume
-from tsc_cli.sampling import Sampler
-from tsc_cli.verification import VerifyOptions, passes
+from tsc_cli.huggingface.sampling import Sampler
+from tsc_cli.session.resume import resume
+from tsc_cli.verification.verify import VerifyOptions, passes
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import formats
 import tsc_cli
 from formats.errors import MismatchError, UnsupportedCacheError
-from formats.geometry import LayerSpec
+from formats.trace.geometry import LayerSpec
 from tests import models, smoke
 from tests.families import PROMPT, SUPPORTED
-from tsc_cli import capture, config_versions, fingerprint, forward, verify
-from tsc_cli.generation import Sampler, continue_from
-from tsc_cli.restoring import restore
-from tsc_cli.resuming import resume
+from tsc_cli import capture, verify
+from tsc_cli.huggingface import forward
+from tsc_cli.huggingface.fingerprint import config_versions, fingerprint
+from tsc_cli.huggingface.generation import Sampler, continue_from
+from tsc_cli.huggingface.restore import restore
+from tsc_cli.session.resume import resume
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,7 +129,7 @@ def test_an_error_inside_of_an_import_is_not_called_a_missing_name() -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert "DynamicLayer" in last
     assert "cannot import name 'capture'" not in last
-    code = "import formats.records as r; del r.Part\nfrom formats import load"
+    code = "import formats.container.records as r; del r.Part\nfrom formats import load"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "Part" in done.stderr.strip().splitlines()[-1]
     for package in (formats, tsc_cli):

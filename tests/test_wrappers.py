@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from formats.compression import Recipe
+from formats.encode.recipe import Recipe
 from formats.errors import UnsupportedCacheError
 from tests import models
 from tsc_cli import (
@@ -18,7 +18,6 @@ from tsc_cli import (
     calibrate,
     capture,
     compress,
-    fingerprint,
     from_cache,
     from_tuples,
     generate_inputs,
@@ -28,9 +27,10 @@ from tsc_cli import (
     to_tuples,
     verify,
 )
-from tsc_cli.calibrating import Effort
-from tsc_cli.recomputing import recompute
-from tsc_cli.resuming import resume
+from tsc_cli.calibration.calibrate import Effort
+from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.session.resume import resume
+from tsc_cli.verification.recompute import recompute
 
 PROMPT = models.prompt(24)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from formats import Geometry, LayerSpec, Recorder, Snapshot, Trace, TraceBuilder
-from formats.geometry import StateSpec
-from formats.records import Part
-from formats.timeline import Rows
+from formats.container.records import Part
+from formats.trace.geometry import StateSpec
+from formats.trace.recorder import Rows
 
 FULL = LayerSpec("full", heads=2, key_size=4, value_size=4)
 UNEVEN = LayerSpec("full", heads=1, key_size=6, value_size=3)

@@ -21,16 +21,15 @@ from formats.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from formats import Secret, load, save
-
-    from .appending import append
-    from .calibrating import calibrate
-    from .capturing import capture
-    from .chat import chat_tokens
-    from .compressing import compress
-    from .foreign import branch, from_cache, from_tuples, repeat, to_tuples
-    from .restoring import to_cache
-    from .resuming import generate_inputs
-    from .verification import verify
+    from tsc_cli.calibration.calibrate import calibrate
+    from tsc_cli.compression.compressor import compress
+    from tsc_cli.huggingface.chat import chat_tokens
+    from tsc_cli.huggingface.convert import branch, from_cache, from_tuples, repeat, to_tuples
+    from tsc_cli.huggingface.restore import to_cache
+    from tsc_cli.session.append import append
+    from tsc_cli.session.capture import capture
+    from tsc_cli.session.resume import generate_inputs
+    from tsc_cli.verification.verify import verify
 
 __all__ = [
     "Secret", "__version__", "append", "branch", "calibrate", "capture", "chat_tokens", "compress", "from_cache",
@@ -39,13 +38,22 @@ __all__ = [
 
 _HOMES = {
     "Secret": "formats",
-    "append": "tsc_cli.appending", "branch": "tsc_cli.foreign", "calibrate": "tsc_cli.calibrating",
-    "capture": "tsc_cli.capturing", "chat_tokens": "tsc_cli.chat", "compress": "tsc_cli.compressing",
-    "from_cache": "tsc_cli.foreign", "from_tuples": "tsc_cli.foreign", "generate_inputs": "tsc_cli.resuming",
+    "append": "tsc_cli.session.append",
+    "branch": "tsc_cli.huggingface.convert",
+    "calibrate": "tsc_cli.calibration.calibrate",
+    "capture": "tsc_cli.session.capture",
+    "chat_tokens": "tsc_cli.huggingface.chat",
+    "compress": "tsc_cli.compression.compressor",
+    "from_cache": "tsc_cli.huggingface.convert",
+    "from_tuples": "tsc_cli.huggingface.convert",
+    "generate_inputs": "tsc_cli.session.resume",
     "load": "formats",
-    "repeat": "tsc_cli.foreign", "save": "formats", "to_cache": "tsc_cli.restoring", "to_tuples": "tsc_cli.foreign",
-    "verify": "tsc_cli.verification",
-}  # fmt: skip
+    "repeat": "tsc_cli.huggingface.convert",
+    "save": "formats",
+    "to_cache": "tsc_cli.huggingface.restore",
+    "to_tuples": "tsc_cli.huggingface.convert",
+    "verify": "tsc_cli.verification.verify",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,3 +1,3 @@
-from .main import main
+from tsc_cli.cli.main import main
 
 main()

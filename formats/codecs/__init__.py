@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from .. import settings as setting
-from ..errors import CorruptError, UnsupportedFileError, UsageError
+from formats import settings as setting
+from formats.codecs.klt.codec import Klt
+from formats.errors import CorruptError, UnsupportedFileError, UsageError
+
 from .base import Bases, BlockShape, Codec, Fetch, Surroundings
 from .delta import Delta
-from .klt import Klt
 from .lossless import Lossless
 from .pq import PQ
 from .scalar import Scalar

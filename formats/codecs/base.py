@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..errors import CorruptError
-from ..geometry import Geometry, LayerSpec
-from ..records import Part
-from ..tensor_buffer import TensorView, expect, to_torch
-from ..views import BlockKey
+from formats.container.records import Part
+from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.errors import CorruptError
+from formats.trace.geometry import Geometry, LayerSpec
+from formats.trace.views import BlockKey
 
 if TYPE_CHECKING:
     import torch
 
-    from ..klt.profile import Profile
+    from formats.codecs.klt.profile import Profile
 
 # given row numbers, the decoded rows of the block's layers and part, (layers, batch, heads, rows, head size)
 Fetch = Callable[[Sequence[int]], "torch.Tensor"]

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import CorruptError
-from ..limits import MAX_CHAIN
-from ..records import Part
-from ..settings import require
-from ..tensor_buffer import TensorView, expect, to_torch
-from .base import (
+from formats.container.records import Part
+from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.errors import CorruptError
+from formats.limits import MAX_CHAIN
+from formats.settings import require
+
+from .base import (  # fmt: skip
     ALONE,
     LAYOUT,
     Bases,
@@ -33,9 +34,9 @@ from .base import (
     to_cache_dtype,
     to_planes,
     working_dtype,
-)  # fmt: skip
+)
 from .packing import pack, packed_shape, unpack
-from .uniform import Grid, Quantized, dequantize, quantize
+from .uniform_quantizer import Grid, Quantized, dequantize, quantize
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..records import Part
-from ..tensor_buffer import TensorView, expect
+from formats.container.records import Part
+from formats.container.safetensors_buffer import TensorView, expect
+
 from .base import ALONE, BlockShape, Surroundings, from_planes, to_planes
 
 if TYPE_CHECKING:

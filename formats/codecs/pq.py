@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..settings import require
-from .block_codebook import BlockCodebook, CodebookSettings
+from formats.settings import require
+
+from .codebook import BlockCodebook, CodebookSettings
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import CorruptError
-from ..records import Part
-from ..settings import require
-from ..tensor_buffer import TensorView, expect, to_torch
-from .base import (
+from formats.container.records import Part
+from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.errors import CorruptError
+from formats.settings import require
+
+from .base import (  # fmt: skip
     ALONE,
     LAYOUT,
     BlockShape,
@@ -25,10 +26,10 @@ from .base import (
     to_cache_dtype,
     to_planes,
     working_dtype,
-)  # fmt: skip
+)
+from .hadamard import hadamard
 from .packing import pack, packed_shape, unpack
-from .rotation import hadamard
-from .uniform import Grid, Quantized, dequantize, quantize
+from .uniform_quantizer import Grid, Quantized, dequantize, quantize
 
 if TYPE_CHECKING:
     import torch

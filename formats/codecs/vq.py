@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .block_codebook import BlockCodebook, CodebookSettings
+from .codebook import BlockCodebook, CodebookSettings
 
 
 @dataclass(frozen=True)

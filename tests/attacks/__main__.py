@@ -12,11 +12,12 @@ from typing import Any
 
 import zstandard
 
-from formats import integrity, load
+from formats import load
 from formats.errors import TscError
+from formats.file import check
 from tests.attacks.corpus import ATTACKS, BASES, FOLDER, VALID, Attack
 from tests.format import samples
-from tsc_cli.output import printable
+from tsc_cli.cli.output import printable
 
 EXPECTED = FOLDER / "expected.json"
 
@@ -28,7 +29,7 @@ def refusal(path: Path) -> tuple[str, TscError]:
     except TscError as error:
         return "open", error
     try:
-        file = integrity.check(path)
+        file = check.check(path)
     except TscError as error:
         return "test", error
     try:

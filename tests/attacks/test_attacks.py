@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from formats import integrity, load
+from formats import load
 from formats.errors import CorruptError, UnsupportedFileError
-from formats.scanning import Wreck
+from formats.file import check
+from formats.repair.scan import Wreck
 from tests import second_reader
 from tests.attacks.__main__ import EXPECTED, expected
 from tests.attacks.corpus import ATTACKS, BASES, FOLDER, VALID, Attack
@@ -28,14 +29,14 @@ by_name = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.n
 @pytest.fixture(autouse=True)
 def _built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands as typer builds them anew for every call, which takes longer than most refusals."""
-    monkeypatch.setattr("tsc_cli.app.app", built())
+    monkeypatch.setattr("tsc_cli.cli.app.app", built())
 
 
 @cache
 def built() -> Any:
     from typer.main import get_command
 
-    from tsc_cli.app import app
+    from tsc_cli.cli.app import app
 
     return get_command(app)
 
@@ -107,7 +108,7 @@ def test_every_command_refuses_or_survives(attack: Attack, tsc: Any, tmp_path: P
         else:  # that the model is not here is said before the rows are looked at
             assert done.code in ((0, 3) if words[0] in ("inspect", "decode") else (2, 3)), (words[0], done.err)
     if saved.exists():
-        integrity.check(saved)
+        check.check(saved)
     assert attack.path.read_bytes() == data
 
 
@@ -121,7 +122,7 @@ def test_the_second_reader_refuses_it_too(attack: Attack) -> None:
 @pytest.mark.parametrize("name", BASES)
 def test_the_sound_files_are_read_by_both(name: str) -> None:
     path = VALID / f"{name}.tsc"
-    assert_same_content(integrity.check(path).trace(), second_reader.read(path.read_bytes()))
+    assert_same_content(check.check(path).trace(), second_reader.read(path.read_bytes()))
 
 
 @by_name

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from formats import integrity
+from formats.file import check
 from tests import models
 from tests.attacks.corpus import BIDI, ESCAPES, MARKUP, base
 from tests.format import samples
 from tests.format.craft import HEADER, MODEL, PROFILE, Craft
 from tests.format.liars_profile import described, reprofiled
 from tests.traces import FULL, finite_rows, growing_trace
-from tsc_cli import fingerprint
-from tsc_cli.models import load as load_model
-from tsc_cli.output import Output, plain, printable
+from tsc_cli.cli.output import Output, plain, printable
+from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.huggingface.models.loading import load as load_model
 
 EVIL = f"{ESCAPES}{BIDI}{MARKUP}\nFORGED line\x7f\x85\u2028$\\frac{{"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
@@ -100,7 +100,7 @@ def test_strings_of_a_valid_file(
 
     path = tmp_path / f"{name}\x1b[31m\u202e[bold]\n.tsc"
     path.write_bytes(poisoned(name, fields))
-    file = integrity.check(path)
+    file = check.check(path)
     assert (file.header.tier, file.header.created_by) == (EVIL, EVIL)
     for words in calls(path, tmp_path, model_folder):
         done = tsc(*words)

@@ -18,21 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from formats.compression import Recipe, Source
+from formats.codecs.klt import profile_store
+from formats.encode.recipe import Recipe, Source
 from formats.errors import MismatchError
-from formats.klt import store
-from tsc_cli import bridge, capture, default_model, default_source, fingerprint, load, models, save, to_cache
-from tsc_cli.calibration_texts import library_texts, windows
-from tsc_cli.compressing import Compressor
-from tsc_cli.fidelity import Fidelity, compare
-from tsc_cli.generation import score
-from tsc_cli.judging import scratch_file
+from tsc_cli import capture, load, save, to_cache
+from tsc_cli.calibration.texts import library_texts, windows
+from tsc_cli.compression.compressor import Compressor
+from tsc_cli.huggingface import caches as bridge
+from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.huggingface.generation import score
+from tsc_cli.huggingface.models import loading
+from tsc_cli.model_store import default_model, default_source
 from tsc_cli.progress import no_stage
+from tsc_cli.scoring.fidelity import Fidelity, compare
+from tsc_cli.scoring.scorer import scratch_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from formats.klt.profile import Profile
+    from formats.codecs.klt.profile import Profile
 
 CONTEXT, POSITIONS, WINDOWS = 1024, 256, 3
 RATIOS = (63, 125)  # of one float32 cache, codec klt
@@ -69,7 +73,7 @@ def rounded(model: PreTrainedModel, how: Callable[[torch.Tensor], torch.Tensor] 
 
 
 def loaded(name: str | None) -> Any:
-    return models.load(name, dtype="float32", device="cpu", say=lambda text: None)
+    return loading.load(name, dtype="float32", device="cpu", say=lambda text: None)
 
 
 def one_model(gguf: Path, tokens: Sequence[int], folder: Path) -> None:
@@ -162,7 +166,7 @@ def main(gguf: Path | None, text: Path | None, folder: Path) -> None:
         rounded(model, how)
         own = capture(model, texts[0][:16], steps=0)
         if trace is None or measuring is None:
-            trace, measuring = own, Measuring(texts, store.for_model(own.fingerprint))
+            trace, measuring = own, Measuring(texts, profile_store.for_model(own.fingerprint))
         else:
             for file, other in ((trace, model), (own, loaded(None).model)):
                 try:

@@ -10,13 +10,14 @@ import io
 import time
 from importlib.resources import files
 
-from formats.compression import Recipe, Source, write
-from formats.tiers import TABLE_1, TIERS
-from tsc_cli import capture, models
+from formats.encode.recipe import Recipe, Source, write
+from tsc_cli import capture
+from tsc_cli.huggingface.models import loading
+from tsc_cli.scoring.published import TABLE_1, TIERS
 
 
 def main() -> None:
-    loaded = models.load(None, device="cpu", say=print)
+    loaded = loading.load(None, device="cpu", say=print)
     tokens = loaded.tokenizer(files("tsc_cli").joinpath("demo.txt").read_text("utf-8")).input_ids[:1024]
     capture(loaded.model, tokens[:64], steps=2)  # the first call of a process is slower
     started = time.perf_counter()

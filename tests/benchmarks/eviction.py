@@ -13,11 +13,13 @@ from pathlib import Path
 from transformers.cache_utils import DynamicCache
 
 from formats import Trace
-from formats.compression import Recipe, Source
-from tsc_cli import capture, models, restoring
-from tsc_cli.fidelity import compare
-from tsc_cli.generation import Sampler, continuation, score
-from tsc_cli.judging import scratch_file
+from formats.encode.recipe import Recipe, Source
+from tsc_cli import capture
+from tsc_cli.huggingface import restore
+from tsc_cli.huggingface.generation import Sampler, continuation, score
+from tsc_cli.huggingface.models import loading
+from tsc_cli.scoring.fidelity import compare
+from tsc_cli.scoring.scorer import scratch_file
 
 FILTERS = [
     ("h2o", {"keep": 0.9}), ("h2o", {"keep": 0.75}), ("h2o", {"keep": 0.75, "recent": 0.25}),
@@ -37,23 +39,23 @@ def naive(trace: Trace, model: object) -> DynamicCache:
 
 
 def main(path: str | None) -> None:
-    loaded = models.load(None, device="cpu", say=print)
+    loaded = loading.load(None, device="cpu", say=print)
     model, tokenizer = loaded.model, loaded.tokenizer
     text = Path(path).read_text("utf-8") if path else files("tsc_cli").joinpath("demo.txt").read_text("utf-8")
     ids = tokenizer(text).input_ids[: 1024 + 257]
     trace = capture(model, ids[:1024], steps=0, attention=True)
     source, tokens = Source(trace), ids[1024:]
-    exact = score(model, restoring.to_cache(trace, model), tokens[:-1])
+    exact = score(model, restore.to_cache(trace, model), tokens[:-1])
     for name, settings in FILTERS:
         with scratch_file(source, Recipe("lossless", evict=name, evict_settings=settings)) as evicted:
-            right = compare(exact, score(model, restoring.to_cache(evicted, model), tokens[:-1]), tokens[1:])
+            right = compare(exact, score(model, restore.to_cache(evicted, model), tokens[:-1]), tokens[1:])
             wrong = compare(exact, score(model, naive(evicted, model), tokens[:-1]), tokens[1:])
             print(
                 f"{name} {settings}: KL {right.kl_mean:.4f} +- {right.kl_mean_se:.4f}, top-1 {right.top1:.3f}; "
                 f"with wrong position ids KL {wrong.kl_mean:.4f}, {wrong.kl_mean / right.kl_mean:.1f} times"
             )
             if settings == {"keep": 0.75}:
-                made = continuation(model, restoring.to_cache(evicted, model), tokens[0], 48, Sampler())
+                made = continuation(model, restore.to_cache(evicted, model), tokens[0], 48, Sampler())
                 print(f"  goes on: {tokenizer.decode(made)!r}")
 
 

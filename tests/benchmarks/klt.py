@@ -14,22 +14,23 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
-from formats.compression import Source, write
-from formats.klt import store
-from formats.tiers import tier_of
-from tsc_cli import capture, load, models, to_cache
-from tsc_cli.compressing import Compressor
-from tsc_cli.generation import prefill
+from formats.codecs.klt import profile_store
+from formats.encode.recipe import Source, write
+from tsc_cli import capture, load, to_cache
+from tsc_cli.compression.compressor import Compressor
+from tsc_cli.huggingface.generation import prefill
+from tsc_cli.huggingface.models import loading
+from tsc_cli.scoring.published import tier_of
 
 ROUNDS = 5
 
 
 def main() -> int:
-    loaded = models.load(None, dtype="float32", device="cpu", say=print)
+    loaded = loading.load(None, dtype="float32", device="cpu", say=print)
     model, tokenizer = loaded.model, loaded.tokenizer
     tokens = tokenizer(files("tsc_cli").joinpath("demo.txt").read_text("utf-8")).input_ids[:1024]
     trace = capture(model, tokens, steps=0, tokenizer=tokenizer)
-    profile = store.for_model(trace.fingerprint)
+    profile = profile_store.for_model(trace.fingerprint)
     if profile is None:
         print("there is no profile of the default model: tsc calibrate makes one", file=sys.stderr)
         return 2

@@ -14,10 +14,10 @@ import time
 import torch
 import transformers
 
-from formats.klt.fitting import Rank
-from tsc_cli.calibrating import coded
-from tsc_cli.calibration import CalibrationOptions, Gatherer, profile_of
-from tsc_cli.generation import prefill
+from formats.codecs.klt.fitting import Rank
+from tsc_cli.calibration.calibrate import coded
+from tsc_cli.calibration.gather import CalibrationOptions, Gatherer, profile_of
+from tsc_cli.huggingface.generation import prefill
 
 CONTEXT, FOLLOWING, WINDOWS = 256, 64, 6
 RANK = 512  # of each group

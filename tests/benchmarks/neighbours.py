@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from formats import Recorder, Trace, TraceBuilder
-from formats.compression import Recipe, Source, write
-from tsc_cli import bridge, models, restoring
-from tsc_cli.fidelity import compare
-from tsc_cli.generation import feed, prefill, score
-from tsc_cli.judging import scratch_file
+from formats.encode.recipe import Recipe, Source, write
+from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.generation import feed, prefill, score
+from tsc_cli.huggingface.models import loading
+from tsc_cli.scoring.fidelity import compare
+from tsc_cli.scoring.scorer import scratch_file
 
 
 def energies(rows: torch.Tensor) -> float:
@@ -44,20 +45,20 @@ def centred(rows: torch.Tensor) -> torch.Tensor:
 def appended(model: object, tokens: list[int], prompt: int) -> Trace:
     """A trace of a text that is fed token by token behind its prompt, so that the steps are natural text."""
     cache, _ = prefill(model, tokens[:prompt], chunk=1024)  # type: ignore[arg-type]
-    geometry = bridge.geometry_of(cache, "model")
+    geometry = caches.geometry_of(cache, "model")
     builder = TraceBuilder(geometry, {})
     recorder = Recorder(builder, geometry)
-    recorder.snapshot(tokens[:prompt], bridge.rows_of(cache), [tokens[prompt]])
+    recorder.snapshot(tokens[:prompt], caches.rows_of(cache), [tokens[prompt]])
     for at in range(prompt, len(tokens)):
         feed(model, cache, tokens[at : at + 1])  # type: ignore[arg-type]
-        recorder.snapshot(tokens[at : at + 1], bridge.rows_of(cache))
+        recorder.snapshot(tokens[at : at + 1], caches.rows_of(cache))
     recorder.finish()
     return builder.trace
 
 
 @torch.no_grad()
 def main(path: str | None) -> None:
-    loaded = models.load(None, device="cpu", say=print)
+    loaded = loading.load(None, device="cpu", say=print)
     model = loaded.model
     text = Path(path).read_text("utf-8") if path else files("tsc_cli").joinpath("demo.txt").read_text("utf-8")
     ids = loaded.tokenizer(text).input_ids
@@ -75,7 +76,7 @@ def main(path: str | None) -> None:
         inside = sorted(found)
         print(f"{name}: {inside[0]:.2f} to {inside[-1]:.2f} over the layers, median {inside[len(inside) // 2]:.2f}")
     source = Source(trace)
-    exact = restoring.to_cache(trace, model, -1, force=True)
+    exact = restore.to_cache(trace, model, -1, force=True)
     tokens = ids[1024 : 1024 + 257]
     logits = score(model, exact, tokens[:-1])
     for label, settings in (
@@ -86,7 +87,7 @@ def main(path: str | None) -> None:
         sink = io.BytesIO()
         write(source, recipe, sink)
         with scratch_file(source, recipe) as small:
-            kl = compare(logits, score(model, restoring.to_cache(small, model), tokens[:-1]), tokens[1:]).kl_mean
+            kl = compare(logits, score(model, restore.to_cache(small, model), tokens[:-1]), tokens[1:]).kl_mean
             error = step_error(trace, small)
             print(f"{label}: {len(sink.getvalue())} bytes, error of the steps' rows {error:.4f}, KL {kl:.2g}")
 

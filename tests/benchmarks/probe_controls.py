@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tsc_cli import models
+from tsc_cli.huggingface.models import loading
 
 CONTEXT, RATE = 128, 1e-4
 
@@ -28,12 +28,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     asked = parser.parse_args()
     torch.manual_seed(0)
-    loaded = models.load(None, dtype="float32", device="cpu", say=print)
+    loaded = loading.load(None, dtype="float32", device="cpu", say=print)
     with torch.no_grad():
         for weight in loaded.model.parameters():
             weight.copy_(weight.flatten()[torch.randperm(weight.numel())].view_as(weight))
     loaded.model.save_pretrained(asked.folder / "shuffled")
-    loaded = models.load(None, dtype="float32", device="cpu", say=print)
+    loaded = loading.load(None, dtype="float32", device="cpu", say=print)
     tokens = torch.tensor(loaded.tokenizer(asked.text.read_text("utf-8")).input_ids)
     train(loaded.model, tokens, asked.steps)
     loaded.model.save_pretrained(asked.folder / "tuned")

@@ -12,14 +12,16 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
-from tsc_cli import capture, fingerprint, load, models, save, to_cache
-from tsc_cli.generation import prefill
+from tsc_cli import capture, load, save, to_cache
+from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.huggingface.generation import prefill
+from tsc_cli.huggingface.models import loading
 
 ROUNDS = 7
 
 
 def main(dtype: str) -> None:
-    loaded = models.load(None, dtype=dtype, device="cpu", say=print)
+    loaded = loading.load(None, dtype=dtype, device="cpu", say=print)
     model, tokenizer = loaded.model, loaded.tokenizer
     tokens = tokenizer(files("tsc_cli").joinpath("demo.txt").read_text("utf-8")).input_ids[:1024]
     started = time.perf_counter()

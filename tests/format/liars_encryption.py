@@ -12,20 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from formats.errors import CorruptError, LockedError, TscError, UnsupportedFileError
-from tests.format.craft import (
-    END,
-    HEADER,
-    INDEX,
-    LABELS,
-    MODEL,
-    REFERENCE,
-    ROWS,
-    SIGNATURE,
-    VIEWS,
-    Craft,
-    Piece,
-    frame,
-)
+from tests.format.craft import END, HEADER, INDEX, LABELS, MODEL, REFERENCE, ROWS, SIGNATURE, VIEWS, Craft, Piece, frame
 from tests.format.samples_encrypted import FILE_ID, KEY, OTHER_KEY, OTHER_SALT, sample, seal
 
 Edit = Callable[[Craft], object]

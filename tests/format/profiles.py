@@ -8,9 +8,9 @@ from functools import cache
 import torch
 
 from formats import LayerSpec
-from formats.klt.profile import Group, Profile, Shape, dumps
-from formats.klt.tables import assumed
-from formats.rotary import Rotary
+from formats.codecs.klt.profile import Group, Profile, Shape, dumps
+from formats.codecs.klt.rotary import Rotary
+from formats.codecs.klt.tables import assumed
 from tests.traces import FULL, SLIDING, UNEVEN
 
 RARE = -300  # 32nds of an octave: of a value that is far livelier than its scale, so that integers are written apart

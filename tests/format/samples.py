@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from formats import LayerSpec, Snapshot, Trace, deduplicate, save
-from formats.compression import Recipe, Source, write
-from formats.klt import store
-from formats.klt.profile import Profile
-from formats.timeline import Rows
-from formats.trace import MemoryReceived
+from formats.codecs.klt import profile_store
+from formats.codecs.klt.profile import Profile
+from formats.encode.recipe import Recipe, Source, write
+from formats.trace.recorder import Rows
+from formats.trace.trace import MemoryReceived
 from tests.format import profiles, samples_states
 from tests.format.craft import HEADER, ROWS, VIEWS, Craft, Piece
 from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace
@@ -156,7 +156,7 @@ def scalar(settings: dict[str, Any], layers: Sequence[LayerSpec] = (FULL, FULL, 
 
 def klt(make: Callable[[], Profile], trace: Trace, embed: bool = True, **settings: Any) -> bytes:
     """Rows of codec klt, and the profile with them."""
-    profile = store.remember(make())
+    profile = profile_store.remember(make())
     return compressed(trace, "klt", {"profile": profile.digest, **settings}, embed_profile=embed)
 
 
@@ -166,7 +166,7 @@ def klt_in(dtype: str) -> bytes:
 
 def klt_kept() -> bytes:
     """Rows that heads kept: what a slot is turned by is its own label."""
-    profile, trace = store.remember(profiles.two_groups()), attended(finite((FULL,) * 3))
+    profile, trace = profile_store.remember(profiles.two_groups()), attended(finite((FULL,) * 3))
     settings = {"profile": profile.digest, "fineness": 100}
     evict = {"keep": 0.5, "sinks": 1}
     return compressed(trace, "klt", settings, evict="h2o", evict_settings=evict, embed_profile=True)

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from formats.closing import copy_records, finish_records
-from formats.encryption import Secret
-from formats.record_writer import RecordWriter
-from formats.trace_file import TraceFile
+from formats.container.encryption import Secret
+from formats.container.writer import RecordWriter
+from formats.file.finish import copy_records, finish_records
+from formats.file.reader import TraceFile
 from tests.format import samples
 from tests.format.seal import Seal
 

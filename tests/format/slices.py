@@ -15,18 +15,7 @@ import numpy as np
 
 from tests import second_reader
 from tests.format import samples
-from tests.format.craft import (
-    HEADER,
-    KEPT,
-    LABELS,
-    MODEL,
-    PROFILE,
-    ROWS,
-    STATES,
-    VIEWS,
-    Craft,
-    Piece,
-)
+from tests.format.craft import HEADER, KEPT, LABELS, MODEL, PROFILE, ROWS, STATES, VIEWS, Craft, Piece
 from tests.second_reader_payload import read_tables
 from tests.second_reader_records import Record, payload, read_record, read_records, read_superblock
 

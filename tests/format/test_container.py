@@ -11,10 +11,10 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from formats.container import RecordReader
+from formats.container.reader import RecordReader
+from formats.container.records import RecordHeader, RecordType, pack_record_header, pack_superblock
+from formats.container.writer import RecordWriter
 from formats.errors import CorruptError
-from formats.record_writer import RecordWriter
-from formats.records import RecordHeader, RecordType, pack_record_header, pack_superblock
 from tests.format.craft import LABELS, Craft, Piece, frame
 
 # Computed by hand from docs/format.md; the checksums by a bitwise CRC-32C

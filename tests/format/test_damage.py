@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from formats import Snapshot, TscError, integrity, load
+from formats import Snapshot, TscError, load
 from formats.errors import CorruptError, StorageError, UnsupportedFileError, UsageError
+from formats.file import check
 from tests.format import samples, samples_states
 from tests.format.craft import Craft
 from tests.traces import same_snapshots
@@ -23,7 +24,7 @@ SIZE = len(samples.valid())
 SOME_BITS = [8 * byte + byte * 5 % 8 for byte in range(SIZE)]
 SUPERBLOCK_BITS = range(64 * 8)
 EVERY_BIT = range(SIZE * 8)
-READERS = pytest.mark.parametrize("read", [integrity.check, load], ids=["check", "load"])
+READERS = pytest.mark.parametrize("read", [check.check, load], ids=["check", "load"])
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def at_most(seconds: float) -> Iterator[None]:
 def assert_refused(path: Path, what: str) -> None:
     """`check` refuses the file as damaged or too new; any other exception, and acceptance, fails the test."""
     try:
-        integrity.check(path)
+        check.check(path)
     except (CorruptError, UnsupportedFileError):
         return
     pytest.fail(f"accepted with {what}")
@@ -88,7 +89,7 @@ def assert_lazily_right(path: Path, snapshots: list[Snapshot], what: str) -> Non
 
 
 def test_the_sample_is_valid_and_small(path: Path) -> None:
-    integrity.check(path)
+    check.check(path)
     assert 3_000 < SIZE < 5_000
 
 
@@ -127,7 +128,7 @@ def test_flipped_bits(path: Path, bits: range | list[int], tally: Any) -> None:
             with flipped(file.fileno(), bit):
                 assert_refused(path, f"bit {bit % 8} of byte {bit // 8} flipped")
             counts["flips in a small file"] += 1
-    integrity.check(path)
+    check.check(path)
 
 
 @pytest.mark.full
@@ -141,7 +142,7 @@ def test_every_bit(name: str, path: Path, tally: Any) -> None:
             with flipped(file.fileno(), bit, data):
                 assert_refused(path, f"bit {bit % 8} of byte {bit // 8} flipped")
             counts["flips in a small file"] += 1
-    integrity.check(path)
+    check.check(path)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_flipped_bits_of_other_codecs(name: str, every: int, path: Path) -> None
         for bit in [8 * byte + byte * 5 % 8 for byte in range(0, len(data), every)]:
             with flipped(file.fileno(), bit, data):
                 assert_refused(path, f"bit {bit % 8} of byte {bit // 8} flipped")
-    integrity.check(path)
+    check.check(path)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_unused_flags_are_ignored_but_checksummed(path: Path) -> None:
     craft.flags = 0x8000
     data = craft.build()
     path.write_bytes(data)
-    integrity.check(path)
+    check.check(path)
     path.write_bytes(data[:11] + b"\x40" + data[12:])
     assert_refused(path, "another unused flag and the old checksum")
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from formats import integrity, load
-from formats.encryption import Secret
+from formats import load
+from formats.container.encryption import Secret
 from formats.errors import CorruptError, LockedError, TscError, UnsupportedFileError
+from formats.file import check
 from tests import second_reader
 from tests.format.liars_encryption import LIARS, EncryptedLiar
 from tests.format.samples_encrypted import KEY, sample
@@ -23,7 +24,7 @@ def test_refused_with_its_reason(liar: EncryptedLiar, tmp_path: Path, tally: Any
     path.write_bytes(liar.build())
     secret = Secret.of_key(liar.key)
     with pytest.raises(TscError) as caught:
-        integrity.check(path, lambda *_: secret)
+        check.check(path, lambda *_: secret)
     assert type(caught.value) is liar.error
     assert caught.value.exit_code == (2 if liar.error is LockedError else 3)
     assert caught.value.path == str(path)
@@ -45,10 +46,10 @@ def test_without_the_key_order_and_checksums_are_seen(liar: EncryptedLiar, tmp_p
     path.write_bytes(liar.build())
     if liar.sealed:
         with pytest.raises((CorruptError, UnsupportedFileError)) as caught:
-            integrity.check_sealed(path)
+            check.check_sealed(path)
         assert liar.message in caught.value.message
     else:
-        integrity.check_sealed(path)  # what is wrong shows only with the key, and nothing else is wrong
+        check.check_sealed(path)  # what is wrong shows only with the key, and nothing else is wrong
 
 
 @pytest.mark.parametrize("liar", [liar for liar in LIARS if liar.read], ids=lambda liar: liar.name)
@@ -64,7 +65,7 @@ def test_no_snapshot_comes_out_of_it(liar: EncryptedLiar, tmp_path: Path) -> Non
 def test_the_sample_itself_is_read(tmp_path: Path) -> None:
     path = tmp_path / "honest.tsc"
     path.write_bytes(sample("valid"))
-    integrity.check(path, Secret.of_key(KEY))
+    check.check(path, Secret.of_key(KEY))
     second_reader.read(sample("valid"), secret=KEY)
 
 

@@ -12,14 +12,17 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from formats import Trace, diagnosis, encryption, integrity, load, recovery, rewriting, save
-from formats.compression import Recipe, Source
-from formats.encryption import Cipher, Scheme, Secret
+from formats import Trace, load, save
+from formats.container import encryption
+from formats.container.encryption import Cipher, Scheme, Secret
+from formats.container.records import RecordType
+from formats.container.writer import RecordWriter
+from formats.encode.recipe import Recipe, Source
 from formats.errors import CorruptError, LimitError, LockedError, UnsupportedFileError, UsageError
-from formats.record_writer import RecordWriter
-from formats.records import RecordType
-from formats.trace_file import TraceFile
-from formats.trace_writer import TraceWriter
+from formats.file import check, rewrite
+from formats.file.reader import TraceFile
+from formats.file.writer import TraceWriter
+from formats.repair import diagnose, recover
 from tests import second_reader
 from tests.format import samples, samples_encrypted
 from tests.format.craft import END, LABELS, ROWS, Craft, Piece, raw_frame
@@ -27,7 +30,7 @@ from tests.format.samples_encrypted import KEY, OTHER_KEY, seal
 from tests.format.test_damage import flipped
 from tests.format.test_second_reader import assert_same_content
 from tests.traces import same_snapshots
-from tsc_cli.judging import scratch_file
+from tsc_cli.scoring.scorer import scratch_file
 
 SECRET, OTHER = Secret.of_key(KEY), Secret.of_key(OTHER_KEY)
 DATA = samples_encrypted.sample("valid")
@@ -49,7 +52,7 @@ def weak_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def encrypted(file: TraceFile, secret: Secret) -> bytes:
     sink = io.BytesIO()
-    rewriting.encrypt(file, sink, secret)
+    rewrite.encrypt(file, sink, secret)
     return sink.getvalue()
 
 
@@ -60,7 +63,7 @@ def frame_of(file: TraceFile, offset: int, sequence: int) -> bytes:
 def refused(path: Path, key: Secret = SECRET) -> bool:
     """Whether strict reading refuses a file; another key counts, as it does where the lock was changed."""
     try:
-        integrity.check(path, key)
+        check.check(path, key)
     except (CorruptError, UnsupportedFileError, LockedError):
         return True
     return False
@@ -81,11 +84,11 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     plain.write_bytes(samples.sample(name))
     was = TraceFile(plain)
     locked.write_bytes(encrypted(was, SECRET))
-    now = integrity.check(locked, SECRET)
+    now = check.check(locked, SECRET)
     sink = io.BytesIO()
-    assert rewriting.decrypt(now, sink)[1] == len(sink.getvalue())
+    assert rewrite.decrypt(now, sink)[1] == len(sink.getvalue())
     back.write_bytes(sink.getvalue())
-    again = integrity.check(back)
+    again = check.check(back)
 
     count = len(was.entries)
     assert locked.stat().st_size - plain.stat().st_size - 16 * (count + 1) in range(-60, 60)  # HEADER, INDEX
@@ -109,7 +112,7 @@ def test_what_is_made_of_an_encrypted_trace_is_encrypted(path: Path, tmp_path: P
     trace = load(path, SECRET)
     save(trace, tmp_path / "copy.tsc")
     assert not refused(tmp_path / "copy.tsc")
-    rewriting.record_quality(tmp_path / "copy.tsc", [{"snapshot": 0}], SECRET)
+    rewrite.record_quality(tmp_path / "copy.tsc", [{"snapshot": 0}], SECRET)
     assert load(tmp_path / "copy.tsc", SECRET).quality == [{"snapshot": 0}]
     with pytest.raises(LockedError):
         load(tmp_path / "copy.tsc")
@@ -129,10 +132,10 @@ def test_an_encrypted_file_has_a_random_identity(path: Path, tmp_path: Path) -> 
 
 def test_encrypting_twice_and_decrypting_what_is_not(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is encrypted already"):
-        rewriting.encrypt(TraceFile(path, SECRET), io.BytesIO(), OTHER)
+        rewrite.encrypt(TraceFile(path, SECRET), io.BytesIO(), OTHER)
     (tmp_path / "plain.tsc").write_bytes(samples.valid())
     with pytest.raises(UsageError, match="is not encrypted"):
-        rewriting.decrypt(TraceFile(tmp_path / "plain.tsc"), io.BytesIO())
+        rewrite.decrypt(TraceFile(tmp_path / "plain.tsc"), io.BytesIO())
 
 
 def test_a_record_may_be_decrypted_to_the_last_byte_of_its_limit(tmp_path: Path) -> None:
@@ -148,15 +151,15 @@ def test_a_record_may_be_decrypted_to_the_last_byte_of_its_limit(tmp_path: Path)
     craft.insert(Piece(0x90, b"", stored=frame, lies={"raw": wanted}))
     (tmp_path / "t.tsc").write_bytes(craft.build())
     sink = io.BytesIO()
-    rewriting.decrypt(integrity.check(tmp_path / "t.tsc", SECRET), sink)
+    rewrite.decrypt(check.check(tmp_path / "t.tsc", SECRET), sink)
     (tmp_path / "plain.tsc").write_bytes(sink.getvalue())
-    integrity.check(tmp_path / "plain.tsc")
+    check.check(tmp_path / "plain.tsc")
 
 
 # Keys
 
 
-@pytest.mark.parametrize("read", [load, integrity.check, TraceFile])
+@pytest.mark.parametrize("read", [load, check.check, TraceFile])
 def test_no_key_another_key_a_passphrase(path: Path, read: Callable[..., object], weak_scrypt: None) -> None:
     for key, message in (
         (None, "is encrypted with a key, and none was given"),
@@ -187,7 +190,7 @@ def test_no_passphrase_another_passphrase_a_key(path: Path, weak_scrypt: None, t
 
 def test_a_key_for_a_file_that_is_not_encrypted(tmp_path: Path) -> None:
     (tmp_path / "plain.tsc").write_bytes(samples.valid())
-    for read in (load, integrity.check, TraceFile):
+    for read in (load, check.check, TraceFile):
         with pytest.raises(LockedError, match="is not encrypted, and a key was given") as caught:
             read(tmp_path / "plain.tsc", SECRET)
         assert caught.value.exit_code == 2
@@ -234,7 +237,7 @@ def test_two_writings_share_nothing(tmp_path: Path) -> None:
     finally:
         trace.secret = None
     first, second = ((tmp_path / name).read_bytes() for name in ("a.tsc", "b.tsc"))
-    rewriting.record_quality(tmp_path / "b.tsc", [], SECRET)
+    rewrite.record_quality(tmp_path / "b.tsc", [], SECRET)
     third = (tmp_path / "b.tsc").read_bytes()
     assert second[16:32] == third[16:32] != first[16:32]
     writings = (first, second, third)
@@ -256,7 +259,7 @@ def test_no_nonce_twice(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Cipher, "seal", spy)
     trace = load(path, SECRET)
     save(trace, tmp_path / "a.tsc")
-    rewriting.record_quality(tmp_path / "a.tsc", [{"snapshot": 1}], SECRET)
+    rewrite.record_quality(tmp_path / "a.tsc", [{"snapshot": 1}], SECRET)
     data = (tmp_path / "a.tsc").read_bytes()
     written = {one for one in sealed if one[2] in data and one[0] == data[36:52]}
     assert sorted(sequence for _, sequence, _ in written) == list(range(len(sealed_pieces(data))))
@@ -273,7 +276,7 @@ def test_scratch_files_of_an_encrypted_trace_are_encrypted(path: Path, monkeypat
         opened.append((str(name), key))
         return load(name, key)
 
-    monkeypatch.setattr("tsc_cli.judging.load", spy)
+    monkeypatch.setattr("tsc_cli.scoring.scorer.load", spy)
     for key in (SECRET, None):
         if key is None:
             path.write_bytes(samples.valid())
@@ -323,7 +326,7 @@ def test_flipped_bits_with_right_checksums(path: Path, every: int, tally: Any) -
             piece.sealed = was[:at] + bytes([was[at] ^ 1 << at % 8]) + was[at + 1 :]
             path.write_bytes(craft.build())
             with pytest.raises(CorruptError, match="was changed, or is of another file or place"):
-                integrity.check(path, SECRET)
+                check.check(path, SECRET)
             piece.sealed = was
             counts["flips in encrypted records, checksums made right"] += 1
     assert craft.build() == DATA
@@ -357,15 +360,15 @@ def test_without_the_key_every_flipped_byte_of_a_record_is_found(path: Path) -> 
     with path.open("r+b") as file:
         for byte in range(64, len(DATA)):
             with flipped(file.fileno(), 8 * byte + byte * 3 % 8, DATA), pytest.raises(CorruptError):
-                integrity.check_sealed(path)
+                check.check_sealed(path)
         for length in range(len(DATA) - 1, 0, -5):
             os.truncate(path, length)
             with pytest.raises(CorruptError):
-                integrity.check_sealed(path)
+                check.check_sealed(path)
     path.write_bytes(DATA)
-    assert integrity.check_sealed(path) == len(sealed_pieces(DATA)) + 1
+    assert check.check_sealed(path) == len(sealed_pieces(DATA)) + 1
     path.write_bytes(samples.valid())
-    assert integrity.check_sealed(path) is None
+    assert check.check_sealed(path) is None
 
 
 def test_what_stays_readable_is_what_the_page_lists() -> None:
@@ -399,8 +402,8 @@ def test_a_damaged_byte_of_the_superblock_loses_nothing(every: int, path: Path, 
         data = bytearray(DATA)
         data[byte] ^= 1 + 37 * byte % 255
         path.write_bytes(data)
-        assert diagnosis.diagnose(path, SECRET).whole == [0, 1, 2, 3]
-        found, _ = recovery.recover(path, tmp_path / "new.tsc", force=True, key=SECRET)
+        assert diagnose.diagnose(path, SECRET).whole == [0, 1, 2, 3]
+        found, _ = recover.recover(path, tmp_path / "new.tsc", force=True, key=SECRET)
         assert found.damaged
         assert found.complete
         again = load(tmp_path / "new.tsc", SECRET)
@@ -437,10 +440,10 @@ CLOSED = (RecordType.MODEL, RecordType.HEADER, RecordType.INDEX)
 def test_the_order_of_sealed_records(make: Callable[[], bytes], message: str, tmp_path: Path) -> None:
     path = tmp_path / "sealed.tsc"
     path.write_bytes(ended(sealed_records(*CLOSED)))
-    assert integrity.check_sealed(path) == 4
+    assert check.check_sealed(path) == 4
     path.write_bytes(make())
     with pytest.raises(CorruptError, match=message):
-        integrity.check_sealed(path)
+        check.check_sealed(path)
 
 
 def test_a_passphrase_takes_memory(monkeypatch: pytest.MonkeyPatch) -> None:

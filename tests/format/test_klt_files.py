@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from formats import Trace
-from formats.entropy import Decoder, Encoder, RawBits, Tables, quantized
+from formats.codecs.klt import profile, profile_store, symbols
+from formats.codecs.klt.ans import Decoder, Encoder, RawBits, Tables, quantized
 from formats.errors import LimitError, TscError, UnsupportedFileError
-from formats.klt import profile, store, symbols
 from tests import second_reader
 from tests.format import profiles, samples
 from tests.format.craft import PROFILE, Craft, Piece
@@ -63,7 +63,7 @@ def test_a_profile_that_is_only_named(tmp_path: Path) -> None:
     for at_hand in (None, profiles.one_group().data):
         with pytest.raises(second_reader.Refused, match="not at hand"):
             second_reader.read(data, at_hand)
-    with mock.patch.dict(store._known, clear=True):
+    with mock.patch.dict(profile_store._known, clear=True):
         assert isinstance(first_reader(path), UnsupportedFileError)
 
 

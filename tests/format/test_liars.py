@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from formats import TscError, block_decoding, integrity, load, save
-from formats.block_decoding import BlockDecoder
-from formats.compression import Recipe, Source, write
+from formats import TscError, load, save
+from formats.encode.recipe import Recipe, Source, write
 from formats.errors import CorruptError, LimitError, UnsupportedFileError
-from formats.file_blocks import FileBlock
-from formats.trace_file import TraceFile
-from formats.trace_writer import TraceWriter
+from formats.file import block_decoding, check
+from formats.file.block_decoding import BlockDecoder
+from formats.file.blocks import FileBlock
+from formats.file.reader import TraceFile
+from formats.file.writer import TraceWriter
 from tests import second_reader
 from tests.format import (
     liars_codecs,
@@ -77,7 +78,7 @@ def test_refused_cheaply_and_with_its_reason(liar: Liar, tmp_path: Path, tally: 
     path = written(tmp_path, liar.build())
     tracemalloc.start()
     with pytest.raises(TscError) as caught:
-        file = integrity.check(path)
+        file = check.check(path)
         for block in file.blocks[::-1] if liar.opens else ():  # predicted ones before what predicts them
             block.read()
     peak = tracemalloc.get_traced_memory()[1]
@@ -216,7 +217,7 @@ def test_unusual_but_valid(sample: str, edit: Edit, tmp_path: Path) -> None:
     craft = Craft.of(samples.sample(sample))
     edit(craft)
     data = craft.build()
-    trace = integrity.check(written(tmp_path, data)).trace()
+    trace = check.check(written(tmp_path, data)).trace()
     honest = load(written(tmp_path, samples.sample(sample), "honest.tsc"))
     for number in range(len(trace)):
         assert same_snapshots(trace.snapshot(number), honest.snapshot(number))
@@ -271,7 +272,7 @@ def test_the_bound_is_on_all_parts_together(tmp_path: Path) -> None:
     halves(craft)
     data = craft.build()
     with pytest.raises(CorruptError, match="a block of more than"):
-        integrity.check(written(tmp_path, data))
+        check.check(written(tmp_path, data))
     with pytest.raises(second_reader.Refused, match=r"^corrupt: ROWS: \d+ bytes when decoded"):
         second_reader.read(data)
 
@@ -280,9 +281,9 @@ def test_the_bound_is_on_all_parts_together(tmp_path: Path) -> None:
 def test_checking_reads_everything_when_it_decodes(liar: Liar, tmp_path: Path) -> None:
     """Predictions, statistics and symbols are looked at when rows are decoded; all else shows without."""
     path = written(tmp_path, liar.build())
-    integrity.check(path)
+    check.check(path)
     with pytest.raises(liar.error, match=re.escape(liar.message)):
-        integrity.check(path, decode=True)
+        check.check(path, decode=True)
 
 
 def keys_backwards(records: list[Piece]) -> list[Piece]:
@@ -295,7 +296,7 @@ def test_blocks_of_a_layer_in_any_order(reorder: Callable[[list[Piece]], list[Pi
     saved = growing_trace(lengths=(5, 300, 600, 601))
     craft = Craft.of(samples.file_bytes(saved))
     craft.records[1:-3] = reorder(craft.records[1:-3])
-    assert same_snapshots(integrity.check(written(tmp_path, craft.build())).trace().snapshot(), saved.snapshot())
+    assert same_snapshots(check.check(written(tmp_path, craft.build())).trace().snapshot(), saved.snapshot())
 
 
 @pytest.mark.parametrize("name", ["valid", "vq", "delta, edited", "h2o", "attention", "klt, h2o"])
@@ -306,28 +307,28 @@ def test_crafting_without_edits_changes_nothing(name: str) -> None:
 
 def test_spans_of_a_file_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, samples.valid())
-    monkeypatch.setattr("formats.trace_file.MAX_SPANS", 3)
+    monkeypatch.setattr("formats.file.reader.MAX_SPANS", 3)
     with pytest.raises(CorruptError, match="more than 3 spans"):
-        integrity.check(path)
+        check.check(path)
 
 
 def test_tables_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, samples.valid())
     monkeypatch.setenv("TSC_MEMORY_BUDGET", "1000")
     with pytest.raises(LimitError, match=r"the tables take [0-9]+ bytes, more than the budget of 1000"):
-        integrity.check(path)
+        check.check(path)
 
 
 def test_tables_that_no_reader_takes_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = samples.trace()
-    monkeypatch.setattr("formats.proportions.FREE_TABLES", -1_000_000)
+    monkeypatch.setattr("formats.file.table_limits.FREE_TABLES", -1_000_000)
     with pytest.raises(LimitError, match="no reader would take it"):
         save(trace, tmp_path / "t.tsc")
     assert not list(tmp_path.iterdir())
 
 
 def test_predictions_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = integrity.check(written(tmp_path, samples.sample("delta, chains")))
+    file = check.check(written(tmp_path, samples.sample("delta, chains")))
     monkeypatch.setenv("TSC_MEMORY_BUDGET", "1")
     with pytest.raises(LimitError, match="predictions take more than the budget of 1 bytes"):
         for block in file.blocks:
@@ -344,6 +345,6 @@ def test_compressing_keeps_to_the_budget(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_profile_that_no_record_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = samples.trace()
     writer = TraceWriter(io.BytesIO(), trace.geometry, trace.fingerprint)
-    monkeypatch.setattr("formats.trace_writer.MAX_RECORD_RAW", 10)
+    monkeypatch.setattr("formats.file.writer.MAX_RECORD_RAW", 10)
     with pytest.raises(LimitError, match="more than a file may hold in one record"):
         writer.add_profile(profiles.two_groups(), embed=True)

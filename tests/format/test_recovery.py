@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from formats import integrity, load
-from formats.diagnosis import diagnose
+from formats import load
 from formats.errors import CorruptError, TscError
-from formats.recovery import recover
+from formats.file import check as integrity
+from formats.repair.diagnose import diagnose
+from formats.repair.recover import recover
 from tests import second_reader
 from tests.format import samples
 from tests.format.craft import ATTENTION, HEADER, KEPT, LABELS, ROWS, STATES, VIEWS, Craft, Piece

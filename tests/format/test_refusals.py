@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 
-from formats import deduplicate, integrity, load
-from formats.compression import recipe_of
-from formats.container import RecordReader
-from formats.diagnosis import diagnose
-from formats.distortion import relative_error
+from formats import deduplicate, load
+from formats.codecs.klt import profile_store
+from formats.container.reader import RecordReader
+from formats.container.records import RecordType
+from formats.container.writer import RecordWriter
+from formats.encode.recipe import recipe_of
 from formats.errors import CorruptError, LimitError, StorageError, UsageError
-from formats.eviction import apply
-from formats.klt import store
+from formats.file import check
 from formats.limits import FREE_RAW, GIB, memory_budget
-from formats.record_writer import RecordWriter
-from formats.records import RecordType
-from formats.views import Span
+from formats.repair.diagnose import diagnose
+from formats.trace.distortion import relative_error
+from formats.trace.eviction import apply
+from formats.trace.views import Span
 from tests.format import samples
 from tests.traces import FULL, SLIDING, finite_rows, growing_trace
 
@@ -42,10 +43,10 @@ def test_files_beyond_a_limit(
 ) -> None:
     path = tmp_path / "padded.tsc"
     path.write_bytes(samples.sample("1.3, padded"))
-    assert integrity.check(path)
-    monkeypatch.setattr(f"formats.trace_file.{limit}", value)
+    assert check.check(path)
+    monkeypatch.setattr(f"formats.file.reader.{limit}", value)
     with pytest.raises(CorruptError, match=message):
-        integrity.check(path)
+        check.check(path)
 
 
 def test_a_writer_makes_nothing_that_no_reader_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +155,12 @@ def test_the_budget_where_the_machine_does_not_tell(monkeypatch: pytest.MonkeyPa
 
 
 def test_profiles_that_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_known", {})
-    monkeypatch.setattr(store, "folder", lambda: tmp_path)
+    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "folder", lambda: tmp_path)
     alike = [("one", "abcdef0" + "0" * 57), ("two", "abcdef1" + "0" * 57)]
     profiles: list[Any] = [type("Profile", (), {"digest": digest, "name": name}) for name, digest in alike]
-    monkeypatch.setattr(store, "_matching", lambda _: ((tmp_path / one.name, one) for one in profiles))
-    for search in (store.find, store.resolve):
+    monkeypatch.setattr(profile_store, "_matching", lambda _: ((tmp_path / one.name, one) for one in profiles))
+    for search in (profile_store.find, profile_store.resolve):
         with pytest.raises(UsageError, match="2 profiles begin with abcdef"):
             search("abcdef")
         with pytest.raises(UsageError, match="is not a profile"):
@@ -170,10 +171,10 @@ def test_a_folder_of_profiles_that_cannot_be_listed(tmp_path: Path, monkeypatch:
     gone = tmp_path / "gone.klt"
     monkeypatch.setattr(Path, "is_file", lambda _: True)
     monkeypatch.setattr(Path, "glob", lambda *_: iter([gone]))
-    assert list(store.installed()) == []  # it went away between the listing and the look at it
+    assert list(profile_store.installed()) == []  # it went away between the listing and the look at it
 
 
 def test_a_digest_of_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "some").write_bytes(b"some")
-    assert store._digest_of(tmp_path / "some") == hashlib.sha256(b"some").hexdigest()
-    assert store._digest_of(tmp_path / "none") == ""
+    assert profile_store._digest_of(tmp_path / "some") == hashlib.sha256(b"some").hexdigest()
+    assert profile_store._digest_of(tmp_path / "none") == ""

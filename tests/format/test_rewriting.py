@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from formats import LayerSpec, integrity, load, rewriting, save
-from formats.encryption import Secret
+from formats import LayerSpec, load, save
+from formats.container.encryption import Secret
+from formats.container.locking import only_writer
 from formats.errors import LimitError, LockedError, StorageError
-from formats.locking import only_writer
-from formats.scanning import Wreck
-from formats.trace_file import TraceFile
+from formats.file import check, rewrite
+from formats.file.reader import TraceFile
+from formats.repair.scan import Wreck
 from tests.format import samples
 from tests.traces import finite_rows, growing_trace, same_snapshots
 
@@ -32,27 +33,27 @@ def records(count: int) -> list[dict[str, Any]]:
 
 def test_more_measurements_than_a_header_holds_are_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(LimitError, match="nothing was written, since no reader would take it"):
-        rewriting.record_quality(path, records(6_000))
+        rewrite.record_quality(path, records(6_000))
     assert path.read_bytes() == samples.valid()
     assert {one.name for one in tmp_path.iterdir()} <= {"t.tsc", ".t.tsc.lock"}
-    rewriting.record_quality(path, records(2_000))
+    rewrite.record_quality(path, records(2_000))
     assert len(load(path).quality) == 2_000
 
 
 def test_measurements_are_recorded_by_one_process_at_a_time(path: Path) -> None:
     with only_writer(path), pytest.raises(StorageError, match="another process is writing to it"):
-        rewriting.record_quality(path, [])
+        rewrite.record_quality(path, [])
 
 
 def test_measurements_go_into_the_file_that_was_measured(path: Path, tmp_path: Path) -> None:
     measured = TraceFile(path)
-    rewriting.record_quality(path, records(1), measured=measured)
-    rewriting.record_quality(path, records(2), measured=measured)  # another header is no other content
+    rewrite.record_quality(path, records(1), measured=measured)
+    rewrite.record_quality(path, records(2), measured=measured)  # another header is no other content
     assert len(load(path).quality) == 2
     save(growing_trace(lengths=(3, 4)), path, force=True)
     before = path.read_bytes()
     with pytest.raises(StorageError, match="changed while it was being measured: nothing was recorded"):
-        rewriting.record_quality(path, records(1), measured=measured)
+        rewrite.record_quality(path, records(1), measured=measured)
     assert path.read_bytes() == before
 
 
@@ -72,7 +73,7 @@ def test_a_tier_that_a_longer_file_does_not_keep_is_not_stated(tmp_path: Path) -
         return str(found.tier)
 
     def encrypted(file: TraceFile, sink: Any) -> Any:
-        return rewriting.encrypt(file, sink, Secret.random())
+        return rewrite.encrypt(file, sink, Secret.random())
 
     close, wide = f"{ratio - 1e-4:.6f}x", f"{ratio / 2:.6f}x"
     assert ratio > 2
@@ -108,7 +109,7 @@ def test_a_chain_is_held_against_the_budget_while_it_is_followed(
     """Sixty blocks that wait for the one below them take memory, too, long before the first one is done."""
     path = tmp_path / "t.tsc"
     path.write_bytes(samples.chained(60))
-    block = integrity.check(path).blocks[-1]
+    block = check.check(path).blocks[-1]
     expected = load(path).snapshot()
     monkeypatch.setenv("TSC_MEMORY_BUDGET", str(10 * block.header.raw))
     with pytest.raises(LimitError, match="predictions take more than the budget"):

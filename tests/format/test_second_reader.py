@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from formats import LayerSpec, Snapshot, Trace, deduplicate, integrity, load
-from formats.encryption import Secret
+from formats import LayerSpec, Snapshot, Trace, deduplicate, load
+from formats.container.encryption import Secret
 from formats.errors import CorruptError, LimitError, LockedError, TscError, UnsupportedFileError
-from formats.geometry import DTYPE_BYTES
+from formats.file import check
+from formats.trace.geometry import DTYPE_BYTES
 from tests import second_reader
 from tests.format import (
     liars_codecs,
@@ -57,7 +58,7 @@ def key(*_: object) -> Secret:
 def first_reader(path: Path) -> Trace | TscError:
     """What the product makes of a file that it reads to the last row; other exceptions fail the test."""
     try:
-        trace = integrity.check(path, key).trace()
+        trace = check.check(path, key).trace()
         for block in trace.blocks:
             block.read()
     except (CorruptError, UnsupportedFileError, LockedError) as refused:
@@ -220,7 +221,7 @@ def test_a_ratio_that_does_not_settle_is_stated_well_enough(dtype: str, tmp_path
     trace = growing_trace((FULL, UNEVEN), dtype=dtype, lengths=(5, 7), rows=finite_rows)
     path = tmp_path / "circle.tsc"
     path.write_bytes(samples.compressed(trace, "scalar", {"bits": 8, "hadamard": True}))
-    integrity.check(path)
+    check.check(path)
 
 
 @pytest.mark.parametrize(

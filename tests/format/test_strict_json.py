@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from formats.container.strict_json import dumps, loads
 from formats.errors import CorruptError
-from formats.strict_json import dumps, loads
 
 LARGEST = 2**63 - 1
 MIB = 1 << 20

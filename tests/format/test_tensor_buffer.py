@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load as library_load
 from safetensors.torch import save as library_save
 
+from formats.container.safetensors_buffer import expect, pack, parse, to_torch
 from formats.errors import CorruptError
-from formats.tensor_buffer import expect, pack, parse, to_torch
 from tests.format.craft import join_table, spell, split_table
 from tests.traces import octets
 

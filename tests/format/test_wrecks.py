@@ -11,13 +11,13 @@ import google_crc32c
 import pytest
 
 from formats import load
-from formats.diagnosis import Diagnosis, diagnose
 from formats.errors import CorruptError, UnsupportedFileError
-from formats.geometry import Geometry, LayerSpec, StateSpec
 from formats.limits import MAX_JSON_BYTES, MAX_RECORDS, MAX_ROWS, MAX_SNAPSHOTS
-from formats.recovery import recover, salvage
-from formats.scanning import Wreck
-from formats.states import StateKey, check_coverage
+from formats.repair.diagnose import Diagnosis, diagnose
+from formats.repair.recover import recover, salvage
+from formats.repair.scan import Wreck
+from formats.trace.geometry import Geometry, LayerSpec, StateSpec
+from formats.trace.states import StateKey, check_coverage
 from tests.format import profiles, samples
 from tests.format.craft import HEADER, KEPT, LABELS, MODEL, PROFILE, ROWS, STATES, VIEWS, Craft, Piece
 from tests.format.slices import Model, content, sliced
@@ -287,7 +287,7 @@ def test_what_is_written_is_checked_before_it_takes_its_name(tmp_path: Path, mon
         raise CorruptError("something is wrong")
 
     (tmp_path / "wreck.tsc").write_bytes(samples.valid()[:-1])
-    monkeypatch.setattr("formats.integrity.check", refuses)
+    monkeypatch.setattr("formats.file.check.check", refuses)
     with pytest.raises(CorruptError, match="what is left does not make a valid file: something is wrong"):
         recover(tmp_path / "wreck.tsc", tmp_path / "new.tsc")
     assert [path.name for path in tmp_path.iterdir()] == ["wreck.tsc"]

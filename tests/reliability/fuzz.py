@@ -29,12 +29,13 @@ import torch
 os.environ["TSC_MEMORY_BUDGET"] = str(64 << 20)
 
 # the parser of JSON looks at each character, which takes most of the time where it is watched
-with atheris.instrument_imports(include=["formats"], exclude=["formats.strict_json"]):
+with atheris.instrument_imports(include=["formats"], exclude=["formats.container.strict_json"]):
     import formats.codecs
-    from formats import integrity, load
-    from formats.diagnosis import diagnose
-    from formats.encryption import Scheme, Secret
+    from formats import load
+    from formats.container.encryption import Scheme, Secret
     from formats.errors import CorruptError, LimitError, LockedError, UnsupportedFileError
+    from formats.file import check
+    from formats.repair.diagnose import diagnose
 
 from tests.format import mutate
 from tests.format.craft import HEADER, LABELS, MODEL, PROFILE, VIEWS, Craft
@@ -144,7 +145,7 @@ class Target:
     def __call__(self, data: bytes) -> None:
         self.path.write_bytes(file_of(data))
         with within(SECONDS), contextlib.suppress(*REFUSALS):
-            integrity.check(self.path, key)
+            check.check(self.path, key)
         with within(SECONDS), contextlib.suppress(*REFUSALS):
             restore(self.path)
         if zlib.crc32(data) % 4 == 0:

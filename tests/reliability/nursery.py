@@ -46,11 +46,11 @@ def save_in_turn(path: str, lengths: list[int], times: int, stop: str = "", begu
 
 def read_until(path: str, stop: str, whole: list[str]) -> int:
     """Check a file until `stop` exists; prints how often.  Fails if it is ever anything but one of these files."""
-    from formats import integrity
+    from formats.file import check
 
     reads = 0
     while not Path(stop).exists():
-        file = integrity.check(path)
+        file = check.check(path)
         size, descriptor = file.size, file.reader.fd
         if os.pread(descriptor, size + 1, 0).hex() not in whole:
             print("read something else")
@@ -62,7 +62,7 @@ def read_until(path: str, stop: str, whole: list[str]) -> int:
 
 def command_line(words: list[str], headroom: int = -1) -> int:
     """`tsc WORDS`, with so many bytes of address space more than the process has already; -1 for no limit."""
-    from tsc_cli.main import main
+    from tsc_cli.cli.main import main
 
     _limit(headroom)
     main(words)
@@ -73,7 +73,7 @@ def restore(path: str, model: str, headroom: int) -> int:
     """Restore the last snapshot; prints `restored N` layers or the class of the error."""
     from formats import load
     from tsc_cli import to_cache
-    from tsc_cli.models import load as load_model
+    from tsc_cli.huggingface.models.loading import load as load_model
 
     loaded = load_model(model, dtype="float32", device="cpu", fetch=False, say=print)
     cache = None
@@ -110,13 +110,13 @@ def serve() -> None:
     import torch
     import transformers  # noqa: F401
 
-    import tsc_cli.app
-    import tsc_cli.appending
-    import tsc_cli.capturing
-    import tsc_cli.compressing
-    import tsc_cli.models
-    import tsc_cli.verification  # noqa: F401
-    from tsc_cli.main import run
+    import tsc_cli.cli.app
+    import tsc_cli.compression.compressor
+    import tsc_cli.huggingface.models.loading
+    import tsc_cli.session.append
+    import tsc_cli.session.capture
+    import tsc_cli.verification.verify  # noqa: F401
+    from tsc_cli.cli.main import run
 
     torch.set_num_threads(1)
     print("ready", flush=True)

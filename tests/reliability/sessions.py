@@ -27,7 +27,7 @@ def append_in_turn(session: str, each: int, times: int) -> int:
     Args:
         session: a path with {}, for the number of the session: the next one after `each` snapshots.
     """
-    from tsc_cli.appending import append
+    from tsc_cli.session.append import append
 
     done = 0
     while done < times or not times:
@@ -42,7 +42,8 @@ def read_in_turn(session: str, length: int, times: int, whole: str) -> int:
 
     Fails where one is anything but the beginning of `whole`, or shorter than it was.
     """
-    from formats import integrity, load
+    from formats import load
+    from formats.file import check
     from tests.traces import same_snapshots
 
     expected, number, seen, reads = load(whole), 0, 0, 0
@@ -51,7 +52,7 @@ def read_in_turn(session: str, length: int, times: int, whole: str) -> int:
         path = session.format(number)
         if not Path(path).exists():  # all are done: some more reads of the last one
             number, path = number - 1, session.format(number - 1)
-        found = integrity.check(path).trace()
+        found = check.check(path).trace()
         count = len(found)
         same = same_snapshots(found.snapshot(), expected.snapshot(count - 1))
         if count < seen or not same or found.token_ids() != tokens[: PROMPT_TOKENS + count - 1]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from formats import integrity, load, save
+from formats import load, save
 from formats.errors import StorageError
+from formats.file import check
 from tests.reliability.test_processes import TEXT
 from tests.traces import finite_rows, growing_trace
-from tsc_cli.main import run
+from tsc_cli.cli.main import run
 
 FAULTS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 Job = Callable[[], int]
@@ -183,7 +184,7 @@ def test_every_call_fails_in_turn(
         assert [line for line in lines if "error" in line] == [lines[-1]], what
         assert lines[-1].startswith(f"tsc: error: {path}: cannot be written: "), what
         if new:  # the rename was done, and only how long it lasts is in doubt
-            integrity.check(path)
+            check.check(path)
         else:
             assert path.read_bytes() == old, what
         assert not others(path), what

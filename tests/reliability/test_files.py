@@ -13,9 +13,10 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from formats import LayerSpec, integrity, load, save
+from formats import LayerSpec, load, save
 from formats.errors import CorruptError, UnsupportedFileError
-from formats.trace_file import TraceFile
+from formats.file import check
+from formats.file.reader import TraceFile
 from tests.format import samples_encrypted
 from tests.format.test_damage import flipped
 from tests.traces import full_trace, growing_trace
@@ -26,7 +27,7 @@ full = pytest.mark.full
 def refuses(path: Path) -> bool:
     """Whether strict reading refuses a file."""
     try:
-        integrity.check(path)
+        check.check(path)
     except (CorruptError, UnsupportedFileError):
         return True
     return False
@@ -58,7 +59,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_random_bits_of_a_large_file(large: Path, flips: int, tally: Any) -> None:
     data, random = large.read_bytes(), Random(flips)
     assert len(data) > 2_000_000
-    file = integrity.check(large)
+    file = check.check(large)
     read_later = {one.offset for one in (*file.blocks, *file.states)}
     places = [(offset, offset + 64 + entry.stored) for offset, entry in file.entries if offset in read_later]
     with tally("bit rot") as counts, large.open("r+b") as opened:
@@ -178,7 +179,7 @@ def refuses_sealed(path: Path, head: bytes, records: list[tuple[bytes, bytes]]) 
         data += fields + struct.pack("<I", google_crc32c.value(head[16:32] + bytes(fields))) + payload
     path.write_bytes(data)
     try:
-        integrity.check(path, samples_encrypted.secret_of(samples_encrypted.KEY))
+        check.check(path, samples_encrypted.secret_of(samples_encrypted.KEY))
     except (CorruptError, UnsupportedFileError):
         return True
     return False

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from formats import LayerSpec, load, save
-from formats.integrity import check
+from formats.file.check import check
 from tests.reliability.nursery import MIB, Nursery
 from tests.traces import finite_rows, growing_trace, same_snapshots
 
@@ -161,7 +161,7 @@ def test_interrupted_from_its_start(captured: Path, small_model: Path, tmp_path:
         for number in range(10):
             words = (capture(small_model, path), compress(captured, path))[number % 2]
             process = subprocess.Popen(
-                [sys.executable, "-c", "from tsc_cli.main import main; print(flush=True); main()", *words],
+                [sys.executable, "-c", "from tsc_cli.cli.main import main; print(flush=True); main()", *words],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             assert process.stdout

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from formats import Trace, load, save
-from formats.integrity import check
-from formats.locking import only_writer
+from formats.container.locking import only_writer
+from formats.file.check import check
 from tests.models import prompt
 from tests.reliability.nursery import Nursery
 from tests.reliability.sessions import PROMPT_TOKENS, model

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from formats import LayerSpec, Trace, load, save
-from formats.atomic import atomic_write
-from formats.compression import Recipe, Source, write
+from formats.container.atomic_write import atomic_write
+from formats.container.records import Part
+from formats.encode.recipe import Recipe, Source, write
 from formats.errors import UsageError
-from formats.geometry import DTYPE_BYTES
-from formats.records import Part
+from formats.trace.geometry import DTYPE_BYTES
 from tests.traces import finite_rows, growing_trace, same_bits, same_snapshots
 
 LAYERS = (LayerSpec("full", 2, 4, 4), LayerSpec("full", 2, 8, 8), LayerSpec("sliding", 2, 4, 8, window=6))

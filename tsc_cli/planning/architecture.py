@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tsc_cli.checkpoints.config_fields import Fields
+
 from .attention import Rule as LayerRule
 from .attention import Shape
 from .attention import shape as usual_shape
 from .feed_forward import Rule as FeedForwardRule
-from .fields import Fields
 
 
 @dataclass(frozen=True)

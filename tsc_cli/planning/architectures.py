@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tsc_cli.checkpoints.config_fields import Fields
+
 from . import attention as a
 from . import feed_forward as f
 from . import patterns as p
@@ -17,7 +19,6 @@ from . import states as s
 from .architecture import Architecture
 from .attention import Shape, every, sharing, typed
 from .feed_forward import Experts, gated, plain
-from .fields import Fields
 from .layers import Layer
 
 _OF_GPT2 = {

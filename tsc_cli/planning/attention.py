@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from formats.limits import MAX_LAYERS, MAX_ROWS
+from tsc_cli.checkpoints.config_fields import Fields, shown
 
 from . import patterns, states
-from .fields import Fields, shown
 from .layers import Layer, attention, both
 from .patterns import Pattern
 

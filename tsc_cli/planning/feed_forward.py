@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from formats.limits import MAX_LAYERS
+from tsc_cli.checkpoints.config_fields import Fields
 
 from .attention import Shape
-from .fields import Fields
 
 
 @dataclass(frozen=True)

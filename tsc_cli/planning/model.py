@@ -9,12 +9,12 @@ from typing import Any
 
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.limits import MAX_ROWS
+from tsc_cli.checkpoints.config_fields import Fields, shown
+from tsc_cli.model_store.config_file import Config
 
 from .architecture import Architecture
 from .architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
 from .attention import Shape
-from .config_file import Config
-from .fields import Fields, shown
 from .harmless import HARMLESS
 from .layers import Layer
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from formats.limits import MAX_LAYERS, MAX_ROWS
-
-from .fields import Fields
+from tsc_cli.checkpoints.config_fields import Fields
 
 Pattern = Callable[[Fields, int], list[str]]  # of a config with so many layers
 

@@ -6,8 +6,7 @@ import re
 
 from formats.errors import UsageError
 from formats.limits import MAX_ROWS
-
-from .fields import shown
+from tsc_cli.checkpoints.config_fields import shown
 
 _QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?([A-Za-z/]*)", re.ASCII)
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6, "Z": 7}

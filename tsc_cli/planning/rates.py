@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from formats.tiers import QUALITIES
-
-from ..interpolation import at_kl
+from tsc_cli.scoring.interpolation import at_kl
+from tsc_cli.scoring.published import QUALITIES
 
 MEASURED_ON = "smollm2-135m-instruct"
 

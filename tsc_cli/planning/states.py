@@ -7,8 +7,8 @@ wide, and the recurrent state in float32.
 from __future__ import annotations
 
 from formats.limits import MAX_EXTENT
+from tsc_cli.checkpoints.config_fields import Fields
 
-from .fields import Fields
 from .layers import Layer
 
 

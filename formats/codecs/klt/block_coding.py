@@ -1,0 +1,237 @@
+"""Coding of a group of layers: coefficients and what the basis leaves, to symbols and back."""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence, Sequence
+from typing import TYPE_CHECKING
+
+from . import importance, symbols
+from .profile import SCALE_UNITS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from .ans import Decoder, Encoder
+    from .codec import KltSettings
+    from .profile import CodeTables
+    from .transform import Rest, Transform
+
+_WORTH_CODING = 0.5  # root mean square, in steps, from which on a layer's rest is coded
+_WORTH_SHARE = 0.05  # of a group's squared error, from which on its tokens say which of their rests are coded
+_SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
+
+
+class Tokens:
+    """The tokens of a block: which are first ones, and their steps."""
+
+    def __init__(self, positions: torch.Tensor, device: str | torch.device) -> None:
+        self.positions = positions.to(device)
+        self.first = self.positions == 0
+        self.others = ~self.first.cpu().numpy()
+
+    def set_steps(self, fineness: int, finer: torch.Tensor) -> None:
+        """Args: finer: quarter octaves, int64 (tokens,)."""
+        import torch
+
+        exponents = fineness + finer.cpu() * (SCALE_UNITS // importance.STEPS_PER_OCTAVE)
+        self.exponents = exponents.to(torch.int32).numpy()
+        self.steps = torch.exp2(-exponents.double() / SCALE_UNITS).float().to(self.first.device)[:, None]
+
+
+class _Group:
+    """What writing and reading a group of layers have in common."""
+
+    def __init__(self, group: Transform, tokens: Tokens, tables: CodeTables) -> None:
+        self.group, self.tokens, self.tables = group, tokens, tables
+
+    def with_rest(self, rest: bool) -> npt.NDArray[np.bool_]:
+        """The tokens whose rests may be coded, (tokens,): all, or the first ones, which have nothing else."""
+        return ~self.tokens.others | rest
+
+    def predicted(self, before: torch.Tensor | None) -> torch.Tensor | None:
+        """Coefficients (tokens, rank) from the decoded ones of the group before, over their scales."""
+        if self.group.predict is None or before is None:
+            return None
+        count = min(before.shape[1], self.group.predict.shape[1])
+        found = before[:, :count] @ self.group.predict[:, :count].T
+        return found.masked_fill(self.tokens.first[:, None], 0)
+
+    def decoded(self, integers: npt.NDArray[np.int32], predicted: torch.Tensor | None) -> torch.Tensor:
+        """Coefficients over their scales, (tokens, rank), from the integers of all but first tokens."""
+        import torch
+
+        tokens, rank = self.tokens, integers.shape[1]
+        steps = tokens.steps[~tokens.first] / self.group.scales[:rank]
+        found = torch.zeros(len(tokens.first), rank, device=steps.device)
+        found[~tokens.first] = torch.from_numpy(integers).to(steps.device).float() * steps
+        if predicted is None:
+            return found
+        result = predicted.clone()
+        result[:, :rank] += found
+        return result
+
+    def coefficient_classes(self, activity: npt.NDArray[np.int32], rank: int) -> symbols.Classes:
+        """Classes of the coefficients of all but first tokens, (others, rank)."""
+        exponents = self.tokens.exponents[self.tokens.others][:, None] + self.group.exponents[:rank]
+        spread = symbols.by_band(activity - symbols.ACTIVITY_ZERO, self.group.shape.bands, rank)
+        return symbols.classes_of(exponents + spread)
+
+    def rest_classes(
+        self, activity: npt.NDArray[np.int32], coded: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_]
+    ) -> symbols.Classes:
+        """Classes of what is coded of the rests of chosen tokens, (values,): `coded` is (chosen, P)."""
+        spread = (activity - symbols.ACTIVITY_ZERO)[:, self.group.layer_of] * symbols.PER_ACTIVITY
+        exponents = self.tokens.exponents[chosen][:, None] + self.group.residual_exponents
+        return symbols.classes_of((exponents + spread)[coded])
+
+
+class GroupWriter(_Group):
+    """Writes a group.
+
+    Attributes:
+        rank: coefficients that were written.
+        rest: whether rests of all tokens were.
+    """
+
+    def __init__(self, group: Transform, tokens: Tokens, tables: CodeTables, settings: KltSettings) -> None:
+        super().__init__(group, tokens, tables)
+        self._settings = settings
+        self.rank, self.rest = 0, settings.rest == "yes"
+
+    def write(
+        self, weighted: torch.Tensor, before: torch.Tensor | None, encoder: Encoder, apart: list[int]
+    ) -> torch.Tensor:
+        """Put the group's symbols; returns its decoded coefficients over their scales, (tokens, rank)."""
+        import numpy as np
+        import torch
+
+        tokens, group = self.tokens, self.group
+        worth = np.flatnonzero(group.exponents + self._settings.fineness > _SMALLEST_SPREAD)
+        self.rank = int(worth[-1]) + 1 if len(worth) else 0
+        relative = group.analyse(weighted, self.rank)
+        predicted = self.predicted(before)
+        if predicted is not None:
+            relative -= predicted[:, : self.rank]
+        lively = relative.abs()
+        stops = [min(stop, self.rank) for stop in group.shape.bands]
+        spans = zip([0, *stops[:-1]], stops, strict=True)
+        means = [lively[:, a:b].mean(1) if b > a else lively.new_ones(len(lively)) for a, b in spans]
+        activity = symbols.activity(torch.stack(means, 1).cpu().numpy())[tokens.others]
+        classes = self.coefficient_classes(activity, self.rank)
+        scaled = (relative * group.scales[: self.rank] / tokens.steps).cpu().numpy()[tokens.others]
+        integers = symbols.quantize(scaled, classes, self.tables.coefficients.bits, self._settings.price)
+        used = np.flatnonzero(integers.any(0))
+        self.rank = int(used[-1]) + 1 if len(used) else 0
+        integers = integers[:, : self.rank]
+        bands = _band_count(group.shape.bands, self.rank)
+        encoder.put(self.tables.activity, activity[:, :bands].ravel(), _numbered(len(activity), bands))
+        classes = symbols.Classes(classes.table[:, : self.rank].ravel(), classes.low[:, : self.rank].ravel())
+        apart += symbols.put(encoder, self.tables.coefficients, integers.ravel(), classes)
+        decoded = self.decoded(integers, predicted)
+        self._write_rest(weighted, decoded, encoder, apart)
+        return decoded
+
+    def _write_rest(
+        self, weighted: torch.Tensor, decoded: torch.Tensor, encoder: Encoder, apart: list[int]
+    ) -> None:  # fmt: skip
+        import torch
+
+        auto = self._settings.rest == "auto"
+        chosen = self.with_rest(self.rest or auto)
+        if not chosen.any():
+            return
+        at = torch.from_numpy(chosen).to(weighted.device)
+        rest = weighted[at] - self.group.synthesise(decoded[at])
+        scaled = rest / self.tokens.steps[at]
+        error = self.group.by_layer(scaled.square())
+        worth = error.sqrt() > _WORTH_CODING
+        if auto:
+            # a few rows far outside the basis may hold nearly all of the error: that counts, not their number
+            error = error * ~self.tokens.first[:, None]
+            self.rest = float((error * worth).sum()) > _WORTH_SHARE * float(error.sum())
+            if not self.rest:
+                chosen, at = self.with_rest(False), self.tokens.first
+                rest, scaled, worth = rest[at], scaled[at], worth[at]
+        if not chosen.any():
+            return
+        relative = self.group.by_layer((rest / self.group.residual_scales).abs())
+        activity = symbols.activity(relative.cpu().numpy())
+        activity[~worth.cpu().numpy()] = 0
+        encoder.put(self.tables.residual_activity, activity.ravel(), zeros(activity.size))
+        scaled = scaled[torch.from_numpy((activity > 0).any(1)).to(scaled.device)]
+        activity = _narrowed(chosen, activity)
+        coded = (activity > 0)[:, self.group.layer_of]
+        classes = self.rest_classes(activity, coded, chosen)
+        tables = self.tables.coefficients
+        integers = symbols.quantize(scaled.cpu().numpy()[coded], classes, tables.bits, self._settings.price)
+        apart += symbols.put(encoder, tables, integers, classes)
+
+
+class GroupReader(_Group):
+    def __init__(self, group: Transform, tokens: Tokens, tables: CodeTables, rank: int, rest: bool) -> None:
+        super().__init__(group, tokens, tables)
+        self._rank, self._rest = rank, rest
+
+    def read(
+        self, before: torch.Tensor | None, decoder: Decoder, apart: MutableSequence[int]
+    ) -> tuple[torch.Tensor, Rest | None]:
+        """(decoded coefficients over their scales, (tokens, rank); what is added to them, or None)."""
+        tokens, group = self.tokens, self.group
+        others, bands = int(tokens.others.sum()), _band_count(group.shape.bands, self._rank)
+        activity = decoder.take(self.tables.activity, _numbered(others, bands)).reshape(others, bands)
+        classes = self.coefficient_classes(activity, self._rank)
+        flat = symbols.Classes(classes.table.ravel(), classes.low.ravel())
+        integers = symbols.take(decoder, self.tables.coefficients, flat, apart).reshape(others, self._rank)
+        return self.decoded(integers, self.predicted(before)), self._read_rest(decoder, apart)
+
+    def _read_rest(self, decoder: Decoder, apart: MutableSequence[int]) -> Rest | None:
+        import numpy as np
+        import torch
+
+        with_rest = self.with_rest(self._rest)
+        count = int(with_rest.sum())
+        if not count:
+            return None
+        layers = self.group.shape.layer_count
+        activity = decoder.take(self.tables.residual_activity, zeros(count * layers)).reshape(count, layers)
+        activity = _narrowed(with_rest, activity)
+        coded = (activity > 0)[:, self.group.layer_of]
+        integers = np.zeros(coded.shape, dtype=np.int32)
+        integers[coded] = symbols.take(
+            decoder, self.tables.coefficients, self.rest_classes(activity, coded, with_rest), apart
+        )  # fmt: skip
+        device = self.tokens.first.device
+        at = torch.from_numpy(np.flatnonzero(with_rest)).to(device)
+        return at, torch.from_numpy(integers).to(device).float() * self.tokens.steps[at]
+
+
+def _narrowed(chosen: npt.NDArray[np.bool_], activity: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Leave of chosen tokens, (tokens,), those with a layer whose rest is coded; returns their activities.
+
+    At coarse steps they are few, and nothing need be computed for the others.
+    """
+    some = (activity > 0).any(1)
+    chosen[chosen] = some
+    found: npt.NDArray[np.int32] = activity[some]
+    return found
+
+
+def _band_count(stops: Sequence[int], rank: int) -> int:
+    """How many bands the first `rank` coefficients lie in."""
+    return sum(1 for start in (0, *stops[:-1]) if start < rank)
+
+
+def _numbered(count: int, bands: int) -> npt.NDArray[np.uint8]:
+    """The band of each of `count` tokens' activities."""
+    import numpy as np
+
+    return np.tile(np.arange(bands, dtype=np.uint8), count)
+
+
+def zeros(count: int) -> npt.NDArray[np.uint8]:
+    """Contexts of symbols that have one table."""
+    import numpy as np
+
+    return np.zeros(count, dtype=np.uint8)

@@ -1,0 +1,110 @@
+"""What a file holds of rows, states and attention: read, checked and decoded when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from formats.codecs import BlockShape, Codec, codec_by_id
+from formats.codecs.base import from_planes
+from formats.container.records import Part, RecordHeader
+from formats.container.safetensors_buffer import TensorView, expect
+from formats.errors import CorruptError
+from formats.trace import states as state_blocks
+from formats.trace.states import STATE_CODECS, StateKey
+from formats.trace.views import BlockKey
+
+if TYPE_CHECKING:
+    import torch
+
+    from .reader import TraceFile
+
+
+@dataclass(frozen=True)
+class FileBlock:
+    """A block that is read, checked and decoded when it is asked for."""
+
+    file: TraceFile
+    offset: int
+    header: RecordHeader
+
+    @property
+    def key(self) -> BlockKey:
+        h = self.header
+        return BlockKey(Part(h.part), h.first_layer, h.layer_count, h.first, h.count)
+
+    def tensors(self) -> tuple[Codec, Mapping[str, TensorView], BlockShape]:
+        """The checked payload; no torch."""
+        shape = BlockShape.of(self.key, self.file.geometry)
+        codec = codec_by_id(self.header.codec, self.file.path)
+        tensors = self.file.buffer(self.offset, self.header)
+        with self.file.locating(self.offset, self.header):
+            if self.key.part not in codec.parts:
+                raise CorruptError(f"codec {codec.name} does not write records of part {self.header.part}")
+            codec.check(tensors, self.key.part, shape, "rows")
+        return codec, tensors, shape
+
+    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
+        return self.file.decoder.decoded(self, device)
+
+
+@dataclass(frozen=True)
+class FileStates:
+    """States that are read, checked and decoded when they are asked for."""
+
+    file: TraceFile
+    offset: int
+    header: RecordHeader
+
+    @property
+    def key(self) -> StateKey:
+        h = self.header
+        return StateKey(h.part, h.first_layer, h.layer_count, h.first, h.count)
+
+    def tensors(self) -> tuple[Codec, Mapping[str, TensorView], BlockShape]:
+        """The checked payload; no torch."""
+        shape = state_blocks.block_shape(self.key, self.file.geometry)
+        codec = codec_by_id(self.header.codec, self.file.path)
+        tensors = self.file.buffer(self.offset, self.header)
+        with self.file.locating(self.offset, self.header):
+            if codec.name not in STATE_CODECS:
+                raise CorruptError(f"codec {codec.name} does not write states")
+            codec.check(tensors, Part.VALUES, shape, "states")
+        return codec, tensors, shape
+
+    def read(self, device: str | torch.device = "cpu") -> torch.Tensor:
+        codec, tensors, shape = self.tensors()
+        with self.file.locating(self.offset, self.header):
+            values = codec.decode(tensors, Part.VALUES, shape, device)[Part.VALUES]
+        key = self.key
+        return state_blocks.from_values(values, self.file.geometry.layers[key.first_layer].states[key.number])
+
+
+@dataclass(frozen=True)
+class FileReceived:
+    """Attention that is read when it is asked for."""
+
+    file: TraceFile
+    offset: int
+    header: RecordHeader
+    heads: int
+
+    @property
+    def first_layer(self) -> int:
+        return self.header.first_layer
+
+    @property
+    def layer_count(self) -> int:
+        return self.header.layer_count
+
+    def check(self) -> TensorView:
+        tensors = self.file.buffer(self.offset, self.header)
+        with self.file.locating(self.offset, self.header):
+            expect(tensors, {"received": ("U8", (4, self.layer_count, self.heads, self.header.count))}, "attention")
+        return tensors["received"]
+
+    def read(self) -> torch.Tensor:
+        import torch
+
+        return from_planes(self.check(), torch.float32, "cpu")

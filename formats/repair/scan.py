@@ -1,0 +1,334 @@
+"""Finding the records of a damaged file by their own headers: neither INDEX nor END is trusted, nor needed.
+
+A record's header proves itself by its CRC, which is seeded with the file's identity and covers the record's number.  So
+a record is taken wherever such a header stands and the payload's CRC fits; between them the file is searched byte by
+byte.  Where the superblock is damaged, the header of MODEL, whose fields but the lengths are known, gives an identity
+that is as good (`identity_of`).  Where only a header is damaged, INDEX has what it said, and its own checksums tell
+whether that is so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import google_crc32c
+
+from formats.container.encryption import KeySource, Secret
+from formats.container.reader import RecordReader, unframed
+from formats.container.records import (  # fmt: skip
+    MUST_BE_ZERO,
+    RECORD,
+    RECORD_BYTES,
+    SUPERBLOCK,
+    SUPERBLOCK_BYTES,
+    RecordHeader,
+    RecordType,
+    pack_record_header,
+    signature,
+)
+from formats.container.safetensors_buffer import parse
+from formats.errors import CorruptError, LockedError, TscError, UnsupportedFileError
+from formats.file.index import INDEX_COLUMNS, most_of_index, open_file
+from formats.limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
+
+from .lost_superblock import identity_of, mended, sealed
+
+_CHUNK = MIB
+_READINGS = 64  # times the length of a file that checksums may take: headers may claim the same bytes
+_MODEL_WITHIN = MIB  # where the first record is looked for without a superblock
+# a header of any record: type and reserved bytes; and of MODEL, most of which is zero
+_ANY = re.compile(rb"(?=[^\x00\x80]\x00.{24}\x00\x00.{8}\x00{4}.{24})", re.DOTALL)
+_MODEL = re.compile(rb"(?=\x01\x00{7}.{5}\x00{3}.{5}\x00{35}.{8})", re.DOTALL)
+
+
+class Found(NamedTuple):
+    """A record whose header and payload have the right checksums."""
+
+    offset: int
+    header: RecordHeader
+    rebuilt: bool = False  # the header was damaged; INDEX says what it was
+
+    @property
+    def stop(self) -> int:
+        return self.offset + RECORD_BYTES + self.header.stored
+
+
+def in_order(found: Iterable[Found]) -> list[Found]:
+    """By place; a lying index may give one place to two records."""
+    return sorted(found, key=lambda one: one.offset)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file, or (`damage` False) only unusual."""
+
+    message: str
+    offset: int | None = None
+    record: int | None = None
+    damage: bool = True
+
+    @classmethod
+    def of(cls, error: TscError, offset: int | None = None, record: int | None = None) -> Problem:
+        at = offset if error.offset is None else error.offset
+        return cls(error.message, at, record if error.record is None else error.record)
+
+
+class Wreck(RecordReader):
+    """The records that are left of a file.
+
+    Attributes:
+        records: by number; of records with the same number the first one in the file.
+        problems: what is wrong with superblock, records and their order.
+        index: what an intact INDEX says of the records before it, by number.
+        unsupported: the first record that needs a newer reader, if any.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], key: KeySource | None = None) -> None:
+        self.problems: list[Problem] = []
+        self.records: dict[int, Found] = {}
+        self.index: list[tuple[int, RecordHeader]] = []
+        self.unsupported: UnsupportedFileError | None = None
+        self._copies: list[Found] = []
+        self._begin = SUPERBLOCK_BYTES
+        self._read = 0
+        descriptor = open_file(os.fspath(path))
+        weakref.finalize(self, os.close, descriptor)
+        super().__init__(descriptor, os.fspath(path), key)
+        if self.lock is None and isinstance(key, Secret):
+            lost = ", or too damaged to say how" if self.problems else ""
+            raise LockedError(f"is not encrypted{lost}, and a key was given", path=self.path)
+        for found in self._walk():
+            self._take(found)
+        self._read_index()
+        self._rebuild()
+        self._check_order()
+        self.problems.sort(key=lambda one: -1 if one.offset is None else one.offset)
+
+    @property
+    def total(self) -> int | None:
+        """How many records stood before HEADER; None where the file ends before that shows."""
+        behind = {RecordType.HEADER: 0, RecordType.INDEX: 1, RecordType.END: 2}
+        ends = [number - behind[RecordType(found.header.type)] for number, found in self.records.items()
+                if found.header.type in behind]  # fmt: skip
+        return min(ends) if ends and min(ends) > 0 else None
+
+    @property
+    def lost(self) -> list[int]:
+        """The numbers of records before HEADER that there were and that cannot be read."""
+        last = max((number for number, one in self.records.items() if one.header.type not in _CLOSING), default=-1)
+        stop = last + 1 if self.total is None else self.total
+        return [number for number in range(stop) if number not in self.records]
+
+    @property
+    def unread(self) -> list[tuple[int, int]]:
+        """Ranges [start, stop) of bytes that are in no record."""
+        gaps, at = [], min(self._begin, self.size)
+        if at and any(one.offset == 0 for one in self.problems):
+            gaps.append((0, at))
+        for found in in_order([*self.records.values(), *self._copies]):
+            if found.offset > at:
+                gaps.append((at, found.offset))
+            at = max(at, found.stop)
+        return gaps + [(at, self.size)] * (at < self.size)
+
+    def _superblock(self) -> tuple[int, bytes]:
+        try:
+            return super()._superblock()
+        except CorruptError as error:
+            fault: TscError = error
+        except UnsupportedFileError as error:
+            if sealed(self._pread(0, min(SUPERBLOCK_BYTES, self.size))):
+                raise  # not damaged: a newer format
+            fault = error
+        self.problems.append(Problem.of(fault, 0))
+        data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
+        with suppress(CorruptError, UnsupportedFileError):
+            return self._read_superblock(mended(data))
+        if sealed(data):  # but reserved bits are set, which says nothing against the identity
+            _, minor, _, _, identity, _, _ = SUPERBLOCK.unpack(data)
+            return minor, identity
+        return 0, self._identity_without_superblock(fault)
+
+    def _identity_without_superblock(self, fault: TscError) -> bytes:
+        """An identity with which headers have the CRCs that they have, from that of MODEL."""
+        head = self._pread(0, min(self.size, _MODEL_WITHIN))
+        for match in _MODEL.finditer(head):
+            at = match.start()
+            _, _, _, _, stored, raw, *_, payload_crc, crc = RECORD.unpack(head[at : at + RECORD_BYTES])
+            if not 0 < raw <= MAX_JSON_BYTES or stored > min(self.size - at - RECORD_BYTES, 2 * MAX_JSON_BYTES):
+                continue
+            payload = self._pread(at + RECORD_BYTES, stored)
+            try:
+                fits = google_crc32c.value(payload) == payload_crc and unframed(payload, raw)
+            except CorruptError:
+                continue
+            if fits:  # nothing in this header but its own CRC is unproven now
+                self._begin = at
+                return identity_of(head[at : at + RECORD_BYTES - 4], crc)
+        # as a strict reader refuses it
+        raise CorruptError(fault.message, path=self.path, offset=fault.offset)
+
+    def _header(self, offset: int) -> RecordHeader | None:
+        """The header at an offset, if its CRC is right."""
+        if offset + RECORD_BYTES > self.size:
+            return None
+        data = self._pread(offset, RECORD_BYTES)
+        fields = RECORD.unpack(data)
+        if google_crc32c.value(self.file_id + data[:-4]) != fields[-1]:
+            return None
+        kind, _, codec, number, stored, raw, part, _, first_layer, layers, _, first, count, payload_crc, _ = fields
+        return RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count, payload_crc)
+
+    def _walk(self) -> Iterator[Found]:
+        at = self._begin
+        while at < self.size:
+            header = self._header(at)
+            if header is None:
+                stop = self._next(at)
+                left = stop == self.size and stop - at < RECORD_BYTES
+                what = "truncated in a record header" if left else "no record begins here"
+                self._note(f"{what}: {stop - at} bytes cannot be read", at)
+            else:
+                found = Found(at, header)
+                fault = self._fault(found)
+                stop = found.stop
+                if fault is None:
+                    yield found
+                else:
+                    self._note(fault, at, header.sequence)
+                    # bytes may be missing or too many, so that what follows stands elsewhere
+                    if stop > self.size or (stop < self.size and self._header(stop) is None):
+                        stop = self._next(at + RECORD_BYTES)
+            at = stop
+
+    def _fault(self, found: Found) -> str | None:
+        """Why a record with a right header CRC is not taken."""
+        offset, header = found.offset, found.header
+        try:
+            self.header_at(offset, header.sequence)
+        except CorruptError as error:
+            return error.message
+        except UnsupportedFileError as error:
+            self.unsupported = self.unsupported or error
+            return error.message
+        if header.sequence >= MAX_RECORDS:
+            return f"a record is number {header.sequence}"
+        if self._checksum(offset + RECORD_BYTES, header.stored) != header.payload_crc:
+            return "checksum of a record does not match"
+        return None
+
+    def _checksum(self, offset: int, length: int) -> int:
+        self._read += length
+        if self._read > _READINGS * self.size:
+            raise self.corrupt("headers of more records than can have been written", offset)
+        crc: int = google_crc32c.value(b"")
+        for at in range(offset, offset + length, _CHUNK):
+            crc = google_crc32c.extend(crc, self._pread(at, min(_CHUNK, offset + length - at)))
+        return crc
+
+    def _next(self, offset: int) -> int:
+        """Where the next header with a right CRC begins behind `offset`; the file's length if there is none."""
+        at = offset + 1
+        while at + RECORD_BYTES <= self.size:
+            chunk = self._pread(at, min(_CHUNK + RECORD_BYTES - 1, self.size - at))
+            for match in _ANY.finditer(chunk):
+                head = chunk[match.start() : match.start() + RECORD_BYTES]
+                if google_crc32c.value(self.file_id + head[:-4]) == int.from_bytes(head[-4:], "little"):
+                    return at + match.start()
+            at += _CHUNK
+        return self.size
+
+    def _take(self, found: Found) -> None:
+        number = found.header.sequence
+        if number not in self.records:
+            self.records[number] = found
+            return
+        self._copies.append(found)
+        same = found.header == self.records[number].header
+        self._note("a copy of a record" if same else "a second record of the same number", found.offset, number)
+
+    def _read_index(self) -> None:
+        for found in self._of(RecordType.INDEX):
+            try:
+                if found.header.raw > most_of_index(found.header.sequence):
+                    raise CorruptError(f"an index of {found.header.raw} bytes")
+                table = parse(self.payload(found.offset, found.header), "index")["records"]
+                numbers = table.integers()
+                if table.shape != (found.header.sequence, len(INDEX_COLUMNS)) or table.dtype != "I64":
+                    raise CorruptError("index: a table of another shape")
+            except (CorruptError, KeyError) as error:
+                text = error.message if isinstance(error, CorruptError) else "index: no table"
+                self._note(text, found.offset, found.header.sequence)
+                continue
+            if min(numbers, default=0) < 0:
+                continue
+            for number in range(found.header.sequence):
+                offset, kind, codec, stored, raw, *rest = numbers[number * 10 : number * 10 + 10]
+                part, first_layer, layers, first, count = rest
+                self.index.append((offset, RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers,
+                                                        first, count)))  # fmt: skip
+            return
+
+    def _rebuild(self) -> None:
+        """Take records whose header is damaged, but where it should stand and with one of its two checksums."""
+        ordered = in_order(self.records.values())
+        for offset, listed in self.index:
+            if listed.sequence in self.records or offset + RECORD_BYTES + listed.stored > self.size:
+                continue
+            behind = bisect_right(ordered, offset, key=lambda one: one.offset)
+            taken = (
+                offset < one.stop and one.offset < offset + RECORD_BYTES for one in ordered[max(0, behind - 1) :][:2]
+            )
+            if offset < SUPERBLOCK_BYTES or any(taken):
+                continue
+            found = self._pread(offset, RECORD_BYTES)
+            fields = {name: getattr(listed, name) for name in INDEX_COLUMNS[2:]}
+            crc = self._checksum(offset + RECORD_BYTES, listed.stored)
+            header = RecordHeader(listed.type, listed.sequence, **fields, payload_crc=crc)
+            try:
+                packed = pack_record_header(header, self.file_id)
+                self._check_lengths(header, offset)
+            except (TscError, struct.error):  # numbers that no reader takes, or that no header holds
+                continue
+            proven = packed[-4:] == found[-4:] or packed[-8:-4] == found[-8:-4]
+            if proven and not any(getattr(header, name) for name in MUST_BE_ZERO.get(header.type, ())):
+                self.records[listed.sequence] = Found(offset, header, rebuilt=True)
+                self.problems = [one for one in self.problems if one.offset != offset]
+                self._note("a record header is damaged; the index has what it said", offset, listed.sequence)
+
+    def _check_order(self) -> None:
+        """What a strict reader would miss; bytes that are no record are noted already."""
+        ordered = in_order(self.records.values())
+        for before, after in pairwise(ordered):
+            if after.header.sequence < before.header.sequence:
+                self._note(f"record {after.header.sequence} stands behind record {before.header.sequence}",
+                           after.offset, after.header.sequence)  # fmt: skip
+        if self.total is not None and self.lost:
+            some = ", ".join(map(str, self.lost[:6])) + (", ..." if len(self.lost) > 6 else "")
+            self._note(f"{len(self.lost)} of {self.total + 3} records cannot be read: {some}", None)
+        for kind in (RecordType.HEADER, RecordType.INDEX, RecordType.END):
+            if not self._of(kind):
+                self._note(f"there is no {kind.name.lower()} record", self.size)
+        for end in self._of(RecordType.END):
+            if end.stop != self.size:
+                self._note(f"{self.size - end.stop} bytes behind the end mark", end.stop)
+            elif self._pread(end.stop - len(signature()), len(signature())) != signature():
+                self._note("the end mark is not the signature", end.offset, end.header.sequence)
+
+    def _of(self, kind: RecordType) -> list[Found]:
+        return [self.records[number] for number in sorted(self.records) if self.records[number].header.type == kind]
+
+    def _note(self, message: str, offset: int | None, record: int | None = None) -> None:
+        self.problems.append(Problem(message, offset, record))
+
+
+_CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)

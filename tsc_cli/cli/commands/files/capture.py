@@ -1,0 +1,310 @@
+"""`tsc capture`: a prompt, and what the model decodes after it, into a .tsc file."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from formats.errors import UsageError
+from tsc_cli.cli.chat_options import Chat
+from tsc_cli.cli.options import (
+    MOST_STEPS,
+    MOST_TOKENS,
+    Beyond,
+    ChatMessages,
+    Device,
+    Dtype,
+    Encrypt,
+    Force,
+    Json,
+    KeyFile,
+    Model,
+    Quiet,
+    Seed,
+    System,
+    Temperature,
+    Template,
+    Thinking,
+    TrustRemoteCode,
+)
+from tsc_cli.cli.output import Output, columns, printable, ratio, size
+from tsc_cli.huggingface.families import FAMILIES, Family
+
+if TYPE_CHECKING:
+    from tsc_cli.session.capture import Captured
+
+
+def command(
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The .tsc file to write; - is stdout. [required]", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads stdin.", show_default=False)
+    ] = None,
+    model: Model = None,
+    trust_remote_code: TrustRemoteCode = False,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-file", metavar="FILE", help="Read the prompt from a text file; - is stdin.", show_default=False
+        ),
+    ] = None,
+    messages: ChatMessages = None,
+    system: System = None,
+    enable_thinking: Thinking = None,
+    template: Template = None,
+    no_special_tokens: Annotated[
+        bool,
+        typer.Option("--no-special-tokens", help="Add no beginning-of-text token and the like: the text has its own."),
+    ] = False,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=1,
+            max=MOST_TOKENS,
+            metavar="N",
+            help="Capture the first N tokens; the text that follows is kept for verify.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps", min=0, max=MOST_STEPS, help="Tokens to decode after the prompt, a snapshot after each."
+        ),
+    ] = 64,
+    every: Annotated[
+        int,
+        typer.Option(
+            "--every",
+            min=1,
+            max=MOST_TOKENS,
+            metavar="K",
+            help="A snapshot only after every K steps, and after the last.",
+        ),
+    ] = 1,
+    keyframe_interval: Annotated[
+        int | None,
+        typer.Option(
+            "--keyframe-interval",
+            min=1,
+            max=MOST_TOKENS,
+            metavar="K",
+            help="Store all rows again at every K-th snapshot.",
+            show_default=False,
+        ),
+    ] = None,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            "--chunk", min=1, max=MOST_TOKENS, help="Tokens of the prompt in one forward pass; fewer need less memory."
+        ),
+    ] = 1024,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    append_to: Annotated[
+        str | None,
+        typer.Option(
+            "--append",
+            metavar="FILE",
+            show_default=False,
+            help="Go on with a captured session: the prompt behind its last snapshot, and steps.",
+        ),
+    ] = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Derive the file's identity from its content: same capture, same bytes."),
+    ] = False,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also record the attention that each row receives, for h2o eviction (84x)."),
+    ] = False,
+    beyond: Beyond = False,
+    list_supported: Annotated[
+        bool, typer.Option("--list-supported", help="Show which model families can be captured, and exit.")
+    ] = False,
+    encrypt: Encrypt = False,
+    key_file: KeyFile = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Capture a model's KV cache into a .tsc file.
+
+    The cache after the prompt, and after each of some decode steps, lossless. `--steps N` makes N + 1 snapshots: the
+    prompt's, and one after each decoded token (decoding goes on through an end-of-text token).
+
+    With `--append FILE` a session grows: its last snapshot is restored, the prompt is fed behind it, and the new
+    snapshots are on the disk when the command returns. One process appends at a time; others read the session before
+    or after. With `--messages` the new turns of a chat are fed, or the rest of a whole one: see tsc resume.
+
+    A KV cache reveals its prompt: treat the file as you treat the text.
+    """
+    if list_supported:
+        _show_supported(Output(as_json, quiet))
+        return
+    if append_to is not None:
+        given = {
+            "--output": output, "--context": context, "--keyframe-interval": keyframe_interval,
+            "--deterministic": deterministic or None, "--attention": attention or None, "--encrypt": encrypt or None,
+            "--force": force or None, "--dtype": None if dtype == "auto" else dtype,
+            "--no-special-tokens": no_special_tokens or None,
+        }  # fmt: skip
+        wrong = next((name for name, value in given.items() if value is not None), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} has no meaning with --append", hint="tsc capture --help")
+        _append(
+            append_to, prompt, prompt_file, (messages, system, enable_thinking, template), model, device,
+            trust_remote_code,
+            {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed,
+             "allow_beyond_positions": beyond},
+            key_file, Output(as_json, quiet),
+        )  # fmt: skip
+        return
+    if output is None:  # not required by Typer, so that --list-supported can do without
+        raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
+    from tsc_cli.cli.files import check_output, open_output, read_prompt
+    from tsc_cli.cli.keys import Keys
+    from tsc_cli.huggingface.models.loading import check_dtype, load
+    from tsc_cli.huggingface.tokenizing import encode_prompt
+
+    if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
+        raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
+    if key_file is not None and not encrypt:
+        raise UsageError("--key-file goes with --encrypt")
+    check_output(output, force=force, read=(prompt_file, messages, key_file))
+    check_dtype(dtype)
+    out = Output(as_json, quiet)
+    # what is wrong with a prompt shows before the model is loaded
+    chat = Chat.of(
+        messages, system, enable_thinking, template, out, beside=prompt if prompt_file is None else prompt_file
+    )
+    text = read_prompt(prompt, prompt_file, out.note)
+    secret = Keys(key_file).new() if encrypt else None
+    from tsc_cli.session.capture import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
+
+    with out.progress("loading the model"):
+        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
+    if chat is not None:
+        tokens = chat.tokens(loaded.tokenizer, out.note)
+    else:
+        tokens = encode_prompt(text or "", loaded.tokenizer, out.note, special=not no_special_tokens)
+    reference: list[int] = []
+    if context is not None:
+        if len(tokens) < context:
+            raise UsageError(f"the prompt has {len(tokens)} tokens, --context asks for {context}")
+        tokens, reference = tokens[:context], tokens[context : context + REFERENCE_TOKENS]
+        if loaded.model.config.is_encoder_decoder:  # what follows in the source is not what the decoder goes on with
+            reference = []
+    options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention, beyond)
+    with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
+        captured = capture_to_sink(
+            loaded.model, tokens, sink, tokenizer=loaded.tokenizer, reference=reference, options=options,
+            info={"model": loaded.name}, deterministic=deterministic, progress=advance, secret=secret,
+        )  # fmt: skip
+    if output == "-":  # stdout holds the file
+        out.note(summary(captured, len(reference)))
+        return
+    facts = {"path": output, **facts_of(captured), "reference_tokens": len(reference)}
+    out.report("tsc.capture/1", facts, f"{printable(output)}\n{summary(captured, len(reference))}", output)
+
+
+def _append(
+    path: str, prompt: str | None, prompt_file: str | None, chat_options: tuple[Any, Any, Any, Any], model: str | None,
+    device: str, trust_remote_code: bool, settings: dict[str, Any], key_file: str | None, out: Output,
+) -> None:  # fmt: skip
+    from formats import load
+    from tsc_cli.cli.files import model_for, read_prompt
+    from tsc_cli.cli.keys import Keys
+    from tsc_cli.huggingface.tokenizing import encode_prompt
+    from tsc_cli.session.append import append
+
+    from .encryption import not_kept
+
+    chat = Chat.of(*chat_options, out, beside=prompt if prompt_file is None else prompt_file)
+    text = read_prompt(prompt, prompt_file, out.note, hint="without one, only steps are decoded")
+    trace = load(path, Keys(key_file).source)
+    loaded = model_for(trace, model, device, out, trust_remote_code=trust_remote_code)
+    if chat is not None:
+        tokens = chat.tokens(loaded.tokenizer, out.note, trace=trace)
+    else:
+        tokens = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
+    with out.progress("appending", len(tokens) + settings["steps"]) as advance:
+        done = append(
+            loaded.model, tokens, path, tokenizer=loaded.tokenizer, progress=advance, key=trace.secret, **settings
+        )  # fmt: skip
+    facts = {
+        "path": path, "file_bytes": done.file_bytes, "snapshots": done.snapshots, "new_snapshots": done.new_snapshots,
+        "tokens": done.tokens, "new_tokens": done.new_tokens, "raw_bytes_trace": done.raw_bytes_trace,
+        "tier": done.tier, "tier_not_kept": done.untrue or None,
+    }  # fmt: skip
+    if done.untrue:
+        out.note(not_kept(done.untrue))
+    text = (
+        f"{printable(path)}: {done.new_tokens} tokens and {done.new_snapshots} snapshots more, {done.tokens} and "
+        f"{done.snapshots} in all, {size(done.file_bytes)}"
+    )
+    out.report("tsc.append/1", facts, text, path)
+
+
+def facts_of(captured: Captured) -> dict[str, Any]:
+    return {
+        "prompt_tokens": captured.prompt_tokens, "snapshots": captured.snapshots,
+        "raw_bytes_trace": captured.raw_bytes_trace, "raw_bytes_final": captured.raw_bytes_final,
+        "file_bytes": captured.file_bytes, "ratio_trace": captured.raw_bytes_trace / captured.file_bytes,
+        "ratio_final": captured.raw_bytes_final / captured.file_bytes,
+        "ratio_final_fp32": captured.values_final * 4 / captured.file_bytes,
+        "ratio_final_fp16": captured.values_final * 2 / captured.file_bytes,
+        "prefill_seconds": captured.prefill_seconds,
+    }  # fmt: skip
+
+
+def final_ratios(captured: Captured) -> str:
+    fp32 = captured.values_final * 4 / captured.file_bytes
+    return f"{ratio(fp32)} of the final cache alone in fp32, {ratio(fp32 / 2)} in fp16"
+
+
+def summary(captured: Captured, reference: int) -> str:
+    return columns([
+        ["  prompt", f"{captured.prompt_tokens} tokens, prefilled in {captured.prefill_seconds:.2f} s"],
+        ["  snapshots", str(captured.snapshots) + (f", reference text of {reference} tokens" if reference else "")],
+        ["  raw", f"{size(captured.raw_bytes_trace)} all snapshots, {size(captured.raw_bytes_final)} the final cache"],
+        ["  file", size(captured.file_bytes)],
+        ["  ratio", f"{ratio(captured.raw_bytes_trace / captured.file_bytes)} of the trace, "
+                    f"{final_ratios(captured)}"],
+    ])  # fmt: skip
+
+
+def _show_supported(out: Output) -> None:
+    yes, no = ([family for family in FAMILIES if family.status == status] for status in ("yes", "refused"))
+    text = (
+        f"{_table(yes)}\n\nRefused before anything runs, for the layer class or the reason in brackets:\n\n"
+        f"{_table(no)}\n\nAny other model is captured if all layers of its cache are of classes that the\n"
+        "models above have and a drill on a few tokens succeeds; otherwise it is refused\nby name."
+    )
+    facts = {"families": [
+        {"name": one.name, "model_types": list(one.model_types), "holds": one.holds, "status": one.status,
+         "refused": one.refused or None} for one in FAMILIES
+    ]}  # fmt: skip
+    out.report("tsc.supported/1", facts, text, "\n".join(name for one in yes for name in one.model_types))
+
+
+def _table(families: Sequence[Family]) -> str:
+    """Within 80 columns: a cell that is too long takes several lines."""
+    rows = []
+    for one in families:
+        held = f"{one.holds} ({one.refused})" if one.refused else one.holds
+        texts = ((one.name, 20), (", ".join(one.model_types), 18), (held, 38))
+        cells = (textwrap.wrap(*text, break_on_hyphens=False) for text in texts)
+        rows += [list(line) for line in zip_longest(*cells, fillvalue="")]
+    return columns(rows, ("family", "model types", "the cache holds"))

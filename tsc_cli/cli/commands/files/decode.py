@@ -1,0 +1,98 @@
+"""`tsc decode`: the exact tensors of a snapshot, for any program that reads safetensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from formats.errors import UnsupportedFileError, UsageError
+from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet, Snapshot
+from tsc_cli.cli.output import Output, printable, size
+
+if TYPE_CHECKING:
+    import torch
+
+    from formats import Snapshot as Moment
+    from formats import Trace
+
+
+def command(
+    file: File,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="OUT.safetensors", help="The file to write; - is stdout.", show_default=False
+        ),
+    ],
+    snapshot: Snapshot = -1,
+    layers: Annotated[str, typer.Option("--layers", metavar="LIST", help="Such as 0-3,7.")] = "all",
+    key_file: KeyFile = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a snapshot's tensors as a safetensors file.
+
+    Tensors: layers.N.keys and layers.N.values, (batch, KV heads, rows, head size) with RoPE as cached;
+    layers.N.indexer_keys, (batch, 1, rows, index size), and states such as layers.N.conv.0, where layers have them;
+    layers.N.positions, the position id of each row (heads by rows
+    where heads hold different tokens); token_ids, all tokens fed so far.
+    """
+    import json
+
+    from formats import load
+    from tsc_cli.cli.files import check_output, numbers, open_output
+    from tsc_cli.cli.keys import Keys
+
+    if output != "-" and not output.endswith(".safetensors"):
+        raise UsageError("only safetensors files are written", path=output, hint="name it OUT.safetensors")
+    check_output(output, force=force, read=(key_file,))
+    trace = load(file, Keys(key_file).source)
+    number = trace.index(snapshot)
+    wanted = numbers(layers, len(trace.geometry.layers), "layer")
+    out = Output(as_json, quiet)
+    if trace.secret is not None:
+        out.note("the tensors are not encrypted: the text can be made of them")
+    with out.progress("decoding"):
+        moment = trace.snapshot(number, layers=wanted)
+    from formats.container.safetensors_buffer import pack
+
+    metadata = {
+        "schema": "tsc.decode/1", "snapshot": str(number), "dtype": trace.geometry.dtype,
+        "next_token": "" if moment.next_token is None else str(moment.next_token),
+        "layers": json.dumps(wanted), "tier": trace.tier, "lost_by": trace.lost_by,
+        "fingerprint": json.dumps(trace.fingerprint, sort_keys=True),
+    }  # fmt: skip
+    data = pack(_tensors(trace, number, moment, wanted), metadata)
+    with open_output(output, force=force) as sink:
+        sink.write(data)
+    if output != "-":
+        facts = {"path": output, "snapshot": number, "layers": wanted, "file_bytes": len(data)}
+        counts = f"snapshot {number}, {len(wanted)} layers, {len(moment.token_ids)} tokens"
+        text = f"{printable(output)}: {counts}, {size(len(data))}"
+        out.report("tsc.decode/1", facts, text, output)
+
+
+def _tensors(trace: Trace, number: int, moment: Moment, wanted: list[int]) -> dict[str, torch.Tensor]:
+    import torch
+
+    history, width = trace.views[number].history, trace.labels.width
+    ids = [trace.labels.tokens(history, sequence) for sequence in range(width)]
+    tensors = {"token_ids": torch.tensor(ids if width > 1 else ids[0], dtype=torch.int64)}
+    if trace.geometry.padding:
+        tensors["padding"] = torch.tensor(trace.geometry.padding, dtype=torch.int64)
+    for slot, layer in enumerate(wanted):
+        if trace.geometry.layers[layer].parts:
+            tensors[f"layers.{layer}.keys"] = moment.keys[slot]
+            tensors[f"layers.{layer}.values"] = moment.values[slot]
+            tensors[f"layers.{layer}.positions"] = moment.row_positions[slot].contiguous()
+        indexer = moment.indexer_keys[slot]
+        if indexer is not None:
+            tensors[f"layers.{layer}.indexer_keys"] = indexer
+        for name, state in moment.states[slot].items():
+            title = f"layers.{layer}.{name}"
+            if title in tensors:  # one of the two would be lost
+                raise UnsupportedFileError(f"layer {layer} has a state named {name!r}, as its rows are in the output")
+            tensors[title] = state.contiguous()
+    return tensors

@@ -1,0 +1,85 @@
+"""`tsc encrypt` and `tsc decrypt`: the same file, with and without a lock on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet
+from tsc_cli.cli.output import Output, printable, size
+
+if TYPE_CHECKING:
+    from formats.file.header import TierHeader
+    from formats.file.reader import TraceFile
+
+Target = Annotated[
+    str,
+    typer.Option("--output", "-o", metavar="OUT.tsc", help="The file to write; - is stdout.", show_default=False),
+]
+
+
+def encrypt(
+    file: File, output: Target, key_file: KeyFile = None, force: Force = False, as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Write an encrypted copy of a .tsc file.
+
+    AES-256-GCM, record by record. The key is that of --key-file (32 bytes or 64 hexadecimal digits), else of TSC_KEY;
+    else it is made of the passphrase in TSC_PASSPHRASE, or of one that is typed, by scrypt. The commands that read the
+    copy take the key in the same ways, and what they make of it is encrypted, too.
+
+    What anybody can still read: how many tokens, snapshots, layers and bytes there are. The original is
+    kept, unless it is the output, too.
+    """
+    from formats.file.reader import TraceFile
+    from formats.file.rewrite import encrypt as write
+    from tsc_cli.cli.files import check_output, open_output
+    from tsc_cli.cli.keys import Keys
+
+    check_output(output, force=force, read=(key_file,))
+    out = Output(as_json, quiet)
+    keys = Keys(key_file)
+    opened = TraceFile(file, keys)
+    secret = keys.new()
+    with out.progress("encrypting"), open_output(output, force=force) as sink:
+        header, length = write(opened, sink, secret)
+    say_tier(opened, header, out)
+    if output != "-":
+        facts = {"path": file, "output": output, "file_bytes": length, "scheme": secret.scheme.name.lower()}
+        out.report("tsc.encrypt/1", facts, f"{printable(output)}: encrypted, {size(length)}", output)
+
+
+def decrypt(
+    file: File, output: Target, key_file: KeyFile = None, force: Force = False, as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Write a copy of an encrypted .tsc file that anybody can read.
+
+    Every record is authenticated on the way; a file that was changed is refused, and nothing is written.
+    """
+    from formats.file.reader import TraceFile
+    from formats.file.rewrite import decrypt as write
+    from tsc_cli.cli.files import check_output, open_output
+    from tsc_cli.cli.keys import Keys
+
+    check_output(output, force=force, read=(key_file,))
+    out = Output(as_json, quiet)
+    opened = TraceFile(file, Keys(key_file).source)
+    with out.progress("decrypting"), open_output(output, force=force) as sink:
+        header, length = write(opened, sink)
+    say_tier(opened, header, out)
+    if output != "-":
+        facts = {"path": file, "output": output, "file_bytes": length}
+        out.report("tsc.decrypt/1", facts, f"{printable(output)}: not encrypted, {size(length)}", output)
+
+
+def say_tier(before: TraceFile, after: TierHeader, out: Output) -> None:
+    """A longer file may miss the ratio that it promised."""
+    if before.header.tier != after.tier:
+        out.note(not_kept(before.header.tier))
+
+
+def not_kept(tier: str) -> str:
+    """Of a file that was made anew and states its tier no more."""
+    return f"the file does not keep its tier {printable(tier)} as it is now: it states none"

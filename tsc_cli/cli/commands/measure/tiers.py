@@ -1,0 +1,41 @@
+"""`tsc tiers`: what can be promised of a file."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from tsc_cli.cli.options import Json, Quiet
+from tsc_cli.cli.output import Output, columns
+
+if TYPE_CHECKING:
+    from tsc_cli.scoring.published import Tier, Verdict
+
+
+def command(as_json: Json = False, quiet: Quiet = False) -> None:
+    """List the tiers: named promises about a file."""
+    from tsc_cli.scoring.published import TIERS, VERDICTS
+
+    rows = [[tier.name, tier.promise] for tier in TIERS.values()]
+    rows.append(["Nx", "any other ratio, at the KL of the next larger one in this list"])
+    facts = {"tiers": [_facts(tier) for tier in TIERS.values()], "verdicts": [_verdict(one) for one in VERDICTS]}
+    words = [[one.word, f"KL < {one.below:g}", one.meaning] for one in VERDICTS]
+    text = f"{columns(rows, ('tier', 'promise'))}\n\n{columns(words, ('verdict', 'mean KL', 'meaning'))}"
+    Output(as_json, quiet).report("tsc.tiers/1", facts, text, "\n".join(TIERS))
+
+
+def _facts(tier: Tier) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "name": tier.name, "promise": tier.promise, "ratio_trace": tier.ratio, "max_kl": tier.max_kl,
+    }  # fmt: skip
+    if tier.published is not None:
+        one = tier.published
+        facts["published"] = {
+            "codec": one.recipe.name, "parameters": one.recipe.parameters(), "where": one.where, "ratio": one.ratio,
+            "kl": one.kl, "top1": one.top1, "perplexity_change": one.perplexity_change,
+        }  # fmt: skip
+    return facts
+
+
+def _verdict(one: Verdict) -> dict[str, Any]:
+    return {"word": one.word, "kl_below": one.below if math.isfinite(one.below) else None, "meaning": one.meaning}

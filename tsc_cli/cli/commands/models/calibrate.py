@@ -1,0 +1,134 @@
+"""`tsc calibrate`: learn a model's caches, once, so that files become several times smaller."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from formats.errors import UsageError
+from tsc_cli.cli.options import MOST_TOKENS, Device, Dtype, Force, Json, Model, Quiet, Seed, TrustRemoteCode, number
+from tsc_cli.cli.output import Output, columns, printable, size
+
+if TYPE_CHECKING:
+    from formats.codecs.klt.profile import Profile
+
+
+def command(
+    model: Model = None,
+    trust_remote_code: TrustRemoteCode = False,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text", metavar="FILE", show_default=False,
+            help="A text like those that will be captured; may be repeated. [default: Python's documentation and "
+            "library, and text that the model writes]",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PROFILE", show_default=False,
+            help="Write the profile to this file, too; it is kept in the cache folder in any case.",
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few minutes: fewer tokens and a lower rank.")] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", min=1024, max=MOST_TOKENS, show_default=False,
+            help="Tokens to take in. [default: 98304, quick 8192]",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank", min=1, max=16384, show_default=False,
+            help="Coefficients of the joint transform, at most. [default: 3072, quick 1280]",
+        ),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            "--energy", min=0.5, max=1.0, callback=number, show_default=False,
+            help="Keep no more coefficients than hold this share of the weighted energy.",
+        ),
+    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Make the profile of a model, for codec klt.
+
+    Gathers how the model's caches vary and what their errors cost (by backpropagation through the cache), and measures
+    what the result is worth. Stop it at any time: the next call with the same options goes on. The profile is kept in
+    the user's cache folder, where compress finds it; files that are made with it name it, and need it to be read.
+    """
+    from formats.codecs.klt import profile_store
+    from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
+    from tsc_cli.cli.files import check_output, open_output, read_text
+    from tsc_cli.huggingface.models.loading import check_dtype, load
+    from tsc_cli.huggingface.tokenizing import encode
+
+    if rank is not None and energy is not None and energy < 1.0:
+        raise UsageError("give either --rank or --energy")
+    if output == "-":
+        raise UsageError("a profile is written to a file", hint="-o PROFILE.safetensors")
+    if output is not None:
+        check_output(output, force=force)
+    check_dtype(dtype)
+    effort = QUICK if quick else Effort()
+    effort = replace(
+        effort, seed=seed, tokens=tokens or effort.tokens, rank=rank or effort.rank, energy=energy or effort.energy
+    )  # fmt: skip
+    out = Output(as_json, quiet)
+    read = [read_text(name, out.note) for name in text or []]
+    with out.progress("loading the model"):
+        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
+    profile = calibrate(
+        loaded.model, loaded.tokenizer, name=loaded.name, effort=effort, stage=out.progress, say=out.note,
+        texts=[encode(one, loaded.tokenizer) for one in read] if read else None,
+    )  # fmt: skip
+    path = profile_store.path_of(profile)
+    if output is not None:
+        with open_output(output, force=force) as file:
+            file.write(profile.data)
+    shown = output or os.fspath(path)
+    out.report("tsc.profile/1", facts(profile, shown), f"{printable(shown)}\n{described(profile)}", shown)
+
+
+def facts(profile: Profile, path: str) -> dict[str, Any]:
+    """A profile, for a script."""
+    return {
+        "path": path, "digest": profile.digest, "model": profile.name, "bytes": profile.size, "info": profile.info,
+        "groups": [
+            {
+                "first_layer": s.first_layer, "layer_count": s.layer_count, "values_a_token": s.width, "rank": s.rank,
+                "rotary": any(one.channels for one in s.rotary),
+            }
+            for s in profile.shapes
+        ],
+        "fingerprint": profile.fingerprint, "curve": profile.curve,
+    }  # fmt: skip
+
+
+def described(profile: Profile) -> str:
+    """A profile, for a person."""
+    ranks = ", ".join(f"{s.rank} of {s.width}" for s in profile.shapes[:4]) + (", ..." * (len(profile.shapes) > 4))
+    rows = [
+        ["  model", profile.name], ["  digest", profile.digest[:12]], ["  size", f"{size(profile.size)}, once a model"],
+        ["  from", f"{profile.info.get('tokens')} tokens, texts: {profile.info.get('texts')}"], ["  rank", ranks],
+    ]  # fmt: skip
+    points = [
+        [f"{32 / p['bits']:.0f}x", f"{p['bits']:.3f}", f"{p['kl']:.2g}", f"{p['top1']:.3f}"]
+        for p in profile.curve
+        if {"bits", "kl", "top1"} <= p.keys() and p["bits"] > 0
+    ]
+    if not points:
+        return columns(rows)
+    return f"{columns(rows)}\n\n{columns(points, ('of fp32', 'bits/value', 'KL', 'top-1'))}"

@@ -1,0 +1,87 @@
+"""What `tsc compress` says of the file that it wrote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tsc_cli.cli.output import columns, ratio, size
+
+if TYPE_CHECKING:
+    from formats.encode.recipe import Recipe
+    from tsc_cli.scoring.fidelity import Fidelity
+    from tsc_cli.scoring.published import Tier
+
+    from .compressor import Compressed, Compressor
+
+
+def facts_of(
+    done: Compressed, recipe: Recipe, tier: Tier | None, fidelity: Fidelity | None, as_published: bool
+) -> dict[str, Any]:
+    from tsc_cli.scoring.published import verdict
+
+    header = done.header
+    published = tier.published if tier is not None else None
+    return {
+        "tier": header.tier, "as_published": as_published, "codec": recipe.name, "parameters": recipe.parameters(),
+        "raw_bytes_trace": header.raw_bytes_trace, "raw_bytes_final": header.raw_bytes_final,
+        "file_bytes": done.file_bytes, "ratio_trace": header.raw_bytes_trace / done.file_bytes,
+        "ratio_final": header.raw_bytes_final / done.file_bytes,
+        "profile": None if recipe.profile is None else {
+            "digest": recipe.profile.digest, "bytes": recipe.profile.size, "embedded": recipe.embed_profile,
+        },
+        "quality": None if fidelity is None else finite(fidelity.to_dict()),
+        "verdict": None if fidelity is None else verdict(fidelity.kl_mean),
+        "report": None if published is None or not as_published else {
+            "where": published.where, "ratio": published.ratio, "kl": published.kl, "top1": published.top1,
+            "perplexity_change": published.perplexity_change,
+        },
+    }  # fmt: skip
+
+
+def finite(values: dict[str, float | int]) -> dict[str, float | int | None]:
+    """JSON has no NaN: a standard error of one position becomes null."""
+    return {key: None if isinstance(v, float) and not abs(v) < float("inf") else v for key, v in values.items()}
+
+
+def summary(
+    done: Compressed, compressor: Compressor, recipe: Recipe, tier: Tier | None, fidelity: Fidelity | None,
+    as_published: bool,
+) -> str:  # fmt: skip
+    from tsc_cli.scoring.published import verdict
+
+    header, geometry = done.header, compressor.source.trace.geometry
+    fp32 = geometry.values(header.raw_bytes_final) * 4 / done.file_bytes
+    given = ", ".join(f"{key}={value}" for key, value in recipe.given().items() if key != "profile")
+    rows = [
+        ["  codec", recipe.name],
+        ["  settings", given or "the defaults"],
+        ["  file", f"{size(done.file_bytes)} of {size(header.raw_bytes_trace)}"],
+        ["  ratio", f"{ratio(header.raw_bytes_trace / done.file_bytes)} of the trace"],
+        ["", f"{ratio(fp32)} of the final cache alone in fp32, {ratio(fp32 / 2)} in fp16"],
+    ]  # fmt: skip
+    if recipe.profile is not None:
+        where = "in the file" if recipe.embed_profile else "not in the file, and needed to read it"
+        rows.append(["  profile", f"{recipe.profile.digest[:12]}, {size(recipe.profile.size)}, {where}"])
+    if fidelity is None:
+        rows.append(["  quality", "not measured"])
+    else:
+        f = fidelity
+        rows.append(["  mean KL", f"{f.kl_mean:.3g} +- {f.kl_mean_se:.1g}: {verdict(f.kl_mean)}"])
+        rows.append(["  same top-1", f"{f.top1:.4f} +- {f.top1_se:.1g}, perplexity ratio {f.perplexity_ratio:.4f}"])
+    if as_published and tier is not None and tier.published is not None:
+        rows.append(["  the report", published_text(tier)])
+    return columns(rows)
+
+
+def published_text(tier: Tier) -> str:
+    """What the reports state of a tier."""
+    one = tier.published
+    assert one is not None
+    stated = [f"{one.ratio:g}x"]
+    if one.kl is not None:
+        stated.append(one.remark or f"KL {one.kl:g}")
+    if one.top1 is not None:
+        stated.append(f"top-1 {one.top1:g}")
+    if one.perplexity_change is not None:
+        stated.append(f"perplexity change {one.perplexity_change:g}")
+    return f"{', '.join(stated)} ({one.where})"

@@ -1,0 +1,182 @@
+"""Hugging Face caches: made, looked into, copied.  `restoring` fills them again.
+
+A cache that cannot be restored faithfully is refused by name before anything is captured: a snapshot that restores
+"successfully" into a wrong state is the worst thing that this tool could do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+
+from formats.errors import UnsupportedCacheError
+from formats.trace.geometry import DTYPE_BYTES, Geometry
+from formats.trace.recorder import Rows
+
+from . import cache_layers, families, forward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def new_cache(model: PreTrainedModel) -> Cache:
+    """An empty cache of the kind that the model generates with.
+
+    Raises:
+        UnsupportedCacheError: the model needs a kind of cache that cannot be stored; it is named.
+    """
+    config = model.config
+    name = type(model).__name__
+    reason = families.refusal_of(config.model_type)
+    if any(hasattr(module, "rope_deltas") for module in model.modules()):
+        reason = families.MROPE  # an image of another prompt would shift what follows a restored cache
+    if reason is not None:
+        raise UnsupportedCacheError(f"{name} cannot be captured: {reason}", hint=families.HINT)
+    cache: Cache
+    if config.is_encoder_decoder:
+        # T5 counts the decoder's layers in its decoder's config only
+        decoder = model.get_decoder().config  # type: ignore[no-untyped-call]
+        cache = EncoderDecoderCache(DynamicCache(config=decoder), DynamicCache(config=decoder))
+    else:
+        cache = DynamicCache(config=config)
+    refuse_unsupported(cache, name)
+    if forward.cache_argument(model) is None:
+        raise UnsupportedCacheError(f"{name} does not take a cache that was filled before", hint=families.HINT)
+    if not layers_of(cache):
+        raise UnsupportedCacheError(f"{name} does not say which cache layers it has", hint=families.HINT)
+    return cache
+
+
+def refuse_unsupported(cache: Any, model_name: str) -> None:
+    """Raise UnsupportedCacheError unless every layer is of a class that can be stored and restored exactly."""
+    if type(cache) not in (DynamicCache, EncoderDecoderCache):
+        raise UnsupportedCacheError(
+            f"{model_name} uses {type(cache).__name__}, which cannot be stored yet", hint=families.HINT
+        )
+    for number, layer in enumerate(layers_of(cache)):
+        if type(layer) not in cache_layers.LAYER_CLASSES:
+            raise UnsupportedCacheError(
+                f"layer {number} of {model_name} is a {type(layer).__name__}, which cannot be stored yet",
+                hint=families.HINT,
+            )
+
+
+def layers_of(cache: Cache) -> list[Any]:
+    """The layers, of an encoder-decoder model those of self-attention and then those of cross-attention."""
+    if isinstance(cache, EncoderDecoderCache):
+        return [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
+    return list(cache.layers)
+
+
+def self_layers(cache: Cache) -> list[Any]:
+    return list(cache.self_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else cache.layers)
+
+
+def tokens_seen(cache: Cache) -> int:
+    """How many tokens were fed; 0 if no layer counts them (a model of states only)."""
+    filled = [layer for layer in self_layers(cache) if cache_layers.filled(layer)]
+    return max((cache_layers.tokens_seen(layer) for layer in filled), default=0)
+
+
+def takes_several(cache: Cache) -> bool:
+    """Whether several tokens in one pass over a filled cache mean the same as one by one.
+
+    Some models with states (Jamba, Mamba) begin anew with such a pass, and an indexer chooses other rows in it.
+    """
+    return not any(
+        cache_layers.class_of(layer).states or hasattr(layer, "indexer_keys") for layer in self_layers(cache)
+    )
+
+
+def encoded_rows(cache: Cache) -> int:
+    """How many rows of an encoder's tokens the cache holds."""
+    if not isinstance(cache, EncoderDecoderCache):
+        return 0
+    return max((cache_layers.tokens_seen(layer) for layer in cache.cross_attention_cache.layers), default=0)
+
+
+def geometry_of(cache: Cache, model_name: str, padding: Sequence[int] = ()) -> Geometry:
+    """The shape of a cache that the model has filled.
+
+    Args:
+        padding: rows at the beginning of each sequence that are padding.
+    Raises:
+        UnsupportedCacheError: a layer was left empty, or its dtype or batch cannot be stored.
+    """
+    own, specs = len(self_layers(cache)), []
+    for number, layer in enumerate(layers_of(cache)):
+        where = f"layer {number} of {model_name}"
+        specs.append(cache_layers.spec_of(layer, where, "cross" if number >= own else None))
+    held = [(number, rows[0]) for number, rows in enumerate(rows_of(cache)) if rows]
+    for number, rows in held:
+        if rows.dtype != held[0][1].dtype:
+            raise UnsupportedCacheError(
+                f"layer {number} of {model_name} holds {rows.dtype}, layer {held[0][0]} {held[0][1].dtype}: "
+                "they must be alike"
+            )
+    states = [state for found in states_of(cache) for state in found.values()]
+    first = held[0][1] if held else states[0]
+    dtype = str(first.dtype).removeprefix("torch.")
+    if dtype not in DTYPE_BYTES:
+        raise UnsupportedCacheError(f"{model_name} keeps its cache as {dtype}, which cannot be stored")
+    return Geometry(dtype, tuple(specs), first.shape[0], tuple(padding) if any(padding) else ())
+
+
+def rows_of(cache: Cache) -> list[Rows]:
+    """The rows of every layer as they are in the cache, (batch, heads, rows, size) a part; not copied."""
+    return [cache_layers.rows_of(layer) for layer in layers_of(cache)]
+
+
+def states_of(cache: Cache) -> list[dict[str, torch.Tensor]]:
+    """The states of every layer by name, (batch, *shape) each; not copied."""
+    return [cache_layers.states_of(layer) for layer in layers_of(cache)]
+
+
+def fork(cache: Cache) -> Any:
+    """A second cache with the same contents; feeding tokens to either leaves the other alone."""
+    twin: Any = copy.copy(cache)
+    if isinstance(cache, EncoderDecoderCache):
+        twin.self_attention_cache = fork(cache.self_attention_cache)
+        twin.cross_attention_cache = fork(cache.cross_attention_cache)
+        twin.is_updated = dict(cache.is_updated)
+    else:
+        twin.layers = [cache_layers.twin_of(layer) for layer in cache.layers]
+    return twin
+
+
+def with_leaves(cache: Cache) -> tuple[Cache, list[Rows]]:
+    """A second cache whose keys and values are leaves of an autograd graph, and these leaves, layer by layer."""
+    leaves: list[Rows] = [tuple(part.clone().requires_grad_() for part in rows[:2]) for rows in rows_of(cache)]
+    return with_rows(cache, leaves), leaves
+
+
+def with_rows(cache: Cache, rows: Sequence[Rows]) -> Cache:
+    """A second cache that has seen the same tokens and holds these keys and values; all else is as it was."""
+    twin: Cache = fork(cache)
+    for layer, parts in zip(layers_of(twin), rows, strict=True):
+        if parts:
+            layer.keys, layer.values = parts[:2]
+    return twin
+
+
+def identical(one: Cache, other: Cache) -> bool:
+    """True if every tensor is bit-identical (NaNs and signed zeros compared as bits)."""
+    rows = all(
+        len(left) == len(right) and all(map(_same_bits, left, right))
+        for left, right in zip(rows_of(one), rows_of(other), strict=True)
+    )
+    return rows and all(map(_same_states, states_of(one), states_of(other)))
+
+
+def _same_states(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(_same_bits(one[name], other[name]) for name in one)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

@@ -1,0 +1,231 @@
+"""Caches that tsc did not make: out of somebody's own run, static, quantized, or tuples of tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
+
+from formats import Geometry, Recorder, Trace, TraceBuilder
+from formats.errors import UnsupportedCacheError, UsageError
+from formats.file import loss
+from formats.trace.geometry import LayerSpec
+from formats.trace.recorder import Rows
+from tsc_cli.huggingface.fingerprint import fingerprint
+
+from . import cache_layers, caches, families, probe_run
+from .prompts import as_ids, by_row, check_ids, padding_of
+from .self_test import require_restorable
+from .wrappers import unwrapped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Tuples = Sequence[tuple[torch.Tensor, ...]]
+
+
+def from_cache(
+    cache: Cache, model: PreTrainedModel, input_ids: Any, *, attention_mask: Any = None, next_tokens: Any = None,
+    tokenizer: Any = None,
+) -> Trace:  # fmt: skip
+    """A trace of one snapshot: what a cache of the model's holds now.  `to_cache` is the inverse.
+
+    Of a static cache the filled part is taken; what a quantized one holds is dequantized, with a warning (`trace.info`
+    and `trace.lost_by` say so, too): a run that goes on from it does not round as the quantized one does.
+
+    Args:
+        cache: a DynamicCache, StaticCache, QuantizedCache or EncoderDecoderCache that the model has filled.
+        input_ids: the tokens that it has been fed so far, (tokens,) or (batch, tokens); those of the decoder, if there
+            is an encoder, whose own input must have had no padding.
+        attention_mask: (batch, tokens), 0 at padding, which must be at the left.
+        next_tokens: the tokens to go on with, if they are known, (batch,): what `Trace.pending` gives.
+        tokenizer: if given, its hash becomes part of the fingerprint.
+    Raises:
+        UnsupportedCacheError: a layer of another class, or the cache is not of the kind that the model makes.
+        UsageError: the cache has seen another number of tokens than there are, or another batch.
+    """
+    model = unwrapped(model)
+    name = type(model).__name__
+    expected = caches.layers_of(caches.new_cache(model))
+    if type(cache) not in (DynamicCache, StaticCache, QuantizedCache, EncoderDecoderCache):
+        raise UnsupportedCacheError(f"a {type(cache).__name__} cannot be stored", hint=families.HINT)
+    _check_layers(caches.layers_of(cache), expected, name)
+    fingerprint.require_repeatable(model)
+    require_restorable(model)
+    ids = as_ids(input_ids)
+    check_ids(model, ids)
+    geometry = caches.geometry_of(cache, name, padding_of(attention_mask, ids))
+    seen = caches.tokens_seen(cache)
+    if ids.shape[0] != geometry.batch:
+        raise UsageError(f"the cache holds {geometry.batch} sequences, input_ids has {ids.shape[0]}")
+    if seen and ids.shape[1] != seen:
+        raise UsageError(
+            f"the cache has seen {seen} tokens, input_ids has {ids.shape[1]}",
+            hint="give the tokens that were fed: the last one that generate returned was not",
+        )
+    _check_held(caches.self_layers(cache), geometry, model, ids.shape[1])
+    builder = TraceBuilder(geometry, fingerprint.of(model, tokenizer), geometry.batch)
+    recorder = Recorder(builder, geometry, label_width=geometry.batch)
+    recorder.encoder([0] * (caches.encoded_rows(cache) * geometry.batch))
+    chosen = () if next_tokens is None else [int(token) for token in as_ids(next_tokens).reshape(-1)]
+    if len(chosen) not in (0, geometry.batch):
+        raise UsageError(f"{len(chosen)} next tokens for {geometry.batch} sequences")
+    check_ids(model, as_ids(chosen))
+    recorder.snapshot(by_row(ids), caches.rows_of(cache), chosen, caches.states_of(cache))
+    recorder.finish()
+    trace = builder.trace
+    trace.info = {"prompt_tokens": ids.shape[1], "cache": type(cache).__name__}
+    if geometry.batch > 1:
+        trace.info["sequences"] = geometry.batch
+    if isinstance(cache, QuantizedCache):
+        trace.info["dequantized"] = kind = type(cache.layers[0]).__name__
+        trace.lost_by = loss.dequantized(kind)
+        warnings.warn(
+            f"the rows of a {kind} are stored dequantized: a run that goes on from them rounds otherwise", stacklevel=2
+        )
+    return trace
+
+
+def _check_layers(layers: Sequence[Any], expected: Sequence[Any], name: str) -> None:
+    """Raise UnsupportedCacheError unless the layers keep what the model's own cache keeps."""
+    if len(layers) != len(expected):
+        raise UnsupportedCacheError(f"the cache has {len(layers)} layers, that of {name} {len(expected)}")
+    for number, (layer, own) in enumerate(zip(layers, expected, strict=True)):
+        known = cache_layers.LAYER_CLASSES.get(type(layer))
+        if known is None:
+            raise UnsupportedCacheError(
+                f"layer {number} is a {type(layer).__name__}, which cannot be stored yet", hint=families.HINT
+            )
+        of_model = cache_layers.class_of(own)
+        if (known.kind, known.states) != (of_model.kind, of_model.states):
+            raise UnsupportedCacheError(
+                f"layer {number} of the cache is {known.kind}, that of {name} {of_model.kind}",
+                hint="make the cache with the model's config: DynamicCache(config=model.config)",
+            )
+        if known.kind == "sliding" and cache_layers.window_of(layer) != own.sliding_window:
+            raise UnsupportedCacheError(
+                f"layer {number} of the cache keeps {cache_layers.window_of(layer)} tokens, the model's window is "
+                f"{own.sliding_window}",
+                hint="a static cache needs room for a whole window",
+            )
+
+
+def _check_held(layers: Sequence[Any], geometry: Geometry, model: PreTrainedModel, fed: int) -> None:
+    """Raise UnsupportedCacheError unless each layer still holds all that the next token looks at.
+
+    Of a layer that records its past for assisted decoding, what lies there decides: it may hold more than that, or,
+    cropped more than once between two passes, less.
+    """
+    hint = "feed the tokens to the model anew: capture(model, input_ids, steps=0)"
+    for number, (layer, spec) in enumerate(zip(layers, geometry.layers, strict=False)):
+        known = cache_layers.class_of(layer)
+        if known.kind != "none" and cache_layers.tokens_seen(layer) != fed:
+            raise UnsupportedCacheError(
+                f"layer {number} has seen {cache_layers.tokens_seen(layer)} tokens, input_ids has {fed}", hint=hint
+            )
+        if known.kind == "sliding":
+            held, needed = cache_layers.rows_of(layer)[0].shape[2], cache_layers.rows_needed(layer)
+            if held < needed:
+                raise UnsupportedCacheError(
+                    f"layer {number} holds {held} of the {needed} rows that the next token looks at: "
+                    "it was cropped beyond what it had recorded",
+                    hint=hint,
+                )
+        if known.states and cache_layers.records(layer):
+            _check_states(number, layer, spec, model, fed, hint)
+
+
+def _check_states(
+    number: int, layer: Any, spec: LayerSpec, model: PreTrainedModel, fed: int, hint: str
+) -> None:  # fmt: skip
+    """Raise UnsupportedCacheError unless the states of a layer that records its past are those of its last token."""
+    if any(state.name.startswith("recurrent") for state in spec.states):
+        raise UnsupportedCacheError(
+            f"layer {number} was told to record its past, to be cropped, which its recurrent states do not follow",
+            hint=hint,
+        )
+    own = {state.name: state.shape for state in probe_run.geometry(model).layers[number].states}
+    for state in spec.states:
+        columns = layer.conv_states[int(state.name.partition(".")[2])].shape[-1]
+        if state.shape != own.get(state.name) or columns < min(fed, state.shape[-1]):
+            raise UnsupportedCacheError(
+                f"layer {number} holds {columns} columns of state {state.name}, the model's has the shape "
+                f"{own.get(state.name)}: it was cropped beyond what it had recorded",
+                hint=hint,
+            )
+
+
+def from_tuples(tuples: Tuples, model: PreTrainedModel) -> Any:
+    """A cache out of (keys, values) of each layer, (batch, heads, tokens, head size), as older programs pass them on.
+
+    With four tensors a layer, the last two are those of cross-attention.
+
+    Raises:
+        UnsupportedCacheError: the model's layers keep more than keys and values of every token.
+        UsageError: another number of layers, or shapes that do not fit together.
+    """
+    model = unwrapped(model)
+    cache = caches.new_cache(model)
+    layers = caches.layers_of(cache)
+    rows: list[Rows] = [tuple(one[:2]) for one in tuples] + [tuple(one[2:4]) for one in tuples if len(one) == 4]
+    if len(rows) != len(layers):
+        raise UsageError(f"tuples of {len(rows)} layers, the model has {len(layers)}")
+    for number, (layer, parts) in enumerate(zip(layers, rows, strict=True)):
+        known = cache_layers.class_of(layer)
+        if known.kind != "full" or known.states or hasattr(layer, "indexer_keys"):
+            raise UnsupportedCacheError(
+                f"layer {number} of {type(model).__name__} keeps more than keys and values: it is a "
+                f"{type(layer).__name__}",
+                hint="from_cache takes a whole cache",
+            )
+        if len(parts) != 2 or any(part.dim() != 4 for part in parts) or parts[0].shape[:3] != parts[1].shape[:3]:
+            raise UsageError(f"layer {number}: keys and values of (batch, heads, tokens, head size) were expected")
+    for layer, parts in zip(layers, rows, strict=True):
+        cache_layers.fill(layer, parts, {}, parts[0].shape[2])
+    if isinstance(cache, EncoderDecoderCache):
+        return EncoderDecoderCache(cache.self_attention_cache, cache.cross_attention_cache)
+    return cache
+
+
+def to_tuples(cache: Cache) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """(keys, values) of each layer, and of its cross-attention, if there is any; the inverse of `from_tuples`.
+
+    Raises:
+        UnsupportedCacheError: a layer keeps more than keys and values of every token.
+    """
+    layers = caches.layers_of(cache)
+    for number, layer in enumerate(layers):
+        known = cache_layers.class_of(layer)
+        if known.kind != "full" or known.states or hasattr(layer, "indexer_keys"):
+            raise UnsupportedCacheError(
+                f"layer {number} is a {type(layer).__name__}: tuples hold keys and values of every token only"
+            )
+    rows = [tuple(parts) for parts in caches.rows_of(cache)]
+    if isinstance(cache, EncoderDecoderCache):
+        half = len(rows) // 2
+        return tuple(own + cross for own, cross in zip(rows[:half], rows[half:], strict=True))
+    return tuple(rows)
+
+
+def branch(cache: Cache) -> Any:
+    """A second cache with the same contents; feeding tokens to either leaves the other alone."""
+    for layer in caches.layers_of(cache):
+        known = cache_layers.class_of(layer)
+        if known.static or known.quantized:
+            raise UnsupportedCacheError(f"a {type(layer).__name__} is written in place", hint="restore it twice")
+    return caches.fork(cache)
+
+
+def repeat(cache: Cache, times: int) -> Any:
+    """A cache with every sequence `times` times, neighbours together: for several continuations of one prompt."""
+    batch = next(
+        tensor.shape[0]
+        for rows, states in zip(caches.rows_of(cache), caches.states_of(cache), strict=True)
+        for tensor in (*rows, *states.values())
+    )
+    twin = branch(cache)
+    twin.reorder_cache(torch.arange(batch).repeat_interleave(times))
+    return twin

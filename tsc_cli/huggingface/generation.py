@@ -1,0 +1,199 @@
+"""Running a model over a cache: chunked prefill, single steps, sampling, scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from formats.errors import UsageError
+from tsc_cli.huggingface.models.finite import require_finite
+from tsc_cli.progress import Progress, nothing
+
+from . import forward
+from .caches import encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
+from .positions import one_pass_beyond, require_room, settle
+from .sampling import Sampler
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+Tokens = Sequence[int] | torch.Tensor  # of one sequence, or (batch, tokens)
+
+
+@torch.no_grad()
+def prefill(
+    model: PreTrainedModel, token_ids: Tokens, *, chunk: int, padding: Sequence[int] = (),
+    encoded: torch.Tensor | None = None, progress: Progress = nothing,
+) -> tuple[Cache, torch.Tensor]:  # fmt: skip
+    """Feed a prompt to an empty cache, `chunk` tokens at a time so that activations stay bounded.
+
+    It is fed in one pass where several would mean another cache: to models with states, and where LongRoPE or dynamic
+    NTK scaling turn keys by the longest position of a pass.
+
+    Args:
+        token_ids: of one sequence, or of several, (batch, tokens).
+        padding: tokens at the beginning of each sequence that are padding.
+        encoded: what the encoder made of its input, (batch, tokens, width), for an encoder-decoder model.
+    Returns:
+        the filled cache and the logits after the last token, (vocabulary,) or (batch, vocabulary).
+    Raises:
+        UnsupportedCacheError: the model cannot be captured.
+        NotFiniteError: the logits are NaN or infinite.
+    """
+    cache = new_cache(model)
+    ids = _as_tensor(model, token_ids)
+    logits = torch.empty(0)
+    longest, length = one_pass_beyond(model), ids.shape[1]
+    if (longest is not None and length > longest) or not takes_several(cache):
+        chunk = length
+    for start in range(0, length, chunk):
+        piece = ids[:, start : start + chunk]
+        logits = _run(model, cache, piece, start, padding, encoded, last_only=True)[:, -1]
+        require_finite(model, logits)
+        progress(piece.shape[1])
+    return cache, logits if isinstance(token_ids, torch.Tensor) else logits[0]
+
+
+@torch.no_grad()
+def feed(
+    model: PreTrainedModel, cache: Cache, token_ids: Tokens, *, padding: Sequence[int] = (),
+    encoded: torch.Tensor | None = None, last_only: bool = False, finite: bool = True,
+) -> torch.Tensor:  # fmt: skip
+    """Feed tokens, in one forward pass if the cache allows it; the cache grows by them.
+
+    Args:
+        encoded: what the encoder made, if it is at hand; beside a filled cross-attention cache zeros do.
+        finite: logits that are NaN or infinite are refused; not where a cache is on trial.
+    Returns:
+        logits, (tokens or 1, vocabulary); of token ids (batch, tokens), (batch, tokens or 1, vocabulary).
+    Raises:
+        UsageError: they do not fit into the model's positions; see `positions`.
+        NotFiniteError: the logits are NaN or infinite.
+        UnsupportedCacheError: the model does not return the cache that it was given.
+    """
+    ids, seen = _as_tensor(model, token_ids), tokens_seen(cache)
+    padding = padding if seen else ()  # states alone count no tokens, and have padding behind them
+    passes = [ids] if takes_several(cache) else list(torch.split(ids, 1, dim=1))
+    found: list[torch.Tensor] = []
+    for piece in passes:
+        logits = _run(model, cache, piece, seen, padding, encoded, last_only=last_only)
+        if finite:
+            require_finite(model, logits)
+        found = [logits] if last_only else [*found, logits]
+        seen += piece.shape[1]
+    whole = torch.cat(found, 1)
+    return whole if isinstance(token_ids, torch.Tensor) else whole[0]
+
+
+def _as_tensor(model: PreTrainedModel, token_ids: Tokens) -> torch.Tensor:
+    """(batch, tokens) on the model's device."""
+    ids = token_ids if isinstance(token_ids, torch.Tensor) else torch.tensor([list(token_ids)])
+    return ids.to(next(model.parameters()).device)
+
+
+def _run(
+    model: PreTrainedModel, cache: Cache, ids: torch.Tensor, seen: int, padding: Sequence[int],
+    encoded: torch.Tensor | None, *, last_only: bool,
+) -> torch.Tensor:  # fmt: skip
+    """One forward pass; logits, (batch, tokens or 1, vocabulary)."""
+    require_room(model, seen, ids.shape[1])
+    settle(model)
+    arguments: dict[str, Any] = {}
+    if last_only and forward.takes(model, "logits_to_keep"):
+        arguments["logits_to_keep"] = 1
+    if any(padding):
+        arguments |= padded(model, padding, seen, ids.shape[1])
+    if isinstance(cache, EncoderDecoderCache):
+        arguments["decoder_input_ids"] = ids
+        hidden = placeholder(model, cache) if encoded is None else encoded
+        arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden)
+    else:
+        arguments["input_ids"] = ids
+    logits = forward.run(model, cache, **arguments)
+    return logits[:, -1:] if last_only else logits
+
+
+def padded(model: PreTrainedModel, padding: Sequence[int], seen: int, count: int) -> dict[str, torch.Tensor]:
+    """What tells a model of padding: `attention_mask`, (batch, seen + count), and `position_ids`, (batch, count)."""
+    device = next(model.parameters()).device
+    before = torch.tensor(list(padding), device=device)[:, None]
+    places = torch.arange(seen + count, device=device)[None]
+    found = {"attention_mask": (places >= before).long()}
+    if forward.takes(model, "position_ids"):
+        found["position_ids"] = (places[:, seen:] - before).clamp(min=0)
+    return found
+
+
+def placeholder(model: PreTrainedModel, cache: Cache) -> torch.Tensor:
+    """Zeros in the shape of what the encoder made; beside a filled cross-attention cache no more of it is read."""
+    parameter = next(model.parameters())
+    batch = next(rows[0].shape[0] for rows in rows_of(cache) if rows)
+    return parameter.new_zeros(batch, encoded_rows(cache), model.config.hidden_size)
+
+
+@torch.no_grad()
+def encode(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
+    """What the encoder makes of its input, (batch, tokens, width)."""
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    moved = {
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+    }
+    hidden: torch.Tensor = model.get_encoder()(**moved).last_hidden_state
+    return hidden
+
+
+def feed_last_again(model: PreTrainedModel, cache: Cache, tokens: Sequence[int]) -> torch.Tensor:
+    """Logits after the last of the tokens that `cache` holds, (vocabulary,): its row is taken off and computed anew.
+
+    Raises:
+        UsageError: the cache cannot give up its last row.
+    """
+    try:
+        if any(states_of(cache)):
+            raise RuntimeError("states cannot be turned back")
+        cache.crop(-1)
+    except RuntimeError as error:
+        raise UsageError(
+            "the cache cannot give up its last token: a sliding window has moved on, or states were replaced",
+            hint="resume greedily, or with a prompt",
+        ) from error
+    return feed(model, cache, tokens[-1:], last_only=True)[-1]
+
+
+def continue_from(model: PreTrainedModel, cache: Cache, next_token: int, choose: Sampler) -> Iterator[int]:
+    """Yield `next_token` and what follows it, for ever; the cache grows by each token after it was yielded."""
+    while True:
+        yield next_token
+        logits = feed(model, cache, [next_token], last_only=True)[-1]
+        choose.fed([next_token])
+        next_token = choose(logits)
+
+
+def continuation(
+    model: PreTrainedModel, cache: Cache, next_token: int, count: int, choose: Sampler,
+    progress: Progress = nothing,
+) -> list[int]:  # fmt: skip
+    """The next `count` tokens; `cache` itself is left as it is."""
+    tokens = []
+    for token in continue_from(model, fork(cache), next_token, choose):
+        tokens.append(token)
+        progress(1)
+        if len(tokens) == count:
+            break
+    return tokens
+
+
+def score(
+    model: PreTrainedModel, cache: Cache, token_ids: Sequence[int], *, finite: bool = True
+) -> torch.Tensor:  # fmt: skip
+    """Teacher-forced logits after each of the tokens, (tokens, vocabulary); `cache` itself is left as it is.
+
+    Args:
+        finite: logits that are NaN or infinite are refused; not where a cache is on trial.
+    """
+    return feed(model, fork(cache), token_ids, finite=finite)

@@ -1,0 +1,153 @@
+"""Finding and loading models: the default one, a hub id, a local folder, a GGUF file."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from formats.errors import UsageError
+from tsc_cli.model_store import default_model, hub_models, store
+from tsc_cli.progress import Say
+from tsc_cli.text_input import shown as as_text
+
+from . import folder_checks, transformers_errors
+from .folder_names import readable
+from .quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run.
+
+    Attributes:
+        name: what a file may say of it without revealing a local path: the default's name, a hub id, or a base name.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+
+
+def load(
+    name: str | None, *, dtype: str = "auto", device: str = "auto", fetch: bool = True,
+    trust_remote_code: bool = False, say: Say,
+) -> Loaded:  # fmt: skip
+    """Load a causal language model and, if it has one, its tokenizer.
+
+    Args:
+        name: None or the default model's name; a name of `tsc models`; a folder; a .gguf file, which is converted once;
+            anything else is a hub id.  `./NAME` is the folder where a name is the same.
+        dtype: "auto" takes the checkpoint's own.
+        device: "auto" takes a CUDA device if there is one.
+        fetch: a hub id may be fetched; otherwise it must be in the local hub cache.
+        trust_remote_code: Python code that comes with the model may run; the default model has none.
+        say: told what takes long, and when a hub is used.
+    Raises:
+        UsageError: there is no such model, it cannot be loaded here, or it needs code of its own that is not trusted.
+        StorageError: the default model cannot be fetched.
+    """
+    check_dtype(dtype)
+    check_trust(name, trust_remote_code)
+    quiet_libraries()
+    device = present(device)
+    where, named = _locate(name, fetch, say, trust_remote_code)
+    shown, folder = as_text(named), _folder(where)
+    tensors = None if folder is None else folder_checks.check(folder, trust_remote_code=trust_remote_code)
+    where["trust_remote_code"] = trust_remote_code  # where it is left out, transformers asks on stdin
+    with readable(where) as places:
+        config = transformers_errors.load_config(places, shown, folder)
+        tokenizer = transformers_errors.load_tokenizer(places, shown, folder)
+        model = transformers_errors.load_model(places, shown, folder, config, tensors, dtype, device)
+    return Loaded(model, tokenizer, shown)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise UsageError unless `dtype` is one in which a model can be loaded."""
+    if dtype not in DTYPES:
+        raise UsageError(f"there is no dtype {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
+
+
+def check_trust(name: str | None, trust_remote_code: bool) -> None:
+    """Raise UsageError if code is to be trusted of a model that nobody named: a file does not decide what runs here."""
+    if trust_remote_code and name is None:
+        raise UsageError("--trust-remote-code is for a model that you name yourself", hint="give it with -m")
+
+
+def known_name(name: object) -> str | None:
+    """A name out of a file that `load` can resolve, or None: a path of another machine is no use.
+
+    The default model and hub ids mean the same everywhere; another name is one of this machine's own (`tsc models`),
+    and the fingerprint says whether it is the same model.
+    """
+    if not isinstance(name, str):
+        return None
+    if name == default_model.NAME or ("/" in name and is_hub_id(name)):
+        return name
+    return name if store.find(name) is not None else None
+
+
+def is_hub_id(name: str) -> bool:
+    """True for what can be the name of a model on a hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def _locate(
+    name: str | None, fetch: bool, say: Say, code: bool
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """(arguments for from_pretrained, name to show)."""
+    if name is None or name == default_model.NAME:
+        folder = default_model.ensure(say)
+        return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}, default_model.NAME
+    if not name:
+        raise UsageError("-m is empty", hint="a name of tsc models, a hub id, a folder or a .gguf file")
+    named = store.find(name)
+    if named is not None:
+        return store.arguments(named, say)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        return store.arguments(store.of_gguf_file(path, say), say)
+    if path.is_dir():
+        if not os.path.lexists(path / folder_checks.CONFIG):
+            raise UsageError("the folder holds no model: there is no config.json in it", path=name)
+        return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, path.resolve().name
+    if not is_hub_id(name):
+        raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=name)
+    if fetch:
+        hub_models.fetch(name, say, code=code)
+    return {"pretrained_model_name_or_path": name, "local_files_only": True}, name
+
+
+def _folder(where: dict[str, Any]) -> Path | None:
+    """Where a model's files are; None for a model that is not on this machine."""
+    name = where["pretrained_model_name_or_path"]
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = try_to_load_from_cache(name, folder_checks.CONFIG)
+    return Path(kept).parent if isinstance(kept, str) else None
+
+
+def present(asked: str) -> str:
+    """The device, "auto" resolved.  Raises UsageError unless a number can be had from it."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            float(torch.zeros(1, device=asked))  # `meta` takes tensors and gives nothing
+    except Exception as error:  # whatever a backend raises that is not there, or not installed whole
+        raise UsageError(f"there is no device {asked!r} here", hint="--device cpu works everywhere") from error
+    return asked

@@ -1,0 +1,80 @@
+"""A drill before a capture: does a cache that is taken apart and put together again go on as the live one does?
+
+transformers shows what a cache layer is, not what a model keeps elsewhere.  So a few tokens are tried on the model at
+hand, with another text in between, which would disturb whatever is kept outside of the cache.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+
+from formats import Recorder, TraceBuilder
+from formats.errors import TscError, UnsupportedCacheError
+
+from . import caches, families, probe_run
+from .generation import feed
+from .positions import end_of
+from .prompts import by_row
+from .restore import restore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_STEPS = 2
+_TOLERANCE = 1e-3  # of the largest logit; what is missing moved them by 0.0004 to 1 of it, rounding on one machine by 0
+
+_passed: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def require_restorable(model: PreTrainedModel) -> None:
+    """Raise UnsupportedCacheError if the cache of a few tokens is not all that the model goes on from; once a model."""
+    limit = end_of(model)
+    if model in _passed or (limit is not None and limit < probe_run.TOKENS + _STEPS):
+        return
+    try:
+        alike = _goes_on(model)
+    except TscError:
+        raise
+    except Exception as error:  # whatever a model that nobody tried does with a cache that it is handed
+        raise UnsupportedCacheError(
+            f"{type(model).__name__} cannot be captured: a few tokens fed to it end in {type(error).__name__}: {error}",
+            hint=families.HINT,
+        ) from error
+    if not alike:
+        raise UnsupportedCacheError(
+            f"{type(model).__name__} cannot be captured: restored, its cache does not go on as it did, so that it "
+            "keeps a part of its state elsewhere",
+            hint=families.HINT,
+        )
+    _passed.add(model)
+
+
+def _goes_on(model: PreTrainedModel) -> bool:
+    """Whether a cache that was taken apart and put together gives the logits that the live one gives."""
+    cache, after = probe_run.filled(model, 3), probe_run.tokens_from(model, 90)
+    encoded = probe_run.encoded(model, 3)
+    geometry = caches.geometry_of(cache, type(model).__name__)
+    builder = TraceBuilder(geometry, {})
+    recorder = Recorder(builder, geometry)
+    recorder.encoder([0] * caches.encoded_rows(cache))
+    recorder.snapshot(by_row(probe_run.tokens_from(model, 3)), caches.rows_of(cache), (), caches.states_of(cache))
+    recorder.finish()
+    # the live cache beside what the encoder made, the restored one beside zeros
+    exact = [feed(model, cache, after[:, step : step + 1], encoded=encoded) for step in range(_STEPS)]
+    probe_run.filled(model, 41)
+    device = next(model.parameters()).device
+    restored = restore(builder.trace.snapshot(device=device), model, geometry.layers)
+    again = [feed(model, restored, after[:, step : step + 1]) for step in range(_STEPS)]
+    return all(map(_alike, again, exact))
+
+
+def _alike(have: torch.Tensor, want: torch.Tensor) -> bool:
+    """Equal but for rounding; some models set logits of tokens that they never say to the lowest number, or below."""
+    lowest = torch.finfo(want.dtype).min / 2
+    said = want > lowest
+    if not torch.equal(said, have > lowest):
+        return False
+    return float((have - want)[said].abs().max()) <= _TOLERANCE * float(want[said].abs().max())

@@ -1,0 +1,67 @@
+"""The model inside of what is wrapped around it: `torch.compile`, `DataParallel`, peft, and others of the kind.
+
+A wrapper takes other arguments, has no config, and puts a prefix before the names of weights.  So every function that
+is given a model looks through it first, and runs the model itself.  What is done to a model in place
+(`model.compile()`, accelerate's hooks, a layer that peft or another library exchanged) stays.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from formats.errors import UnsupportedCacheError
+from tsc_cli.huggingface.fingerprint import adapters
+
+# the attribute in which each keeps the model; by name, as most of them are in libraries that need not be installed
+_KEPT_IN = {
+    "OptimizedModule": "_orig_mod",  # torch.compile
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",  # torch.optim.swa_utils
+    "DeepSpeedEngine": "module",
+    "InferenceEngine": "module",  # DeepSpeed's
+}
+_LIBRARIES = ("torch", "deepspeed")
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model in a wrapper, or in several, one in another; a model without one as it is.
+
+    Raises:
+        UnsupportedCacheError: what is given is no transformers model and no wrapper that is known, or it adds virtual
+            tokens.
+    """
+    outer = type(model).__name__
+    while (inner := _inside(model)) is not None:
+        model = inner
+    # what only looks like a model (`config` is asked for first everywhere) is refused here, by name
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        inside = "" if type(model).__name__ == outer else f", which holds a {type(model).__name__}"
+        raise UnsupportedCacheError(
+            f"a {outer}{inside} was given where a transformers model was expected",
+            hint="give the model that is inside of it",
+        )
+    return model
+
+
+def _inside(model: Any) -> Any:
+    """What this one is wrapped around, or None."""
+    kind = type(model)
+    if kind.__module__.split(".")[0] == "peft" or _is_peft(model):
+        adapters.refuse_prompts(model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "model", None)
+    known = next((one for one in kind.__mro__ if one.__name__ in _KEPT_IN), None)
+    if known is None or known.__module__.split(".")[0] not in _LIBRARIES:
+        return None
+    return getattr(model, _KEPT_IN[known.__name__])
+
+
+def _is_peft(model: Any) -> bool:
+    peft = sys.modules.get("peft")  # whoever has such a model has imported it
+    kinds = tuple(
+        kind for name in ("PeftModel", "PeftMixedModel") if isinstance(kind := getattr(peft, name, None), type)
+    )
+    return isinstance(model, kinds)

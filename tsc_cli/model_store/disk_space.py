@@ -1,0 +1,45 @@
+"""Room on a disk, asked for before something large is written to it, and what a full disk is called afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from formats.errors import StorageError, TscError
+from tsc_cli.cli.output import size
+
+from .network_errors import cause_of, first_line
+
+_SPARE = 64 << 20  # bytes that stay free: a disk that is full to the last byte makes other programs fail
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raise StorageError where `needed` bytes do not fit on the disk of `folder`, which need not exist yet."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:  # a file system that does not say
+        return
+    if free < needed + _SPARE:
+        raise StorageError(
+            f"{what} takes {size(needed)}, and {size(free)} are free", path=str(folder),
+            hint="make room (tsc models shows what is kept), or set TSC_CACHE and HF_HOME to folders on another disk",
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a StorageError that says why; errors of tsc's own pass."""
+    try:
+        yield
+    except (TscError, MemoryError):
+        raise
+    except Exception as error:  # libraries in Rust say "disk full" in errors of their own
+        cause = cause_of(error)
+        if cause.local:
+            raise StorageError(f"{what} cannot be stored: {cause.text}", path=str(folder), hint=cause.hint) from error
+        raise StorageError(f"{what} cannot be stored: {first_line(error)}", path=str(folder)) from error

@@ -1,0 +1,139 @@
+"""Names that people give to models on this machine: one small file a name, so that no two processes share one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from formats.container.atomic_write import atomic_write
+from formats.errors import UsageError
+
+from .folders import root
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+# what commands take for a file by its ending, whatever it is called before it
+_FILES = (".gguf", ".safetensors", ".json", ".tsc", ".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAX_BYTES = 1 << 16
+KINDS = ("gguf", "hub", "folder")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a name stands for.
+
+    Attributes:
+        kind: "gguf" (converted, in a folder of tsc's own), "hub" (in the local hub cache) or "folder" (where it lies).
+        source: the file, hub id or folder that it was made of.
+        sha256: of a GGUF file's bytes, or "".
+    """
+
+    name: str
+    kind: str
+    source: str
+    sha256: str = ""
+
+    def same_as(self, other: Named) -> bool:
+        """Whether both are one model, whatever they are called and wherever a GGUF file of these bytes lay."""
+        if self.kind == "gguf":
+            return other.kind == "gguf" and self.sha256 == other.sha256
+        return (self.kind, self.source) == (other.kind, other.source)
+
+
+def folder() -> Path:
+    return root() / "names"
+
+
+def find(name: str) -> Named | None:
+    """What a name stands for, or None.  Raises UsageError where what is noted of it cannot be read."""
+    if NAME.fullmatch(name) is None:
+        return None
+    path = _path(name)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"what {name} stands for cannot be read: {error.strerror}", path=str(path)) from error
+    try:
+        values = json.loads(data)
+        found = Named(**{field.name: values[field.name] for field in fields(Named)})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = None
+    if found is None or not all(isinstance(value, str) for value in asdict(found).values()) or found.kind not in KINDS:
+        raise UsageError(
+            f"what {name} stands for is damaged", path=str(path), hint=f"tsc models remove {name}, then add it again"
+        )
+    return found if found.name == name else None  # a file system that takes other letters for the same
+
+
+def all_named() -> Iterator[Named]:
+    """All names that can be read, in their order."""
+    for path in sorted(folder().glob("*.json")):
+        try:
+            found = find(path.name.removesuffix(".json"))
+        except UsageError:
+            continue
+        if found is not None:
+            yield found
+
+
+def check(name: str) -> None:
+    """Raise UsageError for what cannot be given as a name."""
+    from .default_model import NAME as DEFAULT
+
+    hint = "letters, digits, '.', '_' and '-', at most 80, such as qwen-0.5b"
+    if NAME.fullmatch(name) is None or name.endswith("."):
+        raise UsageError(f"{name!r} cannot be the name of a model", hint=hint)
+    if name.casefold().endswith(_FILES):
+        raise UsageError(f"{name!r} cannot be the name of a model: it would be taken for a file", hint=hint)
+    if name.casefold() in (DEFAULT, "default"):
+        raise UsageError(f"{name} is the default model's name", hint="give another with --name")
+
+
+def holder(name: str) -> Named | None:
+    """Who has a name, or one that differs only in capital letters, which some file systems do not tell apart."""
+    wanted = name.casefold()
+    return next((one for one in all_named() if one.name.casefold() == wanted), None)
+
+
+def require_free(named: Named) -> None:
+    """Raise UsageError unless a name can be given to a model: it is well formed, and stands for no other model."""
+    check(named.name)
+    taken = holder(named.name)
+    if taken is not None and (taken.name != named.name or not taken.same_as(named)):
+        raise UsageError(
+            f"there is a model called {taken.name} already, made of {taken.source}",
+            hint=f"give another name with --name, or tsc models remove {taken.name}",
+        )
+
+
+def give(named: Named) -> None:
+    """Note what a name stands for.  Raises UsageError if it is taken, StorageError if it cannot be noted."""
+    require_free(named)
+    if find(named.name) is None:
+        folder().mkdir(parents=True, exist_ok=True)
+        with atomic_write(_path(named.name)) as file:  # refuses what another process noted meanwhile
+            file.write(json.dumps(asdict(named), indent=2).encode())
+
+
+def forget(name: str) -> None:
+    if NAME.fullmatch(name):
+        _path(name).unlink(missing_ok=True)
+
+
+def suggested(text: str) -> str:
+    """A name made of a file's, a folder's or a hub's."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:80].rstrip("._-")
+    for end in _FILES:
+        if name.casefold().endswith(end):
+            name = name[: -len(end)].rstrip("._-")
+    return name or "model"
+
+
+def _path(name: str) -> Path:
+    return folder() / f"{os.path.basename(name)}.json"

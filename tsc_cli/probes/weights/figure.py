@@ -1,0 +1,124 @@
+"""The reports' Figure 2: the ratio of adjacent layers and of the best reference, layer by layer, one panel a type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from formats.errors import UsageError
+from tsc_cli.cli.output import plain
+
+from .probe import TypeReport
+
+_MOST = 16  # panels
+_ADJACENT, _BEST = "#c44e52", "#4c72b0"
+
+
+def draw(reports: Sequence[TypeReport], output: Path, title: str, against: str | None) -> None:
+    """Draw r against the layer into a .png or .svg file.
+
+    Experts of one layer are drawn as points, their mean as the line.
+
+    Raises:
+        UsageError: no matrix has a ratio.
+    """
+    shown = [one for one in reports if one.values("ratio")][:_MOST]
+    if not shown:
+        raise UsageError("all matrices are zero: there is nothing to draw")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
+    wide = min(4, len(shown) + 1)
+    high = -(-(len(shown) + 1) // wide)
+    figure = plt.figure(figsize=(3.2 * wide, 2.5 * high + 0.9), layout="constrained")
+    names = {"ratio": "R: the layer before" if against is None else f"R: the same layer of {plain(against)}"}
+    colours = {"ratio": _ADJACENT, "best": _BEST}
+    if against is None:
+        names["best"] = "R: the best of all other layers"
+    first: Any = None
+    for at, one in enumerate(shown):
+        axes = figure.add_subplot(high, wide, at + 1, sharex=first, sharey=first)
+        first = first or axes
+        for field, label in names.items():
+            _line(axes, one, field, label, colours[field])
+        if against is None:
+            axes.axhline(1, color="black", linewidth=0.8, linestyle=":", label="a difference as large as R")
+        outputs, inputs = one.type.series[0].shape
+        axes.set_title(f"{plain(one.type.name)}  ({outputs} x {inputs})", fontsize=9)
+        axes.set_xlabel("layer", fontsize=8)
+        if at % wide == 0:
+            axes.set_ylabel("r = max|W - R| / max|R|", fontsize=8)
+        _finish(axes)
+    top = _scale(first, shown, list(names))
+    if top is not None:
+        for axes, one in zip(figure.axes, shown, strict=True):
+            for field in names:
+                _name_clipped(axes, one, field, top, colours[field])
+    _bits(figure.add_subplot(high, wide, len(shown) + 1), shown)
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    left_out = f", {_MOST} of {len(reports)} types" if len(reports) > len(shown) == _MOST else ""
+    figure.suptitle(plain(title) + left_out, fontsize=11)
+    figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix.lower() == ".svg" else None)
+    plt.close(figure)
+
+
+def _line(axes: Any, one: TypeReport, field: str, label: str, colour: str) -> None:
+    points = [(entry.layer, getattr(entry, field)) for entry in one.entries if getattr(entry, field) is not None]
+    layers = sorted({layer for layer, _ in points})
+    means = [float(np.mean([value for at, value in points if at == layer])) for layer in layers]
+    if len(points) > len(layers):
+        axes.plot(*zip(*points, strict=True), ".", color=colour, markersize=3, alpha=0.35)
+    axes.plot(layers, means, "o-", color=colour, markersize=2.5, linewidth=1.1, label=label)
+
+
+def _scale(axes: Any, reports: Sequence[TypeReport], fields: Sequence[str]) -> float | None:
+    """One axis for all panels: from 0, or logarithmic where the ratios span more than that can show.
+
+    Returns:
+        where the axis was cut off, if a few ratios would have pressed all others flat.
+    """
+    values = [value for one in reports for field in fields for value in one.values(field)]
+    usual = float(np.percentile(values, 98))
+    some = [value for value in values if value > 0]
+    if some and usual > 10 * min(some):
+        axes.set_yscale("log")
+        return None
+    top = 1.15 * usual if max(values) > 1.5 * usual else 1.05 * max(values)
+    axes.set_ylim(0, top or 1)
+    return top if max(values) > top else None
+
+
+def _name_clipped(axes: Any, one: TypeReport, field: str, top: float, colour: str) -> None:
+    """What an axis that was cut off does not show is written where the line leaves it."""
+    for entry in one.entries:
+        value = getattr(entry, field)
+        if value is not None and value > top:
+            axes.annotate(
+                f"{value:.2g}", (entry.layer, top), textcoords="offset points", xytext=(-7, -9), fontsize=8,
+                color=colour, ha="right",
+            )  # fmt: skip
+
+
+def _bits(axes: Any, reports: Sequence[TypeReport]) -> None:
+    """The decisive figure beside the reports': what coding the differences saves."""
+    some = [one for one in reports if one.saved is not None]
+    saved = [one.saved or 0.0 for one in some]
+    axes.bar(range(len(some)), saved, color=[_ADJACENT if value < 0 else "#55a868" for value in saved], width=0.6)
+    axes.set_xticks(range(len(some)), [plain(one.type.name) for one in some], rotation=90 if len(some) > 8 else 0)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_title("bits a weight saved by coding W - R", fontsize=9)
+    axes.margins(y=0.15)
+    _finish(axes)
+
+
+def _finish(axes: Any) -> None:
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)

@@ -1,0 +1,275 @@
+"""The whole of `tsc probe-weights`: can a difference between layers, or from another model, stand for weights?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from formats.errors import UsageError
+from tsc_cli.checkpoints.matrices import Matrix, workers
+from tsc_cli.progress import Progress
+
+from . import ratios
+from .coding import coded, rows_for_bits
+from .ranks import effective_rank, rows_for_rank
+from .ratios import Survey, survey
+from .stacks import MatrixType, Series, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+YES = 0.1  # bits a weight: what a factor, a choice of reference and layers that depend on layers have to be paid from
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One matrix against its reference.  None where a figure does not exist: no reference, or a matrix of zeros.
+
+    Attributes:
+        layer, expert: whose matrix W it is.
+        reference: the layer of the reference R: the one before, or the same of another model.
+        ratio: max|W - R| / max|R|, the reports' r.
+        best, best_reference: the least r over all other layers, and which gives it; not against another model.
+        frobenius: |W - R|_F / |W|_F.
+        cosine: of W and R as vectors.
+        factor, left: the a that minimises |W - a R|_F, and what remains of |W|_F then.
+        rank_weight, rank_delta: effective ranks of W and W - R.
+        bits_weight, bits_delta: bits a weight of W and of W - R, quantized with the same step.
+        bits_saved_estimate: what W - R saves for a Gaussian source.
+        bits_saved_factor: what W - a R saves for a Gaussian source, -log2(left); None also where nothing is left.
+        bits_saved_best: the same with the best of all other layers as the reference.
+    """
+
+    layer: int
+    expert: int | None
+    reference: int | None
+    ratio: float | None = None
+    best: float | None = None
+    best_reference: int | None = None
+    frobenius: float | None = None
+    cosine: float | None = None
+    factor: float | None = None
+    left: float | None = None
+    rank_weight: float | None = None
+    rank_delta: float | None = None
+    bits_weight: float | None = None
+    bits_delta: float | None = None
+    bits_saved_estimate: float | None = None
+    bits_saved_factor: float | None = None
+    bits_saved_best: float | None = None
+
+
+@dataclass(frozen=True)
+class TypeReport:
+    """Every matrix of one type, in the order of layers and experts, each against its reference."""
+
+    type: MatrixType
+    entries: list[Entry]
+
+    def values(self, name: str) -> list[float]:
+        """A figure of all entries that have it."""
+        return [value for entry in self.entries if (value := getattr(entry, name)) is not None]
+
+    def mean(self, name: str) -> float | None:
+        values = self.values(name)
+        return float(np.mean(values)) if values else None
+
+    @property
+    def saved(self) -> float | None:
+        """Bits a weight that coding differences saves, mean over the matrices that have a reference."""
+        weight, delta = self.mean("bits_weight"), self.mean("bits_delta")
+        return None if weight is None or delta is None else weight - delta
+
+    @property
+    def weights(self) -> int:
+        """How many weights the type stands for: those of experts that were not looked at, too."""
+        rows, columns = self.type.series[0].shape
+        times = self.type.experts / len(self.type.series) if self.type.experts else 1.0
+        return int(rows * columns * len(self.entries) * times)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Yes or no, and the figures that it rests on.
+
+    Attributes:
+        saved: bits a weight that plain differences save, measured; mean over all weights.
+        saved_best: bits that the best scaled reference among all layers saves, estimated; None against another model.
+        yes_for: types for which alone the answer is yes.
+    """
+
+    yes: bool
+    saved: float
+    saved_best: float | None
+    yes_for: list[str]
+
+
+def probe(
+    stack: Stack, against: Stack | None, sample: int | None, progress: Callable[[str, int], Any], threads: int = 0
+) -> list[TypeReport]:
+    """Measure every type of a stack of layers, or every layer against the same one of another model.
+
+    Args:
+        against: the other model's layers, checked with `check_same`.
+        sample: how many rows of each matrix, evenly spread, stand for all.
+        progress: opens a bar: (what, total) to a context that gives an `Progress`.
+        threads: 0 for as many as the process may use.
+    Raises:
+        LimitError, CorruptError, StorageError: as `ratios.survey`.
+    """
+    reports = []
+    with _pool(threads or workers()) as pool:
+        for number, one in enumerate(stack.types):
+            other = against.types[number] if against is not None else None
+            with progress(f"{one.name} ({number + 1} of {len(stack.types)})", _work(one, other, sample)) as advance:
+                entries = []
+                for at, series in enumerate(one.series):
+                    if other is None:
+                        entries += _layers(series, pool, advance, sample)
+                    else:
+                        entries += _other_model(series, other.series[at], pool, advance, sample)
+                reports.append(TypeReport(one, entries))
+    return reports
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[Executor]:
+    """Threads: numpy computes and reads outside the interpreter's lock.  What has not begun is dropped at an error."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_same(stack: Stack, other: Stack, path: str) -> None:
+    """Raise UsageError unless two models have the same matrices; `path` is that of the other."""
+    names = {one.name: one for one in other.types}
+    for one in stack.types:
+        if one.name not in names:
+            raise UsageError(f"has no {one.name} matrices", path=path, hint="compare two models of one architecture")
+        theirs = {s.expert: s for s in names[one.name].series}
+        for series in one.series:
+            found = theirs.get(series.expert)
+            if found is None or list(found.layers) != list(series.layers) or found.shape != series.shape:
+                shapes = ["x".join(map(str, s.shape)) if s else "none" for s in (series, found)]
+                counts = [len(s.layers) if s else 0 for s in (series, found)]
+                raise UsageError(
+                    f"{one.name} is {shapes[1]} in {counts[1]} layers, not {shapes[0]} in {counts[0]}", path=path,
+                    hint="compare two models of one architecture",
+                )  # fmt: skip
+
+
+def _work(one: MatrixType, other: MatrixType | None, sample: int | None) -> int:
+    total = 0
+    for series in one.series:
+        rows, columns = series.shape
+        rows = min(rows, sample or rows)
+        count = len(series.layers)
+        total += count * rows * columns if other else ratios.work(count, rows, columns)
+        pairs = count if other else count - 1
+        total += pairs * len(rows_for_bits(next(iter(series.layers.values())), sample)) * columns * _CODING
+    return total
+
+
+_CODING = 16  # counting symbols and ranks costs about this many comparisons a weight
+
+
+def _layers(series: Series, pool: Executor, advance: Progress, sample: int | None) -> list[Entry]:
+    """Each layer against the one before, and against all."""
+    numbers = list(series.layers)
+    matrices = list(series.layers.values())
+    found = survey(matrices, pool, advance, sample)
+    pairs = [(matrices[at], matrices[at - 1]) for at in range(1, len(matrices))]
+    costs = [{}, *_costs(pairs, pool, advance, sample)]
+    ratio, left = found.ratio(), found.left()
+    for figures in (ratio, left):
+        np.fill_diagonal(figures, np.nan)
+    entries = []
+    for at, layer in enumerate(numbers):
+        best = None if np.isnan(ratio[at]).all() else int(np.nanargmin(ratio[at]))
+        least = None if np.isnan(left[at]).all() else float(np.nanmin(left[at]))
+        reference = at - 1 if at else None
+        entries.append(Entry(
+            layer, series.expert, None if reference is None else numbers[reference],
+            best=None if best is None else float(ratio[at, best]),
+            best_reference=None if best is None else numbers[best], bits_saved_best=_saved(least),
+            **_distances(found, at, reference), **costs[at],
+        ))  # fmt: skip
+    return entries
+
+
+def _other_model(series: Series, other: Series, pool: Executor, advance: Progress, sample: int | None) -> list[Entry]:
+    """Each layer against the same of the other model."""
+    pairs = [(series.layers[layer], other.layers[layer]) for layer in series.layers]
+    surveys = [survey(pair, pool, advance, sample) for pair in pairs]
+    costs = _costs(pairs, pool, advance, sample)
+    return [
+        Entry(layer, series.expert, layer, **_distances(found, 0, 1), **cost)
+        for layer, found, cost in zip(series.layers, surveys, costs, strict=True)
+    ]
+
+
+def _distances(found: Survey, at: int, reference: int | None) -> dict[str, Any]:
+    if reference is None:
+        return {}
+    figures: Mapping[str, Any] = {
+        "ratio": found.ratio(), "frobenius": found.frobenius(), "cosine": found.cosine(), "factor": found.factor(),
+        "left": found.left(),
+    }  # fmt: skip
+    one = {name: _number(values[at, reference]) for name, values in figures.items()}
+    return {**one, "bits_saved_factor": _saved(one["left"])}
+
+
+def _saved(left: float | None) -> float | None:
+    return -float(np.log2(left)) + 0.0 if left else None
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _costs(
+    pairs: Sequence[tuple[Matrix, Matrix]], pool: Executor, advance: Progress, sample: int | None
+) -> list[dict[str, Any]]:
+    """Bits and ranks of each pair of a matrix and its reference."""
+
+    def cost(pair: tuple[Matrix, Matrix]) -> dict[str, Any]:
+        weight, reference = pair
+        bits = coded(weight, reference, rows_for_bits(weight, sample))
+        numbers = rows_for_rank(weight, sample)
+        outputs = weight.shape[0] if sample is None else min(sample, weight.shape[0])
+        rows = weight.rows(numbers)
+        delta = rows - reference.rows(numbers)
+        nothing = bits.weight == bits.delta == 0  # two matrices of zeros
+        return {
+            "rank_weight": effective_rank(rows, outputs), "rank_delta": effective_rank(delta, outputs),
+            "bits_weight": None if nothing else bits.weight, "bits_delta": None if nothing else bits.delta,
+            "bits_saved_estimate": bits.estimate,
+        }  # fmt: skip
+
+    done = []
+    for pair, one in zip(pairs, pool.map(cost, pairs), strict=True):
+        advance(len(rows_for_bits(pair[0], sample)) * pair[0].shape[1] * _CODING)
+        done.append(one)
+    return done
+
+
+def judged(reports: Sequence[TypeReport]) -> Verdict | None:
+    """Whether differences save at least `YES` bits a weight; None where there are zeros only."""
+    some = [one for one in reports if one.saved is not None]
+    if not some:
+        return None
+    weights = [one.weights for one in some]
+    saved = float(np.average([one.saved for one in some if one.saved is not None], weights=weights))
+    best = [one.mean("bits_saved_best") for one in some]
+    saved_best = None
+    if all(value is not None for value in best):
+        saved_best = float(np.average([value for value in best if value is not None], weights=weights))
+    yes_for = [one.type.name for one in some if max(one.saved or 0.0, one.mean("bits_saved_best") or 0.0) >= YES]
+    return Verdict(max(saved, saved_best or 0.0) >= YES, saved, saved_best, yes_for)

@@ -1,0 +1,237 @@
+"""Verify: restore snapshots and score them against the exact cache.
+
+The exact cache is recomputed from the token ids in the file, in the same chunks and steps as at capture, or comes out
+of another file.  Both caches are then fed the same reference continuation and their predictions compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from formats import Trace
+from formats.errors import UsageError
+from formats.file import loss
+from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.huggingface.generation import continuation, score
+from tsc_cli.huggingface.positions import room
+from tsc_cli.huggingface.prompts import encoded_of
+from tsc_cli.huggingface.sampling import Sampler, check_seed
+from tsc_cli.huggingface.wrappers import unwrapped
+from tsc_cli.progress import Progress, nothing
+from tsc_cli.scoring.continuations import (
+    MOST_POSITIONS,
+    check_positions,
+    followed,
+    needs_sample,
+    reference_of,
+    sample_after,
+)
+from tsc_cli.scoring.fidelity import Fidelity, compare, first_difference
+from tsc_cli.scoring.published import verdict
+from tsc_cli.scoring.recall import Recall, measure_recall, recall_passes
+from tsc_cli.session.replay import passes_to, replayed
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to measure.
+
+    Attributes:
+        snapshots: which snapshots, as indices; negative ones count from the end.
+        positions: teacher-forced positions.
+        greedy: tokens generated greedily from both caches to find where they part; 0 skips it.
+        seed: of the sampled continuation.
+        recall: also repeat passages of the context, each with at most `positions` predictions; see `recall`.
+        allow_beyond_positions: measure beyond the positions that the model was made for, too.
+    """
+
+    snapshots: Sequence[int] = (-1,)
+    positions: int = 256
+    greedy: int = 64
+    seed: int = 0
+    recall: bool = False
+    allow_beyond_positions: bool = False
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One snapshot's result.
+
+    Attributes:
+        snapshot: its number; `tokens` the tokens it holds.
+        reference: "text" (what followed the prompt in the source) or "sampled" (from the exact model).
+        identical: True if every tensor is bit-identical to the exact one.
+        diverges_at: first greedy token that differs, or None if the `greedy` tokens tried are equal.
+        recall: None if it was not asked for.
+    """
+
+    snapshot: int
+    tokens: int
+    reference: str
+    exact: str
+    identical: bool
+    fidelity: Fidelity
+    greedy: int
+    diverges_at: int | None
+    recall: Recall | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The word for the mean KL; see `tsc_cli.scoring.published`."""
+        return verdict(self.fidelity.kl_mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result without recall, scalars only; NaN becomes null."""
+        facts = {
+            "snapshot": self.snapshot, "tokens": self.tokens, "reference": self.reference, "exact": self.exact,
+            "identical": self.identical, "verdict": self.verdict, **self.fidelity.to_dict(),
+            "sufficient": self.fidelity.sufficient,
+            "greedy_tokens": self.greedy, "greedy_diverges_at": self.diverges_at,
+        }  # fmt: skip
+        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Everything that was measured, scalars only, as a quality record in the tier header takes it."""
+        return self.to_dict() | (self.recall.record() if self.recall else {})
+
+
+def verify(
+    trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, against: Trace | None = None,
+    options: VerifyOptions | None = None, force: bool = False, progress: Progress = nothing, **settings: Any,
+) -> list[Verified]:  # fmt: skip
+    """Score restored snapshots against the exact cache.
+
+    Args:
+        against: take the exact rows from this trace of the same tokens instead of recomputing them.
+        options, settings: `VerifyOptions`, or its fields by name, such as `positions=256`.
+        force: go on although the fingerprint differs.
+        progress: called with the number of passes done; `passes` says how many there will be.
+    Returns:
+        one result a snapshot, in the order of the trace.
+    Raises:
+        MismatchError: the trace belongs to another model.
+        UsageError: no such snapshot, `against` was compressed or holds other tokens, one token is all there is to
+            recall, or the model has no position left after a snapshot.
+    """
+    model = unwrapped(model)
+    options = options or VerifyOptions(**settings)
+    if against is not None and (lost_by := loss.of_trace(against)):
+        raise UsageError(
+            f"was compressed ({lost_by}): its rows are not the exact ones", path=against.path,
+            hint="--against takes the captured file",
+        )  # fmt: skip
+    wanted = sorted({trace.index(number) for number in options.snapshots})
+    if not force:
+        fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
+    check_positions(model, options.positions)
+    check_seed(options.seed)
+    if not 0 <= options.greedy <= MOST_POSITIONS:
+        raise UsageError(f"greedy is not from 0 to {MOST_POSITIONS}")
+    beyond = options.allow_beyond_positions
+    plan = _Plan.of(trace, wanted, against=against is not None)
+    kept = dict(_exact_caches(trace, model, plan.first_pass, against, progress))
+    sampled: list[int] = []
+    if plan.sample:
+        sampled = sample_after(
+            trace, model, kept[len(trace) - 1], options.positions, options.seed, progress, beyond=beyond
+        )
+    results = []
+    second = _exact_caches(trace, model, plan.second_pass, against, progress)
+    for number, exact in second if plan.second_pass else kept.items():
+        if number not in wanted:
+            continue
+        restored = restore.to_cache(trace, model, number, force=True)
+        name, reference = reference_of(trace, number, sampled)
+        tokens = followed(trace, model, number, reference, options.positions, beyond=beyond)
+        free = room(model, len(trace.token_ids(number)), beyond=beyond)
+        greedy = min(options.greedy, free + 1)  # the last of them is not fed
+        fidelity = compare(score(model, exact, tokens[:-1]), score(model, restored, tokens[:-1]), tokens[1:])
+        progress(2)
+        diverges = None
+        if greedy:
+            paths = [
+                continuation(model, cache, reference[0], greedy, Sampler(), progress) for cache in (exact, restored)
+            ]
+            diverges = first_difference(*paths)
+        again = (model, exact, restored, trace.token_ids(number), min(options.positions, free), progress)
+        results.append(
+            Verified(
+                number, len(trace.token_ids(number)), name, "recomputed" if against is None else "file",
+                caches.identical(exact, restored), fidelity, greedy, diverges,
+                measure_recall(*again) if options.recall else None,
+            )
+        )  # fmt: skip
+        del exact, restored, again  # or they would stand beside the next snapshot's, a whole cache each
+    return results
+
+
+_KEPT = 4  # exact caches held at once; with more snapshots the run is replayed instead
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """In which passes the exact caches are made.
+
+    Sampling needs the last snapshot before the first one can be scored.  A few caches are kept from that pass; many
+    would fill the memory, so that a second pass makes them again one by one.
+    """
+
+    first_pass: list[int]
+    second_pass: list[int]
+    sample: bool
+    feeds: int  # prompt and steps that are replayed, over both passes
+
+    @classmethod
+    def of(cls, trace: Trace, wanted: list[int], *, against: bool) -> _Plan:
+        sample = any(needs_sample(trace, number) for number in wanted)
+        everything = sorted({*wanted, len(trace) - 1}) if sample else wanted
+        few = len(everything) <= _KEPT
+        first = everything if few else [len(trace) - 1] if sample else []
+        second = [] if few else wanted
+        feeds = (
+            0
+            if against
+            else sum(passes_to(trace, len(trace.token_ids(numbers[-1]))) for numbers in (first, second) if numbers)
+        )
+        return cls(first, second, sample, feeds)
+
+
+def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
+    """How many forward passes `verify` will report to its `progress`."""
+    wanted = sorted({trace.index(number) for number in options.snapshots})
+    plan = _Plan.of(trace, wanted, against=against)
+    recalled = wanted if options.recall else []
+    again = sum(recall_passes(len(trace.token_ids(number)), options.positions) for number in recalled)
+    return plan.feeds + (options.positions + 1) * plan.sample + len(wanted) * (2 + 2 * options.greedy) + again
+
+
+def _exact_caches(
+    trace: Trace, model: PreTrainedModel, wanted: Sequence[int], against: Trace | None, progress: Progress
+) -> Iterator[tuple[int, Cache]]:
+    """(number, exact cache) of each wanted snapshot, in order."""
+    if not wanted:
+        return
+    if against is not None:
+        for number in wanted:
+            if number >= len(against) or against.token_ids(number) != trace.token_ids(number):
+                raise UsageError(f"the file to compare with holds other tokens at snapshot {number}")
+            yield number, restore.to_cache(against, model, number, force=True)
+        return
+    tokens = trace.token_ids(wanted[-1])
+    for number in wanted:
+        history = trace.token_ids(number)
+        if history != tokens[: len(history)]:
+            raise UsageError(
+                f"snapshot {number} is not a beginning of snapshot {wanted[-1]}: one at a time, please",
+                hint=f"--snapshots {number}",
+            )
+    lengths = {len(trace.token_ids(number)): number for number in wanted}
+    for length, cache in replayed(trace, model, tokens, list(lengths), encoded_of(trace, model), progress):
+        yield lengths[length], cache
