@@ -1,4 +1,4 @@
-"""Writes docs/models.md from the table of families: `python docs/generate_models.py`.  A test fails when they differ."""
+"""Writes docs/models.md from the table of families: `python docs/generate_models.py`; a test compares them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.codecs import CODECS, Bases, BlockShape, Codec, Surroundings, codec_by_name
+from formats.codecs import CODECS, Bases, Codec, Surroundings, codec_by_name
 from formats.codecs.hadamard import hadamard
 from formats.codecs.packing import codes_per_byte, pack, packed_shape, unpack
 from formats.codecs.uniform_quantizer import Grid, dequantize, quantize
@@ -20,6 +20,7 @@ from formats.container.records import Part
 from formats.container.safetensors_buffer import pack as pack_tensors
 from formats.container.safetensors_buffer import parse
 from formats.errors import UsageError
+from formats.trace.block_shape import BlockShape
 from formats.trace.geometry import DTYPE_BYTES, LayerSpec
 from tests.traces import same_bits
 

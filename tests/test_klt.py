@@ -19,12 +19,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from formats import Snapshot, Trace, deduplicate, load
-from formats.codecs import CODECS, BlockShape, Surroundings
+from formats.codecs import CODECS, Surroundings
 from formats.codecs.klt import importance, profile_store, symbols
 from formats.codecs.klt.ans import Decoder, Encoder
-from formats.codecs.klt.codec import Klt, KltSettings
+from formats.codecs.klt.codec import Klt
 from formats.codecs.klt.fitting import Rank
 from formats.codecs.klt.profile import Profile
+from formats.codecs.klt.settings import KltSettings
 from formats.codecs.klt.tables import assumed
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
@@ -32,6 +33,7 @@ from formats.container.safetensors_buffer import to_torch as tensor_of
 from formats.encode.recipe import Recipe, Source, write
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.file.check import check
+from formats.trace.block_shape import BlockShape
 from formats.trace.distortion import relative_error
 from formats.trace.geometry import Geometry, LayerSpec
 from tests import models

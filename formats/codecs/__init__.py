@@ -10,14 +10,14 @@ from formats import settings as setting
 from formats.codecs.klt.codec import Klt
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 
-from .base import Bases, BlockShape, Codec, Fetch, Surroundings
+from .base import Bases, Codec, Fetch, Surroundings
 from .delta import Delta
 from .lossless import Lossless
 from .pq import PQ
 from .scalar import Scalar
 from .vq import VQ
 
-__all__ = ["CODECS", "Bases", "BlockShape", "Codec", "Fetch", "Surroundings", "codec_by_id", "codec_by_name"]
+__all__ = ["CODECS", "Bases", "Codec", "Fetch", "Surroundings", "codec_by_id", "codec_by_name"]
 
 CODECS: dict[int, Any] = {1: Lossless, 2: Scalar, 3: VQ, 4: PQ, 5: Delta, 6: Klt}
 

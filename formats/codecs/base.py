@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError
-from formats.trace.geometry import Geometry, LayerSpec
-from formats.trace.views import BlockKey
+from formats.trace.block_shape import BlockShape
 
 if TYPE_CHECKING:
     import torch
@@ -20,30 +19,6 @@ if TYPE_CHECKING:
 
 # given row numbers, the decoded rows of the block's layers and part, (layers, batch, heads, rows, head size)
 Fetch = Callable[[Sequence[int]], "torch.Tensor"]
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """The extents of a block: layers of one spec, batch, rows; `first_row` is the number of its first row."""
-
-    dtype: str
-    item_bytes: int
-    layers: int
-    batch: int
-    rows: int
-    spec: LayerSpec
-    first_row: int = 0
-
-    @classmethod
-    def of(cls, key: BlockKey, geometry: Geometry) -> BlockShape:
-        spec = geometry.layers[key.first_layer]
-        return cls(
-            geometry.dtype, geometry.item_bytes, key.layer_count, geometry.batch, key.row_count, spec, key.first_row
-        )
-
-    def tensor(self, part: Part) -> tuple[int, int, int, int, int]:
-        """(layers, batch, heads, rows, head size) of one part."""
-        return self.layers, self.batch, self.spec.part_heads(part), self.rows, self.spec.head_size(part)
 
 
 @dataclass(frozen=True)

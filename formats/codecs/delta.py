@@ -18,12 +18,12 @@ from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError
 from formats.limits import MAX_CHAIN
 from formats.settings import require
+from formats.trace.block_shape import BlockShape
 
 from .base import (  # fmt: skip
     ALONE,
     LAYOUT,
     Bases,
-    BlockShape,
     Fetch,
     Surroundings,
     from_bits,

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect
+from formats.trace.block_shape import BlockShape
 
-from .base import ALONE, BlockShape, Surroundings, from_planes, to_planes
+from .base import ALONE, Surroundings, from_planes, to_planes
 
 if TYPE_CHECKING:
     import torch

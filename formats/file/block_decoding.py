@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from formats.codecs import Surroundings
-from formats.codecs.base import BlockShape
 from formats.container.records import Part
 from formats.errors import CorruptError, LimitError
 from formats.limits import MAX_CHAIN, MIB, memory_budget
+from formats.trace.block_shape import BlockShape
 from formats.trace.views import BlockKey
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from formats.codecs import BlockShape, Codec, codec_by_id
+from formats.codecs import Codec, codec_by_id
 from formats.codecs.base import from_planes
 from formats.container.records import Part, RecordHeader
 from formats.container.safetensors_buffer import TensorView, expect
 from formats.errors import CorruptError
 from formats.trace import states as state_blocks
+from formats.trace.block_shape import BlockShape
 from formats.trace.states import STATE_CODECS, StateKey
 from formats.trace.views import BlockKey
 

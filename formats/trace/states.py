@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from formats.codecs.base import BlockShape
 from formats.errors import CorruptError
 from formats.limits import TARGET_RECORD_RAW
+from formats.trace.block_shape import BlockShape
 
 from .geometry import Geometry, LayerSpec, StateSpec
 from .views import Span

@@ -13,14 +13,16 @@ import torch
 
 from formats.codecs import BlockShape
 from formats.codecs.klt import profile_store
-from formats.codecs.klt.codec import Klt, KltSettings
+from formats.codecs.klt.codec import Klt
 from formats.codecs.klt.fitting import Rank
 from formats.codecs.klt.profile import Group, Profile, loads
+from formats.codecs.klt.settings import KltSettings
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.errors import UsageError
+from formats.trace.block_shape import BlockShape
 from formats.trace.recorder import Rows
-from tsc_cli import __version__
+from formats.version import VERSION
 from tsc_cli.huggingface import caches
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import score
@@ -261,7 +263,7 @@ def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence
     """Of everything that decides the result: an interrupted calibration goes on only with the same."""
     identity = (
         sorted(fingerprint.of(model, tokenizer).items()), sorted(asdict(effort).items()), window_size(model), WIDEST,
-        OWN_SHARE, next(model.parameters()).device.type, torch.__version__, __version__,
+        OWN_SHARE, next(model.parameters()).device.type, torch.__version__, VERSION,
     )  # fmt: skip
     digest = hashlib.sha256(repr((_CHECKPOINT, *identity)).encode())
     for text in texts or ():

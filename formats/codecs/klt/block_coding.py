@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from .ans import Decoder, Encoder
-    from .codec import KltSettings
     from .profile import CodeTables
+    from .settings import KltSettings
     from .transform import Rest, Transform
 
 _WORTH_CODING = 0.5  # root mean square, in steps, from which on a layer's rest is coded

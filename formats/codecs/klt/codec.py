@@ -11,20 +11,20 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from formats.codecs.base import ALONE, LAYOUT, BlockShape, Surroundings, to_cache_dtype
+from formats.codecs.base import ALONE, LAYOUT, Surroundings, to_cache_dtype
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError, UsageError
-from formats.settings import require
+from formats.trace.block_shape import BlockShape
 from formats.trace.geometry import LayerSpec
 
 from . import importance
 from .ans import Decoder, Encoder
 from .block_coding import GroupReader, GroupWriter, Tokens, zeros
 from .profile import MAX_GROUPS, MAX_RANK, SCALE_UNITS
+from .settings import FINENESS, KltSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,35 +33,8 @@ if TYPE_CHECKING:
 
     from .profile import Profile
 
-FINENESS = (-1024, 2048)
 _FITTING = "one of the same model is needed: tsc calibrate makes it"
 _INTEGER_BITS = 28  # of a coefficient in steps, at most; a float32 has 24
-
-
-@dataclass(frozen=True)
-class KltSettings:
-    """How rows are coded.
-
-    Attributes:
-        profile: SHA-256 of the profile, or a beginning of it; whoever knows the model fills it in.
-        fineness: the step is 2 ** (-fineness / 32) nats ** 0.5 of weighted error; 32 more halve it.
-        importance: how far the steps of rows follow their predicted importance, 0 to 1.
-        price: squared steps of error that a bit is worth.
-        rest: what the basis leaves is coded, "yes", not, "no", or "auto", where it is worth its bits.
-    """
-
-    profile: str = ""
-    fineness: int = 360
-    importance: float = 1.0
-    price: float = 0.06
-    rest: str = "auto"
-
-    def __post_init__(self) -> None:
-        low, high = FINENESS
-        require(low <= self.fineness <= high, f"fineness={self.fineness} is not from {low} to {high}")
-        require(0 <= self.importance <= 2, f"importance={self.importance} is not from 0 to 2")
-        require(0 <= self.price <= 1, f"price={self.price} is not from 0 to 1")
-        require(self.rest in ("auto", "yes", "no"), f"rest={self.rest} is not auto, yes or no")
 
 
 class Klt:

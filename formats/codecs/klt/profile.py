@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from .transform import Transform
-
 SCHEMA = "tsc.profile/1"
 DESCRIPTION = "profile"  # the tensor that holds the JSON
 MAX_GROUPS, MAX_RANK, MAX_BANDS = 256, 1 << 14, 64
@@ -127,7 +125,7 @@ class CodeTables:
 TABLES = ("coefficients", "importance", "activity", "residual_activity")
 
 
-@dataclass
+@dataclass(eq=False)
 class Profile:
     """A profile in memory.
 
@@ -138,7 +136,6 @@ class Profile:
         info: how it was made (scalars): texts, tokens, date.
         curve: measured by calibration: [{"fineness", "bits", "kl", "top1"}].
         data: the bytes that it is stored as.
-        unpacked: transforms that are ready for use, by group and device.
     """
 
     name: str
@@ -148,7 +145,6 @@ class Profile:
     curve: list[dict[str, float]]
     data: bytes = field(repr=False)
     _views: Mapping[str, TensorView] = field(repr=False, default_factory=dict)
-    unpacked: dict[tuple[int, str], Transform] = field(repr=False, compare=False, default_factory=dict)
 
     @cached_property
     def digest(self) -> str:

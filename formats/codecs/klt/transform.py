@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from formats.container.records import Part
 from formats.errors import CorruptError
@@ -204,12 +205,17 @@ def _inverse(metric: torch.Tensor) -> torch.Tensor:
     return found
 
 
+# by profile, then by the number of the group and the device
+_ready: WeakKeyDictionary[Profile, dict[tuple[int, str], Transform]] = WeakKeyDictionary()
+
+
 def transforms(profile: Profile, first_layer: int, layer_count: int, device: str | torch.device) -> list[Transform]:
     """The transforms of the groups that make up these layers; unpacked once a profile and device."""
     found = []
     for number in profile.run(first_layer, layer_count):
         key = number, str(device)
-        if key not in profile.unpacked:
-            profile.unpacked[key] = Transform(profile.groups[number], device)
-        found.append(profile.unpacked[key])
+        ready = _ready.setdefault(profile, {})
+        if key not in ready:
+            ready[key] = Transform(profile.groups[number], device)
+        found.append(ready[key])
     return found

@@ -1,0 +1,34 @@
+"""The extents of a block of rows, which a codec needs beside the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from formats.container.records import Part
+
+from .geometry import Geometry, LayerSpec
+from .views import BlockKey
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """The extents of a block: layers of one spec, batch, rows; `first_row` is the number of its first row."""
+
+    dtype: str
+    item_bytes: int
+    layers: int
+    batch: int
+    rows: int
+    spec: LayerSpec
+    first_row: int = 0
+
+    @classmethod
+    def of(cls, key: BlockKey, geometry: Geometry) -> BlockShape:
+        spec = geometry.layers[key.first_layer]
+        return cls(
+            geometry.dtype, geometry.item_bytes, key.layer_count, geometry.batch, key.row_count, spec, key.first_row
+        )
+
+    def tensor(self, part: Part) -> tuple[int, int, int, int, int]:
+        """(layers, batch, heads, rows, head size) of one part."""
+        return self.layers, self.batch, self.spec.part_heads(part), self.rows, self.spec.head_size(part)
