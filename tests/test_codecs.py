@@ -20,7 +20,7 @@ from formats.container.records import Part
 from formats.container.safetensors_buffer import pack as pack_tensors
 from formats.container.safetensors_buffer import parse
 from formats.errors import UsageError
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 from formats.trace.geometry import DTYPE_BYTES, LayerSpec
 from tests.traces import same_bits
 

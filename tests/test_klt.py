@@ -33,7 +33,7 @@ from formats.container.safetensors_buffer import to_torch as tensor_of
 from formats.encode.recipe import Recipe, Source, write
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.file.check import check
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 from formats.trace.distortion import relative_error
 from formats.trace.geometry import Geometry, LayerSpec
 from tests import models

@@ -13,7 +13,7 @@ from formats.codecs import CODECS, codec_by_id, codec_by_name
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 from formats.trace.geometry import DTYPE_BYTES
 from formats.trace.views import BlockKey
 from tests.traces import growing_trace, random_rows, same_bits

@@ -15,8 +15,8 @@ from formats.codecs.klt.rotary import Rotary
 from formats.container.records import Part
 from formats.errors import UsageError
 from formats.trace import head_maps as kept_rows
+from formats.trace.blocks import MemoryBlock
 from formats.trace.recorder import Rows
-from formats.trace.trace import MemoryBlock
 from formats.trace.views import BlockKey, Span, View
 from tests.traces import finite_rows, growing_trace
 from tsc_cli.probes.cache import job, report, ridge, rows, turning

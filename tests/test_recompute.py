@@ -16,8 +16,8 @@ from formats.container.records import Part
 from formats.encode.recipe import Header, Recipe, Source, write
 from formats.errors import MismatchError, UsageError
 from formats.file.rewrite import record_quality
+from formats.trace.blocks import MemoryBlock
 from formats.trace.states import MemoryStates
-from formats.trace.trace import MemoryBlock
 from formats.trace.views import Labels, Span
 from tests import models
 from tests.families import SUPPORTED

@@ -13,7 +13,7 @@ import torch
 from formats import Trace, TraceBuilder, deduplicate
 from formats.container.records import Part
 from formats.errors import MismatchError, UsageError
-from formats.trace.trace import MemoryBlock
+from formats.trace.blocks import MemoryBlock
 from tests import models
 from tsc_cli import capture, load, save, verify
 from tsc_cli.huggingface.sampling import Sampler

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError
 from formats.settings import require
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 
 from . import kmeans
 from .base import (  # fmt: skip

@@ -18,7 +18,7 @@ from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError
 from formats.limits import MAX_CHAIN
 from formats.settings import require
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 
 from .base import (  # fmt: skip
     ALONE,

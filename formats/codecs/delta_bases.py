@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape, MemoryBlock
 from formats.trace.geometry import Geometry
-from formats.trace.trace import MemoryBlock
 from formats.trace.views import Labels, Span, View
 
 from . import Bases, Codec, Surroundings

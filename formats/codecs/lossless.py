@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 
 from .base import ALONE, Surroundings, from_planes, to_planes
 

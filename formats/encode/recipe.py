@@ -23,10 +23,11 @@ from formats.file.writer import TraceWriter
 from formats.limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
 from formats.settings import require
 from formats.trace import eviction, row_store
+from formats.trace.blocks import MemoryBlock
 from formats.trace.eviction import FILTERS, Filtered
 from formats.trace.row_store import MAX_ROWS
 from formats.trace.states import STATE_CODECS
-from formats.trace.trace import MemoryBlock, Trace
+from formats.trace.trace import Trace
 from formats.trace.views import BlockKey, Span
 
 if TYPE_CHECKING:

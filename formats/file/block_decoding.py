@@ -7,20 +7,35 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from formats.codecs import Surroundings
 from formats.container.records import Part
 from formats.errors import CorruptError, LimitError
 from formats.limits import MAX_CHAIN, MIB, memory_budget
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 from formats.trace.views import BlockKey
 
 if TYPE_CHECKING:
     import torch
 
-    from .blocks import FileBlock
-    from .reader import TraceFile
+    from formats.codecs.klt.profile_record import ProfileReference
+    from formats.container.reader import RecordReader
+    from formats.trace.views import Labels
+
+    from .blocks import FileBlock, RecordSource
+
+    class BlockSource(RecordSource, Protocol):
+        """An open file as the decoder of its blocks needs it."""
+
+        @property
+        def reader(self) -> RecordReader: ...
+        @property
+        def labels(self) -> Labels: ...
+        @property
+        def blocks(self) -> Sequence[FileBlock]: ...
+        @property
+        def profile(self) -> ProfileReference | None: ...
 
 
 _KEPT_BYTES = 64 * MIB  # of blocks that others were predicted from; at most an eighth of the budget
@@ -63,7 +78,7 @@ class BlockDecoder:
     Without them to read a chain block by block would decode its beginning once for every block that follows.
     """
 
-    def __init__(self, file: TraceFile) -> None:
+    def __init__(self, file: BlockSource) -> None:
         self._file = file
         self._bases: dict[tuple[int, str], _Base] = {}  # the last used at the end
         self._needed: set[tuple[int, str]] = set()  # of these what the block that is being decoded rests on

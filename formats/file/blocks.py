@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from formats.codecs import Codec, codec_by_id
 from formats.codecs.base import from_planes
@@ -12,21 +13,51 @@ from formats.container.records import Part, RecordHeader
 from formats.container.safetensors_buffer import TensorView, expect
 from formats.errors import CorruptError
 from formats.trace import states as state_blocks
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 from formats.trace.states import STATE_CODECS, StateKey
 from formats.trace.views import BlockKey
 
 if TYPE_CHECKING:
     import torch
 
-    from .reader import TraceFile
+    from formats.trace.geometry import Geometry
+
+
+class Decoder(Protocol):
+    """Decodes a block, and the blocks that its rows are predicted from."""
+
+    def decoded(self, block: FileBlock, device: str | torch.device) -> Mapping[Part, torch.Tensor]: ...
+
+
+class RecordSource(Protocol):
+    """An open file as its blocks need it; `reader.TraceFile` is one.
+
+    Attributes:
+        path: of the file, for messages.
+        geometry: of the cache.
+        decoder: of all blocks of the file.
+    """
+
+    path: str
+    geometry: Geometry
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    def buffer(self, offset: int, header: RecordHeader) -> Mapping[str, TensorView]:
+        """The tensors of the record at an offset.  Raises CorruptError."""
+        ...
+
+    def locating(self, offset: int, header: RecordHeader) -> AbstractContextManager[None]:
+        """Names the file and the record in what is raised inside."""
+        ...
 
 
 @dataclass(frozen=True)
 class FileBlock:
     """A block that is read, checked and decoded when it is asked for."""
 
-    file: TraceFile
+    file: RecordSource
     offset: int
     header: RecordHeader
 
@@ -54,7 +85,7 @@ class FileBlock:
 class FileStates:
     """States that are read, checked and decoded when they are asked for."""
 
-    file: TraceFile
+    file: RecordSource
     offset: int
     header: RecordHeader
 
@@ -86,7 +117,7 @@ class FileStates:
 class FileReceived:
     """Attention that is read when it is asked for."""
 
-    file: TraceFile
+    file: RecordSource
     offset: int
     header: RecordHeader
     heads: int

@@ -23,10 +23,11 @@ from formats.trace import head_maps as kept_rows
 from formats.trace import row_store
 from formats.trace import states as state_blocks
 from formats.trace import views as viewing
+from formats.trace.blocks import MemoryBlock
 from formats.trace.geometry import Geometry
 from formats.trace.head_maps import Kept
 from formats.trace.states import States
-from formats.trace.trace import MemoryBlock, Received, Trace
+from formats.trace.trace import Received, Trace
 from formats.trace.views import Labels, View
 from formats.version import VERSION
 

@@ -16,9 +16,9 @@ from formats.file.reader import TraceFile
 from formats.trace import views
 from formats.trace.spans import union, without
 
-from .inventory import Remains, examine
+from .inventory import Need, Remains
 from .scan import Problem, Wreck
-from .snapshot_status import Need
+from .snapshot_status import examine
 
 _REFUSALS = (CorruptError, UnsupportedFileError)
 _PIECES = 64  # ranges of rows of one layer in one snapshot; more are slow to restore

@@ -21,10 +21,19 @@ from formats.trace.views import Labels, Span, View, merged
 
 from .intact_rows import Pieces
 from .scan import Found, Problem, Wreck
-from .snapshot_status import Need, hold_snapshots
 
 KLT, DELTA = 6, 5
 _SNAPSHOTS_A_BYTE = 8  # of a file: no writer's tables come near it
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a snapshot needs and the file has not: rows of some layers, labels (layer -1), or states (`state`)."""
+
+    first_layer: int
+    layer_count: int
+    spans: tuple[Span, ...]
+    state: str | None = None
 
 
 @dataclass
@@ -107,7 +116,7 @@ class Remains:
         )  # fmt: skip
 
     def read(self) -> None:
-        """Check every record by itself, then what each needs of others, then every snapshot."""
+        """Check every record by itself, then what each needs of others."""
         readers: list[tuple[int, Callable[[Found], None]]] = [
             (RecordType.LABELS, self._read_labels), (RecordType.VIEWS, self._read_views),
             (RecordType.KEPT, self._read_kept), (RecordType.PROFILE, self._read_profile),
@@ -125,7 +134,6 @@ class Remains:
                 self._try(found, self._read_unknown)
         self._require_bases()
         self._require_states_once()
-        hold_snapshots(self)
 
     def _try(self, found: Found, read: Callable[[Found], None]) -> None:
         try:
@@ -269,8 +277,8 @@ class Remains:
         return [common(list(one.values())) for one in self.stored(numbers)]
 
 
-def examine(wreck: Wreck) -> Remains:
-    """Check everything that is left of a file.
+def read_records(wreck: Wreck) -> Remains:
+    """Check every record that is left of a file; `snapshot_status.examine` goes on with the snapshots.
 
     Raises:
         CorruptError: MODEL is lost, without which nothing else can be understood.

@@ -29,9 +29,9 @@ from formats.trace import states as state_blocks
 from formats.trace import views as viewing
 from formats.trace.row_store import stored_values
 
-from .inventory import examine
 from .plan import Plan, choose
 from .scan import Found, Wreck, in_order
+from .snapshot_status import examine
 
 
 class Writing:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from formats.container.records import RecordHeader, RecordType
 from formats.trace.spans import inside, meets, without
 from formats.trace.states import snapshots_of
 from formats.trace.views import HISTORY, Span, View, merged
 
-if TYPE_CHECKING:
-    from .inventory import Remains
+from .inventory import Need, Remains, read_records
+from .scan import Wreck
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a snapshot needs and the file has not: rows of some layers, labels (layer -1), or states (`state`)."""
+def examine(wreck: Wreck) -> Remains:
+    """Check everything that is left of a file: each record by itself, then each snapshot by what it needs.
 
-    first_layer: int
-    layer_count: int
-    spans: tuple[Span, ...]
-    state: str | None = None
+    Raises:
+        CorruptError: MODEL is lost, without which nothing else can be understood.
+        UnsupportedFileError: the file needs a newer reader.
+    """
+    remains = read_records(wreck)
+    _judge_snapshots(remains)
+    return remains
 
 
-def hold_snapshots(remains: Remains) -> None:
+def _judge_snapshots(remains: Remains) -> None:
     """Find out what each snapshot lacks, and whether a lost record may have said what its rows mean."""
     available = remains.common()
     held = snapshots_of(states.key for states in remains.states.values())

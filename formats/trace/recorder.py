@@ -13,9 +13,10 @@ from formats.container.records import Part
 from formats.errors import UsageError
 from formats.limits import BLOCK_ROWS, TARGET_RECORD_RAW
 
+from .blocks import MemoryBlock
 from .geometry import Geometry
 from .states import States, of_snapshot
-from .trace import MemoryBlock, Received, Trace
+from .trace import Received, Trace
 from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from formats.container.records import Part
 from formats.errors import LimitError
 from formats.limits import TARGET_RECORD_RAW, memory_budget
 
+from .blocks import Block, MemoryBlock
 from .geometry import Geometry
-from .trace import Block, MemoryBlock, Trace
+from .trace import Trace
 from .views import BlockKey, Span, View, merged
 
 if TYPE_CHECKING:

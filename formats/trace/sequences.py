@@ -1,17 +1,17 @@
-"""One sequence of a batch, as a trace of its own: without padding, with its own positions."""
+"""The parts of one sequence of a batch: its rows, states, labels and views, without padding."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from formats.container.records import Part
-from formats.errors import UsageError
 
+from .blocks import Block
+from .geometry import Geometry
 from .states import StateKey, States
-from .trace import Block, Trace
 from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:
@@ -49,30 +49,26 @@ class SequenceStates:
         return self.whole.read(device)[:, :, self.number : self.number + 1]
 
 
-def sequence(trace: Trace, number: int) -> Trace:
-    """Sequence `number` of a batch; its rows are read when they are asked for.
+def sequence_labels(labels: Labels, number: int, padding: int) -> Labels:
+    """The labels of one sequence: its own token ids, and positions that count from the end of its padding.
 
-    Raises:
-        UsageError: no such sequence.
+    Args:
+        padding: tokens that were put before the text.
     """
-    batch = trace.geometry.batch
-    if not 0 <= number < batch:
-        raise UsageError(f"there is no sequence {number}", hint=f"the batch has sequences 0 to {batch - 1}")
-    padding = trace.geometry.padding[number] if trace.geometry.padding else 0
-    rows = trace.labels.tokens([Span(0, len(trace.labels))], number)
-    cross = {number for number, spec in enumerate(trace.geometry.layers) if spec.kind == "cross"}
-    labels = Labels(array("q", rows), array("q", (max(at - padding, 0) for at in trace.labels.positions)))
-    facts = {key: value for key, value in trace.info.items() if key != "sequences"}
-    if isinstance(facts.get("prompt_tokens"), int):
-        facts["prompt_tokens"] -= padding
-    return replace(
-        trace, geometry=replace(trace.geometry, batch=1, padding=()), labels=labels, info=facts,
-        views=[_view(view, number, padding, cross, trace.labels) for view in trace.views],
-        blocks=[SequenceBlock(block, number) for block in trace.blocks],
-        states=[SequenceStates(states, number) for states in trace.states],
-        tier=trace.tier if trace.tier == "lossless" else "", quality=[], attention=(), captured_bytes=None,
-        stored_bytes=None,
-    )  # fmt: skip
+    tokens = labels.tokens([Span(0, len(labels))], number)
+    return Labels(array("q", tokens), array("q", (max(at - padding, 0) for at in labels.positions)))
+
+
+def sequence_views(
+    views: Sequence[View], number: int, padding: int, geometry: Geometry, labels: Labels
+) -> list[View]:  # fmt: skip
+    """The views of one sequence, without the rows of its padding.
+
+    Args:
+        labels: of the whole batch.
+    """
+    cross = {layer for layer, spec in enumerate(geometry.layers) if spec.kind == "cross"}
+    return [_view(view, number, padding, cross, labels) for view in views]
 
 
 def _view(view: View, number: int, padding: int, cross: set[int], labels: Labels) -> View:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from formats.errors import CorruptError
 from formats.limits import TARGET_RECORD_RAW
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 
 from .geometry import Geometry, LayerSpec, StateSpec
 from .views import Span

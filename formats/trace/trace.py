@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from formats.container.encryption import Secret
@@ -12,35 +12,15 @@ from formats.errors import LimitError, UsageError
 from formats.limits import memory_budget
 
 from . import views as viewing
+from .blocks import Block
 from .geometry import Geometry
 from .head_maps import Kept
+from .sequences import SequenceBlock, SequenceStates, sequence_labels, sequence_views
 from .states import States
-from .views import BlockKey, Labels, Span, View
+from .views import Labels, Span, View
 
 if TYPE_CHECKING:
     import torch
-
-
-class Block(Protocol):
-    """A rectangle of rows that can be had as tensors."""
-
-    @property
-    def key(self) -> BlockKey: ...
-
-    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
-        """The rows by part (never JOINT): (layers, batch, heads, rows, head size) in the dtype of the trace."""
-        ...
-
-
-@dataclass(frozen=True)
-class MemoryBlock:
-    """A block whose rows are at hand."""
-
-    key: BlockKey
-    rows: Mapping[Part, torch.Tensor]
-
-    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
-        return {part: tensor.to(device) for part, tensor in self.rows.items()}
 
 
 class Received(Protocol):
@@ -199,10 +179,29 @@ class Trace:
         return (prompt,) if isinstance(prompt, int) and "steps" in self.info else ()  # `from_cache` knows of no steps
 
     def sequence(self, number: int) -> Trace:
-        """One sequence of a batch as a trace of its own, without padding; see `sequences`."""
-        from .sequences import sequence
+        """One sequence of a batch as a trace of its own: without padding, with its own positions.
 
-        return sequence(self, number)
+        Its rows are read when they are asked for.
+
+        Raises:
+            UsageError: there is no such sequence.
+        """
+        batch = self.geometry.batch
+        if not 0 <= number < batch:
+            raise UsageError(f"there is no sequence {number}", hint=f"the batch has sequences 0 to {batch - 1}")
+        padding = self.geometry.padding[number] if self.geometry.padding else 0
+        info = {key: value for key, value in self.info.items() if key != "sequences"}
+        if isinstance(info.get("prompt_tokens"), int):
+            info["prompt_tokens"] -= padding
+        return replace(
+            self, geometry=replace(self.geometry, batch=1, padding=()), info=info,
+            labels=sequence_labels(self.labels, number, padding),
+            views=sequence_views(self.views, number, padding, self.geometry, self.labels),
+            blocks=[SequenceBlock(block, number) for block in self.blocks],
+            states=[SequenceStates(states, number) for states in self.states],
+            tier=self.tier if self.tier == "lossless" else "", quality=[], attention=(), captured_bytes=None,
+            stored_bytes=None,
+        )  # fmt: skip
 
     @property
     def raw_bytes(self) -> int:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from formats.codecs import BlockShape
 from formats.codecs.klt import profile_store
 from formats.codecs.klt.codec import Klt
 from formats.codecs.klt.fitting import Rank
@@ -20,7 +19,7 @@ from formats.codecs.klt.settings import KltSettings
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.errors import UsageError
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 from formats.trace.recorder import Rows
 from formats.version import VERSION
 from tsc_cli.huggingface import caches

@@ -11,7 +11,7 @@ import torch
 from formats import Trace
 from formats.container.records import Part
 from formats.file.blocks import FileBlock
-from formats.trace.trace import Block
+from formats.trace.blocks import Block
 
 from .recomputed_rows import Column, Recomputed
 from .tolerances import Distances, spread_of

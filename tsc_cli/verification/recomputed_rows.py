@@ -12,9 +12,9 @@ from formats import Trace
 from formats.container.records import Part
 from formats.errors import LimitError, MismatchError, UsageError
 from formats.limits import memory_budget
+from formats.trace.blocks import MemoryBlock
 from formats.trace.row_store import needed_spans
 from formats.trace.states import of_snapshot
-from formats.trace.trace import MemoryBlock
 from formats.trace.views import BlockKey, Labels, View
 from tsc_cli.huggingface import caches
 from tsc_cli.huggingface.prompts import encoded_of

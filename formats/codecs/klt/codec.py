@@ -17,7 +17,7 @@ from formats.codecs.base import ALONE, LAYOUT, Surroundings, to_cache_dtype
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError, UsageError
-from formats.trace.block_shape import BlockShape
+from formats.trace.blocks import BlockShape
 from formats.trace.geometry import LayerSpec
 
 from . import importance

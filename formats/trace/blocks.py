@@ -1,13 +1,18 @@
-"""The extents of a block of rows, which a codec needs beside the rows."""
+"""Blocks of rows: what a trace holds, and the extents that a codec needs beside the rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from formats.container.records import Part
 
 from .geometry import Geometry, LayerSpec
 from .views import BlockKey
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,25 @@ class BlockShape:
     def tensor(self, part: Part) -> tuple[int, int, int, int, int]:
         """(layers, batch, heads, rows, head size) of one part."""
         return self.layers, self.batch, self.spec.part_heads(part), self.rows, self.spec.head_size(part)
+
+
+class Block(Protocol):
+    """A rectangle of rows that can be had as tensors."""
+
+    @property
+    def key(self) -> BlockKey: ...
+
+    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
+        """The rows by part (never JOINT): (layers, batch, heads, rows, head size) in the dtype of the trace."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryBlock:
+    """A block whose rows are at hand."""
+
+    key: BlockKey
+    rows: Mapping[Part, torch.Tensor]
+
+    def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
+        return {part: tensor.to(device) for part, tensor in self.rows.items()}
