@@ -15,7 +15,7 @@ from formats import load, save
 from formats.errors import UsageError
 from tests import models
 from tsc_cli import capture, text_input
-from tsc_cli.cli.output import printable
+from tsc_cli.text_format import printable
 
 BROKEN = "h\udce9llo"  # what Python makes of the byte E9 on the command line
 HALF = "h\ud800llo"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import sys
 from typing import Any
 
-from formats.errors import UsageError
+from formats.errors import StorageError, UsageError
 
 from .progress import Say, silent
 
@@ -23,6 +24,7 @@ _OTHERS = (  # the longer marks first: UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
 _SAMPLE = 1 << 16  # bytes that are looked at to tell UTF-16 without a mark
 _ESCAPED = "tsc.escaped"
 
@@ -45,6 +47,39 @@ def decode(data: bytes, name: str, say: Say = silent) -> str:
         hint = "iconv -t UTF-8 -f with the text's encoding makes it UTF-8"
         raise UsageError("is not UTF-8 text", path=name, offset=error.start, hint=hint) from error
     return unmarked(text, name, say)
+
+
+def read_text(path: str, say: Say = silent) -> str:
+    """A UTF-8 text file, or stdin for `-`; `say` is told of a byte order mark that was taken off."""
+    if not path:
+        raise UsageError("the name of the file to read is empty", hint="a file, or - for stdin")
+    name = "stdin" if path == "-" else path
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_TEXT + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(MAX_TEXT + 1)
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", path=name) from error
+    if len(data) > MAX_TEXT:
+        raise UsageError(f"is longer than {MAX_TEXT} bytes", path=name)
+    return decode(data, name, say)
+
+
+def read_prompt(prompt: str | None, prompt_file: str | None, say: Say, *, hint: str | None = None) -> str | None:
+    """The prompt of a command: its argument, a file, or stdin for `-`; None if there is none.
+
+    Raises:
+        UsageError: there are two, or it is empty (`hint` says what to do without one), or no text.
+    """
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("give one prompt", hint="as an argument, with --prompt-file, or - for stdin")
+    if prompt_file is None and prompt is None:
+        return None
+    if prompt_file is None and prompt is not None and prompt != "-":
+        return require_content(argument(prompt, say=say), hint)
+    return require_content(read_text(prompt_file or "-", say), hint)
 
 
 def argument(text: str, name: str = "the prompt", say: Say = silent) -> str:

@@ -19,7 +19,6 @@ from formats.trace.views import BlockKey
 if TYPE_CHECKING:
     import torch
 
-    from formats.codecs.klt.profile_record import ProfileReference
     from formats.container.reader import RecordReader
     from formats.trace.views import Labels
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
         def labels(self) -> Labels: ...
         @property
         def blocks(self) -> Sequence[FileBlock]: ...
-        @property
-        def profile(self) -> ProfileReference | None: ...
 
 
 _KEPT_BYTES = 64 * MIB  # of blocks that others were predicted from; at most an eighth of the budget

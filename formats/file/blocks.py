@@ -20,6 +20,7 @@ from formats.trace.views import BlockKey
 if TYPE_CHECKING:
     import torch
 
+    from formats.codecs.klt.profile_record import ProfileReference
     from formats.trace.geometry import Geometry
 
 
@@ -36,6 +37,7 @@ class RecordSource(Protocol):
         path: of the file, for messages.
         geometry: of the cache.
         decoder: of all blocks of the file.
+        profile: that its rows are coded with, if they are.
     """
 
     path: str
@@ -43,6 +45,8 @@ class RecordSource(Protocol):
 
     @property
     def decoder(self) -> Decoder: ...
+    @property
+    def profile(self) -> ProfileReference | None: ...
 
     def buffer(self, offset: int, header: RecordHeader) -> Mapping[str, TensorView]:
         """The tensors of the record at an offset.  Raises CorruptError."""

@@ -17,7 +17,7 @@ from formats.errors import TscError
 from formats.file import check
 from tests.attacks.corpus import ATTACKS, BASES, FOLDER, VALID, Attack
 from tests.format import samples
-from tsc_cli.cli.output import printable
+from tsc_cli.text_format import printable
 
 EXPECTED = FOLDER / "expected.json"
 

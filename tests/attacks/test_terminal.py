@@ -18,9 +18,10 @@ from tests.format import samples
 from tests.format.craft import HEADER, MODEL, PROFILE, Craft
 from tests.format.liars_profile import described, reprofiled
 from tests.traces import FULL, finite_rows, growing_trace
-from tsc_cli.cli.output import Output, plain, printable
+from tsc_cli.cli.output import Output
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.models.loading import load as load_model
+from tsc_cli.text_format import plain, printable
 
 EVIL = f"{ESCAPES}{BIDI}{MARKUP}\nFORGED line\x7f\x85\u2028$\\frac{{"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")

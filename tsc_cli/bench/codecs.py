@@ -31,6 +31,9 @@ from tsc_cli.scoring.published import TABLE_1, TABLE_2_THRESHOLDS, TIERS, Publis
 from tsc_cli.scoring.scorer import Judge, scratch_file
 from tsc_cli.session.capture import CaptureOptions, capture
 
+from . import ladder
+from .rows import Row
+
 if TYPE_CHECKING:
     from formats.codecs.klt.profile import Profile
     from tsc_cli.huggingface.models.loading import Loaded
@@ -60,31 +63,6 @@ class Protocol:
     allow_beyond_positions: bool = False
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a row must keep, on the mean over prompts."""
-
-    max_kl: float
-    min_top1: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a recipe, a tier whose recipe is to be found for each prompt, or another project's codec.
-
-    Attributes:
-        kind: "published" (the reports' recipe), "promised" (rate control), "hand", "klt", "baseline" or "peer".
-    """
-
-    label: str
-    kind: str
-    recipe: Recipe | None = None
-    tier: Tier | None = None
-    published: Published | None = None
-    limits: Limits | None = None
-    peer: Peer | None = None
-
-
 def _published(label: str, one: Published) -> Row:
     return Row(label, "published", one.recipe, None, one)
 
@@ -103,17 +81,11 @@ def _hierarchy_rows() -> list[Row]:
     return rows + [Row(tier.name, "promised", tier=tier) for tier in TIERS.values()]
 
 
-def _ladder_rows() -> list[Row]:
-    from . import ladder
-
-    return ladder.rows()
-
-
 SUITES: dict[str, Callable[[], list[Row]]] = {
     "block-size": lambda: [_published(label, one) for label, one in TABLE_1.items()],
     "threshold": _threshold_rows,
     "hierarchy": _hierarchy_rows,
-    "ladder": _ladder_rows,
+    "ladder": ladder.rows,
 }
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from formats.encode.recipe import Recipe
+from tsc_cli.bench.rows import Limits, Row
 from tsc_cli.scoring.interpolation import at_kl
 from tsc_cli.scoring.published import Tier
 
-from .codecs import Limits, Row
 from .peers import installed
 
 # ratio of the float32 cache, everything in the file counted -> what it must keep, on the mean over prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.errors import UsageError
-from tsc_cli.cli.output import plain
+from tsc_cli.text_format import plain
 
 _MARKERS = {"published": "o", "promised": "D", "hand": "s", "klt": "D", "baseline": "s", "peer": "o"}
 _NAMES = {

@@ -12,7 +12,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from formats import Trace
-    from tsc_cli.huggingface.chat import Messages
+    from tsc_cli.huggingface.chat_template import Messages
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Chat:
             return None
         if beside is not None:
             raise UsageError("give one prompt", hint="as text, or as a chat with --messages")
-        from tsc_cli.huggingface.chat import read_messages, variables_of
+        from tsc_cli.huggingface.chat import read_messages
+        from tsc_cli.huggingface.chat_template import variables_of
         from tsc_cli.text_input import argument
 
         return cls(

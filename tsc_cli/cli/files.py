@@ -13,16 +13,11 @@ from typing import BinaryIO
 from formats import Trace
 from formats.container.atomic_write import atomic_write, refuse_existing
 from formats.errors import StorageError, UnsupportedCacheError, UsageError
-from tsc_cli import text_input
-from tsc_cli.huggingface.models.loading import Loaded, check_trust, known_name
-from tsc_cli.huggingface.models.loading import load as load_model
-from tsc_cli.model_store import default_model, hub, store
-from tsc_cli.progress import Say, silent
+from tsc_cli.huggingface.models.loading import Loaded
 
 from .output import Output, go_nowhere, message
 
 _RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
-MAX_TEXT = 1 << 28  # bytes of a prompt; a longer one is a mistake
 
 
 def check_output(path: str, *, force: bool, read: Iterable[str | None] = ()) -> None:
@@ -63,68 +58,6 @@ def one_sequence(trace: Trace, number: int) -> Trace:
     return trace if trace.geometry.batch == 1 and number == 0 else trace.sequence(number)
 
 
-def read_text(path: str, say: Say = silent) -> str:
-    """A UTF-8 text file, or stdin for `-`; `say` is told of a byte order mark that was taken off."""
-    if not path:
-        raise UsageError("the name of the file to read is empty", hint="a file, or - for stdin")
-    name = "stdin" if path == "-" else path
-    try:
-        if path == "-":
-            data = sys.stdin.buffer.read(MAX_TEXT + 1)
-        else:
-            with open(path, "rb") as file:
-                data = file.read(MAX_TEXT + 1)
-    except OSError as error:
-        raise StorageError(f"cannot be read: {error.strerror}", path=name) from error
-    if len(data) > MAX_TEXT:
-        raise UsageError(f"is longer than {MAX_TEXT} bytes", path=name)
-    return text_input.decode(data, name, say)
-
-
-def read_prompt(prompt: str | None, prompt_file: str | None, say: Say, *, hint: str | None = None) -> str | None:
-    """The prompt of a command: its argument, a file, or stdin for `-`; None if there is none.
-
-    Raises:
-        UsageError: there are two, or it is empty (`hint` says what to do without one), or no text.
-    """
-    if prompt is not None and prompt_file is not None:
-        raise UsageError("give one prompt", hint="as an argument, with --prompt-file, or - for stdin")
-    if prompt_file is None and prompt is None:
-        return None
-    if prompt_file is None and prompt is not None and prompt != "-":
-        return text_input.require_content(text_input.argument(prompt, say=say), hint)
-    return text_input.require_content(read_text(prompt_file or "-", say), hint)
-
-
-def model_for(
-    trace: Trace, name: str | None, device: str, out: Output, *, any_model: bool = False,
-    trust_remote_code: bool = False,
-) -> Loaded:  # fmt: skip
-    """The model of a file, in the dtype of the capture.
-
-    A name that only the file gives is looked up on this machine and never fetched from a hub: whoever made the file
-    does not decide what is downloaded here, nor that a model may run code of its own.
-
-    Raises:
-        UsageError: the file does not name a model that can be found here, and neither does `name`; or code is to be
-            trusted of a model that only the file names.
-    """
-    check_trust(name, trust_remote_code)
-    chosen = name or known_name(trace.info.get("model"))
-    if chosen is None:
-        raise UsageError("the file does not name a model that can be found here", hint="give it with -m")
-    dtype = "auto" if any_model else trace.fingerprint.get("dtype", trace.geometry.dtype)
-    with out.progress("loading the model"):
-        return load_model(
-            chosen,
-            dtype=dtype,
-            device=device,
-            fetch=name is not None,
-            trust_remote_code=trust_remote_code,
-            say=out.note,
-        )
-
-
 def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) -> None:
     """Say what is not as it was at capture: what was forced, or only another kernel; a refusal says so itself."""
     from tsc_cli.huggingface.fingerprint import fingerprint
@@ -144,16 +77,6 @@ def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) 
     for note in (rounding, fingerprint.another_version(trace.fingerprint)):
         if note is not None and (forced or differs is None):
             out.note(note)
-
-
-def model_at_hand(trace: Trace) -> bool:
-    """True if the model that a file names is on this machine, so that nothing has to be fetched."""
-    name = known_name(trace.info.get("model"))
-    if name is None:
-        return False
-    if name == default_model.NAME:
-        return default_model.is_ready()
-    return store.is_at_hand(name) if store.find(name) is not None else hub.kept(name)
 
 
 def numbers(text: str, count: int, what: str) -> list[int]:

@@ -12,8 +12,9 @@ from formats.container.reader import RecordReader
 from formats.errors import LockedError, StorageError, TscError, UsageError
 from formats.file.index import open_file
 from tsc_cli import text_input
+from tsc_cli.text_format import printable
 
-from .output import message, printable
+from .output import message
 
 KEY_VARIABLE = "TSC_KEY"  # 64 hexadecimal digits
 PASSPHRASE_VARIABLE = "TSC_PASSPHRASE"

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from formats.errors import UsageError
+from tsc_cli.text_format import spelled
 
 if TYPE_CHECKING:
     from tsc_cli.scoring.published import Goal, Tier
-
-
-def spelled(value: float) -> str:
-    """A number in digits, all of them: nothing but the name of a promise says in the file what was promised."""
-    text = format(Decimal(repr(value)), "f")
-    return text.removesuffix(".0")
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from formats.encode.recipe import Header, Recipe, Source, write
 from formats.errors import CorruptError, PromiseError, UsageError
 from formats.file.header import TierHeader
 from formats.file.writer import content_id
-from tsc_cli.cli.targets import spelled
 from tsc_cli.progress import Progress, nothing
 from tsc_cli.scoring.published import TIERS, Family, Goal, Tier, goal_of, klt_family, tier_of
+from tsc_cli.text_format import spelled
 
 from .search import QUALITY_BYTES, Candidate, Choice, Sizer, choose, largest_within, smallest_for
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tsc_cli.cli.output import columns, ratio, size
+from tsc_cli.text_format import columns, ratio, size
 
 if TYPE_CHECKING:
     from formats.encode.recipe import Recipe

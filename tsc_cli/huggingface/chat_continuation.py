@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from formats.errors import UsageError
+from tsc_cli.huggingface.chat_template import Messages, render
 from tsc_cli.progress import Say
 
-from .chat import Messages, render
 from .tokenizing import decode, encode
 
 _WHOLE = "give the whole conversation, as the session has it, or capture it anew"

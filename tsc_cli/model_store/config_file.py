@@ -8,7 +8,7 @@ from typing import Any
 
 from formats.errors import UsageError
 from tsc_cli.checkpoints import json_files
-from tsc_cli.huggingface.models.loading import is_hub_id
+from tsc_cli.model_store.hub import is_hub_id
 from tsc_cli.progress import Say
 
 from . import default_model, hub, store

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from formats.errors import StorageError, TscError
-from tsc_cli.cli.output import size
+from tsc_cli.text_format import size
 
 from .network_errors import cause_of, first_line
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from formats.errors import StorageError, TscError, UsageError
-from tsc_cli.cli.output import size
 from tsc_cli.huggingface.models.quiet import quiet_environment
 from tsc_cli.progress import Progress
+from tsc_cli.text_format import size
 
 from .network_errors import cause_of
 
 HINT = "tsc models lists what is on this machine; a local file or folder will do, too"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _ANSWER = 10.0  # seconds for an answer
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
@@ -174,3 +175,8 @@ def _bar(advance: Progress) -> type:
             return None
 
     return Bar
+
+
+def is_hub_id(name: str) -> bool:
+    """True for what can be the name of a model on a hub."""
+    return _HUB_ID.fullmatch(name) is not None

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from formats.errors import CorruptError, UsageError
-from tsc_cli.cli.output import size
+from tsc_cli.checkpoints import json_files
 from tsc_cli.progress import Say, Stage, no_stage
+from tsc_cli.text_format import size
 
 from . import default_model, file_digest, folders
 from . import names as model_names
@@ -146,11 +147,12 @@ def of_hub(name: str, say: Say, stage: Stage, called: str | None) -> Named:
 
 def of_folder(path: Path, say: Say, called: str | None) -> Named:
     """A name for a folder, which stays where it is: a copy would cost its bytes again and grow stale."""
-    from . import config_file
-
     whole = path.expanduser().resolve()
+    config = whole / "config.json"
+    if not config.is_file():
+        raise UsageError(f"the folder holds no model: there is no {config.name} in it", path=str(path))
     try:
-        config_file.read(str(whole), say)
+        json_files.read_object(config, "the config.json of a model was expected")
     except CorruptError as error:
         raise UsageError(f"cannot be loaded: {error.message}", path=error.path, hint=error.hint) from error
     if not any(whole.glob("*.safetensors")) and not any(whole.glob("*.bin")):

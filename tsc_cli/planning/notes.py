@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tsc_cli.cli.output import size
+from tsc_cli.text_format import size
 
 from .costs import Means, row_values
 from .model import DTYPE_BYTES, Model

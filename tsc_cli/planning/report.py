@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tsc_cli.cli.output import columns, printable, size
+from tsc_cli.text_format import columns, printable, size
 
 ACROSS = 4  # contexts side by side
 WIDTH = 79

@@ -17,7 +17,7 @@ from tsc_cli.huggingface import caches, restore
 from tsc_cli.huggingface.generation import score
 from tsc_cli.huggingface.sampling import check_seed
 from tsc_cli.progress import Progress, nothing
-from tsc_cli.verification.verify import Verified
+from tsc_cli.scoring.result import Verified
 
 from .continuations import check_positions, followed, reference_of, sample_after
 from .fidelity import Fidelity, compare

@@ -24,8 +24,7 @@ from formats.trace.views import View
 
 if TYPE_CHECKING:
     from formats.codecs.klt.profile_record import ProfileReference
-
-    from .verify import Verified
+    from tsc_cli.scoring.result import Verified
 
 NOISE = 4.0  # standard errors that a stated figure may be better than the measured one
 

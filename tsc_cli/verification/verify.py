@@ -6,7 +6,6 @@ of another file.  Both caches are then fed the same reference continuation and t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,9 +29,9 @@ from tsc_cli.scoring.continuations import (
     reference_of,
     sample_after,
 )
-from tsc_cli.scoring.fidelity import Fidelity, compare, first_difference
-from tsc_cli.scoring.published import verdict
-from tsc_cli.scoring.recall import Recall, measure_recall, recall_passes
+from tsc_cli.scoring.fidelity import compare, first_difference
+from tsc_cli.scoring.recall import measure_recall, recall_passes
+from tsc_cli.scoring.result import Verified
 from tsc_cli.session.replay import passes_to, replayed
 
 if TYPE_CHECKING:
@@ -58,48 +57,6 @@ class VerifyOptions:
     seed: int = 0
     recall: bool = False
     allow_beyond_positions: bool = False
-
-
-@dataclass(frozen=True)
-class Verified:
-    """One snapshot's result.
-
-    Attributes:
-        snapshot: its number; `tokens` the tokens it holds.
-        reference: "text" (what followed the prompt in the source) or "sampled" (from the exact model).
-        identical: True if every tensor is bit-identical to the exact one.
-        diverges_at: first greedy token that differs, or None if the `greedy` tokens tried are equal.
-        recall: None if it was not asked for.
-    """
-
-    snapshot: int
-    tokens: int
-    reference: str
-    exact: str
-    identical: bool
-    fidelity: Fidelity
-    greedy: int
-    diverges_at: int | None
-    recall: Recall | None = None
-
-    @property
-    def verdict(self) -> str:
-        """The word for the mean KL; see `tsc_cli.scoring.published`."""
-        return verdict(self.fidelity.kl_mean)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result without recall, scalars only; NaN becomes null."""
-        facts = {
-            "snapshot": self.snapshot, "tokens": self.tokens, "reference": self.reference, "exact": self.exact,
-            "identical": self.identical, "verdict": self.verdict, **self.fidelity.to_dict(),
-            "sufficient": self.fidelity.sufficient,
-            "greedy_tokens": self.greedy, "greedy_diverges_at": self.diverges_at,
-        }  # fmt: skip
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
-
-    def record(self) -> dict[str, Any]:
-        """Everything that was measured, scalars only, as a quality record in the tier header takes it."""
-        return self.to_dict() | (self.recall.record() if self.recall else {})
 
 
 def verify(

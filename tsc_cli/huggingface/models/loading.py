@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from formats.errors import UsageError
 from tsc_cli.model_store import default_model, hub_models, store
+from tsc_cli.model_store.hub import is_hub_id
 from tsc_cli.progress import Say
 from tsc_cli.text_input import shown as as_text
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,6 @@ def known_name(name: object) -> str | None:
     if name == default_model.NAME or ("/" in name and is_hub_id(name)):
         return name
     return name if store.find(name) is not None else None
-
-
-def is_hub_id(name: str) -> bool:
-    """True for what can be the name of a model on a hub."""
-    return _HUB_ID.fullmatch(name) is not None
 
 
 def _locate(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from formats.errors import UsageError
-from tsc_cli.cli.output import plain
+from tsc_cli.text_format import plain
 
 from .directions import MEAN, PARTS
 from .job import Probe

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tsc_cli.cli.output import columns
+from tsc_cli.text_format import columns
 
 from .directions import HEADS, LAYERS, MEAN, PARTS, TOKENS, Entry
 from .job import Probe, mean

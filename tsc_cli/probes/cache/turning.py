@@ -12,8 +12,8 @@ from formats.errors import MismatchError, TscError
 from formats.file.reader import TraceFile
 from formats.trace.geometry import Geometry
 from formats.trace.trace import Trace
-from tsc_cli.cli.output import Output
 from tsc_cli.huggingface.models.loading import check_trust
+from tsc_cli.progress import Say, Stage
 
 # of a fingerprint, that RoPE rests on
 _FIELDS = ("architecture", "config", "layers", "kv_heads", "rope", "rope_frequencies")
@@ -32,7 +32,7 @@ class Turning:
 
 
 def turning_of(
-    file: TraceFile, trace: Trace, model: str | None, out: Output, *, trust_remote_code: bool = False
+    file: TraceFile, trace: Trace, model: str | None, stage: Stage, say: Say, *, trust_remote_code: bool = False
 ) -> Turning | None:
     """How the keys of a file turn, or None if nothing on this machine knows.
 
@@ -48,14 +48,14 @@ def turning_of(
         profile = _profile(file, trace)
         if profile is not None:
             return Turning(profile, "profile")
-    from tsc_cli.cli.files import model_at_hand, model_for
+    from tsc_cli.huggingface.models.of_trace import model_at_hand, model_for
 
     if model is None and not model_at_hand(trace):
         return None
     from tsc_cli.huggingface import rotary_detection as rotary
     from tsc_cli.huggingface.fingerprint import fingerprint
 
-    loaded = model_for(trace, model, "cpu", out, trust_remote_code=trust_remote_code).model
+    loaded = model_for(trace, model, "cpu", stage, say, trust_remote_code=trust_remote_code).model
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded), only=_FIELDS)
     layers = tuple(rotary.layers_of(loaded))
     if len(layers) != len(trace.geometry.layers):

@@ -11,8 +11,8 @@ from formats.errors import UnsupportedFileError, UsageError
 from tsc_cli.checkpoints import json_files, safetensors_files
 from tsc_cli.checkpoints.gguf_file import read_gguf
 from tsc_cli.checkpoints.matrices import Tensor
-from tsc_cli.huggingface.models.loading import is_hub_id
 from tsc_cli.model_store import default_model, hub, store
+from tsc_cli.model_store.hub import is_hub_id
 from tsc_cli.progress import Say
 
 from .layouts import guessed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from formats.errors import UsageError
-from tsc_cli.cli.output import plain
+from tsc_cli.text_format import plain
 
 from .probe import TypeReport
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tsc_cli.cli.output import columns, printable
+from tsc_cli.text_format import columns, printable
 
 from .probe import TypeReport, Verdict
 from .stacks import Stack

@@ -31,8 +31,9 @@ from tsc_cli.cli.options import (
     Thinking,
     TrustRemoteCode,
 )
-from tsc_cli.cli.output import Output, columns, printable, ratio, size
+from tsc_cli.cli.output import Output
 from tsc_cli.huggingface.families import FAMILIES, Family
+from tsc_cli.text_format import columns, printable, ratio, size
 
 if TYPE_CHECKING:
     from tsc_cli.session.capture import Captured
@@ -173,10 +174,11 @@ def command(
         return
     if output is None:  # not required by Typer, so that --list-supported can do without
         raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
-    from tsc_cli.cli.files import check_output, open_output, read_prompt
+    from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.cli.keys import Keys
     from tsc_cli.huggingface.models.loading import check_dtype, load
     from tsc_cli.huggingface.tokenizing import encode_prompt
+    from tsc_cli.text_input import read_prompt
 
     if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
@@ -224,17 +226,18 @@ def _append(
     device: str, trust_remote_code: bool, settings: dict[str, Any], key_file: str | None, out: Output,
 ) -> None:  # fmt: skip
     from formats import load
-    from tsc_cli.cli.files import model_for, read_prompt
     from tsc_cli.cli.keys import Keys
+    from tsc_cli.huggingface.models.of_trace import model_for
     from tsc_cli.huggingface.tokenizing import encode_prompt
     from tsc_cli.session.append import append
+    from tsc_cli.text_input import read_prompt
 
     from .encryption import not_kept
 
     chat = Chat.of(*chat_options, out, beside=prompt if prompt_file is None else prompt_file)
     text = read_prompt(prompt, prompt_file, out.note, hint="without one, only steps are decoded")
     trace = load(path, Keys(key_file).source)
-    loaded = model_for(trace, model, device, out, trust_remote_code=trust_remote_code)
+    loaded = model_for(trace, model, device, out.progress, out.note, trust_remote_code=trust_remote_code)
     if chat is not None:
         tokens = chat.tokens(loaded.tokenizer, out.note, trace=trace)
     else:

@@ -25,9 +25,10 @@ from tsc_cli.cli.options import (
     TrustRemoteCode,
     number,
 )
-from tsc_cli.cli.output import Output, columns, printable, ratio
+from tsc_cli.cli.output import Output
 from tsc_cli.cli.targets import Target
 from tsc_cli.compression.report import facts_of, published_text, summary
+from tsc_cli.text_format import columns, printable, ratio
 
 if TYPE_CHECKING:
     from formats import Trace
@@ -232,9 +233,9 @@ def compressor_for(
 ) -> Compressor:  # fmt: skip
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
     from formats.encode.recipe import Source
-    from tsc_cli.cli.files import model_at_hand, model_for
     from tsc_cli.compression.compressor import Compressor
     from tsc_cli.huggingface.models.loading import check_trust
+    from tsc_cli.huggingface.models.of_trace import model_at_hand, model_for
 
     check_trust(model, trust_remote_code)
     wanted = verify if verify is not None else model is not None or model_at_hand(trace)
@@ -248,7 +249,7 @@ def compressor_for(
     from tsc_cli.huggingface.fingerprint import fingerprint
     from tsc_cli.scoring.scorer import Judge
 
-    loaded = model_for(trace, model, device, out, trust_remote_code=trust_remote_code)
+    loaded = model_for(trace, model, device, out.progress, out.note, trust_remote_code=trust_remote_code)
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.model, loaded.tokenizer))
     with out.progress("running the exact cache", positions + 1) as advance:
         judge = Judge(source, loaded.model, positions=positions, seed=seed, progress=advance, beyond=beyond)

@@ -8,7 +8,8 @@ import typer
 
 from formats.errors import UnsupportedFileError, UsageError
 from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet, Snapshot
-from tsc_cli.cli.output import Output, printable, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable, size
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet
-from tsc_cli.cli.output import Output, printable, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable, size
 
 if TYPE_CHECKING:
     from formats.file.header import TierHeader

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsc_cli.cli.options import File, Json, KeyFile, Quiet
-from tsc_cli.cli.output import Output, columns, printable, ratio, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns, printable, ratio, size
 
 if TYPE_CHECKING:
     from formats.file.reader import TraceFile

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tsc_cli.cli.output import Output, columns
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns
 from tsc_cli.verification import header_claims
 from tsc_cli.verification.recompute import Compared, Entry, Findings, recompute
 from tsc_cli.verification.recomputed_rows import passes
@@ -14,7 +15,7 @@ from tsc_cli.verification.recomputed_rows import passes
 if TYPE_CHECKING:
     from formats import Trace
     from tsc_cli.huggingface.models.loading import Loaded
-    from tsc_cli.verification.verify import Verified
+    from tsc_cli.scoring.result import Verified
 
 
 @dataclass

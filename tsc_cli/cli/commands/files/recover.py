@@ -10,12 +10,12 @@ import typer
 
 from formats.errors import UsageError
 from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet
-from tsc_cli.cli.output import Output, printable, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable, size
 
 if TYPE_CHECKING:
-    from formats.repair.inventory import Remains
+    from formats.repair.inventory import Need, Remains
     from formats.repair.plan import Plan
-    from formats.repair.snapshot_status import Need
 
 
 def command(

@@ -28,7 +28,8 @@ from tsc_cli.cli.options import (
     Thinking,
     TrustRemoteCode,
 )
-from tsc_cli.cli.output import Output, printable
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable
 
 
 def command(
@@ -81,12 +82,14 @@ def command(
     write earlier turns anew is refused.
     """
     from formats import load
-    from tsc_cli.cli.files import model_for, one_sequence, read_prompt, say_differences
+    from tsc_cli.cli.files import one_sequence, say_differences
     from tsc_cli.cli.keys import Keys
     from tsc_cli.cli.streaming import TextStream
+    from tsc_cli.huggingface.models.of_trace import model_for
     from tsc_cli.huggingface.sampling import Sampler
     from tsc_cli.huggingface.tokenizing import encode_prompt
     from tsc_cli.session.resume import resume
+    from tsc_cli.text_input import read_prompt
 
     out = Output(as_json, quiet)
     chat = Chat.of(
@@ -95,7 +98,15 @@ def command(
     text = read_prompt(prompt, prompt_file, out.note, hint="without one, the session's own next token is the first")
     trace = one_sequence(load(file, Keys(key_file).source), sequence)
     number = trace.index(snapshot)
-    loaded = model_for(trace, model, device, out, any_model=force_model_mismatch, trust_remote_code=trust_remote_code)
+    loaded = model_for(
+        trace,
+        model,
+        device,
+        out.progress,
+        out.note,
+        any_model=force_model_mismatch,
+        trust_remote_code=trust_remote_code,
+    )
     say_differences(trace, loaded, out, forced=force_model_mismatch)
     if chat is not None:
         fed = chat.tokens(loaded.tokenizer, out.note, trace=trace, snapshot=number)

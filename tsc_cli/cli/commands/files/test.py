@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from tsc_cli.cli.options import Json, KeyFile, Quiet
-from tsc_cli.cli.output import Output, printable, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable, size
 
 
 def command(

@@ -25,11 +25,12 @@ from tsc_cli.cli.options import (
     TrustRemoteCode,
     number,
 )
-from tsc_cli.cli.output import Output, columns, printable
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns, printable
 
 if TYPE_CHECKING:
     from tsc_cli.scoring.recall import Recall
-    from tsc_cli.verification.verify import Verified
+    from tsc_cli.scoring.result import Verified
 
 
 def command(
@@ -120,8 +121,9 @@ def command(
     from formats import load
     from formats.file.reader import TraceFile
     from formats.file.rewrite import record_quality
-    from tsc_cli.cli.files import model_for, numbers, one_sequence, say_differences
+    from tsc_cli.cli.files import numbers, one_sequence, say_differences
     from tsc_cli.cli.keys import Keys
+    from tsc_cli.huggingface.models.of_trace import model_for
     from tsc_cli.verification.verify import VerifyOptions, passes, verify
 
     from .encryption import say_tier
@@ -143,7 +145,15 @@ def command(
     trace = one_sequence(whole, sequence)
     raw = one_sequence(load(against, keys), sequence) if against is not None else None
     wanted = numbers(snapshots, len(trace), "snapshot")
-    loaded = model_for(trace, model, device, out, any_model=force_model_mismatch, trust_remote_code=trust_remote_code)
+    loaded = model_for(
+        trace,
+        model,
+        device,
+        out.progress,
+        out.note,
+        any_model=force_model_mismatch,
+        trust_remote_code=trust_remote_code,
+    )
     say_differences(trace, loaded, out, forced=force_model_mismatch)
     options = VerifyOptions(wanted, positions, greedy, seed, recall, beyond)
     found = compared(whole, loaded, out, identical=require_identical) if recompute else None

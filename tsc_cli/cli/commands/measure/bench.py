@@ -25,7 +25,8 @@ from tsc_cli.cli.options import (
     Seed,
     TrustRemoteCode,
 )
-from tsc_cli.cli.output import Output, columns, printable, ratio
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns, printable, ratio
 
 if TYPE_CHECKING:
     from tsc_cli.huggingface.models.loading import Loaded
@@ -85,10 +86,12 @@ def command(
     Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality is scored on the
     text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
     """
-    from tsc_cli.bench.codecs import SUITES, Bench, Protocol, Row, default_texts, document
-    from tsc_cli.cli.files import check_output, read_text
+    from tsc_cli.bench.codecs import SUITES, Bench, Protocol, default_texts, document
+    from tsc_cli.bench.rows import Row
+    from tsc_cli.cli.files import check_output
     from tsc_cli.huggingface.models.loading import check_dtype, load
     from tsc_cli.huggingface.tokenizing import encode
+    from tsc_cli.text_input import read_text
 
     if suite not in SUITES and suite != "needle":
         raise UsageError(f"there is no suite {suite!r}", hint=f"suites: {', '.join(SUITES)}, needle")

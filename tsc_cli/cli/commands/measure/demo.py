@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsc_cli.cli.options import Device, Json, Model, Quiet, TrustRemoteCode
-from tsc_cli.cli.output import Output, columns, ratio, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns, ratio, size
 
 if TYPE_CHECKING:
-    from tsc_cli.verification.verify import Verified
+    from tsc_cli.scoring.result import Verified
 
 CONTEXT, STEPS, BRANCH, RESUMED = 1024, 64, 8, 32
 

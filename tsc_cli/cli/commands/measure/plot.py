@@ -11,7 +11,8 @@ import typer
 
 from formats.errors import UsageError
 from tsc_cli.cli.options import Force, Json, Quiet
-from tsc_cli.cli.output import Output, printable
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable
 
 KINDS = (".png", ".svg")
 
@@ -69,7 +70,7 @@ def command(
 def read(name: str) -> dict[str, Any]:
     """A `tsc.bench/1` document.  Raises UsageError if it is none."""
     from tsc_cli.bench.codecs import SCHEMA
-    from tsc_cli.cli.files import read_text
+    from tsc_cli.text_input import read_text
 
     try:
         facts = json.loads(read_text(name))

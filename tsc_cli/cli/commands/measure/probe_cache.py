@@ -10,7 +10,8 @@ import typer
 
 from formats.errors import UsageError
 from tsc_cli.cli.options import MOST_TOKENS, File, FileModel, Force, Json, KeyFile, Quiet, Snapshot, TrustRemoteCode
-from tsc_cli.cli.output import Output, printable
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable
 
 if TYPE_CHECKING:
     from formats.trace.trace import Trace
@@ -69,7 +70,9 @@ def command(
     from tsc_cli.probes.cache.job import probe
     from tsc_cli.probes.cache.turning import turning_of
 
-    turning = turning_of(opened, trace, model, out, trust_remote_code=trust_remote_code) if rope else None
+    turning = (
+        turning_of(opened, trace, model, out.progress, out.note, trust_remote_code=trust_remote_code) if rope else None
+    )
     known = turning.layers if turning is not None and turning.turns else None
     with out.progress("comparing rows", len(trace.geometry.layers)) as advance:
         found = probe(trace, number, skip, known, advance)

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tsc_cli.cli.options import Json, Quiet
-from tsc_cli.cli.output import Output, columns
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns
 
 if TYPE_CHECKING:
     from tsc_cli.scoring.published import Tier, Verdict

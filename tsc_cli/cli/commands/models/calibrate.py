@@ -10,7 +10,8 @@ import typer
 
 from formats.errors import UsageError
 from tsc_cli.cli.options import MOST_TOKENS, Device, Dtype, Force, Json, Model, Quiet, Seed, TrustRemoteCode, number
-from tsc_cli.cli.output import Output, columns, printable, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns, printable, size
 
 if TYPE_CHECKING:
     from formats.codecs.klt.profile import Profile
@@ -71,9 +72,10 @@ def command(
     """
     from formats.codecs.klt import profile_store
     from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
-    from tsc_cli.cli.files import check_output, open_output, read_text
+    from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.huggingface.models.loading import check_dtype, load
     from tsc_cli.huggingface.tokenizing import encode
+    from tsc_cli.text_input import read_text
 
     if rank is not None and energy is not None and energy < 1.0:
         raise UsageError("give either --rank or --energy")

@@ -10,7 +10,8 @@ import typer
 
 from formats.errors import UsageError
 from tsc_cli.cli.options import Json, Quiet
-from tsc_cli.cli.output import Output, columns, printable, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns, printable, size
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -71,8 +72,8 @@ def add(
 
     A name comes before a folder of that name and a hub id; ./NAME is always the folder.
     """
-    from tsc_cli.huggingface.models.loading import is_hub_id
     from tsc_cli.model_store import default_model, store
+    from tsc_cli.model_store.hub import is_hub_id
 
     out = Output(as_json, quiet)
     path = Path(source).expanduser()

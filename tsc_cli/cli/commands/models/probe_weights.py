@@ -9,7 +9,8 @@ import typer
 
 from formats.errors import UsageError
 from tsc_cli.cli.options import MOST_TOKENS, MOST_WINDOWS, Force, Json, Quiet
-from tsc_cli.cli.output import Output, printable
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import printable
 
 
 def command(

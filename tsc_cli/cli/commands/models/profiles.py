@@ -9,7 +9,8 @@ import typer
 
 from formats.errors import UsageError
 from tsc_cli.cli.options import Force, Json, Quiet
-from tsc_cli.cli.output import Output, columns, printable, size
+from tsc_cli.cli.output import Output
+from tsc_cli.text_format import columns, printable, size
 
 
 def command(
