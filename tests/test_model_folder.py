@@ -234,7 +234,7 @@ def test_no_command_goes_on_with_weights_that_are_none(
 def test_logits_that_rule_tokens_out_are_numbers_enough() -> None:
     import torch
 
-    from tsc_cli.huggingface.models.finite import NotFiniteError, require_finite
+    from tsc_cli.huggingface.finite import NotFiniteError, require_finite
 
     model, logits = models.llama(), torch.zeros(2, 300)
     logits[0, 7] = -torch.inf

@@ -15,7 +15,6 @@ from formats.trace.blocks import BlockShape
 if TYPE_CHECKING:
     import torch
 
-    from formats.codecs.klt.profile import Profile
 
 # given row numbers, the decoded rows of the block's layers and part, (layers, batch, heads, rows, head size)
 Fetch = Callable[[Sequence[int]], "torch.Tensor"]
@@ -46,7 +45,7 @@ class Surroundings:
         end: one more than the last position of the trace, for an encoder.
         bases: rows that predict these, for an encoder.
         fetch: decoded rows outside the block, for a decoder.
-        profile: the profile that the file names, for a decoder.
+        profile: gives what the file names as its profile, for a decoder; the codec knows its type.
     """
 
     first_layer: int = 0
@@ -54,7 +53,7 @@ class Surroundings:
     end: int = 0
     bases: Bases | None = None
     fetch: Fetch | None = None
-    profile: Callable[[], Profile] | None = None
+    profile: Callable[[], object] | None = None
 
 
 ALONE = Surroundings()

@@ -1,0 +1,1 @@
+"""A damaged file: what of it can be found, relied on and saved."""

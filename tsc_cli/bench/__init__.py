@@ -1,0 +1,1 @@
+"""Benchmarks of codecs, ours and of other projects, on the same caches."""

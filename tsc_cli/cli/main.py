@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from formats.errors import TscError
 from tsc_cli import text_input
-from tsc_cli.huggingface.models.quiet import is_want_of_memory, quiet_environment
+from tsc_cli.libraries import is_want_of_memory, quiet_environment
 
 from . import output
 

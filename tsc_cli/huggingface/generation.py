@@ -10,7 +10,7 @@ from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from formats.errors import UsageError
-from tsc_cli.huggingface.models.finite import require_finite
+from tsc_cli.huggingface.finite import require_finite
 from tsc_cli.progress import Progress, nothing
 
 from . import forward

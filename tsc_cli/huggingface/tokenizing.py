@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from formats.errors import UsageError
 from tsc_cli import text_input
-from tsc_cli.huggingface.models.quiet import is_panic, is_want_of_memory
+from tsc_cli.libraries import is_panic, is_want_of_memory
 from tsc_cli.progress import Say
 
 

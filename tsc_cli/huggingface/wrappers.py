@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from formats.errors import UnsupportedCacheError
-from tsc_cli.huggingface.fingerprint import adapters
+
+from .peft_config import refuse_prompts
 
 # the attribute in which each keeps the model; by name, as most of them are in libraries that need not be installed
 _KEPT_IN = {
@@ -51,7 +52,7 @@ def _inside(model: Any) -> Any:
     """What this one is wrapped around, or None."""
     kind = type(model)
     if kind.__module__.split(".")[0] == "peft" or _is_peft(model):
-        adapters.refuse_prompts(model)
+        refuse_prompts(model)
         return model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "model", None)
     known = next((one for one in kind.__mro__ if one.__name__ in _KEPT_IN), None)
     if known is None or known.__module__.split(".")[0] not in _LIBRARIES:

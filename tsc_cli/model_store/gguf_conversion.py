@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import CorruptError, TscError, UnsupportedFileError, UsageError
-from tsc_cli.huggingface.models.quiet import quiet_libraries
+from tsc_cli.libraries import quiet_libraries
 from tsc_cli.progress import Progress, Say, Stage
 
 from .disk_space import require_room

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from formats.errors import StorageError, TscError, UsageError
-from tsc_cli.huggingface.models.quiet import quiet_environment
+from tsc_cli.libraries import quiet_environment
 from tsc_cli.progress import Progress
 from tsc_cli.text_format import size
 

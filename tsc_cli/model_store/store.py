@@ -145,7 +145,7 @@ def of_hub(name: str, say: Say, stage: Stage, called: str | None) -> Named:
     return _give(named)
 
 
-def of_folder(path: Path, say: Say, called: str | None) -> Named:
+def of_folder(path: Path, called: str | None) -> Named:
     """A name for a folder, which stays where it is: a copy would cost its bytes again and grow stale."""
     whole = path.expanduser().resolve()
     config = whole / "config.json"

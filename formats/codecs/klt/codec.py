@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from formats.codecs.base import ALONE, LAYOUT, Surroundings, to_cache_dtype
 from formats.container.records import Part
@@ -64,7 +64,7 @@ class Klt:
         from .profile_store import resolve
 
         encoder = Encoder()
-        profile = resolve(self.settings.profile) if around.profile is None else around.profile()
+        profile = resolve(self.settings.profile) if around.profile is None else cast("Profile", around.profile())
         layout, apart = self.put(rows, around, profile, encoder)
         return {
             LAYOUT: torch.tensor(layout, dtype=torch.int32),
@@ -156,7 +156,7 @@ class Klt:
         del part
         if around.profile is None:
             raise CorruptError("rows that need a profile in a file that names none")
-        profile = around.profile()
+        profile = cast("Profile", around.profile())
         fineness, count, *numbers = tensors[LAYOUT].integers()
         ranks, rests = numbers[:count], numbers[count:]
         groups = transforms(profile, around.first_layer, shape.layers, device)

@@ -1,0 +1,1 @@
+"""One module a command, in folders by what they are about."""

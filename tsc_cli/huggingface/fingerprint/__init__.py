@@ -1,0 +1,1 @@
+"""What identifies a model: its config, weights, RoPE buffers, tokenizer and adapters."""

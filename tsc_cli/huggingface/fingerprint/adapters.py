@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
-from formats.errors import UnsupportedCacheError
+from tsc_cli.huggingface.peft_config import configs_of, plain, refuse_prompts
 
 from .config_fields import canonical, digest
 
@@ -21,7 +20,7 @@ _IGNORED = {
 
 def names_of(model: Any) -> list[str]:
     """Names of active adapters."""
-    if not (getattr(model, "_hf_peft_config_loaded", False) or _configs(model)):
+    if not (getattr(model, "_hf_peft_config_loaded", False) or configs_of(model)):
         return []
     tuned = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
     if tuned:  # also where peft's own wrapper was taken off, of which transformers' method knows nothing
@@ -41,31 +40,16 @@ def adapters_of(model: Any) -> str:
         UnsupportedCacheError: an adapter puts rows of its own into the cache.
     """
     refuse_prompts(model)
-    names, configs = names_of(model), _configs(model)
+    names, configs = names_of(model), configs_of(model)
     if not names or not configs:
         return ",".join(names) or "none"
     return canonical({name: _described(model, name, configs.get(name)) for name in names})
 
 
-def refuse_prompts(model: Any) -> None:
-    """Raise UnsupportedCacheError for prompt and prefix tuning, whose rows stand for no token of the history."""
-    for name, config in _configs(model).items():
-        if getattr(config, "is_prompt_learning", False) or getattr(config, "num_virtual_tokens", None):
-            raise UnsupportedCacheError(
-                f"adapter {name!r} is {_plain(getattr(config, 'peft_type', 'prompt tuning'))}: "
-                "its virtual tokens take cache rows that no token id stands for"
-            )
-
-
-def _configs(model: Any) -> Mapping[str, Any]:
-    found = getattr(model, "peft_config", None)
-    return found if isinstance(found, Mapping) else {}
-
-
 def _described(model: Any, name: str, config: Any) -> dict[str, Any]:
     settings = config.to_dict() if callable(getattr(config, "to_dict", None)) else dict(vars(config)) if config else {}
     # what is empty or off is left out: the next peft has more of it
-    settings = {key: _plain(value) for key, value in settings.items() if value and key not in _IGNORED}
+    settings = {key: plain(value) for key, value in settings.items() if value and key not in _IGNORED}
     told = {key: settings.pop(key) for key in _TOLD if key in settings}
     layers = {
         path: module.scaling[name]
@@ -79,9 +63,3 @@ def _described(model: Any, name: str, config: Any) -> dict[str, Any]:
     if tuned and all(module._disable_adapters for module in tuned):
         told["disabled"] = True
     return told | {"others": digest(canonical(settings))}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    return sorted(value, key=str) if isinstance(value, set | frozenset) else value

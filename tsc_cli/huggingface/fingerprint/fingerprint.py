@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from formats.errors import MismatchError, UsageError
+from tsc_cli.huggingface.peft_config import refuse_prompts
 from tsc_cli.huggingface.wrappers import unwrapped
 
 from . import adapters, config_fields, config_versions, rope_buffers
@@ -195,7 +196,7 @@ def require_repeatable(model: PreTrainedModel) -> None:
             f"the model is in training mode, and drops out at random ({active[0]}): no cache of it can be had again",
             hint="model.eval()",
         )
-    adapters.refuse_prompts(model)
+    refuse_prompts(model)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import UsageError
+from tsc_cli.libraries import quiet_libraries
 from tsc_cli.model_store import default_model, hub_models, store
 from tsc_cli.model_store.hub import is_hub_id
 from tsc_cli.progress import Say
@@ -16,7 +17,6 @@ from tsc_cli.text_input import shown as as_text
 
 from . import folder_checks, transformers_errors
 from .folder_names import readable
-from .quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from formats.errors import TscError, UsageError
 from tsc_cli.huggingface import probe_run
+from tsc_cli.libraries import is_panic, is_want_of_memory, quiet_panics
 
 from . import config_checks, folder_checks
-from .quiet import is_panic, is_want_of_memory, quiet_panics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,1 @@
+"""Commands that measure codecs, caches and tiers."""

@@ -84,7 +84,7 @@ def add(
         out.report("tsc.model/1", _facts(_default()), _line(_default()), default_model.NAME)
         return
     if path.is_dir():
-        named = store.of_folder(path, out.note, name)
+        named = store.of_folder(path, name)
     elif path.suffix == ".gguf" or path.is_file():
         named = store.of_gguf_file(path, out.note, out.progress, name)
     elif is_hub_id(source):

@@ -1,0 +1,1 @@
+"""Probes: what a model's weights and caches hold that a delta could save."""
