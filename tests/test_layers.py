@@ -43,7 +43,7 @@ def test_only_output_prints_and_nobody_imports_click(path: Path) -> None:
 
 def test_only_two_files_know_cache_layers() -> None:
     users = {path.name for path in PROGRAM if "cache_utils" in path.read_text()}
-    assert users == {"cache_layers.py", "evicted.py"}
+    assert users == {"cache_layers.py", "evicted_layer.py"}
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,15 @@ def test_starts_without_torch(command: list[str], tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["formats", "tsc_cli"])
+def test_completion_shows_the_public_names(package: str) -> None:
+    """Also in a process that has used none of them yet."""
+    code = (
+        f"import rlcompleter, {package} as p; c = rlcompleter.Completer({{'p': p}}); names = []\n"
+        "while (one := c.complete('p.', len(names))) is not None: names.append(one.removeprefix('p.').rstrip('(,)'))\n"
+        "assert {n for n in p.__all__ if n[0] != '_'} <= set(names)\n"
+        "assert dir(p) == sorted(p.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -66,3 +66,8 @@ def __getattr__(name: str) -> Any:
     except AttributeError as error:  # Python would take it for "no such name", and hide what went wrong inside
         raise ImportError(f"{_HOMES[name]} cannot be imported: AttributeError: {error}", name=_HOMES[name]) from error
     return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    """The public names, so that completion shows them before anything was imported."""
+    return sorted(__all__)

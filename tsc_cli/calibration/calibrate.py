@@ -52,7 +52,8 @@ class Effort:
         held_out: windows that are kept from the statistics, for tables and for the curve.
         curve: of these, those (the last ones) on which the curve is measured.
         finenesses, positions: at which it is measured, and over how many tokens at most.
-        own: tokens of a text that the model writes.
+        following: tokens behind a window's context, at most, from which its gradients come.
+        own, own_share: tokens of a text that the model writes; the share of the windows that are made of such texts.
     """
 
     tokens: int = 96 * CONTEXT
@@ -63,7 +64,9 @@ class Effort:
     finenesses: tuple[int, ...] = _CURVE
     positions: int = CONTINUATION
     fisher_every: int = 2
+    following: int = CONTINUATION
     own: int = OWN
+    own_share: float = OWN_SHARE
     seed: int = 0
 
 
@@ -97,6 +100,7 @@ def calibrate(
     model = unwrapped(model)
     effort, stage, say = effort or Effort(), stage or no_stage, say or silent
     context, following = window_size(model)
+    following = min(following, effort.following)
     wanted = -(-effort.tokens // context)
     count = wanted + min(effort.held_out, max(1, wanted // 4))
     started = time.time()
@@ -174,9 +178,22 @@ def _windows(
 ) -> list[list[int]]:  # fmt: skip
     if texts is not None:
         return windows(texts, count, size)
-    own = max(1, round(count * OWN_SHARE))
+    own = round(count * effort.own_share)
+    rest = count - own
+    prose, code = library_texts()
+    kinds = [_own_windows(model, tokenizer, own, size, effort, partial, stage, say)] if own else []
+    for kind, share in ((prose, rest - rest // 2), (code, rest // 2)):
+        kinds.append(windows([encode(text, tokenizer) for text in kind], share, size))
+    return _spread_evenly(kinds)
+
+
+def _own_windows(
+    model: PreTrainedModel, tokenizer: Any, count: int, size: int, effort: Effort, partial: Checkpoint, stage: Stage,
+    say: Say,
+) -> list[list[int]]:  # fmt: skip
+    """Windows of texts that the model writes, as far as it did not write them before."""
     length = min(effort.own, size)
-    needed = -(-own * size // length)
+    needed = -(-count * size // length)
     before = (partial.load("written") or {}).get("tokens")
     if before is not None:
         done = int((before >= 0).sum())
@@ -187,12 +204,7 @@ def _windows(
             keep=lambda tokens: partial.save_now_and_then("written", lambda: {"tokens": tokens}),
         )  # fmt: skip
     partial.save("written", {"tokens": torch.tensor(found)})
-    prose, code = library_texts()
-    rest = count - own
-    kinds = [windows(found, own, size)]
-    for kind, share in ((prose, rest - rest // 2), (code, rest // 2)):
-        kinds.append(windows([encode(text, tokenizer) for text in kind], share, size))
-    return _spread_evenly(kinds)
+    return windows(found, count, size)
 
 
 def _spread_evenly(kinds: Sequence[Sequence[list[int]]]) -> list[list[int]]:
@@ -262,7 +274,7 @@ def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence
     """Of everything that decides the result: an interrupted calibration goes on only with the same."""
     identity = (
         sorted(fingerprint.of(model, tokenizer).items()), sorted(asdict(effort).items()), window_size(model), WIDEST,
-        OWN_SHARE, next(model.parameters()).device.type, torch.__version__, VERSION,
+        next(model.parameters()).device.type, torch.__version__, VERSION,
     )  # fmt: skip
     digest = hashlib.sha256(repr((_CHECKPOINT, *identity)).encode())
     for text in texts or ():

@@ -138,7 +138,9 @@ class Gatherer:
         context, following = list(tokens[:size]), list(tokens[size:])
         cache, _ = prefill(self.model, context, chunk=CONTEXT)
         before: torch.Tensor | None = None
-        backwards = self.done % self.options.fisher_every == 0 and len(following) > 0
+        every = self.options.fisher_every
+        # one of so many, each time at another place among them: texts that take turns all come up
+        backwards = (self.done + self.done // every) % every == 0 and len(following) > 0
         gradients = self._gradients(cache, following) if backwards else None
         self.overflowed += backwards and gradients is None
         for number, (unturned, positions) in enumerate(self._unturned(caches.rows_of(cache))):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import TscError, UsageError
-from tsc_cli.huggingface import probe_run
 from tsc_cli.libraries import is_panic, is_want_of_memory, quiet_panics
 
 from . import config_checks, folder_checks
@@ -59,6 +58,8 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+
+    from tsc_cli.huggingface import probe_run  # imports torch, which not every user of this module waits for
 
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     if folder is not None:
