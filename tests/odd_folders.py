@@ -226,7 +226,7 @@ ODD = (
           (["sliding_attention"] * 3, {}, "sliding_window"),
           (["full_attention", "sliding_attention", "full_attention"], {}, "sliding_window"),
           (["chunked_attention"] * 3, {}, "attention_chunk_size"),
-          (["compressed_sparse_attention"] * 3, {}, "compress"), (["window_attention"] * 3, {}, "window_attention"),
+          (["compressed_sparse_attention"] * 3, {}, ""), (["window_attention"] * 3, {}, "window_attention"),
           (["sliding_attention"] * 3, {"sliding_window": None}, ""),
           (["sliding_attention"] * 3, {"sliding_window": "x"}, "sliding_window"),
           (["sliding_attention"] * 3, {"sliding_window": 0}, "sliding_window"),

@@ -346,10 +346,10 @@ KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
 from tests.models import llama, prompt
-from tsc_cli import calibration_checkpoint
-from tsc_cli.calibrating import QUICK, Effort, calibrate
+from tsc_cli.calibration import checkpoint
+from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
 
-calibration_checkpoint._SHARE = 0.0
+checkpoint._SHARE = 0.0
 @contextmanager
 def stage(what, total):
     done = 0

@@ -262,7 +262,8 @@ def test_the_hub_is_asked_first_and_only_for_the_right_file(
 ) -> None:
     """In a process of its own, since huggingface_hub reads its settings when it is imported."""
     code = (
-        "import sys, pathlib; from tsc_cli import default_source as d; from tsc_cli.progress import no_stage\n"
+        "import sys, pathlib; from tsc_cli.model_store import default_source as d\n"
+        "from tsc_cli.progress import no_stage\n"
         "d.GGUF_BYTES, d.GGUF_SHA256 = int(sys.argv[1]), sys.argv[2]\n"
         "d.find_spec = lambda name: None; d.shutil.which = lambda name: None\n"
         "scratch = pathlib.Path(sys.argv[3]); scratch.mkdir()\n"

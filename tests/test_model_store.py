@@ -302,8 +302,8 @@ def test_a_cache_folder_that_cannot_be_written(tsc: Any, tmp_path: Path, monkeyp
 
 SLOW = """
 import sys, time
-from tsc_cli import gguf_conversion
-from tsc_cli.main import main
+from tsc_cli.model_store import gguf_conversion
+from tsc_cli.cli.main import main
 real = gguf_conversion._compare
 def slow(*words):
     print("converting", flush=True)

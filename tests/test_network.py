@@ -19,7 +19,7 @@ SCRIPT = """
 import contextlib, io, json, sys, time
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.01))  # between the tries of huggingface_hub
-from tsc_cli.main import run
+from tsc_cli.cli.main import run
 for words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

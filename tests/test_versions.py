@@ -100,7 +100,8 @@ MISSING = """
 import transformers.cache_utils as found
 from tests import models
 hidden = {{name: vars(found).pop(name) for name in {names!r} if hasattr(found, name)}}
-from tsc_cli import cache_layers, capture, to_cache
+from tsc_cli import capture, to_cache
+from tsc_cli.huggingface import cache_layers
 vars(found).update(hidden)  # transformers itself needs them
 assert set({names!r}).isdisjoint(kind.__name__ for kind in cache_layers.LAYER_CLASSES)
 trace = capture(models.llama(), models.prompt(20), steps=1)

@@ -27,16 +27,17 @@ FILES = {  # name -> options of `tsc compress`; scalar needs no profile
 }
 LIBRARY = """
 import sys
-from tsc_cli.calibration_texts import library_texts
+from tsc_cli.calibration.texts import library_texts
 open(sys.argv[1], "w", encoding="utf-8").write(library_texts()[0][0])
 """
 LOADED = """
 import json, resource, sys, time
 from itertools import islice
 from pathlib import Path
-from tsc_cli import load, models, to_cache
-from tsc_cli.generation import feed, prefill
-from tsc_cli.resuming import resume
+from tsc_cli import load, to_cache
+from tsc_cli.huggingface.models import loading as models
+from tsc_cli.huggingface.generation import feed, prefill
+from tsc_cli.session.resume import resume
 loaded = models.load(None, dtype="float32", device="cpu", say=lambda text: None)
 model, path = loaded.model, sys.argv[1]
 context, steps, chunk, resumed = map(int, sys.argv[2:6])

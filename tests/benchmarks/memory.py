@@ -13,8 +13,8 @@ from pathlib import Path
 COMMON = """
 import resource, sys
 from importlib.resources import files
-from tsc_cli import models
-from tsc_cli.generation import Sampler, feed, prefill
+from tsc_cli.huggingface.models import loading as models
+from tsc_cli.huggingface.generation import Sampler, feed, prefill
 loaded = models.load(None, dtype="float32", device="cpu", say=lambda text: None)
 tokens = loaded.tokenizer(files("tsc_cli").joinpath("demo.txt").read_text("utf-8")).input_ids[:1024]
 """
@@ -24,7 +24,7 @@ for _ in range(64):
     logits = feed(loaded.model, cache, [int(logits.argmax())], last_only=True)[-1]
 """
 CAPTURING = """
-from tsc_cli.capturing import CaptureOptions, capture_to_file
+from tsc_cli.session.capture import CaptureOptions, capture_to_file
 capture_to_file(loaded.model, tokens, sys.argv[1], tokenizer=loaded.tokenizer, options=CaptureOptions(steps=64))
 """
 REPORT = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"

@@ -26,7 +26,7 @@ SHAPES = {
 }  # fmt: skip
 PROBE = """
 import resource, sys
-from tsc_cli.main import run
+from tsc_cli.cli.main import run
 code = run(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
 sys.exit(code)

@@ -96,7 +96,16 @@ FAMILIES = (
     Family("XLNet", ("xlnet",), "hidden states", _OWN, by_type=True),
 )  # fmt: skip
 
+_OF_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 _BY_TYPE = {model_type: family for family in FAMILIES if family.by_type for model_type in family.model_types}
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of a type as a config states it, or None for one that was not tried.
+
+    A type that holds a language model beside others, such as "gemma3", is of the family of that language model.
+    """
+    return _OF_TYPE.get(model_type) or _OF_TYPE.get(f"{model_type}_text")
 
 
 def refusal_of(model_type: str) -> str | None:

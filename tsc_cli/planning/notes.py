@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tsc_cli.huggingface.families import family_of
 from tsc_cli.text_format import size
 
 from .costs import Means, row_values
@@ -75,14 +76,12 @@ def _reading(model: Model, contexts: Sequence[dict[str, Any]]) -> Iterator[str]:
             "States of constant size are counted as transformers keeps them, recurrent ones in float32, and are not "
             "compressed in any row. The recurrences are left out of the prefill."
         )
-    unknown = sorted({layer.kind for layer in model.layers if not _storable(layer.kind)})
-    if unknown:
-        yield f"This version of tsc cannot capture layers of the kind {', '.join(unknown)}; it refuses such a model."
-
-
-def _storable(kind: str) -> bool:
-    """Whether `bridge` knows the cache class of such layers."""
-    return kind in ("full", "sliding", "chunked", "latent")
+    family = family_of(model.model_type)
+    if family is None:
+        yield f"tsc was not tried with models of the type {model.model_type}; a capture tests itself first."
+    elif family.refused:
+        why = family.refused if " " in family.refused else f"layers of the kind {family.refused} cannot be stored yet"
+        yield f"tsc cannot capture such a model: {why}."
 
 
 def _left_out(model: Model, means: Means) -> Iterator[str]:
