@@ -26,8 +26,17 @@ def table(name: str) -> str:
     rows = [row for row in facts["rows"] if not kind or row["kind"] == kind]
     shares = any(row.get("coded_share") is not None for row in rows)
     codecs = kind == "promised"
-    head = ["row", *(["codec"] if codecs else []), "ratio, trace", "of one cache in fp32", "mean KL", "same top-1",
-            "perplexity change", *(["coded blocks"] if shares else []), "the report"]  # fmt: skip
+    head = [
+        "row",
+        *(["codec"] if codecs else []),
+        "ratio, trace",
+        "of one cache in fp32",
+        "mean KL",
+        "same top-1",
+        "perplexity change",
+        *(["coded blocks"] if shares else []),
+        "the report",
+    ]
     lines = [head]
     for row in rows:
         lines.append([row["label"], *_cells(row, shares=shares, codecs=codecs), _stated(row["report"])])
@@ -36,8 +45,17 @@ def table(name: str) -> str:
 
 def _ladder(facts: dict[str, Any], kind: str) -> str:
     limits = kind == "klt"
-    lines = [["row", "of fp32", "bits a value", "mean KL", *(["at most"] if limits else []), "same top-1",
-              *(["at least"] if limits else [])]]  # fmt: skip
+    lines = [
+        [
+            "row",
+            "of fp32",
+            "bits a value",
+            "mean KL",
+            *(["at most"] if limits else []),
+            "same top-1",
+            *(["at least"] if limits else []),
+        ]
+    ]
     for row in facts["rows"]:
         if row["kind"] != kind:
             continue
@@ -45,11 +63,17 @@ def _ladder(facts: dict[str, Any], kind: str) -> str:
             lines.append([row["label"], "not met", *[""] * (len(lines[0]) - 2)])
             continue
         asked = row["limits"] or {}
-        lines.append([
-            row["label"], f"{row['ratio_final_fp32']:.4g}x", f"{32 / row['ratio_final_fp32']:.3f}",
-            f"{row['kl_mean']:.2g} ± {row['kl_mean_se_prompts']:.1g}", *([f"{asked['max_kl']:g}"] if limits else []),
-            f"{row['top1']:.4f} ± {row['top1_se_prompts']:.1g}", *([f"{asked['min_top1']:g}"] if limits else []),
-        ])  # fmt: skip
+        lines.append(
+            [
+                row["label"],
+                f"{row['ratio_final_fp32']:.4g}x",
+                f"{32 / row['ratio_final_fp32']:.3f}",
+                f"{row['kl_mean']:.2g} ± {row['kl_mean_se_prompts']:.1g}",
+                *([f"{asked['max_kl']:g}"] if limits else []),
+                f"{row['top1']:.4f} ± {row['top1_se_prompts']:.1g}",
+                *([f"{asked['min_top1']:g}"] if limits else []),
+            ]
+        )
     return tables.lines(lines)
 
 
@@ -58,20 +82,29 @@ def _compared(facts: dict[str, Any]) -> str:
 
     lines = [["at a KL of", "klt, bits a value", "best other, bits a value", "which", "times fewer"]]
     for one in comparison(facts["rows"]):
-        lines.append([
-            f"{one['kl']:g}", f"{one['bits']:.3f}", f"{one['best_other_bits']:.2f}", one["best_other"],
-            f"{one['times']:.1f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                f"{one['kl']:g}",
+                f"{one['bits']:.3f}",
+                f"{one['best_other_bits']:.2f}",
+                one["best_other"],
+                f"{one['times']:.1f}",
+            ]
+        )
     return tables.lines(lines)
 
 
 def _needle(facts: dict[str, Any]) -> str:
     lines = [["row", "of fp32", "codes kept", "share"]]
     for row in facts["rows"]:
-        lines.append([
-            row["label"], f"{row['ratio_final_fp32']:.4g}x", f"{row['kept']} of {row['answerable']}",
-            f"{100 * row['share']:.0f}%",
-        ])  # fmt: skip
+        lines.append(
+            [
+                row["label"],
+                f"{row['ratio_final_fp32']:.4g}x",
+                f"{row['kept']} of {row['answerable']}",
+                f"{100 * row['share']:.0f}%",
+            ]
+        )
     return tables.lines(lines)
 
 
@@ -81,10 +114,12 @@ def _cells(row: dict[str, Any], *, shares: bool, codecs: bool) -> list[str]:
     names = sorted({prompt["codec"] for prompt in row["prompts"]})
     cells = [", ".join(names)] if codecs else []
     cells += [
-        f"{row['ratio_trace']:.4g}x", f"{row['ratio_final_fp32']:.3g}x",
-        f"{row['kl_mean']:.2g} ± {row['kl_mean_se_prompts']:.1g}", f"{row['top1']:.4f} ± {row['top1_se_prompts']:.1g}",
+        f"{row['ratio_trace']:.4g}x",
+        f"{row['ratio_final_fp32']:.3g}x",
+        f"{row['kl_mean']:.2g} ± {row['kl_mean_se_prompts']:.1g}",
+        f"{row['top1']:.4f} ± {row['top1_se_prompts']:.1g}",
         f"{row['perplexity_change']:+.2g} ± {row['perplexity_change_se_prompts']:.1g}",
-    ]  # fmt: skip
+    ]
     if shares:
         cells.append("" if row["coded_share"] is None else f"{100 * row['coded_share']:.3g}%")
     return cells

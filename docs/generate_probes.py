@@ -17,26 +17,40 @@ PAGE = DOCS / "probes.md"
 # column, key of a type in the document, how it is written
 _COLUMNS = {
     "ratios": (
-        ("mean r", "ratio_mean", ".3f"), ("p90", "ratio_p90", ".3f"), ("max", "ratio_max", ".3f"),
-        ("best reference, mean", "best_mean", ".3f"), ("least of all pairs", "best_min", ".3f"),
+        ("mean r", "ratio_mean", ".3f"),
+        ("p90", "ratio_p90", ".3f"),
+        ("max", "ratio_max", ".3f"),
+        ("best reference, mean", "best_mean", ".3f"),
+        ("least of all pairs", "best_min", ".3f"),
     ),
     "distances": (
-        ("Frobenius ratio", "frobenius_mean", ".3f"), ("cosine", "cosine_mean", ".4f"),
-        ("best factor", "factor_mean", ".4f"), ("left by it", "left_mean", ".5f"),
-        ("effective rank of W", "rank_weight_mean", ".0f"), ("of W − R", "rank_delta_mean", ".0f"),
+        ("Frobenius ratio", "frobenius_mean", ".3f"),
+        ("cosine", "cosine_mean", ".4f"),
+        ("best factor", "factor_mean", ".4f"),
+        ("left by it", "left_mean", ".5f"),
+        ("effective rank of W", "rank_weight_mean", ".0f"),
+        ("of W − R", "rank_delta_mean", ".0f"),
     ),
     "bits": (
-        ("bits of W", "bits_weight_mean", ".2f"), ("of W − R", "bits_delta_mean", ".2f"),
-        ("saved", "bits_saved_mean", "+.2f"), ("if Gaussian", "bits_saved_estimate_mean", "+.2f"),
-        ("W − aR", "bits_saved_factor_mean", "+.5f"), ("best of all layers", "bits_saved_best_mean", "+.5f"),
+        ("bits of W", "bits_weight_mean", ".2f"),
+        ("of W − R", "bits_delta_mean", ".2f"),
+        ("saved", "bits_saved_mean", "+.2f"),
+        ("if Gaussian", "bits_saved_estimate_mean", "+.2f"),
+        ("W − aR", "bits_saved_factor_mean", "+.5f"),
+        ("best of all layers", "bits_saved_best_mean", "+.5f"),
     ),
     "against": (
-        ("mean r", "ratio_mean", ".4f"), ("max r", "ratio_max", ".4f"), ("Frobenius ratio", "frobenius_mean", ".4f"),
-        ("effective rank of W", "rank_weight_mean", ".0f"), ("of W − R", "rank_delta_mean", ".0f"),
-        ("bits of W", "bits_weight_mean", ".2f"), ("of W − R", "bits_delta_mean", ".2f"),
-        ("saved", "bits_saved_mean", "+.2f"), ("if Gaussian", "bits_saved_estimate_mean", "+.2f"),
+        ("mean r", "ratio_mean", ".4f"),
+        ("max r", "ratio_max", ".4f"),
+        ("Frobenius ratio", "frobenius_mean", ".4f"),
+        ("effective rank of W", "rank_weight_mean", ".0f"),
+        ("of W − R", "rank_delta_mean", ".0f"),
+        ("bits of W", "bits_weight_mean", ".2f"),
+        ("of W − R", "bits_delta_mean", ".2f"),
+        ("saved", "bits_saved_mean", "+.2f"),
+        ("if Gaussian", "bits_saved_estimate_mean", "+.2f"),
     ),
-}  # fmt: skip
+}
 
 
 def table(name: str) -> str:
@@ -51,8 +65,17 @@ def table(name: str) -> str:
 
 
 def _controls() -> str:
-    lines = [["type", "mean r", "of shuffled weights", "best reference", "of shuffled weights",
-              "bits saved", "of shuffled weights"]]  # fmt: skip
+    lines = [
+        [
+            "type",
+            "mean r",
+            "of shuffled weights",
+            "best reference",
+            "of shuffled weights",
+            "bits saved",
+            "of shuffled weights",
+        ]
+    ]
     for one, other in zip(_types("probe-weights"), _types("probe-weights-shuffled"), strict=True):
         figures = (("ratio_mean", ".2f"), ("best_mean", ".2f"), ("bits_saved_mean", "+.2f"))
         lines.append([one["type"], *(f"{held[key]:{form}}" for key, form in figures for held in (one, other))])

@@ -20,9 +20,19 @@ if TYPE_CHECKING:
     from .errors import TscError
 
 __all__ = [
-    "Geometry", "LayerSpec", "Recorder", "Secret", "Snapshot", "Trace", "TraceBuilder", "TraceWriter", "TscError",
-    "deduplicate", "load", "save",
-]  # fmt: skip
+    "Geometry",
+    "LayerSpec",
+    "Recorder",
+    "Secret",
+    "Snapshot",
+    "Trace",
+    "TraceBuilder",
+    "TraceWriter",
+    "TscError",
+    "deduplicate",
+    "load",
+    "save",
+]
 
 _HOMES = {
     "Geometry": "trace.geometry",

@@ -17,9 +17,14 @@ from tsc_cli.probes.weights.probe import TypeReport, probe
 from tsc_cli.probes.weights.stacks import Stack, stack_of
 
 SHAPES = {
-    "self_attn.q_proj": (24, 16), "self_attn.k_proj": (8, 16), "self_attn.v_proj": (8, 16),
-    "self_attn.o_proj": (16, 24), "mlp.gate_proj": (40, 16), "mlp.up_proj": (40, 16), "mlp.down_proj": (16, 40),
-}  # fmt: skip
+    "self_attn.q_proj": (24, 16),
+    "self_attn.k_proj": (8, 16),
+    "self_attn.v_proj": (8, 16),
+    "self_attn.o_proj": (16, 24),
+    "mlp.gate_proj": (40, 16),
+    "mlp.up_proj": (40, 16),
+    "mlp.down_proj": (16, 40),
+}
 
 
 def tensors(layers: int = 4, seed: int = 0, near: float | None = None, wide: int = 1) -> dict[str, torch.Tensor]:

@@ -14,9 +14,16 @@ HEAD = HIDDEN // HEADS
 
 
 def write(
-    path: Path, *, kind: str = "Q8_0", seed: int = 0, arch: str = "llama", without: tuple[str, ...] = (),
-    tokenizer: bool = True, part: tuple[int, int] | None = None, bad: float | None = None,
-) -> Path:  # fmt: skip
+    path: Path,
+    *,
+    kind: str = "Q8_0",
+    seed: int = 0,
+    arch: str = "llama",
+    without: tuple[str, ...] = (),
+    tokenizer: bool = True,
+    part: tuple[int, int] | None = None,
+    bad: float | None = None,
+) -> Path:
     """A Llama of two layers.
 
     Args:
@@ -86,9 +93,15 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
     for layer in range(LAYERS):
         shapes: dict[str, tuple[int, ...]] = {
-            "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,), "attn_q": (HIDDEN, HIDDEN),
-            "attn_k": (KV_HEADS * HEAD, HIDDEN), "attn_v": (KV_HEADS * HEAD, HIDDEN), "attn_output": (HIDDEN, HIDDEN),
-            "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER),
-        }  # fmt: skip
+            "attn_norm": (HIDDEN,),
+            "ffn_norm": (HIDDEN,),
+            "attn_q": (HIDDEN, HIDDEN),
+            "attn_k": (KV_HEADS * HEAD, HIDDEN),
+            "attn_v": (KV_HEADS * HEAD, HIDDEN),
+            "attn_output": (HIDDEN, HIDDEN),
+            "ffn_gate": (INNER, HIDDEN),
+            "ffn_up": (INNER, HIDDEN),
+            "ffn_down": (HIDDEN, INNER),
+        }
         found |= {f"blk.{layer}.{name}.weight": shape for name, shape in shapes.items()}
     return found

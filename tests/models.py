@@ -57,23 +57,36 @@ def qwen3(dtype: torch.dtype = torch.float32) -> Any:
 
 
 LONGROPE: dict[str, Any] = {
-    "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0,
-    "original_max_position_embeddings": 32, "partial_rotary_factor": 0.5,
-}  # fmt: skip
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 32,
+    "partial_rotary_factor": 0.5,
+}
 
 
 def phi3_long(dtype: torch.dtype = torch.float32) -> Any:
     """LongRoPE: beyond 32 positions every key turns at other rates."""
     config = transformers.Phi3Config(
-        **SMALL | {"hidden_size": 64}, num_attention_heads=4, num_key_value_heads=2, sliding_window=None,
-        original_max_position_embeddings=32, rope_parameters=LONGROPE, pad_token_id=0,
-    )  # fmt: skip
+        **SMALL | {"hidden_size": 64},
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=None,
+        original_max_position_embeddings=32,
+        rope_parameters=LONGROPE,
+        pad_token_id=0,
+    )
     return _build(config, dtype)
 
 
 FAMILIES: dict[str, Callable[[torch.dtype], Any]] = {
-    "llama": llama, "mistral-sliding": mistral_sliding, "gemma3-mixed": gemma3_mixed, "gpt2": gpt2, "qwen3": qwen3,
-}  # fmt: skip
+    "llama": llama,
+    "mistral-sliding": mistral_sliding,
+    "gemma3-mixed": gemma3_mixed,
+    "gpt2": gpt2,
+    "qwen3": qwen3,
+}
 
 
 def byte_tokenizer() -> Any:

@@ -142,41 +142,79 @@ def pickled(payload: object | None) -> Change:
 
 SHARD = "model-00001-of-00002.safetensors"
 CONFIG, TOKENIZER, SETTINGS, GENERATION = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-)  # fmt: skip
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+)
 _LONG = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 ODD = (
     Odd("as it is", lambda folder: None),
     Odd("an empty folder", empty, ("config.json",)),
-    *(Odd(f"{file} is {what}", replace(file, what), (file,))
-      for file in (CONFIG, WEIGHTS, TOKENIZER, GENERATION)
-      for what in ("folder", "pipe", "loop", "dangling", "device")),
-    *(Odd(f"{file}: {what}", write(file, data), (file,))
-      for file in (CONFIG, SETTINGS, GENERATION, "special_tokens_map.json")
-      for what, data in (("empty", b""), ("a list", b"[1]"), ("cut", b'{"a": '), ("not UTF-8", b'{"a": "\xff\xfe"}'),
-                         ("a byte order mark", b"\xef\xbb\xbf{}"), ("nested", _LONG), ("a number", b"7"))),
+    *(
+        Odd(f"{file} is {what}", replace(file, what), (file,))
+        for file in (CONFIG, WEIGHTS, TOKENIZER, GENERATION)
+        for what in ("folder", "pipe", "loop", "dangling", "device")
+    ),
+    *(
+        Odd(f"{file}: {what}", write(file, data), (file,))
+        for file in (CONFIG, SETTINGS, GENERATION, "special_tokens_map.json")
+        for what, data in (
+            ("empty", b""),
+            ("a list", b"[1]"),
+            ("cut", b'{"a": '),
+            ("not UTF-8", b'{"a": "\xff\xfe"}'),
+            ("a byte order mark", b"\xef\xbb\xbf{}"),
+            ("nested", _LONG),
+            ("a number", b"7"),
+        )
+    ),
     Odd("no weights", lambda folder: (folder / WEIGHTS).unlink(), (WEIGHTS,)),
     Odd("weights: empty", write(WEIGHTS, b""), (WEIGHTS,)),
     Odd("weights: half", keep(WEIGHTS, 0.5), (WEIGHTS,)),
     Odd("weights: header cut", keep(WEIGHTS, 0.001), (WEIGHTS,)),
     Odd("weights: text", write(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), (WEIGHTS,)),
     Odd("weights: a header of 2^63 bytes", write(WEIGHTS, b"\xff" * 7 + b"\x7f" + b"{}"), (WEIGHTS,)),
-    *(Odd(f"{field} = {value!r:.40}", state(CONFIG, **{field: value}), (CONFIG, field))
-      for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-      for value in ("48", -1, 0, 2**40, 10**30, None, [48], {}, 1.5, True)),
-    *(Odd(f"{field} = {value!r:.40}", state(CONFIG, **{field: value}), (CONFIG, field))
-      for field, value in (
-          ("num_key_value_heads", 3), ("num_key_value_heads", 0), ("num_key_value_heads", "2"), ("head_dim", -2),
-          ("head_dim", 2**40), ("intermediate_size", "x"), ("intermediate_size", 2**50), ("vocab_size", 301),
-          ("max_position_embeddings", -5), ("max_position_embeddings", "2048"), ("dtype", "nope"), ("dtype", 3),
-          ("hidden_act", "nope"), ("model_type", 5), ("rope_parameters", 5), ("rope_scaling", "x"),
-          ("rms_norm_eps", "small"), ("num_hidden_layers", 4096), ("attention_bias", "yes"),
-      )),
-    *(Odd(f"rope: {value!r:.60}", state(CONFIG, rope_parameters=value), (CONFIG, "rope"))
-      for value in ({"rope_type": "nope", "rope_theta": 1e4}, {"rope_type": "default", "rope_theta": "x"},
-                    {"rope_type": 5, "rope_theta": 1e4}, {"rope_type": "default", "rope_theta": 0},
-                    {"rope_type": "linear", "rope_theta": 1e4, "factor": "x"})),
+    *(
+        Odd(f"{field} = {value!r:.40}", state(CONFIG, **{field: value}), (CONFIG, field))
+        for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        for value in ("48", -1, 0, 2**40, 10**30, None, [48], {}, 1.5, True)
+    ),
+    *(
+        Odd(f"{field} = {value!r:.40}", state(CONFIG, **{field: value}), (CONFIG, field))
+        for field, value in (
+            ("num_key_value_heads", 3),
+            ("num_key_value_heads", 0),
+            ("num_key_value_heads", "2"),
+            ("head_dim", -2),
+            ("head_dim", 2**40),
+            ("intermediate_size", "x"),
+            ("intermediate_size", 2**50),
+            ("vocab_size", 301),
+            ("max_position_embeddings", -5),
+            ("max_position_embeddings", "2048"),
+            ("dtype", "nope"),
+            ("dtype", 3),
+            ("hidden_act", "nope"),
+            ("model_type", 5),
+            ("rope_parameters", 5),
+            ("rope_scaling", "x"),
+            ("rms_norm_eps", "small"),
+            ("num_hidden_layers", 4096),
+            ("attention_bias", "yes"),
+        )
+    ),
+    *(
+        Odd(f"rope: {value!r:.60}", state(CONFIG, rope_parameters=value), (CONFIG, "rope"))
+        for value in (
+            {"rope_type": "nope", "rope_theta": 1e4},
+            {"rope_type": "default", "rope_theta": "x"},
+            {"rope_type": 5, "rope_theta": 1e4},
+            {"rope_type": "default", "rope_theta": 0},
+            {"rope_type": "linear", "rope_theta": 1e4, "factor": "x"},
+        )
+    ),
     Odd("model_type unknown", state(CONFIG, model_type="nope"), (CONFIG, "model_type", "nope")),
     Odd("no model_type", state(CONFIG, "model_type"), ("model_type",)),
     Odd("an encoder's model_type", state(CONFIG, model_type="vit"), ("ViTConfig",)),
@@ -202,54 +240,97 @@ ODD = (
     Odd("eos_token = 5", state(SETTINGS, eos_token=5), (SETTINGS, "eos_token")),
     Odd("no tokenizer.json", lambda folder: (folder / TOKENIZER).unlink(), ("token",)),
     Odd("chat template not UTF-8", write("chat_template.jinja", b"\xff\xfe"), ("chat_template.jinja",)),
-    *(Odd(f"tokenizer's model: {name}", state(TOKENIZER, model=model), (TOKENIZER, "UNK"))
-      for name, model in (
-          ("words without the unknown one", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<u>"}),
-          ("pieces without the unknown one", {
-              "type": "WordPiece", "vocab": {"a": 0}, "unk_token": "z", "continuing_subword_prefix": "",
-              "max_input_chars_per_word": 5,
-          }),
-      )),
-    *(Odd(f"tokenizer's model: an id of {highest:,}",
-          state(TOKENIZER, model={"type": "BPE", "vocab": {"h": 5, "e": highest}, "merges": []}),
-          (TOKENIZER, str(highest)))
-      for highest in (2**31 - 1, 50_000_000)),
-    Odd("tokenizer: an added id of 2^31", state(TOKENIZER, added_tokens=[{
-        "id": 2**31, "content": "<x>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-        "special": True,
-    }]), (TOKENIZER, str(2**31))),
-    *(Odd(f"tokenizer's normalizer: charsmap {data!r}",
-          state(TOKENIZER, normalizer={"type": "Precompiled", "precompiled_charsmap": data}), (TOKENIZER,))
-      for data in ("", "AAAA", "!")),
-    *(Odd(f"layer_types: {kinds}{rest or ''}", state(CONFIG, layer_types=kinds, **rest), (CONFIG, name))
-      for kinds, rest, name in (
-          (["sliding_attention"] * 3, {}, "sliding_window"),
-          (["full_attention", "sliding_attention", "full_attention"], {}, "sliding_window"),
-          (["chunked_attention"] * 3, {}, "attention_chunk_size"),
-          (["compressed_sparse_attention"] * 3, {}, ""), (["window_attention"] * 3, {}, "window_attention"),
-          (["sliding_attention"] * 3, {"sliding_window": None}, ""),
-          (["sliding_attention"] * 3, {"sliding_window": "x"}, "sliding_window"),
-          (["sliding_attention"] * 3, {"sliding_window": 0}, "sliding_window"),
-          (["sliding_attention"] * 3, {"sliding_window": 1}, "sliding_window"),
-          (["chunked_attention"] * 3, {"attention_chunk_size": 0}, "attention_chunk_size"),
-          (["full_attention"] * 2, {}, ""), (5, {}, ""),
-      )),
+    *(
+        Odd(f"tokenizer's model: {name}", state(TOKENIZER, model=model), (TOKENIZER, "UNK"))
+        for name, model in (
+            ("words without the unknown one", {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<u>"}),
+            (
+                "pieces without the unknown one",
+                {
+                    "type": "WordPiece",
+                    "vocab": {"a": 0},
+                    "unk_token": "z",
+                    "continuing_subword_prefix": "",
+                    "max_input_chars_per_word": 5,
+                },
+            ),
+        )
+    ),
+    *(
+        Odd(
+            f"tokenizer's model: an id of {highest:,}",
+            state(TOKENIZER, model={"type": "BPE", "vocab": {"h": 5, "e": highest}, "merges": []}),
+            (TOKENIZER, str(highest)),
+        )
+        for highest in (2**31 - 1, 50_000_000)
+    ),
+    Odd(
+        "tokenizer: an added id of 2^31",
+        state(
+            TOKENIZER,
+            added_tokens=[
+                {
+                    "id": 2**31,
+                    "content": "<x>",
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
+            ],
+        ),
+        (TOKENIZER, str(2**31)),
+    ),
+    *(
+        Odd(
+            f"tokenizer's normalizer: charsmap {data!r}",
+            state(TOKENIZER, normalizer={"type": "Precompiled", "precompiled_charsmap": data}),
+            (TOKENIZER,),
+        )
+        for data in ("", "AAAA", "!")
+    ),
+    *(
+        Odd(f"layer_types: {kinds}{rest or ''}", state(CONFIG, layer_types=kinds, **rest), (CONFIG, name))
+        for kinds, rest, name in (
+            (["sliding_attention"] * 3, {}, "sliding_window"),
+            (["full_attention", "sliding_attention", "full_attention"], {}, "sliding_window"),
+            (["chunked_attention"] * 3, {}, "attention_chunk_size"),
+            (["compressed_sparse_attention"] * 3, {}, ""),
+            (["window_attention"] * 3, {}, "window_attention"),
+            (["sliding_attention"] * 3, {"sliding_window": None}, ""),
+            (["sliding_attention"] * 3, {"sliding_window": "x"}, "sliding_window"),
+            (["sliding_attention"] * 3, {"sliding_window": 0}, "sliding_window"),
+            (["sliding_attention"] * 3, {"sliding_window": 1}, "sliding_window"),
+            (["chunked_attention"] * 3, {"attention_chunk_size": 0}, "attention_chunk_size"),
+            (["full_attention"] * 2, {}, ""),
+            (5, {}, ""),
+        )
+    ),
     Odd("a window of -1", state(CONFIG, sliding_window=-1), (CONFIG, "sliding_window")),
     Odd("a window of -1 that no layer has", state(CONFIG, sliding_window=-1, layer_types=["full_attention"] * 3)),
     Odd("num_labels = 10^8", state(CONFIG, num_labels=10**8), (CONFIG, "num_labels")),
     Odd("sub_configs = 5", state(CONFIG, sub_configs=5), (CONFIG, "sub_configs")),
-    *(Odd(f"{field} = 5", state(CONFIG, **{field: 5}), (CONFIG, field))
-      for field in ("text_config", "quantization_config", "attribute_map", "id2label")),
+    *(
+        Odd(f"{field} = 5", state(CONFIG, **{field: 5}), (CONFIG, field))
+        for field in ("text_config", "quantization_config", "attribute_map", "id2label")
+    ),
     Odd("pad_token_id = 10^9", state(CONFIG, pad_token_id=10**9), ("adding_idx",)),
-    Odd("rope: yarn without a factor", state(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
-        (CONFIG, "factor")),
+    Odd(
+        "rope: yarn without a factor",
+        state(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+        (CONFIG, "factor"),
+    ),
     Odd("one tensor missing", without("layers.1.self_attn.k_proj"), ("model.layers.1.self_attn.k_proj.weight",)),
     Odd("all keys missing", without("k_proj"), ("model.layers.0.self_attn.k_proj.weight", "3 tensors")),
     Odd("no head", without("lm_head"), ("lm_head.weight",)),
     Odd("no norm", without("model.norm"), ("model.norm.weight",)),
     Odd("no tensors", without("."), (CONFIG,)),
-    Odd("another prefix", reweigh(lambda held: {name.replace("model.", "body."): one for name, one in held.items()}),
-        ("model.embed_tokens.weight", "body.")),
+    Odd(
+        "another prefix",
+        reweigh(lambda held: {name.replace("model.", "body."): one for name, one in held.items()}),
+        ("model.embed_tokens.weight", "body."),
+    ),
     Odd("a tensor more", reweigh(lambda held: held | {"vision.x": torch.zeros(2)})),
     Odd("a weight is NaN", filled("layers.2.self_attn.v_proj", float("nan")), ("layers.2.self_attn.v_proj.weight",)),
     Odd("a weight is infinite", filled("layers.0.mlp.up_proj", float("inf")), ("layers.0.mlp.up_proj.weight",)),
@@ -262,10 +343,13 @@ ODD = (
     Odd("sharded: a shard is cut", then(sharded(), keep(SHARD, 0.6)), (SHARD,)),
     Odd("sharded: a path", then(sharded(), remap(SHARD, "../" + SHARD)), (INDEX, "outside")),
     Odd("sharded: a path from the root", then(sharded(), remap(SHARD, "/tmp/" + SHARD)), (INDEX, "outside")),
-    Odd("sharded: a shard lacks a tensor",
-        then(sharded(), remap('"lm_head.weight"', '"lm_head.bias"')), (SHARD, "lm_head.bias")),
+    Odd(
+        "sharded: a shard lacks a tensor",
+        then(sharded(), remap('"lm_head.weight"', '"lm_head.bias"')),
+        (SHARD, "lm_head.bias"),
+    ),
     Odd("sharded: the index is cut", then(sharded(), keep(INDEX, 0.5)), (INDEX,)),
     Odd("pickled", pickled(None)),
     Odd("pickle cut", then(pickled(None), keep("pytorch_model.bin", 0.5)), ("pickle",)),
     Odd("pickle empty", then(pickled(None), write("pytorch_model.bin", b"")), ("pytorch_model.bin",)),
-)  # fmt: skip
+)

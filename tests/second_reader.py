@@ -257,9 +257,13 @@ class Rows:
     """The rows of all ROWS records, decoded when they are asked for, and kept."""
 
     def __init__(
-        self, data: memoryview, geometry: Geometry, stored: list[Record], positions: list[int],
+        self,
+        data: memoryview,
+        geometry: Geometry,
+        stored: list[Record],
+        positions: list[int],
         load: Callable[[], Profile] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.data, self.geometry, self.stored, self.positions, self.load = data, geometry, stored, positions, load
         self.decoded: dict[int, dict[Part, Array]] = {}  # by offset
         self.integers: dict[int, list[int]] = {}  # by offset: those of codec 6, in the order in which they are decoded
@@ -298,10 +302,12 @@ class Rows:
 
     def base(self, record: Record, layer: int, number: int, depth: int) -> Array:
         holders = [
-            other for other in self.stored
+            other
+            for other in self.stored
             if parts_of(record)[0] in parts_of(other)
-            and layer in other.layers and 0 <= number - other.first < other.number
-        ]  # fmt: skip
+            and layer in other.layers
+            and 0 <= number - other.first < other.number
+        ]
         need(len(holders) == 1, "delta: a base is not stored")
         rows = self.of(holders[0], depth + 1)[parts_of(record)[0]]
         self.links[record.offset] = max(self.links[record.offset], 1 + self.links[holders[0].offset])

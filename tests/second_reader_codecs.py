@@ -19,9 +19,15 @@ import numpy as np
 
 ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 TENSOR_TYPES = {  # all that payloads and profiles use
-    "U8": ("B", 1), "U16": ("H", 2), "I16": ("h", 2), "F16": ("e", 2), "I32": ("i", 4), "U32": ("I", 4),
-    "F32": ("f", 4), "I64": ("q", 8),
-}  # fmt: skip
+    "U8": ("B", 1),
+    "U16": ("H", 2),
+    "I16": ("h", 2),
+    "F16": ("e", 2),
+    "I32": ("i", 4),
+    "U32": ("I", 4),
+    "F32": ("f", 4),
+    "I64": ("q", 8),
+}
 FLOATS = {2: "float16", 4: "float32", 8: "float64"}  # by bytes of an item
 EXACT_KINDS = {0: None, 1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
 CHAIN = 64  # records that are followed from one to the next

@@ -144,8 +144,10 @@ class Reader:
         """For each layer, [batch, heads, rows, size]."""
         found: dict[Part, list[Array]] = {"keys": [], "values": []}
         at = 0
-        for part, size, metric in (("keys", group.key_size, group.metric_keys),
-                                   ("values", group.value_size, group.metric_values)):  # fmt: skip
+        for part, size, metric in (
+            ("keys", group.key_size, group.metric_keys),
+            ("values", group.value_size, group.metric_values),
+        ):
             for layer in range(group.layers):
                 heads = []
                 for head in range(group.heads):

@@ -107,8 +107,13 @@ def parse_json(raw: bytes) -> dict[str, object]:
     need(not text.startswith("\ufeff"), "JSON: byte order mark")
     need(json_depth(text) <= 16, "JSON: nested too deep")
     try:
-        value: object = json.loads(text, object_pairs_hook=json_pairs, parse_constant=json_constant,
-                                   parse_int=json_integer, parse_float=json_float)  # fmt: skip
+        value: object = json.loads(
+            text,
+            object_pairs_hook=json_pairs,
+            parse_constant=json_constant,
+            parse_int=json_integer,
+            parse_float=json_float,
+        )
     except json.JSONDecodeError:
         corrupt("JSON: syntax")
     check_strings(value)

@@ -17,9 +17,14 @@ from tests.second_reader_payload import MIB, as_integer, as_list, as_object, as_
 MOST = 1024 * MIB  # bytes of a profile, values of its bases
 TABLES = {"coefficients": (41, 256), "importance": (1, 256), "activity": (64, 32), "residual_activity": (1, 32)}
 NUMBERS = {
-    "first_layer": (0, 4096), "layer_count": (1, 4096), "heads": (1, 2**20), "key_size": (1, 2**20),
-    "value_size": (1, 2**20), "rank": (1, 2**14), "metric_exponent": (-100, 100),
-}  # fmt: skip
+    "first_layer": (0, 4096),
+    "layer_count": (1, 4096),
+    "heads": (1, 2**20),
+    "key_size": (1, 2**20),
+    "value_size": (1, 2**20),
+    "rank": (1, 2**14),
+    "metric_exponent": (-100, 100),
+}
 
 
 def as_number(value: object, what: str, low: float, high: float) -> float:
@@ -54,20 +59,26 @@ class Group:
         """Dtype and shape of its tensors but the basis."""
         square = [self.layers, self.heads]
         found = {
-            "mean": ("F32", [self.width]), "first_mean": ("F32", [self.width]),
+            "mean": ("F32", [self.width]),
+            "first_mean": ("F32", [self.width]),
             "metric_keys": ("F16", [*square, self.key_size, self.key_size]),
             "metric_values": ("F16", [*square, self.value_size, self.value_size]),
-            "scale": ("I16", [self.rank]), "residual_scale": ("I16", [self.width]),
+            "scale": ("I16", [self.rank]),
+            "residual_scale": ("I16", [self.width]),
             "importance": ("F32", [6 + 2 * self.layers * self.heads]),
-        }  # fmt: skip
+        }
         if self.number and f"{self.number}.predict" in self.tables:
             found["predict"] = ("F16", [self.rank, *self.tables[f"{self.number}.predict"].shape[1:2]])
         return found
 
     def layer_of(self) -> list[int]:
         """The layer of each value of a vector: keys of all layers, then values."""
-        return [layer for size in (self.key_size, self.value_size) for layer in range(self.layers)
-                for _ in range(self.heads * size)]  # fmt: skip
+        return [
+            layer
+            for size in (self.key_size, self.value_size)
+            for layer in range(self.layers)
+            for _ in range(self.heads * size)
+        ]
 
     def unpack(self) -> None:
         """Read the tensors."""

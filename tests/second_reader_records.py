@@ -85,8 +85,23 @@ def read_record(data: memoryview, offset: int, sequence: int, identity: bytes) -
     where, encrypted = f"record {sequence}", is_encrypted(data)
     need(len(data) - offset >= 64, f"{where}: header is cut off")
     header = bytes(data[offset : offset + 64])
-    (kind, reserved_a, codec, number, stored, raw, part, reserved_b, first_layer, layer_count, reserved_c,
-     first, count, payload_crc, header_crc) = struct.unpack("<BBHIQQHHIIIQQII", header)  # fmt: skip
+    (
+        kind,
+        reserved_a,
+        codec,
+        number,
+        stored,
+        raw,
+        part,
+        reserved_b,
+        first_layer,
+        layer_count,
+        reserved_c,
+        first,
+        count,
+        payload_crc,
+        header_crc,
+    ) = struct.unpack("<BBHIQQHHIIIQQII", header)
     need(crc32c(identity + header[:60]) == header_crc, f"{where}: header CRC")
     need(number == sequence, f"{where}: sequence number {number}")
     need(reserved_a == reserved_b == reserved_c == 0, f"{where}: reserved bytes")

@@ -20,9 +20,26 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TORCH = "2.13.0"
 _FLOOR = re.compile(r"(?P<name>[\w.-]+)>=(?P<version>[\d.]+)")
-_SHOWN = ("transformers", "safetensors", "zstandard", "typer", "numpy", "torch", "tokenizers", "huggingface_hub",
-          "accelerate", "constriction", "cryptography", "filelock", "gguf", "google-crc32c", "matplotlib",
-          "platformdirs", "rich", "pytest")  # fmt: skip
+_SHOWN = (
+    "transformers",
+    "safetensors",
+    "zstandard",
+    "typer",
+    "numpy",
+    "torch",
+    "tokenizers",
+    "huggingface_hub",
+    "accelerate",
+    "constriction",
+    "cryptography",
+    "filelock",
+    "gguf",
+    "google-crc32c",
+    "matplotlib",
+    "platformdirs",
+    "rich",
+    "pytest",
+)
 # what every user meets: capture, restore, resume, append, verify, compress, calibrate, encrypt, the command line
 SHARE = (
     "tests/test_append.py::test_a_session_in_parts_is_the_session_in_one",
@@ -78,8 +95,11 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     asked = requirements(project, options.torch, oldest=options.oldest)
     # the tools are no part of what is tried
-    tools = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-             if line.startswith(("pytest", "hypothesis", "execnet"))]  # fmt: skip
+    tools = [
+        line
+        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+        if line.startswith(("pytest", "hypothesis", "execnet"))
+    ]
     with tempfile.TemporaryDirectory(prefix="tsc-smoke-") as temporary:
         folder = options.folder or Path(temporary) / "venv"
         python = folder / "bin" / "python"

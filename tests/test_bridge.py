@@ -32,13 +32,19 @@ def uninterrupted(model: Any, prompt: list[int]) -> tuple[list[int], list[torch.
 
 
 # quick: all that families differ in with one dtype and length, and all dtypes and lengths with one family
-@pytest.mark.parametrize(("length", "family", "dtype"), [
-    pytest.param(
-        length, family, dtype, id=f"{'past-window' if length > 16 else 'short'}-{family}-{dtype}",
-        marks=() if family == "gemma3-mixed" or (length, dtype) == (40, torch.float32) else pytest.mark.full,
-    )
-    for length, family, dtype in product((9, 40), models.FAMILIES, (torch.float32, torch.bfloat16))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("length", "family", "dtype"),
+    [
+        pytest.param(
+            length,
+            family,
+            dtype,
+            id=f"{'past-window' if length > 16 else 'short'}-{family}-{dtype}",
+            marks=() if family == "gemma3-mixed" or (length, dtype) == (40, torch.float32) else pytest.mark.full,
+        )
+        for length, family, dtype in product((9, 40), models.FAMILIES, (torch.float32, torch.bfloat16))
+    ],
+)
 def test_every_snapshot_resumes_bit_identically(family: str, dtype: torch.dtype, length: int, tmp_path: Path) -> None:
     model, prompt = models.FAMILIES[family](dtype), models.prompt(length)
     tokens, logits = uninterrupted(model, prompt)

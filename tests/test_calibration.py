@@ -142,8 +142,9 @@ def test_vectors_are_keys_then_values() -> None:
     vectors = flat({Part.KEYS: keys, Part.VALUES: values})
     assert vectors.shape == (2, 20)
     assert vectors[1].tolist() == [
-        *[3, 4, 5, 9, 10, 11, 15, 16, 17, 21, 22, 23], *[102, 103, 106, 107, 110, 111, 114, 115]
-    ]  # fmt: skip
+        *[3, 4, 5, 9, 10, 11, 15, 16, 17, 21, 22, 23],
+        *[102, 103, 106, 107, 110, 111, 114, 115],
+    ]
 
 
 def test_what_costs_much_is_weighted_much() -> None:
@@ -369,9 +370,12 @@ calibrate(model, None, texts=texts, effort=Effort(tokens=600, rank=64, held_out=
 def test_a_killed_calibration_goes_on(every_item: None) -> None:
     for what, after in (("gathering", 3), ("measuring", 2)):
         done = subprocess.run(
-            [sys.executable, "-c", KILLED, what, str(after)], capture_output=True, text=True, check=False,
+            [sys.executable, "-c", KILLED, what, str(after)],
+            capture_output=True,
+            text=True,
+            check=False,
             cwd=Path(__file__).parents[1],
-        )  # fmt: skip
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert "going on after 3 of 8 windows" in done.stdout
     said = list[str]()
@@ -400,9 +404,15 @@ def test_a_calibration_says_what_it_did(calibrated: Any) -> None:
     _, profile, stages = calibrated
     assert profile.name == "small"
     assert profile.info | {"created": ""} == {
-        "texts": "given", "tokens": 8 * 76, "windows": 8, "context": 76, "created": "", "rank": 64, "dtype": "float32",
+        "texts": "given",
+        "tokens": 8 * 76,
+        "windows": 8,
+        "context": 76,
+        "created": "",
+        "rank": 64,
+        "dtype": "float32",
         "seed": 0,
-    }  # fmt: skip
+    }
     assert [what for what, _, _ in stages] == ["gathering", "fitting", "counting symbols", "measuring"]
     assert all(done == total for _, total, done in stages)
 

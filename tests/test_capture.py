@@ -26,9 +26,10 @@ def model() -> Any:
     return models.llama()
 
 
-@pytest.mark.parametrize(("steps", "every", "lengths"), [
-    (0, 1, [9]), (3, 1, [9, 10, 11, 12]), (6, 3, [9, 12, 15]), (5, 3, [9, 12, 14]), (2, 9, [9, 11]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("steps", "every", "lengths"),
+    [(0, 1, [9]), (3, 1, [9, 10, 11, 12]), (6, 3, [9, 12, 15]), (5, 3, [9, 12, 14]), (2, 9, [9, 11])],
+)
 def test_snapshots(model: Any, steps: int, every: int, lengths: list[int]) -> None:
     trace = capture(model, models.prompt(9), steps=steps, every=every)
     assert [view.tokens_seen for view in trace.views] == lengths
@@ -76,20 +77,23 @@ def test_deterministic_captures_are_equal_and_others_have_an_identity_of_their_o
     assert make("c", False)[16:32] != make("d", False)[16:32]
 
 
-@pytest.mark.parametrize(("prompt", "settings", "message"), [
-    ([], {}, "the prompt is empty"),
-    ([1], {"every": 0}, "every must be at least 1"),
-    ([1], {"chunk": 0}, "chunk must be at least 1"),
-    ([1], {"steps": -1}, "must not be negative"),
-    (torch.ones(2, 3, dtype=torch.int64), {"attention": True}, "attention is observed in one sequence"),
-    (torch.ones(2, 3, dtype=torch.int64), {"reference": [1, 2]}, "a batch has no one text that followed"),
-    (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 1]]}, "the attention mask is"),
-    (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 0, 1]]}, "holes, or padding at the right"),
-    (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 1, 0]]}, "holes, or padding at the right"),
-    (torch.ones(2, 3, dtype=torch.int64), {"attention_mask": [[1] * 3, [0] * 3]}, "nothing but padding"),
-    (torch.ones(1, 3, dtype=torch.int64), {"decoder_input_ids": [1]}, "has no encoder"),
-    ([1] * 250, {"steps": 7}, "250 tokens and 7 steps make 257, which do not fit into the model's 256 positions"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ([], {}, "the prompt is empty"),
+        ([1], {"every": 0}, "every must be at least 1"),
+        ([1], {"chunk": 0}, "chunk must be at least 1"),
+        ([1], {"steps": -1}, "must not be negative"),
+        (torch.ones(2, 3, dtype=torch.int64), {"attention": True}, "attention is observed in one sequence"),
+        (torch.ones(2, 3, dtype=torch.int64), {"reference": [1, 2]}, "a batch has no one text that followed"),
+        (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 1]]}, "the attention mask is"),
+        (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 0, 1]]}, "holes, or padding at the right"),
+        (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": [[1, 1, 0]]}, "holes, or padding at the right"),
+        (torch.ones(2, 3, dtype=torch.int64), {"attention_mask": [[1] * 3, [0] * 3]}, "nothing but padding"),
+        (torch.ones(1, 3, dtype=torch.int64), {"decoder_input_ids": [1]}, "has no encoder"),
+        ([1] * 250, {"steps": 7}, "250 tokens and 7 steps make 257, which do not fit into the model's 256 positions"),
+    ],
+)
 def test_refused(prompt: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         capture(models.gpt2() if len(prompt) > 9 else models.llama(), prompt, **settings)

@@ -47,9 +47,14 @@ USER = {"role": "user", "content": "hi"}
 
 def tokenizer_of(template: str = CHATML) -> Any:
     tokenizer = models.byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": [
-        AddedToken("<|im_start|>", normalized=False), AddedToken("<|im_end|>", normalized=False),
-    ]})  # fmt: skip
+    tokenizer.add_special_tokens(
+        {
+            "additional_special_tokens": [
+                AddedToken("<|im_start|>", normalized=False),
+                AddedToken("<|im_end|>", normalized=False),
+            ]
+        }
+    )
     tokenizer.chat_template = template
     return tokenizer
 
@@ -85,8 +90,13 @@ def test_parts_of_text_are_taken(template: str) -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([USER, {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}],
-         r"message 1 \(user\): part 1 is of type 'image_url'"),
+        (
+            [
+                USER,
+                {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]},
+            ],
+            r"message 1 \(user\): part 1 is of type 'image_url'",
+        ),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], "'input_audio'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "part 0 has no text"),
         ([{"role": "user", "content": [5]}], "part 0 is not"),
@@ -99,11 +109,14 @@ def test_parts_of_text_are_taken(template: str) -> None:
         ([{"role": "user", "content": {"text": "x"}}], "neither text nor a list"),
         ([{"role": 5, "content": "x"}], "message 0 is not"),
         ([5], "message 0 is not"),
-        ([], "one message or more"), ({}, "is not a list"), ("text", "is not a list"), (None, "is not a list"),
+        ([], "one message or more"),
+        ({}, "is not a list"),
+        ("text", "is not a list"),
+        (None, "is not a list"),
         ([{"role": "user", "content": "a\ud800"}], "half of a surrogate pair"),
         ([{"role": "user", "content": "a", "name": ["\udfff"]}], "half of a surrogate pair"),
     ],
-)  # fmt: skip
+)
 def test_other_messages_are_refused_by_name(messages: Any, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         checked(messages)
@@ -212,7 +225,7 @@ def test_a_whole_conversation_is_told_from_new_turns() -> None:
         (TWO_ONLY + CHATML, f"{FIRST}Well", "refuses these messages: Two!"),
         (BY_NUMBER, f"{FIRST}Well", "by what came before"),
     ],
-)  # fmt: skip
+)
 def test_new_turns_that_are_not_well_defined(template: str, held: str, reason: str) -> None:
     tokenizer = tokenizer_of(template)
     with pytest.raises(UsageError, match=reason):
@@ -233,11 +246,14 @@ def test_a_doubled_beginning_is_said(tsc: Any, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps([USER]))
     base = ("capture", "-m", tmp_path / "model", "-o", tmp_path / "t.tsc", "--steps", 0, "-f")
     for words, count, doubled in (
-        (("hi",), 1, False), (("<s>hi",), 2, True), (("<s>hi", "--no-special-tokens"), 1, False),
-        (("hi", "--no-special-tokens"), 0, False), (("--messages", tmp_path / "m.json"), 1, False),
+        (("hi",), 1, False),
+        (("<s>hi",), 2, True),
+        (("<s>hi", "--no-special-tokens"), 1, False),
+        (("hi", "--no-special-tokens"), 0, False),
+        (("--messages", tmp_path / "m.json"), 1, False),
         (("--messages", tmp_path / "m.json", "--template", "twice=true"), 2, True),
         (("--messages", tmp_path / "m.json", "--no-special-tokens"), 1, False),
-    ):  # fmt: skip
+    ):
         done = tsc(*base, *words)
         assert done.code == 0, done.err
         assert load(tmp_path / "t.tsc").token_ids().count(begin) == count

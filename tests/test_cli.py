@@ -202,8 +202,9 @@ def test_decode_gives_tensors_that_others_read(tsc: Any, captured: Path, tmp_pat
     want = load(captured).snapshot(1)
     with safe_open(out, "pt") as file:
         assert set(file.keys()) == {
-            "token_ids", *(f"layers.{n}.{kind}" for n in (0, 2) for kind in ("keys", "values", "positions"))
-        }  # fmt: skip
+            "token_ids",
+            *(f"layers.{n}.{kind}" for n in (0, 2) for kind in ("keys", "values", "positions")),
+        }
         assert file.get_tensor("layers.2.keys").equal(want.keys[2])
         assert file.get_tensor("token_ids").tolist() == want.token_ids
         assert file.metadata()["snapshot"] == "1"
@@ -256,7 +257,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "bad range": (["decode", "FILE", "-o", "NEW.safetensors", "--layers", "a-b"], 2, "'a-b' is not a number"),
     "no such snapshot": (["resume", "FILE", "--snapshot", "5"], 2, "no snapshot 5"),
     "model not named": (["verify", "FILE"], 2, "does not name a model that can be found here"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -389,14 +390,17 @@ def test_a_name_cannot_forge_a_line(tsc: Any, tmp_path: Path) -> None:
     assert "\x1b" not in done.out
 
 
-@pytest.mark.parametrize(("problem", "code"), [
-    (MemoryError(), 2),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 192 bytes. Error code 12"), 2),
-    (RuntimeError("can't start new thread"), 2),
-    (OSError(12, "Cannot allocate memory"), 2),
-    (ImportError("libgomp.so.1: failed to map segment from shared object"), 2),
-    (RuntimeError("shapes do not fit"), 101),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (MemoryError(), 2),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 192 bytes. Error code 12"), 2),
+        (RuntimeError("can't start new thread"), 2),
+        (OSError(12, "Cannot allocate memory"), 2),
+        (ImportError("libgomp.so.1: failed to map segment from shared object"), 2),
+        (RuntimeError("shapes do not fit"), 101),
+    ],
+)
 def test_want_of_memory_is_said_in_a_line(
     problem: Exception, code: int, tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

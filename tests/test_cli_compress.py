@@ -74,8 +74,15 @@ def test_a_promise_that_cannot_be_kept(tsc: Any, captured: Path, folder: Path, t
 
 
 def test_as_published(tsc: Any, captured: Path, folder: Path, tmp_path: Path) -> None:
-    for tier, codec in (("lossless", "lossless"), ("63x", "delta"), ("84x", "h2o+delta"), ("125x", "vq"),
-                        ("219x", "pq"), ("429x", "vq"), ("1034x", "vq")):  # fmt: skip
+    for tier, codec in (
+        ("lossless", "lossless"),
+        ("63x", "delta"),
+        ("84x", "h2o+delta"),
+        ("125x", "vq"),
+        ("219x", "pq"),
+        ("429x", "vq"),
+        ("1034x", "vq"),
+    ):
         target = tmp_path / f"{tier}.tsc"
         done = compress(
             tsc, captured, "-t", tier, "--as-published", "-m", folder, "-o", target, "--json", "--positions", 9
@@ -96,9 +103,18 @@ def test_by_hand(tsc: Any, captured: Path, tmp_path: Path) -> None:
     assert parameters["bits"] == 5
     assert parameters["group"] == 32
     done = compress(
-        tsc, captured, "--codec", "delta", "--evict", "h2o", "--set", "keep=0.5", "-o", tmp_path / "b.tsc",
+        tsc,
+        captured,
+        "--codec",
+        "delta",
+        "--evict",
+        "h2o",
+        "--set",
+        "keep=0.5",
+        "-o",
+        tmp_path / "b.tsc",
         "--no-verify",
-    )  # fmt: skip
+    )
     assert done.code == 0
     assert load(tmp_path / "b.tsc").snapshot(0).keys[0].shape[2] == 60
 
@@ -150,9 +166,7 @@ def test_wrong_words_are_refused_at_once(tsc: Any, words: list[str], message: st
     assert len(done.err.strip().splitlines()) <= 2
 
 
-def test_outputs_are_named_after_the_tier_and_never_replaced(
-    tsc: Any, captured: Path, tmp_path: Path
-) -> None:  # fmt: skip
+def test_outputs_are_named_after_the_tier_and_never_replaced(tsc: Any, captured: Path, tmp_path: Path) -> None:
     source = tmp_path / "book.tsc"
     source.write_bytes(captured.read_bytes())
     done = tsc("compress", source, "-t", "lossless", "--no-verify", "-q")
@@ -193,9 +207,13 @@ def benched(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "text.txt").write_text(TEXT)
     words = ["bench", str(place / "text.txt"), "-m", str(folder), "--prompts", "2", "--context", "60", "--steps", "3"]
     small = [
-        "--codec", "scalar:bits=8", "--codec", "vq:block=4,samples=256,iterations=3,threshold=0.3", "--codec",
+        "--codec",
+        "scalar:bits=8",
+        "--codec",
+        "vq:block=4,samples=256,iterations=3,threshold=0.3",
+        "--codec",
         "h2o+delta:keep=0.5",
-    ]  # fmt: skip
+    ]
     assert run([*words, "--positions", "40", *small, "-o", str(place / "a.json"), "-q"]) == 0
     return place / "a.json"
 
@@ -297,7 +315,7 @@ def test_json_has_no_nan() -> None:
 )
 def test_bench_refuses_at_once(
     tsc: Any, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = tsc("bench", *words)
     assert done.code == 2

@@ -135,16 +135,23 @@ READING = {
     "decode": lambda file, folder: ["decode", file, "-o", folder / "t.safetensors", "--force"],
     "recover": lambda file, folder: ["recover", file, "-o", folder / "recovered.tsc", "--force"],
     "compress": lambda file, folder: [
-        "compress", file, "-o", folder / "small.tsc", "--codec", "scalar", "--no-verify", "--force",
+        "compress",
+        file,
+        "-o",
+        folder / "small.tsc",
+        "--codec",
+        "scalar",
+        "--no-verify",
+        "--force",
     ],
     "decrypt": lambda file, folder: ["decrypt", file, "-o", folder / "open.tsc", "--force"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", [by_file, by_hexadecimal_file, by_variable, by_passphrase, by_typing])
 def test_each_way_to_give_a_key(
     way: Way, tsc: Any, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     file, want = tmp_path / "locked.tsc", load(plain)
     with monkeypatch.context() as given:
         words = way(given, tmp_path)
@@ -175,7 +182,7 @@ def test_each_way_to_give_a_key(
 
 def test_a_key_on_the_command_line_goes_before_the_environment(
     tsc: Any, locked: Path, key: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("TSC_KEY", OTHER.hex())
     assert_says(tsc("inspect", locked), 2, "is encrypted with another key than the one given")
     assert tsc("inspect", locked, *key).code == 0
@@ -183,7 +190,7 @@ def test_a_key_on_the_command_line_goes_before_the_environment(
 
 def test_another_key_and_a_passphrase_for_a_key(
     tsc: Any, locked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     wrong = ["--key-file", key_file(tmp_path, OTHER, "other")]
     before = sorted(path.name for path in tmp_path.iterdir())
     for name, command in READING.items():
@@ -200,7 +207,7 @@ def test_another_key_and_a_passphrase_for_a_key(
 
 def test_a_key_for_a_file_that_is_not_encrypted(
     tsc: Any, plain: Path, key: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     """One on the command line is insisted on; the environment's is for those that need it."""
     for name, command in READING.items():
         done = tsc(*command(plain, tmp_path), *key)
@@ -217,15 +224,17 @@ def test_a_key_for_a_file_that_is_not_encrypted(
 # Mistakes with keys
 
 
-def test_nothing_is_written_over_a_key(
-    tsc: Any, plain: Path, locked: Path, folder: Path, tmp_path: Path
-) -> None:  # fmt: skip
+def test_nothing_is_written_over_a_key(tsc: Any, plain: Path, locked: Path, folder: Path, tmp_path: Path) -> None:
     key = key_file(tmp_path)
     words = ("-o", key, "--key-file", key, "--force")
     for command in (
-        ("encrypt", plain), ("decrypt", locked), ("compress", plain, "--codec", "scalar", "--no-verify", "--encrypt"),
-        ("capture", "abc", "-m", folder, "--encrypt"), ("decode", locked), ("recover", locked),
-    ):  # fmt: skip
+        ("encrypt", plain),
+        ("decrypt", locked),
+        ("compress", plain, "--codec", "scalar", "--no-verify", "--encrypt"),
+        ("capture", "abc", "-m", folder, "--encrypt"),
+        ("decode", locked),
+        ("recover", locked),
+    ):
         done = tsc(*command, *(words if command[0] != "decode" else ("-o", hard_link(key), *words[2:])))
         assert_says(done, 2, "is read by this command, so that nothing is written over it")
         assert key.read_bytes() == KEY
@@ -238,9 +247,7 @@ def hard_link(key: Path) -> Path:
     return other
 
 
-def test_the_environment_of_other_files(
-    tsc: Any, plain: Path, locked: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_the_environment_of_other_files(tsc: Any, plain: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store may hold files with keys and with passphrases."""
     monkeypatch.setenv("TSC_PASSPHRASE", "")
     assert "ok as far as shows without the key" in tsc("test", locked).out
@@ -278,7 +285,7 @@ def test_a_key_file_that_others_may_read(tsc: Any, locked: Path, tmp_path: Path)
 
 def test_variables_that_hold_no_key(
     tsc: Any, plain: Path, locked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     """A mistake is not taken for a passphrase, and what was meant to be secret is not shown."""
     for text in ("", "abc", KEY.hex()[:-1], KEY.hex() + "0", "zz" * 32):
         monkeypatch.setenv("TSC_KEY", text)
@@ -291,9 +298,7 @@ def test_variables_that_hold_no_key(
     assert_says(tsc("encrypt", plain, "-o", tmp_path / "x.tsc"), 2, "the passphrase is empty")
 
 
-def test_a_passphrase_that_is_typed(
-    tsc: Any, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_a_passphrase_that_is_typed(tsc: Any, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "x.tsc"
     words = ["encrypt", plain, "-o", target, "-q"]
     assert_says(tsc(*words), 2, "nothing to encrypt with")  # nobody is there
@@ -320,7 +325,7 @@ def test_a_passphrase_that_is_typed(
 @pytest.mark.parametrize("command", ["inspect", "doctor", "recover", "decode", "compress", "decrypt"])
 def test_the_question_comes_before_the_progress_bar(
     command: str, tsc: Any, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     events: list[str] = []
 
     @contextlib.contextmanager
@@ -375,7 +380,7 @@ class Watch:
 
 def test_capture_writes_nothing_in_the_clear(
     tsc: Any, folder: Path, key: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     watch = Watch(tmp_path, monkeypatch)
     words = ["capture", TEXT, "-m", folder, "--steps", 3, "-q", "-o"]
     assert tsc(*words, tmp_path / "t.tsc", "--encrypt", *key).code == 0
@@ -397,7 +402,7 @@ def test_capture_and_its_options(tsc: Any, folder: Path, key: list[object], tmp_
 
 def test_appending_keeps_it_encrypted(
     tsc: Any, folder: Path, locked: Path, key: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     before, count = locked.read_bytes(), len(load(locked, SECRET))
     words = ["capture", "more", "--append", locked, "-m", folder, "--steps", 2, "-q"]
     assert_says(tsc(*words), 2, "is encrypted with a key")
@@ -417,7 +422,7 @@ def test_appending_keeps_it_encrypted(
 
 def test_verify_records_into_an_encrypted_file(
     tsc: Any, folder: Path, plain: Path, locked: Path, key: list[object]
-) -> None:  # fmt: skip
+) -> None:
     words = ["verify", locked, "-m", folder, "--positions", 4, "--greedy", 0, "-q"]
     assert_says(tsc(*words, "--record"), 2, "is encrypted with a key")
     before = locked.read_bytes()
@@ -432,9 +437,14 @@ def test_verify_records_into_an_encrypted_file(
 
 
 def test_compressing_keeps_it_encrypted_and_the_promise_kept(
-    tsc: Any, folder: Path, plain: Path, locked: Path, key: list[object], tmp_path: Path,
+    tsc: Any,
+    folder: Path,
+    plain: Path,
+    locked: Path,
+    key: list[object],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     watch = Watch(tmp_path, monkeypatch)
     target = tmp_path / "small.tsc"
     words = ["-t", "6x", "-m", folder, "--positions", 4, "--json"]
@@ -510,7 +520,7 @@ def test_decoding_warns(tsc: Any, locked: Path, key: list[object], tmp_path: Pat
 
 def test_decrypting_a_file_that_was_changed_writes_nothing(
     tsc: Any, locked: Path, key: list[object], tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     data = bytearray(locked.read_bytes())
     offset = TraceFile(locked, SECRET).entries[1][0]
     data[offset + 70] ^= 1

@@ -70,8 +70,9 @@ def test_a_batch(tsc: Any, tmp_path: Path) -> None:
     assert tokens == [load(path).views[-1].next_tokens[3]]
     refused = tsc("verify", path, "-m", folder, "--record")
     assert (refused.code, refused.err.splitlines()[-1]) == (
-        2, "tsc: error: a measurement of one sequence is not recorded for its batch",
-    )  # fmt: skip
+        2,
+        "tsc: error: a measurement of one sequence is not recorded for its batch",
+    )
     missing = tsc("resume", path, "-m", folder, "--sequence", 4)
     assert (missing.code, "there is no sequence 4" in missing.err) == (2, True)
     assert tsc("decode", path, "-o", tmp_path / "t.safetensors").code == 0

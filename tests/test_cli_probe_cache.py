@@ -74,8 +74,9 @@ def test_json(tsc: Any, folder: Path, captured: Path) -> None:
     assert [(one["layer"], one["head"]) for one in tokens] == [(n, h) for n in range(3) for h in range(2)]
     total = next(one for one in facts["directions"] if (one["direction"], one["part"]) == ("tokens", "values"))
     assert total["ratio"] == pytest.approx(sum(one["ratio"] for one in tokens) / 6)
-    assert facts["verdict"]["most"]["bits"] == pytest.approx(float(tsc("probe-cache", captured, "-m", folder, "-q",
-                                                               "--snapshot", -4).out), abs=5e-4)  # fmt: skip
+    assert facts["verdict"]["most"]["bits"] == pytest.approx(
+        float(tsc("probe-cache", captured, "-m", folder, "-q", "--snapshot", -4).out), abs=5e-4
+    )
     first = tsc("probe-cache", captured, "--no-rope", "--json", "--snapshot", 0).json
     assert (first["snapshot_before"], first["rope"]) == (None, None)
     assert {one["part"] for one in first["directions"]} == {"keys", "values"}

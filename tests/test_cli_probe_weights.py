@@ -210,7 +210,7 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], int, str]] = {
     "figure nowhere": (unchanged, ["--plot", "no/where.png"], 2, "the folder does not exist"),
     "against nothing": (unchanged, ["--against", "./nowhere"], 2, "no such model"),
     "against no GGUF": (unchanged, ["--against", "GGUF"], 3, "is not a GGUF file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -153,9 +153,13 @@ def test_doctor_lists_all_damage(tsc: Any, broken: Path) -> None:
     broken.write_bytes(bytes(data) + b"tail")
     done = tsc("doctor", broken)
     assert done.code == 3
-    for text in ("checksum of the superblock does not match (byte 0)", "checksum of a record does not match (record ",
-                 f"4 bytes behind the end mark (byte {len(data)})", "snapshots 1 to 3 are lost: row 7 of layer 2",
-                 "tsc recover can save 1 of 4 snapshots"):  # fmt: skip
+    for text in (
+        "checksum of the superblock does not match (byte 0)",
+        "checksum of a record does not match (record ",
+        f"4 bytes behind the end mark (byte {len(data)})",
+        "snapshots 1 to 3 are lost: row 7 of layer 2",
+        "tsc recover can save 1 of 4 snapshots",
+    ):
         assert text in done.out
     found = tsc("doctor", broken, "--json").json
     assert found["schema"] == "tsc.doctor/1"
@@ -172,8 +176,14 @@ def test_doctor_notes_what_is_unusual(tsc: Any, tmp_path: Path) -> None:
     (tmp_path / "odd.tsc").write_bytes(craft.build())
     done = tsc("doctor", tmp_path / "odd.tsc")
     assert done.code == 0
-    for text in ("format 1.7 is newer", "unknown type 0x91", "unused flags of the superblock are set: 0x0100",
-                 "promises no tier", "quality was not measured", "a ratio of 0."):  # fmt: skip
+    for text in (
+        "format 1.7 is newer",
+        "unknown type 0x91",
+        "unused flags of the superblock are set: 0x0100",
+        "promises no tier",
+        "quality was not measured",
+        "a ratio of 0.",
+    ):
         assert text in done.out
     assert "damage:" not in done.out
 

@@ -85,25 +85,35 @@ def test_a_device_that_is_not_here(tsc: Any, device: str, folder: Path, file: Pa
     out = tmp_path / "o.tsc"
     for given in (
         ("capture", "hi", "-m", "/nowhere", "-o", out),  # the device is looked at before the model
-        ("capture", "hi", "-m", folder, "-o", out), ("capture", "--append", file, "-m", folder),
-        ("resume", file, "-m", folder), ("verify", file, "-m", folder),
-        ("compress", file, "-m", folder, "-o", out), ("demo", "-m", folder, "-o", out),
-        ("calibrate", "-m", folder), ("bench", "-m", folder, "-o", tmp_path / "b.json"),
-    ):  # fmt: skip
+        ("capture", "hi", "-m", folder, "-o", out),
+        ("capture", "--append", file, "-m", folder),
+        ("resume", file, "-m", folder),
+        ("verify", file, "-m", folder),
+        ("compress", file, "-m", folder, "-o", out),
+        ("demo", "-m", folder, "-o", out),
+        ("calibrate", "-m", folder),
+        ("bench", "-m", folder, "-o", tmp_path / "b.json"),
+    ):
         found = tsc(*given, "--device", device)
         assert (found.code, device[:200] in found.err, "device" in found.err) == (2, True, True), found.err
         assert not list(tmp_path.iterdir())
 
 
 TEXTS: dict[str, tuple[tuple[str, ...], list[str]]] = {
-    "--tier": (("compress", "FILE", "-o", "OUT"), [
-        "0x", "-1x", "0.5x", "1e308x", "1e-320x", "nanx", "infx", "x", "", "text", "9" * 30 + "x", "9" * 5000 + "x"]),
+    "--tier": (
+        ("compress", "FILE", "-o", "OUT"),
+        ["0x", "-1x", "0.5x", "1e308x", "1e-320x", "nanx", "infx", "x", "", "text", "9" * 30 + "x", "9" * 5000 + "x"],
+    ),
     "--quality": (("compress", "FILE", "-o", "OUT"), ["", "0", "nan", "text", "9" * 5000]),
     "--codec": (("compress", "FILE", "-o", "OUT"), ["", "0", "nan", "text", "vq:bits=1", "9" * 5000]),
-    "--snapshots": (("verify", "FILE", "-m", "MODEL"), [
-        "", "4", "-5", "0-99", "3-0", "1e3", "nan", "text", "0,,1", "0-", str(1 << 64), "0-" + "9" * 30, "9" * 5000]),
-    "--layers": (("decode", "FILE", "-o", "TENSORS"), [
-        "", "3", "-4", "0-99", "2-0", "nan", "text", "0,,1", str(1 << 64), "9" * 5000]),
+    "--snapshots": (
+        ("verify", "FILE", "-m", "MODEL"),
+        ["", "4", "-5", "0-99", "3-0", "1e3", "nan", "text", "0,,1", "0-", str(1 << 64), "0-" + "9" * 30, "9" * 5000],
+    ),
+    "--layers": (
+        ("decode", "FILE", "-o", "TENSORS"),
+        ["", "3", "-4", "0-99", "2-0", "nan", "text", "0,,1", str(1 << 64), "9" * 5000],
+    ),
     "--context": (("plan", "MODEL"), ["", "0", "-1", "nan", "inf", "1e3", "1.5", str(1 << 31), str(1 << 64), "8q"]),
     "--memory": (("plan", "MODEL"), ["", "0", "-1", "nan", "inf", "1e-320", "9" * 5000, "80", "80XB"]),
     "--bandwidth": (("plan", "MODEL"), ["", "0B/s", "-1B/s", "nan", "inf", "1e-320B/s", "9" * 5000, "10", "text"]),
@@ -112,14 +122,19 @@ TEXTS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "--dtype": (("capture", "hi", "-m", "MODEL", "-o", "OUT"), ["", "0", "int8", "float64", "nan", "9" * 5000]),
     "--types": (("probe-weights", "MODEL"), ["text", "q,,zz", "9" * 5000]),
     "--suite": (("bench", "-m", "MODEL", "-o", "JSON"), ["", "0", "text", "9" * 5000]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("option", sorted(TEXTS))
 def test_a_text_that_makes_no_sense(tsc: Any, option: str, folder: Path, file: Path, tmp_path: Path) -> None:
     base, wrong = TEXTS[option]
-    names = {"FILE": file, "MODEL": folder, "OUT": tmp_path / "o.tsc", "TENSORS": tmp_path / "o.safetensors",
-             "JSON": tmp_path / "o.json"}  # fmt: skip
+    names = {
+        "FILE": file,
+        "MODEL": folder,
+        "OUT": tmp_path / "o.tsc",
+        "TENSORS": tmp_path / "o.safetensors",
+        "JSON": tmp_path / "o.json",
+    }
     for value in wrong:
         if option == "--memory" and value == "80":  # bytes: a size, if a small one
             continue
@@ -171,13 +186,14 @@ def test_values_at_the_edge_of_sense(tsc: Any, folder: Path, file: Path, tmp_pat
         (2, ("capture", "hi", *model, "-o", tmp_path / "p.tsc", "--context", 1 << 26)),
         (0, ("verify", file, *model, "--positions", 1, "--greedy", 0, "--max-kl", "1e-320", "--min-top1", "1e-320")),
         (2, ("verify", file, *model, "--snapshot", 0)),  # no such option: --snapshots
-        (2, ("resume", file, *model, "--snapshot", 4)), (2, ("resume", file, *model, "--sequence", 1)),
+        (2, ("resume", file, *model, "--snapshot", 4)),
+        (2, ("resume", file, *model, "--sequence", 1)),
         (4, ("compress", file, *model, "-o", tmp_path / "p.tsc", "--bits", 0.001)),
         (4, ("compress", file, *model, "-o", tmp_path / "p.tsc", "--tier", "999999999x")),
         (0, ("compress", file, *model, "-o", tmp_path / "q.tsc", "--max-kl", "1e-320", "--positions", 4)),
         (0, ("compress", file, *model, "-o", tmp_path / "r.tsc", "--min-top1", 1, "--positions", 4)),
         (2, ("probe-cache", file, "--skip", 1 << 26)),
-    ):  # fmt: skip
+    ):
         found = tsc(*given)
         assert found.code == code, (given, found.err)
         assert code != 2 or len(found.err.splitlines()) <= 3

@@ -163,9 +163,14 @@ SHAPES = st.tuples(
 @pytest.mark.parametrize("name", ["scalar", "delta"])
 @settings(max_examples=120, deadline=None)
 @given(
-    shape=SHAPES, dtype=st.sampled_from(list(DTYPE_BYTES)), bits=st.integers(2, 8), group=st.integers(0, 70),
-    symmetric=st.booleans(), seed=st.integers(0, 99), scale=st.sampled_from([1e-30, 1e-6, 1.0, 1e4, 1e30]),
-)  # fmt: skip
+    shape=SHAPES,
+    dtype=st.sampled_from(list(DTYPE_BYTES)),
+    bits=st.integers(2, 8),
+    group=st.integers(0, 70),
+    symmetric=st.booleans(),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([1e-30, 1e-6, 1.0, 1e4, 1e30]),
+)
 def test_any_shape_and_size_of_values(
     name: str, shape: tuple[int, ...], dtype: str, bits: int, group: int, symmetric: bool, seed: int, scale: float
 ) -> None:
@@ -179,11 +184,14 @@ def test_any_shape_and_size_of_values(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    shape=SHAPES, dtype=st.sampled_from(["float32", "float16", "bfloat16", "float64"]),
+    shape=SHAPES,
+    dtype=st.sampled_from(["float32", "float16", "bfloat16", "float64"]),
     block=st.sampled_from([2, 4, 8]),
-    threshold=st.sampled_from([0.0, 0.05, 0.5]), seed=st.integers(0, 99), m=st.sampled_from([1, 2]),
+    threshold=st.sampled_from([0.0, 0.05, 0.5]),
+    seed=st.integers(0, 99),
+    m=st.sampled_from([1, 2]),
     normalize=st.sampled_from(["head", "channel"]),
-)  # fmt: skip
+)
 def test_any_shape_of_blocks(
     shape: tuple[int, ...], dtype: str, block: int, threshold: float, seed: int, m: int, normalize: str
 ) -> None:

@@ -77,12 +77,16 @@ def edited_trace(edits: int = 5) -> Trace:
             result[:, :, 20:] += 0.02 * torch.randn(result[:, :, 20:].shape, generator=generator)
             return result
 
-        snapshots.append(Snapshot(
-            [changed(t) if layer else t[:, :, keep] for layer, t in enumerate(last.keys)],
-            [changed(t) for t in last.values],
-            [positions[keep] for positions in last.row_positions],
-            [last.token_ids[row] for row in keep], [last.positions[row] for row in keep], number,
-        ))  # fmt: skip
+        snapshots.append(
+            Snapshot(
+                [changed(t) if layer else t[:, :, keep] for layer, t in enumerate(last.keys)],
+                [changed(t) for t in last.values],
+                [positions[keep] for positions in last.row_positions],
+                [last.token_ids[row] for row in keep],
+                [last.positions[row] for row in keep],
+                number,
+            )
+        )
     return deduplicate(snapshots, Geometry("float32", (SPEC,) * 2))
 
 
@@ -403,8 +407,16 @@ def test_qualities() -> None:
 def test_verdicts() -> None:
     words = [verdict(kl) for kl in (0.0, 9e-7, 1e-6, 0.0099, 0.01, 0.099, 0.1, 0.49, 0.5, 9.0, math.inf, math.nan)]
     assert words == [
-        "exact", "exact", "proven", "proven", "defensible", "defensible", "borderline", "borderline", *["archival"] * 4
-    ]  # fmt: skip
+        "exact",
+        "exact",
+        "proven",
+        "proven",
+        "defensible",
+        "defensible",
+        "borderline",
+        "borderline",
+        *["archival"] * 4,
+    ]
     assert [one.below for one in VERDICTS] == sorted(one.below for one in VERDICTS)
 
 

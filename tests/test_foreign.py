@@ -35,9 +35,27 @@ from tsc_cli.huggingface.generation import feed, prefill
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
 # one of each kind in the quick suite
 KINDS = {
-    "gpt2", "llama", "falcon-alibi", "phi3", "mistral-sliding", "gemma3", "gemma3n", "gpt_oss", "deepseek_v3",
-    "deepseek_v32", "jamba", "falcon_h1", "qwen3_next", "lfm2", "zamba2", "mamba", "mamba2", "t5", "bart", "whisper",
-}  # fmt: skip
+    "gpt2",
+    "llama",
+    "falcon-alibi",
+    "phi3",
+    "mistral-sliding",
+    "gemma3",
+    "gemma3n",
+    "gpt_oss",
+    "deepseek_v3",
+    "deepseek_v32",
+    "jamba",
+    "falcon_h1",
+    "qwen3_next",
+    "lfm2",
+    "zamba2",
+    "mamba",
+    "mamba2",
+    "t5",
+    "bart",
+    "whisper",
+}
 FAMILIES = [
     family if family in KINDS else pytest.param(family, marks=pytest.mark.full, id=family) for family in SUPPORTED
 ]
@@ -162,9 +180,12 @@ def test_a_restored_cache_can_be_cropped() -> None:
 def test_beams_are_a_batch(tmp_path: Path) -> None:
     model = models.llama()
     found = model.generate(
-        torch.tensor([PROMPT]), num_beams=3, max_new_tokens=6, return_dict_in_generate=True,
+        torch.tensor([PROMPT]),
+        num_beams=3,
+        max_new_tokens=6,
+        return_dict_in_generate=True,
         **(GREEDY | {"num_return_sequences": 3}),
-    )  # fmt: skip
+    )
     cache = models.cache_in(found)
     seen = cache.get_seq_length()
     fed = torch.randint(3, 99, (3, seen))  # which tokens the beams hold is their scorer's to know
@@ -261,9 +282,12 @@ def test_a_cache_of_prompt_lookup_decoding_goes_on(family: str, tmp_path: Path) 
     """It looks candidates up in the prompt, and crops the cache by those that were wrong."""
     model, repetitive = build(family), PROMPT[:10] * 4
     found = model.generate(
-        torch.tensor([repetitive]), prompt_lookup_num_tokens=3, max_new_tokens=24, return_dict_in_generate=True,
+        torch.tensor([repetitive]),
+        prompt_lookup_num_tokens=3,
+        max_new_tokens=24,
+        return_dict_in_generate=True,
         **GREEDY,
-    )  # fmt: skip
+    )
     cache, fed = models.cache_in(found), found.sequences[:, :-1]
     assert any(getattr(layer, "record_past", False) for layer in cache.layers)
     save(from_cache(cache, model, fed, next_tokens=found.sequences[:, -1]), tmp_path / "t.tsc")
@@ -491,18 +515,21 @@ def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monke
         capture(model, PROMPT, steps=1)
 
 
-@pytest.mark.parametrize(("of", "into", "message"), [
-    ("llama", "mistral-sliding", r"layer 0 is full in the file and sliding \(8\) in the model"),
-    ("mistral-sliding", "llama", r"layer 0 is sliding \(8\) in the file and full in the model"),
-    ("qwen2", "qwen3", "layer 0 has key size 16 in the file and 24 in the model"),
-    ("llama", "gpt2", "layer 0 has heads 2 in the file and 4 in the model"),
-    ("bamba", "jamba", "layer 0 has states"),
-    ("llama", "deepseek_v32", "layer 0 has heads 2 in the file and 1 in the model"),
-    ("jamba", "llama", "layer 0 is none in the file and full in the model"),
-    ("gemma3n", "llama", "the file has 5 layers, the model 2"),
-    ("gpt2", "llama", "layer 0 has heads 4 in the file and 2 in the model"),
-    ("llama", "gemma4", "the file has 2 layers, the model 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("of", "into", "message"),
+    [
+        ("llama", "mistral-sliding", r"layer 0 is full in the file and sliding \(8\) in the model"),
+        ("mistral-sliding", "llama", r"layer 0 is sliding \(8\) in the file and full in the model"),
+        ("qwen2", "qwen3", "layer 0 has key size 16 in the file and 24 in the model"),
+        ("llama", "gpt2", "layer 0 has heads 2 in the file and 4 in the model"),
+        ("bamba", "jamba", "layer 0 has states"),
+        ("llama", "deepseek_v32", "layer 0 has heads 2 in the file and 1 in the model"),
+        ("jamba", "llama", "layer 0 is none in the file and full in the model"),
+        ("gemma3n", "llama", "the file has 5 layers, the model 2"),
+        ("gpt2", "llama", "layer 0 has heads 4 in the file and 2 in the model"),
+        ("llama", "gemma4", "the file has 2 layers, the model 4"),
+    ],
+)
 def test_not_even_force_restores_into_another_kind_of_cache(of: str, into: str, message: str) -> None:
     trace = capture_small(SUPPORTED[of], build(of), steps=0)
     with pytest.raises(MismatchError, match=message):

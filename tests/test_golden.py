@@ -104,9 +104,14 @@ WRITTEN: dict[str, Callable[[], bytes]] = {
 }
 # The others' arithmetic may differ between CPUs
 REPRODUCED = (
-    "1.1-lossless-bfloat16.tsc", "1.1-scalar-float32.tsc", "1.3-everything-bfloat16.tsc", "1.3-batch-float32.tsc",
-    "1.4-key-bfloat16.tsc", "1.4-passphrase-scalar-float32.tsc", "1.5-lossless-of-scalar-float32.tsc",
-)  # fmt: skip
+    "1.1-lossless-bfloat16.tsc",
+    "1.1-scalar-float32.tsc",
+    "1.3-everything-bfloat16.tsc",
+    "1.3-batch-float32.tsc",
+    "1.4-key-bfloat16.tsc",
+    "1.4-passphrase-scalar-float32.tsc",
+    "1.5-lossless-of-scalar-float32.tsc",
+)
 # Of what the second reader made of the snapshots' tensors when the file was written
 DECODED = {
     "1.1-scalar-float32.tsc": "88c68142ac228020fc44c7c783fc6f57c46b9e7ab0139d862d370493b7d0c663",

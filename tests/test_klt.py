@@ -307,14 +307,16 @@ def test_settings_are_bounded() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda t: {**t, "layout": t["layout"][:-1]}, lambda t: {**t, "layout": torch.cat([t["layout"], t["layout"]])},
+        lambda t: {**t, "layout": t["layout"][:-1]},
+        lambda t: {**t, "layout": torch.cat([t["layout"], t["layout"]])},
         lambda t: {**t, "layout": t["layout"] + torch.tensor([0, 0, 0, 2], dtype=torch.int32)},
         lambda t: {**t, "layout": t["layout"] + torch.tensor([0, 0, 999, 0], dtype=torch.int32)},
-        lambda t: {**t, "words": t["words"][:-3]}, lambda t: {**t, "words": t["words"][2:]},
+        lambda t: {**t, "words": t["words"][:-3]},
+        lambda t: {**t, "words": t["words"][2:]},
         lambda t: {**t, "apart": torch.ones(3, dtype=torch.int32)},
         lambda t: {name: tensor for name, tensor in t.items() if name != "apart"},
     ],
-)  # fmt: skip
+)
 def test_damaged_payloads_are_refused(profile: Profile, change: Any) -> None:
     rows = rows_of()
     tensors = {name: tensor_of(view) for name, view in parse(encoded(rows, profile), "test").items()}
@@ -469,7 +471,7 @@ def test_another_embedded_profile_than_the_named_one_is_refused(profile: Profile
         ),
     ],
     ids=["heads", "head size", "fewer layers", "more layers"],
-)  # fmt: skip
+)
 def test_a_profile_of_another_shape_is_refused(config: Any, trace: Trace) -> None:
     other = profile_store.remember(profile_for(built(config), windows=2))
     with pytest.raises(UsageError, match="the profile does not fit the rows") as caught:
@@ -488,11 +490,14 @@ def test_a_profile_of_another_shape_cannot_decode(profile: Profile) -> None:
 
 
 FAMILIES = {
-    "llama": lambda: models.llama(initializer_range=0.1), "gpt2": models.gpt2, "qwen3": models.qwen3,
-    "mistral-sliding": models.mistral_sliding, "gemma3-mixed": models.gemma3_mixed,
+    "llama": lambda: models.llama(initializer_range=0.1),
+    "gpt2": models.gpt2,
+    "qwen3": models.qwen3,
+    "mistral-sliding": models.mistral_sliding,
+    "gemma3-mixed": models.gemma3_mixed,
     "mqa": lambda: built(transformers.LlamaConfig(**models.SMALL, num_attention_heads=4, num_key_value_heads=1)),
     "bfloat16": lambda: models.llama(torch.bfloat16, initializer_range=0.1),
-}  # fmt: skip
+}
 
 
 def built(config: Any) -> Any:
@@ -564,8 +569,9 @@ def test_taking_is_the_inverse_of_putting(tables: Any, rows: list[tuple[int, int
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(
     scaled=st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=40),
-    exponent=st.integers(-600, 400), price=st.floats(0.0, 1.0),
-)  # fmt: skip
+    exponent=st.integers(-600, 400),
+    price=st.floats(0.0, 1.0),
+)
 def test_quantizing_never_moves_away_from_zero(tables: Any, scaled: list[float], exponent: int, price: float) -> None:
     values = np.array(scaled, dtype=np.float32)
     classes = symbols.classes_of(np.full(len(values), exponent, dtype=np.int32))
@@ -622,9 +628,13 @@ def test_layers_that_hold_different_rows_are_refused_by_name(profile: Profile, t
     """An edit that changes layers from 1 on: layer 0 keeps its row, the others store a second one."""
     first = trace.snapshot(0)
     edited = Snapshot(
-        [k + 0.5 if layer else k for layer, k in enumerate(first.keys)], list(first.values), first.row_positions,
-        first.token_ids, first.positions, 1,
-    )  # fmt: skip
+        [k + 0.5 if layer else k for layer, k in enumerate(first.keys)],
+        list(first.values),
+        first.row_positions,
+        first.token_ids,
+        first.positions,
+        1,
+    )
     edited.values[1:] = [values + 0.5 for values in edited.values[1:]]
     uneven = deduplicate([first, edited], trace.geometry)
     profile_store.remember(profile)

@@ -78,8 +78,18 @@ def test_layers_that_are_scaled_each_in_its_way_go_by_what_is_stated() -> None:
 def test_every_family_has_an_end_or_none(family: str) -> None:
     model = SUPPORTED[family].build(torch.float32)
     hard = {"gpt2": 256, "bart": 1024, "whisper": 256}
-    without = {"falcon-alibi", "bloom", "jamba", "nemotron_h", "kimi_linear", "granitemoehybrid", "mamba", "mamba2",
-               "falcon_mamba", "t5"}  # fmt: skip
+    without = {
+        "falcon-alibi",
+        "bloom",
+        "jamba",
+        "nemotron_h",
+        "kimi_linear",
+        "granitemoehybrid",
+        "mamba",
+        "mamba2",
+        "falcon_mamba",
+        "t5",
+    }
     assert end_of(model) == hard.get(family)
     reach = None if family in without else hard.get(family, 131072 if family == "gpt_oss" else 512)
     assert reach_of(model) == reach
@@ -87,20 +97,37 @@ def test_every_family_has_an_end_or_none(family: str) -> None:
 
 _TINY: dict[str, Any] = {"vocab_size": 300}
 _NAMED: dict[str, Any] = _TINY | {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+}
 _GPT: dict[str, Any] = _TINY | {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 48}
 TABLES = {
-    "opt": transformers.OPTConfig(**_TINY, hidden_size=32, num_hidden_layers=1, ffn_dim=32, num_attention_heads=4,
-                                  max_position_embeddings=48, word_embed_proj_dim=32),
+    "opt": transformers.OPTConfig(
+        **_TINY,
+        hidden_size=32,
+        num_hidden_layers=1,
+        ffn_dim=32,
+        num_attention_heads=4,
+        max_position_embeddings=48,
+        word_embed_proj_dim=32,
+    ),
     "mpt": transformers.MptConfig(**_TINY, d_model=32, n_heads=4, n_layers=1, max_seq_len=48),
     "gptj": transformers.GPTJConfig(**_GPT, rotary_dim=8),
-    "gpt_neo": transformers.GPTNeoConfig(**_TINY, hidden_size=32, num_layers=1, num_heads=4, max_position_embeddings=48,
-                                         attention_types=[[["global"], 1]]),
+    "gpt_neo": transformers.GPTNeoConfig(
+        **_TINY,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=4,
+        max_position_embeddings=48,
+        attention_types=[[["global"], 1]],
+    ),
     "biogpt": transformers.BioGptConfig(**_NAMED, max_position_embeddings=48),
     "gpt_bigcode": transformers.GPTBigCodeConfig(**_GPT),
     "codegen": transformers.CodeGenConfig(**_GPT, rotary_dim=8),
     "roberta": transformers.RobertaConfig(**_NAMED, max_position_embeddings=50, is_decoder=True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))

@@ -23,9 +23,15 @@ sizes = st.sampled_from([1, 2, 3, 64, 80, 96, 128, 256])
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.sampled_from(sorted(DTYPE_BYTES)), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 9),
-    sizes, sizes, st.integers(0, 10**6),
-)  # fmt: skip
+    st.sampled_from(sorted(DTYPE_BYTES)),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    sizes,
+    sizes,
+    st.integers(0, 10**6),
+)
 def test_round_trip(
     dtype: str, layers: int, batch: int, heads: int, rows: int, key_size: int, value_size: int, seed: int
 ) -> None:
@@ -57,8 +63,13 @@ def test_files_of_every_dtype(dtype: str, tmp_path: Path) -> None:
 
 def test_every_codec_is_registered_under_its_own_literal_id() -> None:
     assert {number: codec.name for number, codec in CODECS.items()} == {
-        1: "lossless", 2: "scalar", 3: "vq", 4: "pq", 5: "delta", 6: "klt",
-    }  # fmt: skip
+        1: "lossless",
+        2: "scalar",
+        3: "vq",
+        4: "pq",
+        5: "delta",
+        6: "klt",
+    }
     assert all(codec.id == number for number, codec in CODECS.items())
 
 

@@ -114,9 +114,14 @@ def remote_generate(mark: Path) -> Any:
 def in_a_process(*words: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`tsc`, with an answer to each question that it may ask."""
     return subprocess.run(
-        [sys.executable, "-m", "tsc_cli", *map(str, words)], input="y\n" * 100, capture_output=True, text=True,
-        check=False, env={**os.environ, **(environment or {})}, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-m", "tsc_cli", *map(str, words)],
+        input="y\n" * 100,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("remote", [remote_model, pytest.param(remote_tokenizer, marks=pytest.mark.full)])
@@ -145,9 +150,10 @@ def test_code_of_a_folder_runs_for_those_who_mean_it(remote: Any, sound: Path, t
 def test_a_folder_of_a_known_type_is_loaded_without_the_code_beside_it(sound: Path, tmp_path: Path, tsc: Any) -> None:
     mark = tmp_path / "ran"
     change = then(
-        state(CONFIG, auto_map={"AutoModelForCausalLM": "code.M"}), remote_generate(mark),
+        state(CONFIG, auto_map={"AutoModelForCausalLM": "code.M"}),
+        remote_generate(mark),
         lambda folder: (folder / "code.py").write_text(CODE.format(mark=str(mark))),
-    )  # fmt: skip
+    )
     assert tsc("capture", "hello", "-m", changed(sound, tmp_path, change), "-o", tmp_path / "x.tsc").code == 0
     assert not mark.exists()
 
@@ -156,10 +162,16 @@ def test_trust_is_for_a_model_that_somebody_named(sound: Path, tmp_path: Path, t
     file = tmp_path / "x.tsc"
     assert tsc("capture", "hello", "-m", sound, "-o", file, "--steps", 1).code == 0
     for words in (
-        ("capture", "hello", "-o", tmp_path / "y.tsc"), ("capture", "hello", "--append", file), ("resume", file),
-        ("verify", file), ("compress", file, "--tier", "lossless", "-o", tmp_path / "y.tsc"), ("probe-cache", file),
-        ("demo",), ("calibrate",), ("bench", "-o", tmp_path / "y.json"),
-    ):  # fmt: skip
+        ("capture", "hello", "-o", tmp_path / "y.tsc"),
+        ("capture", "hello", "--append", file),
+        ("resume", file),
+        ("verify", file),
+        ("compress", file, "--tier", "lossless", "-o", tmp_path / "y.tsc"),
+        ("probe-cache", file),
+        ("demo",),
+        ("calibrate",),
+        ("bench", "-o", tmp_path / "y.json"),
+    ):
         done = tsc(*words, "--trust-remote-code")
         assert done.code == 2, words
         assert "for a model that you name yourself" in done.err, words
@@ -170,9 +182,13 @@ def test_a_file_that_names_a_model_with_code_runs_none_of_it(sound: Path, tmp_pa
 
     mark, file = tmp_path / "ran", tmp_path / "x.tsc"
     capture_to_file(
-        models.loaded(sound), models.prompt(12), file, tokenizer=models.byte_tokenizer(),
-        options=CaptureOptions(steps=1), info={"model": "someone/odd"},
-    )  # fmt: skip
+        models.loaded(sound),
+        models.prompt(12),
+        file,
+        tokenizer=models.byte_tokenizer(),
+        options=CaptureOptions(steps=1),
+        info={"model": "someone/odd"},
+    )
     kept = tmp_path / "hub" / "hub" / "models--someone--odd"
     (kept / "refs").mkdir(parents=True)
     (kept / "refs" / "main").write_text("1" * 40)
@@ -204,20 +220,36 @@ def test_a_pickle_that_runs_a_program_is_refused(sound: Path, tmp_path: Path, ts
 # tensors that are missing or no numbers, wherever a model is loaded
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (without("layers.1.self_attn.k_proj"), "lack tensor 'model.layers.1.self_attn.k_proj.weight'"),
-    (filled("layers.1.self_attn.k_proj", float("nan")), "'model.layers.1.self_attn.k_proj.weight' holds NaN"),
-])  # fmt: skip
-@pytest.mark.parametrize("words", [
-    ("capture", "hello", "--steps", "1", "-o", "OUT.tsc"), ("verify", "FILE", "--force-model-mismatch"),
-    ("resume", "FILE", "--force-model-mismatch"), ("verify", "FILE", "--recompute"),
-    ("compress", "FILE", "--tier", "15x", "-o", "OUT.tsc"), ("calibrate", "--quick", "-o", "OUT.safetensors"),
-    ("bench", "-o", "OUT.json", "--prompts", "1", "--context", "16", "--codec", "lossless"), ("demo",),
-], ids=lambda words: " ".join(words[:1] + words[2:3]))  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("layers.1.self_attn.k_proj"), "lack tensor 'model.layers.1.self_attn.k_proj.weight'"),
+        (filled("layers.1.self_attn.k_proj", float("nan")), "'model.layers.1.self_attn.k_proj.weight' holds NaN"),
+    ],
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("capture", "hello", "--steps", "1", "-o", "OUT.tsc"),
+        ("verify", "FILE", "--force-model-mismatch"),
+        ("resume", "FILE", "--force-model-mismatch"),
+        ("verify", "FILE", "--recompute"),
+        ("compress", "FILE", "--tier", "15x", "-o", "OUT.tsc"),
+        ("calibrate", "--quick", "-o", "OUT.safetensors"),
+        ("bench", "-o", "OUT.json", "--prompts", "1", "--context", "16", "--codec", "lossless"),
+        ("demo",),
+    ],
+    ids=lambda words: " ".join(words[:1] + words[2:3]),
+)
 def test_no_command_goes_on_with_weights_that_are_none(
-    words: tuple[str, ...], change: Any, said: str, sound: Path, tmp_path: Path, tsc: Any,
+    words: tuple[str, ...],
+    change: Any,
+    said: str,
+    sound: Path,
+    tmp_path: Path,
+    tsc: Any,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "x.tsc"
     assert tsc("capture", "hello, hello, hello", "-m", sound, "-o", file, "--steps", 1).code == 0
@@ -239,8 +271,11 @@ def test_logits_that_rule_tokens_out_are_numbers_enough() -> None:
     model, logits = models.llama(), torch.zeros(2, 300)
     logits[0, 7] = -torch.inf
     require_finite(model, logits)
-    for bad in (torch.full((1, 300), -torch.inf), logits.index_fill(1, torch.tensor([3]), torch.inf),
-                logits.index_fill(1, torch.tensor([3]), torch.nan)):  # fmt: skip
+    for bad in (
+        torch.full((1, 300), -torch.inf),
+        logits.index_fill(1, torch.tensor([3]), torch.inf),
+        logits.index_fill(1, torch.tensor([3]), torch.nan),
+    ):
         with pytest.raises(NotFiniteError, match="all of its weights are"):
             require_finite(model, bad)
     with torch.no_grad():

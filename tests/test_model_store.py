@@ -163,8 +163,25 @@ def test_a_folder_that_went_away_is_said(tsc: Any, tmp_path: Path) -> None:
     assert tsc("plan", "here").code == 2
 
 
-BAD_NAMES = ["../x", "a/b", "", ".", "..", ".hidden", "-x", "a b", "a\n", "x.gguf", "x.JSON", "default", "a" * 81, "é",
-             "smollm2-135m-instruct", "SmolLM2-135M-Instruct", "x."]  # fmt: skip
+BAD_NAMES = [
+    "../x",
+    "a/b",
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "-x",
+    "a b",
+    "a\n",
+    "x.gguf",
+    "x.JSON",
+    "default",
+    "a" * 81,
+    "é",
+    "smollm2-135m-instruct",
+    "SmolLM2-135M-Instruct",
+    "x.",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -317,9 +334,12 @@ main(["models", "add", sys.argv[1]])
 def start(path: Path, seconds: float) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(path), str(seconds)], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", SLOW, str(path), str(seconds)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,11 @@ def test_what_is_kept_is_counted(tsc: Any, place: Path, monkeypatch: pytest.Monk
     rows = {row["label"]: row for row in facts["rows"]}
     assert all(row["needles"] == row["answerable"] == NEEDLES for row in rows.values())
     assert {label: (row["kept"], row["not_met"]) for label, row in rows.items()} == {
-        "klt 6x": (NEEDLES, 0), "klt 5000x": (0, NEEDLES), "KIVI-4": (NEEDLES, 0), "KIVI-2": (0, 0),
-    }  # fmt: skip
+        "klt 6x": (NEEDLES, 0),
+        "klt 5000x": (0, NEEDLES),
+        "KIVI-4": (NEEDLES, 0),
+        "KIVI-2": (0, 0),
+    }
     assert rows["klt 6x"]["ratio_final_fp32"] >= 6
     assert rows["klt 5000x"]["ratio_final_fp32"] is None
     assert rows["KIVI-4"]["share"] == 1

@@ -40,14 +40,22 @@ def run(commands: list[list[str]], cache: Path, address: str, **environment: str
     """Commands of one process that has its own caches and asks the hub at `address`."""
     clean = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and key != "HF_HUB_OFFLINE"}
     own = {
-        "HF_HOME": str(cache / "hf"), "TSC_CACHE": str(cache / "tsc"), "HF_ENDPOINT": address,
-        "HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(cache / "hf"),
+        "TSC_CACHE": str(cache / "tsc"),
+        "HF_ENDPOINT": address,
+        "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_DISABLE_XET": "1",
         "PYTHONPATH": str(Path(__file__).parent.parent),
-    }  # fmt: skip
+    }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(commands)], env=clean | own | environment, capture_output=True,
-        text=True, check=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
+        env=clean | own | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -61,10 +69,17 @@ def one_line(done: tuple[int, str, str], *said: str) -> None:
 
 
 CAUSES = {
-    "gated": "only to those who were granted access", "s401": "HTTP 401", "s403": "HTTP 403", "s429": "HTTP 429",
-    "s500": "HTTP 500", "s503": "HTTP 503", "rude": "the server broke off", "circle": "redirects in a circle",
-    "nonsense": "does not speak HTTP", "silent": "does not answer in time",
-}  # fmt: skip
+    "gated": "only to those who were granted access",
+    "s401": "HTTP 401",
+    "s403": "HTTP 403",
+    "s429": "HTTP 429",
+    "s500": "HTTP 500",
+    "s503": "HTTP 503",
+    "rude": "the server broke off",
+    "circle": "redirects in a circle",
+    "nonsense": "does not speak HTTP",
+    "silent": "does not answer in time",
+}
 
 
 def test_every_way_in_which_a_hub_fails_is_named(hub: Any, tmp_path: Path) -> None:
@@ -133,10 +148,13 @@ def test_a_hub_model_is_fetched_named_and_found_without_the_hub(hub: Any, tmp_pa
     file = str(tmp_path / "t.tsc")
     capture = ["capture", "abc", "--steps", "1", "-q", "-o"]
     commands = [
-        ["models", "add", "good/small", "--name", "tiny", "--json"], [*capture, file, "-m", "tiny"],
-        ["plan", "tiny", "--json"], [*capture, f"{file}2", "-m", "good/small"], ["models", "--json"],
+        ["models", "add", "good/small", "--name", "tiny", "--json"],
+        [*capture, file, "-m", "tiny"],
+        ["plan", "tiny", "--json"],
+        [*capture, f"{file}2", "-m", "good/small"],
+        ["models", "--json"],
         ["models", "remove", "tiny"],
-    ]  # fmt: skip
+    ]
     found = run(commands, tmp_path, hub[0])
     assert [done[0] for done in found] == [0] * 6, found
     assert json.loads(found[0][1])["name"] == "tiny"
@@ -157,8 +175,14 @@ def test_a_full_disk_is_not_called_a_network(hub: Any, tmp_path: Path) -> None:
     clean = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and key != "HF_HUB_OFFLINE"}
     own = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub[0], "HF_HUB_DISABLE_XET": "1", "TSC_CACHE": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "tsc_cli", "models", "add", "good/small"], env=clean | own, capture_output=True,
-        text=True, preexec_fn=small_files, timeout=120, check=False, cwd=Path(__file__).parent.parent,
-    )  # fmt: skip
+        [sys.executable, "-m", "tsc_cli", "models", "add", "good/small"],
+        env=clean | own,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
     one_line((done.returncode, done.stdout, done.stderr), "no file may grow so large here")
     assert "network" not in done.stderr

@@ -46,9 +46,12 @@ def cache(seed: int = 0) -> Tensors:
 
 def config() -> Any:
     return transformers.LlamaConfig(
-        hidden_size=4 * SIZE, num_attention_heads=4, num_key_value_heads=HEADS, num_hidden_layers=LAYERS,
+        hidden_size=4 * SIZE,
+        num_attention_heads=4,
+        num_key_value_heads=HEADS,
+        num_hidden_layers=LAYERS,
         rope_parameters={"rope_theta": THETA, "rope_type": "default"},
-    )  # fmt: skip
+    )
 
 
 def peers_of(package: str) -> list[Peer]:

@@ -58,10 +58,7 @@ BY_HAND: dict[str, dict[int, int]] = {
         1: 61 * (512 + 64) * 2,  # 70,272
         128 * K: 9_210_691_584,
     },
-    "Mixtral-8x7B": {
-        1: 32 * 2 * 8 * 128 * 2,
-        32 * K: 4_294_967_296,
-    },
+    "Mixtral-8x7B": {1: 32 * 2 * 8 * 128 * 2, 32 * K: 4_294_967_296},
     # the window of 4,096 bounds every layer
     "Mistral-7B-v0.1": {
         1: 32 * 2 * 8 * 128 * 2,
@@ -74,7 +71,7 @@ BY_HAND: dict[str, dict[int, int]] = {
         1: 12 * 2 * 2 * 256 * 2 + 36 * ((2 * 16 * 128 + 32 * 128) * 4 * 2 + 32 * 128 * 128 * 4),
         128 * K: 12 * 2 * 2 * 256 * 2 * 131_072 + 77_856_768,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -189,10 +186,16 @@ def test_qualities_lie_between_the_measured_tiers() -> None:
 
 def test_the_default_model_comes_out_as_it_was_measured(tmp_path: Path) -> None:
     config = {
-        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "dtype": "float32",
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "dtype": "float32",
         "tie_word_embeddings": True,
-    }  # fmt: skip
+    }
     model = model_of(config)
     raw = cache_bytes(model, 1024)
     assert raw == 30 * 2 * 3 * 64 * 4 * 1024 == 47_185_920
@@ -214,16 +217,39 @@ def folder(tmp_path: Path) -> Path:
 
 def test_everything_is_in_the_json(tsc: Any, folder: Path) -> None:
     done = tsc(
-        "plan", folder / "Llama-3-70B", "--context", "8k", "--context", "4096", "--users", 16, "--memory", "640GB",
-        "--weights", "141GB", "--bandwidth", "10Gbit/s", "--flops", "400TFLOP/s", "--json",
-    )  # fmt: skip
+        "plan",
+        folder / "Llama-3-70B",
+        "--context",
+        "8k",
+        "--context",
+        "4096",
+        "--users",
+        16,
+        "--memory",
+        "640GB",
+        "--weights",
+        "141GB",
+        "--bandwidth",
+        "10Gbit/s",
+        "--flops",
+        "400TFLOP/s",
+        "--json",
+    )
     assert (done.code, done.err) == (0, "")
     facts = done.json
     assert facts["schema"] == "tsc.plan/1"
-    assert facts["layers"] == [{
-        "count": 80, "kind": "full", "query_heads": 64, "kv_heads": 8, "values_per_token": 2048,
-        "bytes_per_token": 4096, "rows_at_most": None, "state_bytes": 0,
-    }]  # fmt: skip
+    assert facts["layers"] == [
+        {
+            "count": 80,
+            "kind": "full",
+            "query_heads": 64,
+            "kv_heads": 8,
+            "values_per_token": 2048,
+            "bytes_per_token": 4096,
+            "rows_at_most": None,
+            "state_bytes": 0,
+        }
+    ]
     assert facts["bytes_per_token"] == facts["bytes_per_token_windows_full"] == 327_680
     assert [one["tokens"] for one in facts["contexts"]] == [4096, 8192]
     context = facts["contexts"][1]
@@ -233,8 +259,11 @@ def test_everything_is_in_the_json(tsc: Any, folder: Path) -> None:
     assert context["recompute_seconds"] == context["prefill_flop"]["total"] / 400e12
     first = context["storage"][0]
     assert (first["name"], first["bits_per_value"], first["bytes"], first["bytes_all_users"]) == (
-        "as it is", 16, raw, 16 * raw,
-    )  # fmt: skip
+        "as it is",
+        16,
+        raw,
+        16 * raw,
+    )
     assert first["users_that_fit"] == (640_000_000_000 - 141_000_000_000) // raw == 185
     assert first["transfer_seconds"] == pytest.approx(raw * 8 / 10e9)
     assert first["break_even_bytes_per_second"] == pytest.approx(raw / context["recompute_seconds"])

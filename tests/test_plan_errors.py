@@ -79,33 +79,49 @@ FILES: dict[str, tuple[bytes | Values | list[Any], int, str]] = {
     "kinds no list": (gemma(layer_types="full_attention"), 3, "a list of at most 4,096 entries was expected"),
     "unknown kind": (gemma(layer_types=["ring"] * 62), 3, "layer 0 is of the kind 'ring', which is not known"),
     "windows that are off": (
-        {**QWEN3_8B, "layer_types": ["sliding_attention"] * 36}, 3, "use_sliding_window is not true",
+        {**QWEN3_8B, "layer_types": ["sliding_attention"] * 36},
+        3,
+        "use_sliding_window is not true",
     ),
     "windows nobody places": (
-        {**QWEN3_8B, "model_type": "qwen3_moe", "use_sliding_window": True, "sliding_window": 8, "num_experts": 2,
-         "moe_intermediate_size": 8, "num_experts_per_tok": 1}, 3, "which layers have the window is not stated",
+        {
+            **QWEN3_8B,
+            "model_type": "qwen3_moe",
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "num_experts": 2,
+            "moe_intermediate_size": 8,
+            "num_experts_per_tok": 1,
+        },
+        3,
+        "which layers have the window is not stated",
     ),
     "more experts than there are": ({**DEEPSEEK_V3, "num_experts_per_tok": 999}, 3, "999 of 256 experts"),
     "another rhythm of experts": ({**DEEPSEEK_V3, "moe_layer_freq": 2}, 3, "field 'moe_layer_freq': only 1 is known"),
     "no experts": (without(DEEPSEEK_V3, "n_routed_experts"), 3, "field 'n_routed_experts': is missing"),
     "everything shared": (
-        {**TEXT, "model_type": "gemma3n_text", "num_kv_shared_layers": 62, "dtype": "bfloat16"}, 3,
+        {**TEXT, "model_type": "gemma3n_text", "num_kv_shared_layers": 62, "dtype": "bfloat16"},
+        3,
         "no layer is left that keeps rows",
     ),
     "Falcon-40B": (
-        {**without(LLAMA_3_8B, "intermediate_size"), "model_type": "falcon", "new_decoder_architecture": True}, 3,
+        {**without(LLAMA_3_8B, "intermediate_size"), "model_type": "falcon", "new_decoder_architecture": True},
+        3,
         "field 'new_decoder_architecture'",
     ),
     "two names that differ": (
-        {"model_type": "gpt2", "n_layer": 2, "num_hidden_layers": 3, "n_embd": 8, "n_head": 2, "vocab_size": 9}, 3,
+        {"model_type": "gpt2", "n_layer": 2, "num_hidden_layers": 3, "n_embd": 8, "n_head": 2, "vocab_size": 9},
+        3,
         "field 'num_hidden_layers': and 'n_layer' mean the same and differ",
     ),
     "heads of Mamba-2": (
-        {"model_type": "mamba2", "num_hidden_layers": 2, "hidden_size": 64, "num_heads": 3, "vocab_size": 9}, 3,
+        {"model_type": "mamba2", "num_hidden_layers": 2, "hidden_size": 64, "num_heads": 3, "vocab_size": 9},
+        3,
         "times head_dim is not hidden_size times expand",
     ),
     "infinite": (
-        b'{"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 9, "expand": Infinity}', 3,
+        b'{"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 9, "expand": Infinity}',
+        3,
         "field 'expand': a number from",
     ),
     "unknown field": ({**LLAMA_3_8B, "kv_bottleneck": 64}, 3, "field 'kv_bottleneck': is not known for this"),
@@ -114,8 +130,17 @@ FILES: dict[str, tuple[bytes | Values | list[Any], int, str]] = {
     "a slip": ({**LLAMA_3_8B, "num_key_value_head": 8}, 3, "field 'num_key_value_head': is not known"),
     "a window in a model without": ({**LLAMA_3_8B, "sliding_window": 4096}, 3, "field 'sliding_window': is not known"),
     "heads of another size": (
-        {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 9, "n_positions": 8,
-         "head_dim": 2}, 3, "field 'head_dim': is not known",
+        {
+            "model_type": "gpt2",
+            "n_layer": 2,
+            "n_embd": 8,
+            "n_head": 2,
+            "vocab_size": 9,
+            "n_positions": 8,
+            "head_dim": 2,
+        },
+        3,
+        "field 'head_dim': is not known",
     ),
     "encoder and decoder": ({**LLAMA_3_8B, "is_encoder_decoder": True}, 3, "'is_encoder_decoder': True is not known"),
     "both directions": (gemma(use_bidirectional_attention=True), 3, "'text_config.use_bidirectional_attention': True"),
@@ -123,10 +148,12 @@ FILES: dict[str, tuple[bytes | Values | list[Any], int, str]] = {
     "odd dtype": ({**LLAMA_3_8B, "torch_dtype": "int8"}, 3, "field 'torch_dtype': 'int8' is no dtype of a cache"),
     "dtype no string": ({**LLAMA_3_8B, "torch_dtype": 16}, 3, "field 'torch_dtype': a string was expected"),
     "a quantized cache": (
-        {**LLAMA_3_8B, "quantization_config": {"kv_cache_scheme": {"num_bits": 8}}}, 3, "field 'quantization_config'",
+        {**LLAMA_3_8B, "quantization_config": {"kv_cache_scheme": {"num_bits": 8}}},
+        3,
+        "field 'quantization_config'",
     ),
     "positions beyond all": ({**LLAMA_3_8B, "max_position_embeddings": 10**12}, 3, "'max_position_embeddings': an"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -187,7 +214,7 @@ WORDS: dict[str, tuple[list[str], str]] = {
     "users as a word": (["--users", "x"], "Invalid value for '--users'"),
     "no dtype": (["--dtype", "int4"], "there is no dtype 'int4'"),
     "no parameters": (["--parameters", "7X"], "--parameters '7X' is not understood"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WORDS)
@@ -220,9 +247,7 @@ def test_a_config_that_may_not_be_read(tsc: Any, tmp_path: Path, monkeypatch: py
     one_line(tsc("plan", path), 2, "cannot be read: Permission denied")
 
 
-def test_a_hub_id_is_found_in_the_cache(
-    tsc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_a_hub_id_is_found_in_the_cache(tsc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA_3_8B))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(path))

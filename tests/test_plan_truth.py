@@ -139,7 +139,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one shared expert less": ("deepseek_v3", {"n_shared_experts": 2, "first_k_dense_replace": 0}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "convolutions everywhere else": ("lfm2", {"full_attn_idxs": [0], "block_auto_adjust_ff_dim": False}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", VARIANTS)

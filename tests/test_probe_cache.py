@@ -219,9 +219,7 @@ def test_keys_that_only_their_positions_turn() -> None:
 
 def test_a_profile_knows_how_keys_turn() -> None:
     geometry = Geometry("float32", (LayerSpec("full", 2, 4, 4),) * 3)
-    shapes = [
-        SimpleNamespace(heads=2, key_size=4, layer_count=count, rotary=(ROTARY,) * count) for count in (1, 2)
-    ]  # fmt: skip
+    shapes = [SimpleNamespace(heads=2, key_size=4, layer_count=count, rotary=(ROTARY,) * count) for count in (1, 2)]
     assert turning.of_profile(SimpleNamespace(shapes=shapes), geometry) == (ROTARY,) * 3  # type: ignore[arg-type]
     for other in (Geometry("float32", geometry.layers[:2]), Geometry("float32", (LayerSpec("full", 2, 8, 4),) * 3)):
         assert turning.of_profile(SimpleNamespace(shapes=shapes), other) is None  # type: ignore[arg-type]
@@ -251,7 +249,7 @@ def test_rows_that_were_changed_since() -> None:
     positions, tokens = [torch.arange(50)], list(range(50))
     moments = [
         Snapshot([keys * scale], [values * scale], positions, tokens, tokens) for scale in (1.0, torch.ones(50, 1))
-    ]  # fmt: skip
+    ]
     scale = torch.ones(50, 1)
     scale[40:] = 1.5
     moments[1].keys[0], moments[1].values[0] = keys * scale, values * scale

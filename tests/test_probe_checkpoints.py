@@ -75,8 +75,13 @@ def test_gguf_is_dequantized_as_its_package_does(tmp_path: Path) -> None:
     want = checkpoints.write_gguf(tmp_path / "m.gguf", head_count=2, head_count_kv=1, embedding_length=64)
     checkpoint = checkpoints.opened(tmp_path / "m.gguf")
     assert checkpoint.form == "gguf"
-    assert checkpoint.config == {"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 1,
-                                 "hidden_size": 64, "num_hidden_layers": 2}  # fmt: skip
+    assert checkpoint.config == {
+        "model_type": "llama",
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+    }
     _, found = checkpoints.read(tmp_path / "m.gguf")
     np.testing.assert_array_equal(found["q.1"], want["blk.1.attn_q.weight"])
     np.testing.assert_array_equal(found["k.0"], want["blk.0.attn_k.weight"])
@@ -221,8 +226,9 @@ def test_a_checkpoint_of_as_many_tensors_or_shards_as_there_are(
     assert len({tensor.path for tensor in checkpoint.tensors.values()}) == shard_count
     stack = stack_of(checkpoint)
     assert [(one.name, one.experts, len(one.series)) for one in stack.types] == [
-        *((kind, 0, 1) for kind in "qkvo"), *((f"expert.{kind}", count, 4) for kind in ("gate", "up", "down")),
-    ]  # fmt: skip
+        *((kind, 0, 1) for kind in "qkvo"),
+        *((f"expert.{kind}", count, 4) for kind in ("gate", "up", "down")),
+    ]
 
 
 def test_the_index_is_held_against_the_shards(tmp_path: Path) -> None:
@@ -288,15 +294,18 @@ def test_a_gguf_of_many_tensors_and_a_large_vocabulary(tmp_path: Path, monkeypat
         gguf_file.read_gguf(path)
 
 
-@pytest.mark.parametrize(("what", "data"), [
-    ("strings", struct.pack("<4sIQQ", b"GGUF", 3, 1 << 60, 1)),
-    ("entries", struct.pack("<4sIQQ", b"GGUF", 3, 0, 1 << 60)),
-    ("a name", struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 1 << 60)),
-    ("an array", struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, 0, 1 << 60)),
-    ("an array of arrays", struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, 9, 1)),
-    ("a rank", struct.pack("<4sIQQQ1sI", b"GGUF", 3, 1, 0, 1, b"a", 1 << 30)),
-    ("a tensor", struct.pack("<4sIQQQ1sIQQIQ", b"GGUF", 3, 1, 0, 1, b"a", 2, 1 << 30, 1 << 30, 0, 0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "data"),
+    [
+        ("strings", struct.pack("<4sIQQ", b"GGUF", 3, 1 << 60, 1)),
+        ("entries", struct.pack("<4sIQQ", b"GGUF", 3, 0, 1 << 60)),
+        ("a name", struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 1 << 60)),
+        ("an array", struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, 0, 1 << 60)),
+        ("an array of arrays", struct.pack("<4sIQQQ1sIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, 9, 1)),
+        ("a rank", struct.pack("<4sIQQQ1sI", b"GGUF", 3, 1, 0, 1, b"a", 1 << 30)),
+        ("a tensor", struct.pack("<4sIQQQ1sIQQIQ", b"GGUF", 3, 1, 0, 1, b"a", 2, 1 << 30, 1 << 30, 0, 0)),
+    ],
+)
 def test_gguf_counts_that_lie(what: str, data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data + bytes(64))
@@ -346,11 +355,18 @@ def test_an_index_that_names_a_file_outside_its_folder(name: str, tmp_path: Path
         checkpoints.opened(folder)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("{", "not JSON"), ("[]", "is not a JSON object"), ("{}", "has no weight_map"), ("\xff", "not UTF-8"),
-    ('{"weight_map": {}}', "has no weight_map"), ('{"weight_map": {"a": 1}}', "has no weight_map"),
-    ("[" * 99999, "nested deeper"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "has no weight_map"),
+        ("\xff", "not UTF-8"),
+        ('{"weight_map": {}}', "has no weight_map"),
+        ('{"weight_map": {"a": 1}}', "has no weight_map"),
+        ("[" * 99999, "nested deeper"),
+    ],
+)
 def test_an_index_that_is_none(text: str, message: str, tmp_path: Path) -> None:
     folder = checkpoints.write(tmp_path / "m", checkpoints.tensors(2))
     (folder / INDEX).write_bytes(text.encode("latin-1"))
@@ -391,12 +407,19 @@ def test_a_pickle_is_never_loaded(name: str, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda path: None, "no such model"), (lambda path: path.mkdir(), "holds no safetensors checkpoint"),
-    (lambda path: path.write_text("x"), "is not a model"),
-    (lambda path: (path.mkdir(), (path / "a.gguf").touch()), "holds no safetensors checkpoint"),
-    (lambda path: (path.mkdir(), [(path / f"{n}.safetensors").touch() for n in "ab"]), "2 .safetensors files and no"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such model"),
+        (lambda path: path.mkdir(), "holds no safetensors checkpoint"),
+        (lambda path: path.write_text("x"), "is not a model"),
+        (lambda path: (path.mkdir(), (path / "a.gguf").touch()), "holds no safetensors checkpoint"),
+        (
+            lambda path: (path.mkdir(), [(path / f"{n}.safetensors").touch() for n in "ab"]),
+            "2 .safetensors files and no",
+        ),
+    ],
+)
 def test_what_is_no_checkpoint(make: Any, message: str, tmp_path: Path) -> None:
     make(tmp_path / "m")
     with pytest.raises(UsageError, match=message):

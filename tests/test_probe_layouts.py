@@ -83,11 +83,14 @@ def test_neox_interleaves_heads(tmp_path: Path) -> None:
             same(found[f"{kind}.{number}"], want.reshape(48, 48).T)
 
 
-@pytest.mark.parametrize(("settings", "shapes"), [
-    ({"multi_query": True, "new_decoder_architecture": False}, (48, 12, 12)),
-    ({"multi_query": False, "new_decoder_architecture": False}, (48, 48, 48)),
-    ({"new_decoder_architecture": True, "num_kv_heads": 2}, (48, 24, 24)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "shapes"),
+    [
+        ({"multi_query": True, "new_decoder_architecture": False}, (48, 12, 12)),
+        ({"multi_query": False, "new_decoder_architecture": False}, (48, 48, 48)),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, (48, 24, 24)),
+    ],
+)
 def test_falcon_in_its_three_ways(settings: dict[str, Any], shapes: tuple[int, ...], tmp_path: Path) -> None:
     small = {name: value for name, value in models.SMALL.items() if name != "intermediate_size"}
     config = transformers.FalconConfig(**small, num_attention_heads=4, alibi=False, **settings)
@@ -154,12 +157,19 @@ def test_an_unknown_layout_is_taken_by_shape_and_says_so(tmp_path: Path) -> None
     assert dict(stack.skipped) == {
         "vision.blocks.*": "not the largest stack of layers",
         "mixer.conv1d.weight": "3 dimensions, and no line of the table of layouts",
-        "mixer.odd": "shapes differ between layers", "mixer.once": "in one layer only",
-    }  # fmt: skip
+        "mixer.odd": "shapes differ between layers",
+        "mixer.once": "in one layer only",
+    }
 
 
-@pytest.mark.parametrize("config", [{}, {"model_type": "newfangled", "num_attention_heads": 2, "hidden_size": 8},
-                                    {"model_type": "phi3", "num_attention_heads": 3, "hidden_size": 9}])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model_type": "newfangled", "num_attention_heads": 2, "hidden_size": 8},
+        {"model_type": "phi3", "num_attention_heads": 3, "hidden_size": 9},
+    ],
+)
 def test_a_fused_tensor_that_nobody_explains_stays_whole(config: dict[str, Any], tmp_path: Path) -> None:
     made = {f"model.layers.{n}.self_attn.qkv_proj.weight": torch.randn(24, 8) for n in range(2)}
     stack, found = checkpoints.read(checkpoints.write(tmp_path / "m", made, config=config))
@@ -185,22 +195,40 @@ NAME = "model.layers.2.self_attn.k_proj.weight"
 EXPERTS = {f"layers.{n}.mlp.experts.{e}.up_proj.weight": torch.ones(4, 4) for n in range(3) for e in range(2)}
 WRONG: dict[str, tuple[dict[str, torch.Tensor], type[Exception], str]] = {
     "a matrix is missing": (_broken(lambda made: made.pop(NAME)), CorruptError, "layer 2 has no k matrix"),
-    "a layer is missing": (_broken(lambda made: [made.pop(n) for n in list(made) if ".2." in n]), CorruptError,
-                           "layer 2 is missing: no tensor model.layers.2."),
-    "another shape": (_broken(lambda made: made.update({NAME: torch.ones(9, 16)})), UsageError,
-                      r"k of layer 2 \(model\.layers\.2\.self_attn\.k_proj\.weight\) is 9x16, of layer 0 8x16"),
+    "a layer is missing": (
+        _broken(lambda made: [made.pop(n) for n in list(made) if ".2." in n]),
+        CorruptError,
+        "layer 2 is missing: no tensor model.layers.2.",
+    ),
+    "another shape": (
+        _broken(lambda made: made.update({NAME: torch.ones(9, 16)})),
+        UsageError,
+        r"k of layer 2 \(model\.layers\.2\.self_attn\.k_proj\.weight\) is 9x16, of layer 0 8x16",
+    ),
     "one layer": ({n: t for n, t in checkpoints.tensors(1).items() if ".0." in n}, UsageError, "has one layer only"),
     "no layers": ({"lm_head.weight": torch.ones(4, 4)}, UsageError, "no numbered layers"),
     "no matrices": ({f"layers.{n}.norm.weight": torch.ones(4) for n in range(2)}, UsageError, "nothing to compare"),
-    "quantized": ({f"layers.{n}.self_attn.q_proj.qweight": torch.ones(4, 4, dtype=torch.int32) for n in range(2)},
-                  UnsupportedFileError, "is stored as I32, which is not read"),
-    "quantized to 8-bit floats": ({f"layers.{n}.self_attn.q_proj.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)
-                                   for n in range(2)}, UnsupportedFileError, "is stored as F8_E4M3"),
-    "an expert is missing": ({n: t for n, t in EXPERTS.items() if "1.mlp.experts.1" not in n}, CorruptError,
-                             r"layer 1 has no expert\.up matrix of expert 1"),
-    "one matrix twice": (_broken(lambda made: made.update({"model.layers.2.attn.k_proj.weight": torch.ones(8, 16)})),
-                         CorruptError, "two tensors of layer 2 are its k matrix"),
-}  # fmt: skip
+    "quantized": (
+        {f"layers.{n}.self_attn.q_proj.qweight": torch.ones(4, 4, dtype=torch.int32) for n in range(2)},
+        UnsupportedFileError,
+        "is stored as I32, which is not read",
+    ),
+    "quantized to 8-bit floats": (
+        {f"layers.{n}.self_attn.q_proj.weight": torch.ones(4, 4).to(torch.float8_e4m3fn) for n in range(2)},
+        UnsupportedFileError,
+        "is stored as F8_E4M3",
+    ),
+    "an expert is missing": (
+        {n: t for n, t in EXPERTS.items() if "1.mlp.experts.1" not in n},
+        CorruptError,
+        r"layer 1 has no expert\.up matrix of expert 1",
+    ),
+    "one matrix twice": (
+        _broken(lambda made: made.update({"model.layers.2.attn.k_proj.weight": torch.ones(8, 16)})),
+        CorruptError,
+        "two tensors of layer 2 are its k matrix",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -228,10 +256,13 @@ def test_fewer_layers_than_the_configuration_says(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     one = stack_of(checkpoints.opened(checkpoints.write(tmp_path / "a", checkpoints.tensors(4))))
-    for number, made in enumerate([
-        checkpoints.tensors(4, wide=2), checkpoints.tensors(3),
-        {n: t for n, t in checkpoints.tensors(4).items() if "mlp" not in n},
-    ]):  # fmt: skip
+    for number, made in enumerate(
+        [
+            checkpoints.tensors(4, wide=2),
+            checkpoints.tensors(3),
+            {n: t for n, t in checkpoints.tensors(4).items() if "mlp" not in n},
+        ]
+    ):
         other = stack_of(checkpoints.opened(checkpoints.write(tmp_path / str(number), made)))
         with pytest.raises(UsageError, match=r"is 48x32 in 4 layers|is 24x16 in 3 layers|has no gate"):
             check_same(one, other, "OTHER")
@@ -242,15 +273,37 @@ def test_every_line_of_the_table_is_reached() -> None:
     import re
 
     samples = {
-        "self_attn.q_proj.weight", "mlp.gate_proj.weight", "self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight",
-        "self_attn.dense.weight", "mlp.fc1.weight", "mlp.fc2.weight", "attn.c_attn.weight", "attn.c_proj.weight",
-        "mlp.c_fc.weight", "mlp.c_proj.weight", "attention.query_key_value.weight",
-        "self_attention.query_key_value.weight", "attn.Wqkv.weight", "self_attn.kv_a_proj_with_mqa.weight",
-        "attention.wq.weight", "feed_forward.w1.weight", "block_sparse_moe.experts.3.w2.weight",
-        "mlp.experts.11.up_proj.weight", "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
-        "mlp.shared_experts.up_proj.weight", "mlp.gate.weight", "attn_q.weight", "attn_output.weight",
-        "attn_qkv.weight", "ffn_up.weight", "ffn_down.weight", "ffn_gate_exps.weight", "ffn_up_shexp.weight",
+        "self_attn.q_proj.weight",
+        "mlp.gate_proj.weight",
+        "self_attn.qkv_proj.weight",
+        "mlp.gate_up_proj.weight",
+        "self_attn.dense.weight",
+        "mlp.fc1.weight",
+        "mlp.fc2.weight",
+        "attn.c_attn.weight",
+        "attn.c_proj.weight",
+        "mlp.c_fc.weight",
+        "mlp.c_proj.weight",
+        "attention.query_key_value.weight",
+        "self_attention.query_key_value.weight",
+        "attn.Wqkv.weight",
+        "self_attn.kv_a_proj_with_mqa.weight",
+        "attention.wq.weight",
+        "feed_forward.w1.weight",
+        "block_sparse_moe.experts.3.w2.weight",
+        "mlp.experts.11.up_proj.weight",
+        "feed_forward.experts.gate_up_proj",
+        "feed_forward.experts.down_proj",
+        "mlp.shared_experts.up_proj.weight",
+        "mlp.gate.weight",
+        "attn_q.weight",
+        "attn_output.weight",
+        "attn_qkv.weight",
+        "ffn_up.weight",
+        "ffn_down.weight",
+        "ffn_gate_exps.weight",
+        "ffn_up_shexp.weight",
         "ffn_gate_inp.weight",
-    }  # fmt: skip
+    }
     for rule in TABLE:
         assert any(re.fullmatch(rule.pattern, one) for one in samples), rule

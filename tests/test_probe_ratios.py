@@ -52,9 +52,13 @@ def direct(weight: Array, reference: Array) -> dict[str, float]:
         "ratio": float(np.abs(w - r).max() / np.abs(r).max()),
         "frobenius": float(np.linalg.norm(w - r) / np.linalg.norm(w)),
         "cosine": float((w * r).sum() / np.linalg.norm(w) / np.linalg.norm(r)),
-        "factor": factor, "left": left, "rank_weight": participation(w), "rank_delta": participation(w - r),
-        "bits_saved_estimate": float(np.log2(ratios).mean()), "bits_saved_factor": -float(np.log2(left)),
-    }  # fmt: skip
+        "factor": factor,
+        "left": left,
+        "rank_weight": participation(w),
+        "rank_delta": participation(w - r),
+        "bits_saved_estimate": float(np.log2(ratios).mean()),
+        "bits_saved_factor": -float(np.log2(left)),
+    }
 
 
 def participation(matrix: Array) -> float:
@@ -291,8 +295,9 @@ def test_unrelated_layers_give_no_and_near_ones_yes(tmp_path: Path) -> None:
 def test_a_fine_tune_gives_yes_against_its_base_and_no_against_another(tmp_path: Path) -> None:
     made = checkpoints.tensors(4, wide=8)
     generator = torch.Generator().manual_seed(5)
-    tuned = {n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator) if "proj" in n else t
-             for n, t in made.items()}  # fmt: skip
+    tuned = {
+        n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator) if "proj" in n else t for n, t in made.items()
+    }
     base, fine = checkpoints.write(tmp_path / "base", made), checkpoints.write(tmp_path / "tuned", tuned)
     other = checkpoints.write(tmp_path / "other", checkpoints.tensors(4, seed=9, wide=8))
     verdict = judged(checkpoints.probed(fine, base))

@@ -80,8 +80,11 @@ def test_a_terminal_has_a_bar(hurried: None, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_durations() -> None:
     assert [progress.duration(seconds) for seconds in (0.4, 59.4, 185, 7805)] == [
-        "0 s", "59 s", "3 min 5 s", "2 h 10 min",
-    ]  # fmt: skip
+        "0 s",
+        "59 s",
+        "3 min 5 s",
+        "2 h 10 min",
+    ]
     assert progress.state(0, 7, 3) == "0%, 3 s so far"
     assert progress.state(9, 7, 3) == "100%, 3 s so far"
     assert progress.state(1, 4, 30) == "25%, 30 s so far, about 1 min 30 s left"

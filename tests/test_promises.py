@@ -34,9 +34,12 @@ from tsc_cli.verification.recompute import recompute
 SECRET = Secret.random()
 KEEP = {"evict": "streaming", "evict_settings": {"sinks": 2, "window": 20}}
 LOSSY = {
-    "scalar": Recipe("scalar"), "delta": Recipe("delta"), "vq": Recipe("vq", {"block": 4}),
-    "streaming+lossless": Recipe("lossless", **KEEP), "streaming+scalar": Recipe("scalar", **KEEP),
-}  # fmt: skip
+    "scalar": Recipe("scalar"),
+    "delta": Recipe("delta"),
+    "vq": Recipe("vq", {"block": 4}),
+    "streaming+lossless": Recipe("lossless", **KEEP),
+    "streaming+scalar": Recipe("scalar", **KEEP),
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +69,11 @@ def stating(path: Path, target: Path, tier: str, codec: str = "") -> Path:
     craft[HEADER].edit_json(lambda value: value.update(tier=tier, **({"codec": codec} if codec else {})))
     for _ in range(4):  # the ratios are right: they are checked on their own
         length = len(craft.build())
-        craft[HEADER].edit_json(lambda value, length=length: value.update(  # type: ignore[misc]
-            ratio_trace=value["raw_bytes_trace"] / length, ratio_final=value["raw_bytes_final"] / length
-        ))  # fmt: skip
+        craft[HEADER].edit_json(
+            lambda value, length=length: value.update(  # type: ignore[misc]
+                ratio_trace=value["raw_bytes_trace"] / length, ratio_final=value["raw_bytes_final"] / length
+            )
+        )
     target.write_bytes(craft.build())
     return target
 
@@ -277,9 +282,12 @@ def test_a_promise_that_a_recipe_does_not_keep_is_refused(captured: Trace, tmp_p
         return compression.write(Source(captured), recipe, io.BytesIO(), header=Header(tier))
 
     for recipe, tier in (
-        (Recipe("lossless"), "600x"), (Recipe("scalar"), "99999x"), (Recipe("scalar"), "lossless"),
-        (Recipe("lossless", **KEEP), "lossless"), (Recipe("lossless"), "0.01bits"),
-    ):  # fmt: skip
+        (Recipe("lossless"), "600x"),
+        (Recipe("scalar"), "99999x"),
+        (Recipe("scalar"), "lossless"),
+        (Recipe("lossless", **KEEP), "lossless"),
+        (Recipe("lossless"), "0.01bits"),
+    ):
         with pytest.raises(PromiseError, match=f"{tier} cannot be met"):
             write(recipe, tier)
     for recipe, tier in ((Recipe("lossless"), "lossless"), (Recipe("lossless"), "99bits"), (Recipe("scalar"), "high")):

@@ -22,10 +22,15 @@ def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     ids, mask = batch()
     names = {
-        "model": SUPPORTED["llama"].build(torch.float32), "input_ids": torch.tensor([PROMPT]), "batch_ids": ids,
-        "assistant": llama(), "tokenizer": byte_tokenizer(), "batch_mask": mask,
-        "translator": build("t5"), "source_ids": torch.tensor([PROMPT[:9]]),
-    }  # fmt: skip
+        "model": SUPPORTED["llama"].build(torch.float32),
+        "input_ids": torch.tensor([PROMPT]),
+        "batch_ids": ids,
+        "assistant": llama(),
+        "tokenizer": byte_tokenizer(),
+        "batch_mask": mask,
+        "translator": build("t5"),
+        "source_ids": torch.tensor([PROMPT[:9]]),
+    }
     assert len(BLOCKS) == 8
     assert "append(" in BLOCKS[1]
     assert "chat_tokens(" in BLOCKS[2]

@@ -97,7 +97,7 @@ def test_an_honest_file_passes(name: str, model: Any, trace: Trace, tmp_path: Pa
 
 def test_an_honest_file_of_codec_klt_passes(
     model: Any, trace: Trace, other: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(profile_store, "_known", {})
     profile = profile_store.remember(profile_for(model, windows=3))
     recipe = Recipe("klt", {"profile": profile.digest, "fineness": 400}, embed_profile=True)
@@ -179,15 +179,21 @@ def test_snapshots_of_several_texts_and_keyframes(model: Any, trace: Trace, othe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_rows_of_another_text_in_one_layer(
-    name: str, model: Any, trace: Trace, other: Trace, tmp_path: Path
-) -> None:  # fmt: skip
+def test_rows_of_another_text_in_one_layer(name: str, model: Any, trace: Trace, other: Trace, tmp_path: Path) -> None:
     foreign = {block.key: block.read() for block in other.blocks}
-    poisoned = replace(trace, blocks=[
-        MemoryBlock(block.key, {part: torch.cat([rows[:1], foreign[block.key][part][1:2], rows[2:]])
-                                for part, rows in block.read().items()})
-        for block in trace.blocks
-    ])  # fmt: skip
+    poisoned = replace(
+        trace,
+        blocks=[
+            MemoryBlock(
+                block.key,
+                {
+                    part: torch.cat([rows[:1], foreign[block.key][part][1:2], rows[2:]])
+                    for part, rows in block.read().items()
+                },
+            )
+            for block in trace.blocks
+        ],
+    )
     found = recompute(coded(poisoned, RECIPES[name], tmp_path / "t.tsc"), model)
     assert found.lies[0].startswith("snapshot 0, layer 1, ")
     assert {one.verdict for one in found.snapshots} & {"WRONG"}
@@ -263,10 +269,13 @@ def test_shifted_positions(model: Any, trace: Trace) -> None:
 
 def test_a_snapshot_with_the_rows_of_another(model: Any, trace: Trace) -> None:
     def exchanged(one: Any, other: Any) -> Any:
-        return replace(one, layers=tuple(
-            (Span(0, spans[0].rows - 1), Span(other.layers[layer][-1].stop - 1, 1)) if layer == 1 else spans
-            for layer, spans in enumerate(one.layers)
-        ))  # fmt: skip
+        return replace(
+            one,
+            layers=tuple(
+                (Span(0, spans[0].rows - 1), Span(other.layers[layer][-1].stop - 1, 1)) if layer == 1 else spans
+                for layer, spans in enumerate(one.layers)
+            ),
+        )
 
     views = [*trace.views[:2], exchanged(trace.views[2], trace.views[4]), *trace.views[3:]]
     found = recompute(replace(trace, views=views), model)

@@ -20,9 +20,7 @@ def _scaled(kind: str, **extra: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **extra}}
 
 
-LLAMA3 = _scaled(
-    "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
-)  # fmt: skip
+LLAMA3 = _scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 YARN = _scaled("yarn", factor=4.0, original_max_position_embeddings=64)
 
 
@@ -37,24 +35,31 @@ ROTARY: dict[str, tuple[Any, list[int], bool]] = {
     "yarn": (lambda dtype=torch.float32: models.llama(dtype, **YARN), [12] * 3, False),
     "linear": (lambda dtype=torch.float32: models.llama(dtype, **_scaled("linear", factor=2.0)), [12] * 3, False),
     "mqa": (
-        _of(transformers.LlamaConfig(**models.SMALL, num_attention_heads=4, num_key_value_heads=1)), [12] * 3, False
+        _of(transformers.LlamaConfig(**models.SMALL, num_attention_heads=4, num_key_value_heads=1)),
+        [12] * 3,
+        False,
     ),
     "qwen3": (models.qwen3, [20] * 3, False),
     "sliding": (models.mistral_sliding, [12] * 3, False),
     "gemma3-two-bases": (models.gemma3_mixed, [16] * 3, False),
     "partial": (
-        _of(transformers.GPTNeoXConfig(**models.SMALL, num_attention_heads=3, rotary_pct=0.25)), [4] * 3, False
+        _of(transformers.GPTNeoXConfig(**models.SMALL, num_attention_heads=3, rotary_pct=0.25)),
+        [4] * 3,
+        False,
     ),
     "interleaved": (_of(transformers.CohereConfig(**models.SMALL, **HEADS)), [12] * 3, True),
     "interleaved-partial": (
-        _of(transformers.GlmConfig(**models.SMALL, **HEADS, head_dim=16, pad_token_id=0)), [8] * 3, True
+        _of(transformers.GlmConfig(**models.SMALL, **HEADS, head_dim=16, pad_token_id=0)),
+        [8] * 3,
+        True,
     ),
     "some-layers-without": (
         _of(transformers.SmolLM3Config(**models.SMALL, **HEADS, no_rope_layers=[1, 1, 0], pad_token_id=0)),
-        [12, 12, 0], False,
+        [12, 12, 0],
+        False,
     ),
     "learned-positions": (models.gpt2, [0] * 3, False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ROTARY)

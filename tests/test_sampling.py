@@ -93,8 +93,9 @@ def test_padding_is_no_history() -> None:
         assert tokens_before(trace, 0, number) == history
         choose = Sampler(**HOT, sequence=number)
         assert list(islice(resume(alone, model, snapshot=2, choose=choose), 5)) == [
-            *alone.token_ids()[len(history) + 2 :], alone.pending[0],
-        ]  # fmt: skip
+            *alone.token_ids()[len(history) + 2 :],
+            alone.pending[0],
+        ]
 
 
 def test_what_verify_samples_depends_on_what_came_before() -> None:

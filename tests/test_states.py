@@ -29,18 +29,30 @@ dtypes = st.sampled_from(["float32", "bfloat16", "float16", "float64", "float8_e
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shape=shapes, dtype=dtypes, layers=st.integers(1, 3), snapshots=st.integers(1, 3), batch=st.integers(1, 2),
+    shape=shapes,
+    dtype=dtypes,
+    layers=st.integers(1, 3),
+    snapshots=st.integers(1, 3),
+    batch=st.integers(1, 2),
     seed=st.integers(0, 1000),
-)  # fmt: skip
+)
 def test_every_state_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], dtype: str, layers: int, snapshots: int,
-    batch: int, seed: int,
-) -> None:  # fmt: skip
+    tmp_path_factory: pytest.TempPathFactory,
+    shape: tuple[int, ...],
+    dtype: str,
+    layers: int,
+    snapshots: int,
+    batch: int,
+    seed: int,
+) -> None:
     state = StateSpec("s", shape, dtype)
     octets = torch.randint(
-        0, 256, (layers * snapshots * batch * state.bytes,), dtype=torch.uint8,
+        0,
+        256,
+        (layers * snapshots * batch * state.bytes,),
+        dtype=torch.uint8,
         generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    )
     tensor = octets.view(getattr(torch, dtype)).view(layers, snapshots, batch, *shape)
     assert same_bits(from_values(as_values(tensor, state), state).contiguous(), tensor)
     geometry = Geometry("float32", (LayerSpec("none", states=(state,)),) * layers, batch)
@@ -149,11 +161,14 @@ def test_bits_of_states(tmp_path: Path) -> None:
     errors = {
         name: states_of(trace, recipe, path)
         for name, recipe in {
-            "exact": recipe_of("vq", "", {"state_bits": "0"}), "8": recipe_of("vq", "", {"state_bits": "8"}),
-            "default": recipe_of("vq", "", {}), "4": recipe_of("vq", "", {"state_bits": "4"}),
-            "scalar": recipe_of("scalar", "", {"bits": "3"}), "lossless": Recipe("lossless"),
+            "exact": recipe_of("vq", "", {"state_bits": "0"}),
+            "8": recipe_of("vq", "", {"state_bits": "8"}),
+            "default": recipe_of("vq", "", {}),
+            "4": recipe_of("vq", "", {"state_bits": "4"}),
+            "scalar": recipe_of("scalar", "", {"bits": "3"}),
+            "lossless": Recipe("lossless"),
         }.items()
-    }  # fmt: skip
+    }
     assert errors["exact"][0] == errors["lossless"][0] == 0
     assert 0 < errors["default"][0] < 0.01 < errors["4"][0] < errors["scalar"][0]
     assert errors["scalar"][1] < errors["4"][1] < errors["8"][1] < errors["exact"][1]

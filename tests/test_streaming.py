@@ -68,8 +68,11 @@ def word_piece() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    "byte-level": byte_level, "byte-fallback": byte_fallback, "metaspace": metaspace, "word-piece": word_piece,
-}  # fmt: skip
+    "byte-level": byte_level,
+    "byte-fallback": byte_fallback,
+    "metaspace": metaspace,
+    "word-piece": word_piece,
+}
 MADE: dict[str, Any] = {}
 
 

@@ -155,12 +155,19 @@ def test_file_names_that_are_no_text(tsc: Any, folder: Path, tmp_path: Path) -> 
     assert "o\\xe9.tsc\n" in done.out
     assert load(odd).info["model"] == folder.name
     for words in (
-        ("inspect", odd), ("test", odd), ("doctor", odd), ("resume", odd, "-m", folder, "-n", 2),
-        ("verify", odd, "-m", folder, "--positions", 2), ("compress", odd, "-o", f"{base}.c.tsc", "--codec", "scalar"),
-        ("decode", odd, "-o", f"{base}.safetensors"), ("recover", odd, "-o", f"{base}.r.tsc"),
+        ("inspect", odd),
+        ("test", odd),
+        ("doctor", odd),
+        ("resume", odd, "-m", folder, "-n", 2),
+        ("verify", odd, "-m", folder, "--positions", 2),
+        ("compress", odd, "-o", f"{base}.c.tsc", "--codec", "scalar"),
+        ("decode", odd, "-o", f"{base}.safetensors"),
+        ("recover", odd, "-o", f"{base}.r.tsc"),
         ("capture", "more", "-m", folder, "--append", odd, "--steps", 1),
-        ("plan", model), ("plot", base, "-o", f"{base}.svg"), ("probe-weights", model),
-    ):  # fmt: skip
+        ("plan", model),
+        ("plot", base, "-o", f"{base}.svg"),
+        ("probe-weights", model),
+    ):
         for form in ((), ("--json",)):
             done = tsc(*words, *form, *(("-f",) if "-o" in words else ()))
             assert done.code in (0, 1, 2), (words, form, done.err)

@@ -96,9 +96,11 @@ def edited_snapshots(script: list[tuple[str, int]], seed: int) -> tuple[Geometry
                 [torch.cat([key for _, key, _ in rows[layer]], 2) for layer in (0, 1)],
                 [torch.cat([value for _, _, value in rows[layer]], 2) for layer in (0, 1)],
                 [torch.tensor([position for position, _, _ in rows[layer]]) for layer in (0, 1)],
-                list(tokens.values()), list(tokens), None,
+                list(tokens.values()),
+                list(tokens),
+                None,
             )
-        )  # fmt: skip
+        )
     return geometry, snapshots
 
 

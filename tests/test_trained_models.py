@@ -30,9 +30,15 @@ def gpt2() -> Any:
 
 def qwen3() -> Any:
     return transformers.Qwen3Config(
-        hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, max_position_embeddings=POSITIONS, **SIZES,
-    )  # fmt: skip
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=POSITIONS,
+        **SIZES,
+    )
 
 
 def trained(config: Any, code: list[str]) -> Any:

@@ -165,18 +165,26 @@ def seen_by(model: Any, **changes: Any) -> dict[str, str]:
 def test_a_field_that_one_version_knows_alone_and_has_at_its_default_changes_nothing() -> None:
     model = models.llama()
     own = fingerprint.of(model)
-    for other in (seen_by(model, new_thing=7), seen_by(model, new_thing=None, pretraining_tp=None),
-                  seen_by(model, new_list=[1, 2, 3]), seen_by(model, attention_bias=None)):  # fmt: skip
+    for other in (
+        seen_by(model, new_thing=7),
+        seen_by(model, new_thing=None, pretraining_tp=None),
+        seen_by(model, new_list=[1, 2, 3]),
+        seen_by(model, attention_bias=None),
+    ):
         assert other["config"] != own["config"]
         fingerprint.require_same(other, own)
 
 
-@pytest.mark.parametrize(("changes", "named"), [
-    ({"new_thing": (7, 8)}, "new_thing"),  # set, and unknown here
-    ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),  # another default: the same config file, another model
-    ({"attention_bias": (True, False)}, "attention_bias"),
-    ({"head_dim": None}, "head_dim"),  # set here, and unknown there
-], ids=lambda one: one if isinstance(one, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"new_thing": (7, 8)}, "new_thing"),  # set, and unknown here
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),  # another default: the same config file, another model
+        ({"attention_bias": (True, False)}, "attention_bias"),
+        ({"head_dim": None}, "head_dim"),  # set here, and unknown there
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
 def test_a_field_that_means_something_is_a_difference(changes: dict[str, Any], named: str) -> None:
     model = models.llama(head_dim=20)
     with pytest.raises(MismatchError, match="the file belongs to another model: config") as caught:

@@ -63,8 +63,10 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "one in another": lambda model: torch.nn.DataParallel(compiled(torch.nn.DataParallel(model))),
 }
 IN_PLACE: dict[str, Callable[[Any], Any]] = {
-    "compiled in place": in_place, "compiled forward": compiled_forward, "hooked": hooked,
-}  # fmt: skip
+    "compiled in place": in_place,
+    "compiled forward": compiled_forward,
+    "hooked": hooked,
+}
 
 
 @pytest.fixture
@@ -123,9 +125,10 @@ def test_every_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.nn.DataParallel(torch.nn.Linear(2, 2)), "llama", None],
+    "given",
+    [torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.nn.DataParallel(torch.nn.Linear(2, 2)), "llama", None],
     ids=lambda given: type(given).__name__,
-)  # fmt: skip
+)
 def test_what_is_no_model_is_refused_by_name(given: Any) -> None:
     with pytest.raises(UnsupportedCacheError, match=f"a {type(given).__name__}.* was given where") as caught:
         capture(given, PROMPT)

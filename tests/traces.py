@@ -62,9 +62,15 @@ def finite_state(state: StateSpec, batch: int, seed: int) -> torch.Tensor:
 
 
 def full_trace(
-    layers: Sequence[LayerSpec] = EVERYTHING, *, dtype: str = "bfloat16", batch: int = 1,
-    lengths: Sequence[int] = (7, 8, 9, 12), padding: Sequence[int] = (), encoder: int = 3, finite: bool = False,
-) -> Trace:  # fmt: skip
+    layers: Sequence[LayerSpec] = EVERYTHING,
+    *,
+    dtype: str = "bfloat16",
+    batch: int = 1,
+    lengths: Sequence[int] = (7, 8, 9, 12),
+    padding: Sequence[int] = (),
+    encoder: int = 3,
+    finite: bool = False,
+) -> Trace:
     """A trace with everything that layers can hold; token t of sequence s has id 100 s + t."""
     rows, states = (finite_rows, finite_state) if finite else (random_rows, random_state)
     geometry = Geometry(dtype, tuple(layers), batch, tuple(padding))
@@ -133,11 +139,15 @@ def same_snapshots(a: Snapshot, b: Snapshot) -> bool:
         labels[0] == labels[1]
         and all(map(torch.equal, a.row_positions, b.row_positions))
         and all(map(same_bits, a.keys + a.values, b.keys + b.values))
-        and all((x is y) if x is None or y is None else same_bits(x, y)
-                for x, y in zip(a.indexer_keys, b.indexer_keys, strict=True))
-        and all(x.keys() == y.keys() and all(same_bits(x[name], y[name]) for name in x)
-                for x, y in zip(a.states, b.states, strict=True))
-    )  # fmt: skip
+        and all(
+            (x is y) if x is None or y is None else same_bits(x, y)
+            for x, y in zip(a.indexer_keys, b.indexer_keys, strict=True)
+        )
+        and all(
+            x.keys() == y.keys() and all(same_bits(x[name], y[name]) for name in x)
+            for x, y in zip(a.states, b.states, strict=True)
+        )
+    )
 
 
 def octets(tensor: torch.Tensor) -> bytes:

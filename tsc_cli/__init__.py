@@ -32,9 +32,24 @@ if TYPE_CHECKING:
     from tsc_cli.verification.verify import verify
 
 __all__ = [
-    "Secret", "__version__", "append", "branch", "calibrate", "capture", "chat_tokens", "compress", "from_cache",
-    "from_tuples", "generate_inputs", "load", "repeat", "save", "to_cache", "to_tuples", "verify",
-]  # fmt: skip
+    "Secret",
+    "__version__",
+    "append",
+    "branch",
+    "calibrate",
+    "capture",
+    "chat_tokens",
+    "compress",
+    "from_cache",
+    "from_tuples",
+    "generate_inputs",
+    "load",
+    "repeat",
+    "save",
+    "to_cache",
+    "to_tuples",
+    "verify",
+]
 
 _HOMES = {
     "Secret": "formats",

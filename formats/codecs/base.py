@@ -89,9 +89,13 @@ class Codec(Protocol):
         ...
 
     def decode(
-        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        self,
+        tensors: Mapping[str, TensorView],
+        part: Part,
+        shape: BlockShape,
+        device: str | torch.device,
         around: Surroundings = ALONE,
-    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+    ) -> dict[Part, torch.Tensor]:
         """The rows of checked tensors."""
         ...
 

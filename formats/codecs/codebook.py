@@ -22,7 +22,7 @@ from formats.settings import require
 from formats.trace.blocks import BlockShape
 
 from . import kmeans
-from .base import (  # fmt: skip
+from .base import (
     ALONE,
     LAYOUT,
     Surroundings,
@@ -125,31 +125,46 @@ class BlockCodebook:
             codes[exact] = 0
             extra = {"exact_blocks": to_bits(exact), "exact": to_planes(chosen).cpu()}
         layout = [
-            settings.block, sub_vectors, settings.centroids, books.shape[0], NORMALIZE.index(settings.normalize), kind,
-        ]  # fmt: skip
+            settings.block,
+            sub_vectors,
+            settings.centroids,
+            books.shape[0],
+            NORMALIZE.index(settings.normalize),
+            kind,
+        ]
         return {
-            LAYOUT: torch.tensor(layout, dtype=torch.int32), "codes": codes.to(torch.uint8).cpu(),
-            "codebooks": to_planes(books).cpu(), "means": to_planes(means).cpu(), "scales": to_planes(scales).cpu(),
+            LAYOUT: torch.tensor(layout, dtype=torch.int32),
+            "codes": codes.to(torch.uint8).cpu(),
+            "codebooks": to_planes(books).cpu(),
+            "means": to_planes(means).cpu(),
+            "scales": to_planes(scales).cpu(),
             **extra,
-        }  # fmt: skip
+        }
 
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
         block, subs, centroids, books, normalize, kind = layout_of(tensors, 6, what)
         if (
-            not 1 <= block <= _MAX_BLOCK or not 1 <= subs <= block or block % subs
-            or not 2 <= centroids <= _MAX_CENTROIDS or books not in (1, shape.layers) or normalize not in (0, 1)
+            not 1 <= block <= _MAX_BLOCK
+            or not 1 <= subs <= block
+            or block % subs
+            or not 2 <= centroids <= _MAX_CENTROIDS
+            or books not in (1, shape.layers)
+            or normalize not in (0, 1)
             or kind not in _EXACT
             or (subs != 1 and not self.splits)
-        ):  # fmt: skip
+        ):
             raise CorruptError(f"{what}: a {self.name} layout that no writer makes")
         layers, batch, heads, rows, size = shape.tensor(part)
         count = -(-size // block)
         norm_bytes = 8 if shape.dtype == "float64" else 2
         norms = ("U8", (norm_bytes, layers, batch, heads, 1, size if normalize else 1))
         shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
-            LAYOUT: ("I32", (6,)), "codes": ("U8", (layers, batch, heads, rows, count, subs)),
-            "codebooks": ("U8", (2, books, subs, centroids, block // subs)), "means": norms, "scales": norms,
-        }  # fmt: skip
+            LAYOUT: ("I32", (6,)),
+            "codes": ("U8", (layers, batch, heads, rows, count, subs)),
+            "codebooks": ("U8", (2, books, subs, centroids, block // subs)),
+            "means": norms,
+            "scales": norms,
+        }
         if kind:
             total = layers * batch * heads * rows * count
             shapes["exact_blocks"] = ("U8", (-(-total // 8),))
@@ -159,9 +174,13 @@ class BlockCodebook:
             raise CorruptError(f"{what}: a code names a centroid that is not there")
 
     def decode(
-        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        self,
+        tensors: Mapping[str, TensorView],
+        part: Part,
+        shape: BlockShape,
+        device: str | torch.device,
         around: Surroundings = ALONE,
-    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+    ) -> dict[Part, torch.Tensor]:
         import torch
 
         del around

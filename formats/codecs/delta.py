@@ -20,7 +20,7 @@ from formats.limits import MAX_CHAIN
 from formats.settings import require
 from formats.trace.blocks import BlockShape
 
-from .base import (  # fmt: skip
+from .base import (
     ALONE,
     LAYOUT,
     Bases,
@@ -146,21 +146,27 @@ class Delta:
         expect(
             tensors,
             {
-                LAYOUT: ("I32", (3,)), "bases": ("I64", (rows,)),
+                LAYOUT: ("I32", (3,)),
+                "bases": ("I64", (rows,)),
                 "codes": ("U8", packed_shape((*lead, size), levels)),
                 "scales": ("U8", (scale_bytes, *lead, Grid(levels, group, True).groups(size))),
-                "exact_rows": ("U8", (None,)), "exact": ("U8", (shape.item_bytes, exact, batch, heads, size)),
+                "exact_rows": ("U8", (None,)),
+                "exact": ("U8", (shape.item_bytes, exact, batch, heads, size)),
             },
             what,
-        )  # fmt: skip
+        )
         for row, base in enumerate(tensors["bases"].integers(), shape.first_row):
             if not NO_BASE <= base < row:
                 raise CorruptError(f"{what}: row {row} is predicted from row {base}, which is not before it")
 
     def decode(
-        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        self,
+        tensors: Mapping[str, TensorView],
+        part: Part,
+        shape: BlockShape,
+        device: str | torch.device,
         around: Surroundings = ALONE,
-    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+    ) -> dict[Part, torch.Tensor]:
         import torch
 
         fetch = around.fetch or _no_rows

@@ -38,9 +38,7 @@ class Predecessors:
     def split(self, block: MemoryBlock) -> list[MemoryBlock]:
         """The block as runs of layers whose rows have the same bases."""
         first, count = block.key.first_layer, block.key.layer_count
-        edges = [
-            at for at in range(1, count) if self._by_layer[first + at] is not self._by_layer[first + at - 1]
-        ]  # fmt: skip
+        edges = [at for at in range(1, count) if self._by_layer[first + at] is not self._by_layer[first + at - 1]]
         return [
             MemoryBlock(
                 block.key._replace(first_layer=first + start, layer_count=stop - start),

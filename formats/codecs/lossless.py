@@ -54,9 +54,13 @@ class Lossless:
         expect(tensors, {"planes": ("U8", (shape.item_bytes, *_stored_shape(part, shape)))}, what)
 
     def decode(
-        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        self,
+        tensors: Mapping[str, TensorView],
+        part: Part,
+        shape: BlockShape,
+        device: str | torch.device,
         around: Surroundings = ALONE,
-    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+    ) -> dict[Part, torch.Tensor]:
         import torch
 
         del around

@@ -17,16 +17,7 @@ from formats.errors import CorruptError
 from formats.settings import require
 from formats.trace.blocks import BlockShape
 
-from .base import (  # fmt: skip
-    ALONE,
-    LAYOUT,
-    Surroundings,
-    from_planes,
-    layout_of,
-    to_cache_dtype,
-    to_planes,
-    working_dtype,
-)
+from .base import ALONE, LAYOUT, Surroundings, from_planes, layout_of, to_cache_dtype, to_planes, working_dtype
 from .hadamard import hadamard
 from .packing import pack, packed_shape, unpack
 from .uniform_quantizer import Grid, Quantized, dequantize, quantize
@@ -135,36 +126,51 @@ class Scalar:
         offsets = {} if found.offsets is None else {"offsets": to_planes(found.offsets).cpu()}
         offset_bytes = 0 if found.offsets is None else found.offsets.element_size()
         layout = [
-            grid.levels, grid.group, grid.symmetric, AXES.index(axis), rotated, found.scales.element_size(),
+            grid.levels,
+            grid.group,
+            grid.symmetric,
+            AXES.index(axis),
+            rotated,
+            found.scales.element_size(),
             offset_bytes,
-        ]  # fmt: skip
+        ]
         return {
-            LAYOUT: torch.tensor(layout, dtype=torch.int32), "codes": pack(found.codes, grid.levels).cpu(),
-            "scales": to_planes(found.scales).cpu(), **offsets,
-        }  # fmt: skip
+            LAYOUT: torch.tensor(layout, dtype=torch.int32),
+            "codes": pack(found.codes, grid.levels).cpu(),
+            "scales": to_planes(found.scales).cpu(),
+            **offsets,
+        }
 
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
         levels, group, symmetric, axis, rotated, scale_bytes, offset_bytes = layout_of(tensors, 7, what)
         if (
-            not 2 <= levels <= MAX_LEVELS or not 0 <= group <= 1 << 20 or {symmetric, axis, rotated} - {0, 1}
-            or scale_bytes not in _SCALE_DTYPES or (offset_bytes != 0) == symmetric
+            not 2 <= levels <= MAX_LEVELS
+            or not 0 <= group <= 1 << 20
+            or {symmetric, axis, rotated} - {0, 1}
+            or scale_bytes not in _SCALE_DTYPES
+            or (offset_bytes != 0) == symmetric
             or (offset_bytes and offset_bytes not in _SCALE_DTYPES)
-        ):  # fmt: skip
+        ):
             raise CorruptError(f"{what}: a scalar layout that no writer makes")
         stored = _stored_shape(part, shape, axis)
         groups = (*stored[:-1], Grid(levels, group, bool(symmetric)).groups(stored[-1]))
         shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
-            LAYOUT: ("I32", (7,)), "codes": ("U8", packed_shape(stored, levels)),
+            LAYOUT: ("I32", (7,)),
+            "codes": ("U8", packed_shape(stored, levels)),
             "scales": ("U8", (scale_bytes, *groups)),
-        }  # fmt: skip
+        }
         if offset_bytes:
             shapes["offsets"] = ("U8", (offset_bytes, *groups))
         expect(tensors, shapes, what)
 
     def decode(
-        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        self,
+        tensors: Mapping[str, TensorView],
+        part: Part,
+        shape: BlockShape,
+        device: str | torch.device,
         around: Surroundings = ALONE,
-    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+    ) -> dict[Part, torch.Tensor]:
         import torch
 
         del around

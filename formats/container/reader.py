@@ -19,7 +19,7 @@ from formats import limits
 from formats.errors import CorruptError, StorageError, TscError, UnsupportedFileError
 
 from .encryption import TAG_BYTES, Cipher, KeySource, Lock, Secret
-from .records import (  # fmt: skip
+from .records import (
     ANCILLARY,
     ENCRYPTED,
     KNOWN_TYPES,
@@ -105,8 +105,9 @@ class RecordReader:
         if found[:4] == want[:4] and found[5:] == want[5:]:
             raise UnsupportedFileError(
                 f"format version {found[4]} is not supported, this reader knows version {MAJOR}",
-                path=self.path, hint="update tsc",
-            )  # fmt: skip
+                path=self.path,
+                hint="update tsc",
+            )
         if found[:4] == want[:4] and len(found) == 8:
             raise self.corrupt("signature damaged: the file was converted as text on its way", 0)
         raise self.corrupt("not a .tsc file", 0)
@@ -116,8 +117,23 @@ class RecordReader:
         if self.size - offset < RECORD_BYTES:
             raise self.corrupt("truncated in a record header", offset, sequence)
         data = self._pread(offset, RECORD_BYTES)
-        (kind, flags, codec, number, stored, raw, part, reserved_a, first_layer, layers, reserved_b, first, count,
-         payload_crc, crc) = RECORD.unpack(data)  # fmt: skip
+        (
+            kind,
+            flags,
+            codec,
+            number,
+            stored,
+            raw,
+            part,
+            reserved_a,
+            first_layer,
+            layers,
+            reserved_b,
+            first,
+            count,
+            payload_crc,
+            crc,
+        ) = RECORD.unpack(data)
         if google_crc32c.value(self.file_id + data[:-4]) != crc:
             raise self.corrupt("checksum of a record header does not match", offset, sequence)
         if number != sequence:
@@ -136,8 +152,11 @@ class RecordReader:
         if header.type not in KNOWN_TYPES and not header.type & ANCILLARY:
             raise UnsupportedFileError(
                 f"record type 0x{header.type:02x} is not known to this reader and is marked as needed",
-                path=self.path, offset=offset, record=header.sequence, hint="update tsc",
-            )  # fmt: skip
+                path=self.path,
+                offset=offset,
+                record=header.sequence,
+                hint="update tsc",
+            )
         if header.stored > self.size - offset - RECORD_BYTES:
             raise self.corrupt("truncated in a record", offset, header.sequence)
         if not header.raw and header.type != RecordType.END:

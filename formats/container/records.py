@@ -109,6 +109,19 @@ def pack_record_header(header: RecordHeader, file_id: bytes) -> bytes:
 def described(header: RecordHeader) -> bytes:
     """A record header without its two checksums: 56 bytes."""
     return RECORD.pack(
-        header.type, 0, header.codec, header.sequence, header.stored, header.raw, header.part, 0,
-        header.first_layer, header.layer_count, 0, header.first, header.count, 0, 0,
-    )[:-8]  # fmt: skip
+        header.type,
+        0,
+        header.codec,
+        header.sequence,
+        header.stored,
+        header.raw,
+        header.part,
+        0,
+        header.first_layer,
+        header.layer_count,
+        0,
+        header.first,
+        header.count,
+        0,
+        0,
+    )[:-8]

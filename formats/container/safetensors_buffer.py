@@ -25,14 +25,46 @@ if TYPE_CHECKING:
     import torch
 
 ITEM_SIZES = {  # in the library's order, the last one first in a buffer
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
-}  # fmt: skip
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E5M2": 1,
+    "F8_E4M3": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+}
 _ORDER = {dtype: place for place, dtype in enumerate(ITEM_SIZES)}
-_OF_TORCH = dict(zip((
-    "bool", "uint8", "int8", "float8_e5m2", "float8_e4m3fn", "int16", "uint16", "float16", "bfloat16",
-    "int32", "uint32", "float32", "float64", "int64", "uint64",
-), ITEM_SIZES, strict=True))  # fmt: skip
+_OF_TORCH = dict(
+    zip(
+        (
+            "bool",
+            "uint8",
+            "int8",
+            "float8_e5m2",
+            "float8_e4m3fn",
+            "int16",
+            "uint16",
+            "float16",
+            "bfloat16",
+            "int32",
+            "uint32",
+            "float32",
+            "float64",
+            "int64",
+            "uint64",
+        ),
+        ITEM_SIZES,
+        strict=True,
+    )
+)
 _Code = Literal["B", "H", "i", "q"]
 _CODES: dict[str, _Code] = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
 
@@ -124,13 +156,17 @@ def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None
     """
     import torch
 
-    return _joined({
-        name: (
-            _OF_TORCH[str(tensor.dtype).removeprefix("torch.")], tensor.shape,
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data,
-        )
-        for name, tensor in tensors.items()
-    }, metadata)  # fmt: skip
+    return _joined(
+        {
+            name: (
+                _OF_TORCH[str(tensor.dtype).removeprefix("torch.")],
+                tensor.shape,
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data,
+            )
+            for name, tensor in tensors.items()
+        },
+        metadata,
+    )
 
 
 def pack_integers(tensors: Mapping[str, tuple[str, Sequence[int], Sequence[int]]]) -> bytes:

@@ -13,15 +13,7 @@ from formats import limits
 from formats.errors import LimitError
 
 from .encryption import TAG_BYTES, Cipher, Secret
-from .records import (  # fmt: skip
-    ENCRYPTION,
-    RecordHeader,
-    RecordType,
-    described,
-    pack_record_header,
-    pack_superblock,
-    signature,
-)
+from .records import ENCRYPTION, RecordHeader, RecordType, described, pack_record_header, pack_superblock, signature
 
 ZSTD_LEVEL = 1  # higher levels gain nothing on byte planes (docs/design.md)
 
@@ -44,7 +36,7 @@ class RecordWriter:
 
     def __init__(
         self, sink: Sink, file_id: bytes, minor: int, secret: Secret | None = None, salt: bytes | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._sink = sink
         self.file_id = file_id
         self.offset = 0
@@ -86,9 +78,14 @@ class RecordWriter:
         if header.sequence != len(self.entries):
             raise ValueError("records are copied in order")
         self._record(
-            header.type, frame, header.raw, header.codec, header.part,
-            (header.first_layer, header.layer_count), (header.first, header.count),
-        )  # fmt: skip
+            header.type,
+            frame,
+            header.raw,
+            header.codec,
+            header.part,
+            (header.first_layer, header.layer_count),
+            (header.first, header.count),
+        )
 
     def trial(self) -> RecordWriter:
         """A writer that stands where this one does and writes nowhere: `offset` tells what records would take.
@@ -101,9 +98,8 @@ class RecordWriter:
         return twin
 
     def _record(
-        self, kind: int, payload: bytes, raw: int, codec: int, part: int,
-        layers: tuple[int, int], span: tuple[int, int],
-    ) -> RecordHeader:  # fmt: skip
+        self, kind: int, payload: bytes, raw: int, codec: int, part: int, layers: tuple[int, int], span: tuple[int, int]
+    ) -> RecordHeader:
         """`payload` is a zstd frame, or what END holds."""
         cipher = None if kind == RecordType.END else self._cipher
         length = len(payload) + (0 if cipher is None else TAG_BYTES)

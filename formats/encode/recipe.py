@@ -133,8 +133,9 @@ class Source:
         if lost_by := loss.of_trace(trace):
             raise UsageError(
                 f"was compressed already ({lost_by}): what was lost then cannot be told from what was captured",
-                path=trace.path, hint="compress the captured file",
-            )  # fmt: skip
+                path=trace.path,
+                hint="compress the captured file",
+            )
         self.trace = trace
         self._filtered: dict[tuple[Any, ...], Filtered] = {}
 
@@ -173,9 +174,16 @@ class Header:
 
 
 def write(
-    source: Source, recipe: Recipe, sink: Sink, *, header: Header | None = None, file_id: bytes | None = None,
-    device: str | torch.device = "cpu", progress: Any = None, secret: Secret | None = None,
-) -> tuple[TierHeader, int]:  # fmt: skip
+    source: Source,
+    recipe: Recipe,
+    sink: Sink,
+    *,
+    header: Header | None = None,
+    file_id: bytes | None = None,
+    device: str | torch.device = "cpu",
+    progress: Any = None,
+    secret: Secret | None = None,
+) -> tuple[TierHeader, int]:
     """Write the trace by this recipe; returns the tier header and the file's length in bytes.
 
     Args:
@@ -189,9 +197,13 @@ def write(
     header = header or Header()
     trace, filtered = source.trace, source.filtered(recipe)
     writer = TraceWriter(
-        sink, trace.geometry, trace.fingerprint, file_id=file_id, label_width=trace.labels.width,
+        sink,
+        trace.geometry,
+        trace.fingerprint,
+        file_id=file_id,
+        label_width=trace.labels.width,
         secret=trace.secret if secret is None else secret,
-    )  # fmt: skip
+    )
     for kept in filtered.kept:
         writer.add_kept(kept)
     if (profile := recipe.profile) is not None:
@@ -209,9 +221,15 @@ def write(
     for view in filtered.views:
         writer.add_view(view)
     return writer.finish(
-        tier=header.tier, reference=trace.reference, capture=trace.info, quality=header.quality, codec=recipe.name,
-        parameters=recipe.parameters(), captured_bytes=source.captured_bytes, insist=True,
-    )  # fmt: skip
+        tier=header.tier,
+        reference=trace.reference,
+        capture=trace.info,
+        quality=header.quality,
+        codec=recipe.name,
+        parameters=recipe.parameters(),
+        captured_bytes=source.captured_bytes,
+        insist=True,
+    )
 
 
 def _on(block: MemoryBlock, device: str | torch.device) -> MemoryBlock:
@@ -255,7 +273,7 @@ class _Encoder:
         positions = self._labels.positions
         return Surroundings(
             first_layer=key.first_layer, positions=positions[key.first_row : key.span.stop], end=max(positions) + 1
-        )  # fmt: skip
+        )
 
     def encode(self, writer: TraceWriter, block: MemoryBlock) -> None:
         sink = self._sinks.first <= block.key.first_row and block.key.span.stop <= self._sinks.stop

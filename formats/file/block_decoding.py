@@ -144,9 +144,11 @@ class BlockDecoder:
     def _surroundings(self, key: BlockKey, device: str | torch.device) -> Surroundings:
         profile = self._file.profile
         return Surroundings(
-            first_layer=key.first_layer, positions=self._file.labels.positions[key.first_row : key.span.stop],
-            fetch=partial(self._fetch, key, device), profile=None if profile is None else profile.load,
-        )  # fmt: skip
+            first_layer=key.first_layer,
+            positions=self._file.labels.positions[key.first_row : key.span.stop],
+            fetch=partial(self._fetch, key, device),
+            profile=None if profile is None else profile.load,
+        )
 
     def _fetch(self, wanted: BlockKey, device: str | torch.device, numbers: Sequence[int]) -> torch.Tensor:
         """Decoded rows of the layers and the part of `wanted`: (layers, batch, heads, len(numbers), head size)."""

@@ -53,9 +53,13 @@ _NEAR = 8  # bytes by which files differ whose headers state neighbouring ratios
 
 
 def finish_records(
-    writer: RecordWriter, header: TierHeader, *, lost_by: str = "", values: Callable[[], int] | None = None,
+    writer: RecordWriter,
+    header: TierHeader,
+    *,
+    lost_by: str = "",
+    values: Callable[[], int] | None = None,
     insist: bool = False,
-) -> tuple[TierHeader, int]:  # fmt: skip
+) -> tuple[TierHeader, int]:
     """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length.
 
     Every file ends here.  So this is where a tier is held against what was written: one that the file does not keep is
@@ -115,9 +119,10 @@ def _off_by(header: TierHeader, length: int) -> float:
 def _close(writer: RecordWriter, header: TierHeader) -> int:
     writer.record(RecordType.HEADER, header_json.to_json(header))
     table = [
-        value for offset, h in writer.entries
+        value
+        for offset, h in writer.entries
         for value in (offset, h.type, h.codec, h.stored, h.raw, h.part, h.first_layer, h.layer_count, h.first, h.count)
-    ]  # fmt: skip
+    ]
     index_offset = writer.offset
     lines = len(writer.entries)
     writer.record(RecordType.INDEX, pack_integers({"records": ("I64", (lines, len(table) // lines), table)}))

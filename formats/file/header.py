@@ -52,10 +52,14 @@ def rounded_down(ratio: float) -> float:
 
 def to_json(header: TierHeader) -> bytes:
     facts: dict[str, Any] = {
-        "schema": SCHEMA, "tier": header.tier, "created_by": header.created_by,
-        "raw_bytes_trace": header.raw_bytes_trace, "raw_bytes_final": header.raw_bytes_final,
-        "capture": header.capture, "quality": header.quality,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "tier": header.tier,
+        "created_by": header.created_by,
+        "raw_bytes_trace": header.raw_bytes_trace,
+        "raw_bytes_final": header.raw_bytes_final,
+        "capture": header.capture,
+        "quality": header.quality,
+    }
     if header.codec:
         facts |= {"codec": header.codec, "parameters": header.parameters}
     if header.ratios is not None:
@@ -67,10 +71,11 @@ def from_json(data: bytes) -> TierHeader:
     """Parse and check a HEADER record's payload.  Raises CorruptError."""
     where = "tier header"
     found = schema.fields(
-        strict_json.loads(data, where), where,
+        strict_json.loads(data, where),
+        where,
         ("schema", "tier", "created_by", "raw_bytes_trace", "raw_bytes_final", "capture", "quality"),
         ("codec", "parameters", "ratio_trace", "ratio_final"),
-    )  # fmt: skip
+    )
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{where}: schema {SCHEMA} was expected")
     return TierHeader(

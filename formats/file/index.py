@@ -135,9 +135,16 @@ class _Locating:
 
 def _described(header: RecordHeader) -> tuple[int, ...]:
     return (
-        header.type, header.codec, header.stored, header.raw, header.part, header.first_layer, header.layer_count,
-        header.first, header.count,
-    )  # fmt: skip
+        header.type,
+        header.codec,
+        header.stored,
+        header.raw,
+        header.part,
+        header.first_layer,
+        header.layer_count,
+        header.first,
+        header.count,
+    )
 
 
 def open_file(path: str) -> int:

@@ -87,11 +87,26 @@ class TraceFile(RecordFile):
     def trace(self) -> Trace:
         """The trace, whose rows are read from the file when a snapshot is asked for."""
         return Trace(
-            self.geometry, self.fingerprint, self.views, self.labels, self.blocks, self.reference,
-            self.header.capture, self.header.quality, self.header.tier, self.header.codec, self.header.parameters,
-            self.kept, self.attention, (self.header.raw_bytes_trace, self.header.raw_bytes_final), self.size,
-            self.states, self.reader.secret, self.lost_by, self.path,
-        )  # fmt: skip
+            self.geometry,
+            self.fingerprint,
+            self.views,
+            self.labels,
+            self.blocks,
+            self.reference,
+            self.header.capture,
+            self.header.quality,
+            self.header.tier,
+            self.header.codec,
+            self.header.parameters,
+            self.kept,
+            self.attention,
+            (self.header.raw_bytes_trace, self.header.raw_bytes_final),
+            self.size,
+            self.states,
+            self.reader.secret,
+            self.lost_by,
+            self.path,
+        )
 
     def _labels(self) -> Labels:
         labels = Labels()
@@ -246,9 +261,8 @@ def _labelled_ids(tensors: Mapping[str, TensorView], count: int, batch: int) -> 
 
 
 def _token_ids(
-    tensors: Mapping[str, TensorView], shape: tuple[int, ...],
-    others: Mapping[str, tuple[str, tuple[int | None, ...]]],
-) -> Sequence[int]:  # fmt: skip
+    tensors: Mapping[str, TensorView], shape: tuple[int, ...], others: Mapping[str, tuple[str, tuple[int | None, ...]]]
+) -> Sequence[int]:
     wide = "token_ids" in tensors and tensors["token_ids"].dtype == "I32"
     expect(tensors, {"token_ids": ("I32" if wide else "U16", shape), **others}, "token ids")
     tokens = tensors["token_ids"].integers()

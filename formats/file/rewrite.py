@@ -25,9 +25,11 @@ _RATIOS = 2  # minor version of a header that states ratios
 
 
 def record_quality(
-    path: str | os.PathLike[str], quality: Sequence[Mapping[str, Any]], key: KeySource | None = None,
+    path: str | os.PathLike[str],
+    quality: Sequence[Mapping[str, Any]],
+    key: KeySource | None = None,
     measured: TraceFile | None = None,
-) -> TierHeader:  # fmt: skip
+) -> TierHeader:
     """Replace the quality records in a file's tier header; every other record stays as it is.
 
     Args:
@@ -85,7 +87,7 @@ def decrypt(file: TraceFile, sink: Sink) -> tuple[TierHeader, int]:
 
 def _write(
     file: TraceFile, sink: Sink, file_id: bytes, minor: int, secret: Secret | None, header: TierHeader
-) -> tuple[TierHeader, int]:  # fmt: skip
+) -> tuple[TierHeader, int]:
     writer = RecordWriter(sink, file_id, max(minor, _RATIOS), secret)
     copy_records(file, writer)
     return finish_records(

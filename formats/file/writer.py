@@ -66,10 +66,18 @@ class TraceWriter:
     """
 
     def __init__(
-        self, sink: Sink, geometry: Geometry, fingerprint: Mapping[str, str],
-        *, codec: Codec | None = None, file_id: bytes | None = None, label_width: int = 1,
-        opened: TraceFile | None = None, secret: Secret | None = None, lost_by: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        sink: Sink,
+        geometry: Geometry,
+        fingerprint: Mapping[str, str],
+        *,
+        codec: Codec | None = None,
+        file_id: bytes | None = None,
+        label_width: int = 1,
+        opened: TraceFile | None = None,
+        secret: Secret | None = None,
+        lost_by: str = "",
+    ) -> None:
         self.geometry = geometry
         self._before = opened
         self._codec = codec or codec_by_name("lossless")
@@ -84,8 +92,7 @@ class TraceWriter:
             return
         if secret is not None and file_id is not None:
             raise UsageError(
-                "an encrypted file is never the same twice",
-                hint="leave out --deterministic, or the encryption",
+                "an encrypted file is never the same twice", hint="leave out --deterministic, or the encryption"
             )
         self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, minor, secret)
         self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint, lost_by))
@@ -105,9 +112,7 @@ class TraceWriter:
         """Snapshots that were added."""
         return len(self._views)
 
-    def add_block(
-        self, block: MemoryBlock, codec: Codec | None = None, around: Surroundings = ALONE
-    ) -> None:  # fmt: skip
+    def add_block(self, block: MemoryBlock, codec: Codec | None = None, around: Surroundings = ALONE) -> None:
         """Encode the rows and write them, a record for each part that the codec keeps apart.
 
         Args:
@@ -127,20 +132,24 @@ class TraceWriter:
                 _require_finite(named, block.key.first_layer, codec.name)
             key = block.key
             self._writer.record(
-                RecordType.ROWS, pack(codec.encode(rows, around)), codec=codec.id, part=part,
-                layers=(key.first_layer, key.layer_count), span=key.span,
-            )  # fmt: skip
+                RecordType.ROWS,
+                pack(codec.encode(rows, around)),
+                codec=codec.id,
+                part=part,
+                layers=(key.first_layer, key.layer_count),
+                span=key.span,
+            )
 
     def add_kept(self, kept: Kept) -> None:
         """Rows from here on are slots in some layers; see `kept`."""
         self._writer.record(
-            RecordType.KEPT, pack(kept_rows.to_tensors(kept)), layers=(kept.first_layer, kept.layer_count),
+            RecordType.KEPT,
+            pack(kept_rows.to_tensors(kept)),
+            layers=(kept.first_layer, kept.layer_count),
             span=kept.span,
-        )  # fmt: skip
+        )
 
-    def add_states(
-        self, states: States, codec: Codec | None = None, device: str | torch.device = "cpu"
-    ) -> None:  # fmt: skip
+    def add_states(self, states: States, codec: Codec | None = None, device: str | torch.device = "cpu") -> None:
         """Encode states, on this device, and write them.
 
         Raises:
@@ -152,9 +161,13 @@ class TraceWriter:
         if not codec.exact:
             _require_finite({state.name: values}, key.first_layer, codec.name)
         self._writer.record(
-            RecordType.STATES, pack(codec.encode({Part.VALUES: values})), codec=codec.id, part=key.number,
-            layers=(key.first_layer, key.layer_count), span=key.span,
-        )  # fmt: skip
+            RecordType.STATES,
+            pack(codec.encode({Part.VALUES: values})),
+            codec=codec.id,
+            part=key.number,
+            layers=(key.first_layer, key.layer_count),
+            span=key.span,
+        )
 
     def add_profile(self, profile: Profile, *, embed: bool) -> None:
         """Name the profile that rows need, or hold it.  Raises LimitError if it is larger than a record may be."""
@@ -170,9 +183,11 @@ class TraceWriter:
         received = attention.read().float().contiguous()
         planes = to_planes(received).cpu()
         self._writer.record(
-            RecordType.ATTENTION, pack({"received": planes}), layers=(attention.first_layer, attention.layer_count),
+            RecordType.ATTENTION,
+            pack({"received": planes}),
+            layers=(attention.first_layer, attention.layer_count),
             span=(0, received.shape[2]),
-        )  # fmt: skip
+        )
 
     def add_labels(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
         self._labels.extend(token_ids, positions)
@@ -190,11 +205,17 @@ class TraceWriter:
             self._write_tables()
 
     def finish(
-        self, *, tier: str = "lossless", reference: Sequence[int] = (), capture: Mapping[str, Any] | None = None,
-        quality: Sequence[Mapping[str, Any]] = (), codec: str | None = None,
-        parameters: Mapping[str, Any] | None = None, captured_bytes: tuple[int, int] | None = None,
+        self,
+        *,
+        tier: str = "lossless",
+        reference: Sequence[int] = (),
+        capture: Mapping[str, Any] | None = None,
+        quality: Sequence[Mapping[str, Any]] = (),
+        codec: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        captured_bytes: tuple[int, int] | None = None,
         insist: bool = False,
-    ) -> tuple[TierHeader, int]:  # fmt: skip
+    ) -> tuple[TierHeader, int]:
         """Write labels, views, tier header, index and end mark; returns the header and the file's length in bytes.
 
         Args:
@@ -215,9 +236,14 @@ class TraceWriter:
             before = 0 if self._before is None else self._before.header.raw_bytes_trace
             captured_bytes = before + sum(raw), raw[-1]
         header = TierHeader(
-            tier, *captured_bytes, CREATED_BY, dict(capture or {}), [dict(q) for q in quality],
-            codec or self._codec.name, dict(asdict(self._codec.settings) if parameters is None else parameters),
-        )  # fmt: skip
+            tier,
+            *captured_bytes,
+            CREATED_BY,
+            dict(capture or {}),
+            [dict(q) for q in quality],
+            codec or self._codec.name,
+            dict(asdict(self._codec.settings) if parameters is None else parameters),
+        )
         return finish_records(self._writer, header, lost_by=self._lost_by, values=self._values, insist=insist)
 
     def _values(self) -> int:
@@ -244,10 +270,12 @@ class TraceWriter:
             views = self._views[first : first + VIEWS_PER_RECORD]
             spans, next_tokens = viewing.to_table(views, self._labels.width)
             chosen = torch.tensor(next_tokens, dtype=torch.int64)
-            payload = pack({
-                "spans": torch.tensor(spans, dtype=torch.int64).view(-1, 5),
-                "next_tokens": chosen if self._labels.width == 1 else chosen.view(-1, self._labels.width),
-            })  # fmt: skip
+            payload = pack(
+                {
+                    "spans": torch.tensor(spans, dtype=torch.int64).view(-1, 5),
+                    "next_tokens": chosen if self._labels.width == 1 else chosen.view(-1, self._labels.width),
+                }
+            )
             self._writer.record(RecordType.VIEWS, payload, span=(views_before + first, len(views)))
 
 
@@ -295,9 +323,14 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, det
     )
     with atomic_write(path, force=force) as file:
         writer = TraceWriter(
-            file, trace.geometry, trace.fingerprint, file_id=identity if deterministic else None,
-            label_width=trace.labels.width, secret=trace.secret, lost_by=lost_by,
-        )  # fmt: skip
+            file,
+            trace.geometry,
+            trace.fingerprint,
+            file_id=identity if deterministic else None,
+            label_width=trace.labels.width,
+            secret=trace.secret,
+            lost_by=lost_by,
+        )
         for kept in trace.kept:
             writer.add_kept(kept)
         for block in trace.blocks:
@@ -310,7 +343,10 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, det
         for attention in trace.attention:
             writer.add_attention(attention)
         _, length = writer.finish(
-            tier=trace.tier, reference=trace.reference, capture=trace.info, quality=trace.quality,
+            tier=trace.tier,
+            reference=trace.reference,
+            capture=trace.info,
+            quality=trace.quality,
             captured_bytes=trace.captured_bytes,
-        )  # fmt: skip
+        )
     return length

@@ -166,8 +166,11 @@ def _rows(file: TraceFile) -> Iterator[Problem]:
         layers = range(block.key.first_layer, block.key.first_layer + block.key.layer_count)
         idle = max(sum(span.rows for span in without([block.key.span], named[layer])) for layer in layers)
         if idle:
-            yield _note(f"{idle} of {block.key.row_count} rows are stored that no snapshot names",
-                        block.offset, block.header.sequence)  # fmt: skip
+            yield _note(
+                f"{idle} of {block.key.row_count} rows are stored that no snapshot names",
+                block.offset,
+                block.header.sequence,
+            )
     for number, view in enumerate(file.views):
         pieces = max((len(spans) for spans, _ in groupby(view.layers)), default=0)
         if pieces > _PIECES:

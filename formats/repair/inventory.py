@@ -111,19 +111,26 @@ class Remains:
     @property
     def complete(self) -> bool:
         """Whether everything that the file said before INDEX is there."""
-        return self.wreck.total is not None and not self.lost_records() and self.header is not None and (
-            self.whole == list(range(self.snapshots))
-        )  # fmt: skip
+        return (
+            self.wreck.total is not None
+            and not self.lost_records()
+            and self.header is not None
+            and (self.whole == list(range(self.snapshots)))
+        )
 
     def read(self) -> None:
         """Check every record by itself, then what each needs of others."""
         readers: list[tuple[int, Callable[[Found], None]]] = [
-            (RecordType.LABELS, self._read_labels), (RecordType.VIEWS, self._read_views),
-            (RecordType.KEPT, self._read_kept), (RecordType.PROFILE, self._read_profile),
-            (RecordType.ROWS, self._read_rows), (RecordType.STATES, self._read_states),
-            (RecordType.REFERENCE, self._read_reference), (RecordType.ATTENTION, self._read_attention),
+            (RecordType.LABELS, self._read_labels),
+            (RecordType.VIEWS, self._read_views),
+            (RecordType.KEPT, self._read_kept),
+            (RecordType.PROFILE, self._read_profile),
+            (RecordType.ROWS, self._read_rows),
+            (RecordType.STATES, self._read_states),
+            (RecordType.REFERENCE, self._read_reference),
+            (RecordType.ATTENTION, self._read_attention),
             (RecordType.HEADER, self._read_header),
-        ]  # fmt: skip
+        ]
         for kind, read in readers:
             for number in sorted(self.wreck.records):
                 found = self.wreck.records[number]

@@ -52,9 +52,10 @@ def choose(remains: Remains) -> Plan:
     if not remains.whole:
         known = f" of {remains.snapshots}" if remains.snapshots else ""
         raise CorruptError(
-            f"no snapshot{known} can be recovered: what it needs is lost", path=remains.wreck.path,
+            f"no snapshot{known} can be recovered: what it needs is lost",
+            path=remains.wreck.path,
             hint="tsc doctor lists what is left",
-        )  # fmt: skip
+        )
     plan = Plan(remains, {old: new for new, old in enumerate(remains.whole)})
     if remains.complete:
         plan.rows = set(remains.blocks)
@@ -67,17 +68,23 @@ def _choose(plan: Plan) -> None:
     remains = plan.remains
     views = [remains.views[number] for number in plan.numbers]
     named = [union(span for view in views for span in view.layers[at]) for at in range(len(views[0].layers))]
-    needed = {number for number, block in remains.blocks.items() if any(
-        without([block.key.span], named[layer]) != (block.key.span,) for layer in _layers(block)
-    )}  # fmt: skip
+    needed = {
+        number
+        for number, block in remains.blocks.items()
+        if any(without([block.key.span], named[layer]) != (block.key.span,) for layer in _layers(block))
+    }
     fresh = set(needed)
     while fresh:  # and what these are predicted from
         fresh = {base for number in fresh for base in remains.bases.get(number, ())} - needed
         needed |= fresh
-    maps = {number for number, one in remains.kept.items() if any(
-        without([one.span], named[layer]) != (one.span,)
-        for layer in range(one.first_layer, one.first_layer + one.layer_count)
-    )}  # fmt: skip
+    maps = {
+        number
+        for number, one in remains.kept.items()
+        if any(
+            without([one.span], named[layer]) != (one.span,)
+            for layer in range(one.first_layer, one.first_layer + one.layer_count)
+        )
+    }
     labelled = remains.labelled
     sure = labelled[0].stop if labelled and not labelled[0].first else 0
     stops = [span.stop for spans in named for span in spans] + [span.stop for v in views for span in v.history]
@@ -89,10 +96,11 @@ def _choose(plan: Plan) -> None:
     while True:
         common = remains.common(rows)
         out = {
-            number for number in rows - needed
+            number
+            for number in rows - needed
             if remains.bases.get(number, set()) - rows
             or any(without([block.key.span], common[at]) for block in [remains.blocks[number]] for at in _layers(block))
-        }  # fmt: skip
+        }
         rows -= out
         if not out:
             break

@@ -116,9 +116,13 @@ class Writing:
                 at = number - span.first
                 tensors = lossless.encode({Part.VALUES: values[..., at : at + 1, :]})
                 writer.record(
-                    RecordType.STATES, pack(tensors), codec=lossless.id, part=states.key.number,
-                    layers=(states.key.first_layer, states.key.layer_count), span=(self.plan.numbers[number], 1),
-                )  # fmt: skip
+                    RecordType.STATES,
+                    pack(tensors),
+                    codec=lossless.id,
+                    part=states.key.number,
+                    layers=(states.key.first_layer, states.key.layer_count),
+                    span=(self.plan.numbers[number], 1),
+                )
 
     def _stand_ins(self, writer: RecordWriter) -> None:
         geometry = self.remains.pieces.geometry
@@ -133,9 +137,13 @@ class Writing:
                 zeros = bytes(geometry.item_bytes * geometry.batch * heads * size * count)
                 payload = pack_integers({"planes": ("U8", shape, zeros)})
                 writer.record(
-                    RecordType.ROWS, payload, codec=codec_by_name("lossless").id, part=part, layers=(layer, 1),
+                    RecordType.ROWS,
+                    payload,
+                    codec=codec_by_name("lossless").id,
+                    part=part,
+                    layers=(layer, 1),
                     span=(first, count),
-                )  # fmt: skip
+                )
 
     def _labels(self, writer: RecordWriter) -> None:
         at = 0
@@ -153,9 +161,9 @@ class Writing:
         for at in range(first, stop, MAX_LABELS_PER_RECORD):
             count = min(MAX_LABELS_PER_RECORD, stop - at)
             ids = (count,) if width == 1 else (count, width)
-            payload = pack_integers({
-                "token_ids": ("U16", ids, [0] * count * width), "position_offsets": ("I64", (count,), [0] * count),
-            })  # fmt: skip
+            payload = pack_integers(
+                {"token_ids": ("U16", ids, [0] * count * width), "position_offsets": ("I64", (count,), [0] * count)}
+            )
             writer.record(RecordType.LABELS, payload, span=(at, count))
 
     def _views(self, writer: RecordWriter) -> None:
@@ -163,10 +171,12 @@ class Writing:
         for first in range(0, len(views), VIEWS_PER_RECORD):
             some = views[first : first + VIEWS_PER_RECORD]
             spans, tokens = viewing.to_table(some, width)
-            payload = pack_integers({
-                "spans": ("I64", (len(spans) // 5, 5), spans),
-                "next_tokens": ("I64", (len(some),) if width == 1 else (len(some), width), tokens),
-            })  # fmt: skip
+            payload = pack_integers(
+                {
+                    "spans": ("I64", (len(spans) // 5, 5), spans),
+                    "next_tokens": ("I64", (len(some),) if width == 1 else (len(some), width), tokens),
+                }
+            )
             writer.record(RecordType.VIEWS, payload, span=(first, len(some)))
 
     def _header(self) -> TierHeader:
@@ -178,9 +188,13 @@ class Writing:
         total = f"{remains.snapshots}" if remains.all_known else f"at least {remains.snapshots}"
         note = {"recovered": f"{len(self.plan.numbers)} of {total} snapshots"}
         return replace(
-            known, tier="", raw_bytes_trace=sum(raw), raw_bytes_final=raw[-1], capture={**known.capture, **note},
+            known,
+            tier="",
+            raw_bytes_trace=sum(raw),
+            raw_bytes_final=raw[-1],
+            capture={**known.capture, **note},
             quality=self._quality(known.quality),
-        )  # fmt: skip
+        )
 
     def _quality(self, quality: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """What was measured of snapshots that are kept, under their new numbers."""
@@ -218,7 +232,7 @@ def refuse_input(path: str | os.PathLike[str], output: str | os.PathLike[str]) -
 
 def recover(
     path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False, key: KeySource | None = None
-) -> tuple[Plan, int]:  # fmt: skip
+) -> tuple[Plan, int]:
     """Write what is left of a file as a new one, atomically; returns what was saved and the new file's length.
 
     The input is only read.  What is written is checked as a whole before it takes its name.  What is left of an

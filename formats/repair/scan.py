@@ -24,7 +24,7 @@ import google_crc32c
 
 from formats.container.encryption import KeySource, Secret
 from formats.container.reader import RecordReader, unframed
-from formats.container.records import (  # fmt: skip
+from formats.container.records import (
     MUST_BE_ZERO,
     RECORD,
     RECORD_BYTES,
@@ -117,8 +117,11 @@ class Wreck(RecordReader):
     def total(self) -> int | None:
         """How many records stood before HEADER; None where the file ends before that shows."""
         behind = {RecordType.HEADER: 0, RecordType.INDEX: 1, RecordType.END: 2}
-        ends = [number - behind[RecordType(found.header.type)] for number, found in self.records.items()
-                if found.header.type in behind]  # fmt: skip
+        ends = [
+            number - behind[RecordType(found.header.type)]
+            for number, found in self.records.items()
+            if found.header.type in behind
+        ]
         return min(ends) if ends and min(ends) > 0 else None
 
     @property
@@ -274,8 +277,9 @@ class Wreck(RecordReader):
             for number in range(found.header.sequence):
                 offset, kind, codec, stored, raw, *rest = numbers[number * 10 : number * 10 + 10]
                 part, first_layer, layers, first, count = rest
-                self.index.append((offset, RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers,
-                                                        first, count)))  # fmt: skip
+                self.index.append(
+                    (offset, RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count))
+                )
             return
 
     def _rebuild(self) -> None:
@@ -310,8 +314,11 @@ class Wreck(RecordReader):
         ordered = in_order(self.records.values())
         for before, after in pairwise(ordered):
             if after.header.sequence < before.header.sequence:
-                self._note(f"record {after.header.sequence} stands behind record {before.header.sequence}",
-                           after.offset, after.header.sequence)  # fmt: skip
+                self._note(
+                    f"record {after.header.sequence} stands behind record {before.header.sequence}",
+                    after.offset,
+                    after.header.sequence,
+                )
         if self.total is not None and self.lost:
             some = ", ".join(map(str, self.lost[:6])) + (", ..." if len(self.lost) > 6 else "")
             self._note(f"{len(self.lost)} of {self.total + 3} records cannot be read: {some}", None)

@@ -41,11 +41,16 @@ def _judge_snapshots(remains: Remains) -> None:
 
 
 def _lacks(
-    remains: Remains, number: int, view: View, available: Sequence[tuple[Span, ...]],
+    remains: Remains,
+    number: int,
+    view: View,
+    available: Sequence[tuple[Span, ...]],
     states: dict[tuple[int, int], tuple[Span, ...]],
-) -> Iterable[Need]:  # fmt: skip
-    labels = without([*view.history, *(span for spans in set(view.layers) for span in spans),
-                       *_meant(remains, view)], remains.labelled)  # fmt: skip
+) -> Iterable[Need]:
+    labels = without(
+        [*view.history, *(span for spans in set(view.layers) for span in spans), *_meant(remains, view)],
+        remains.labelled,
+    )
     if labels:
         yield Need(HISTORY, 1, labels)
     lacking = [without(spans, available[layer]) for layer, spans in enumerate(view.layers)]

@@ -38,9 +38,12 @@ def deduplicate(
 
 
 def _match(
-    snapshot: Snapshot, geometry: Geometry, previous: list[dict[bytes, int]], builder: TraceBuilder,
+    snapshot: Snapshot,
+    geometry: Geometry,
+    previous: list[dict[bytes, int]],
+    builder: TraceBuilder,
     labelled: dict[tuple[int, int], int],
-) -> tuple[list[list[int]], list[dict[bytes, int]]]:  # fmt: skip
+) -> tuple[list[list[int]], list[dict[bytes, int]]]:
     """Row numbers of every layer's rows; rows that `previous` lacks are added to `builder` under new numbers."""
     token_at = dict(zip(snapshot.positions, snapshot.token_ids, strict=True))
     fresh: dict[int, int] = {}  # position -> new row number, shared by the layers in which that row is new

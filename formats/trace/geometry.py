@@ -159,10 +159,17 @@ def to_json(geometry: Geometry, fingerprint: Mapping[str, str], lost_by: str = "
     """
     layers = [{"count": count, **_described(spec)} for _, count, spec in geometry.runs()]
     padding = {"padding": list(geometry.padding)} if geometry.padding else {}
-    return strict_json.dumps({
-        "schema": SCHEMA, "dtype": geometry.dtype, "batch": geometry.batch, "layers": layers,
-        "fingerprint": dict(fingerprint), **padding, **({"lost_by": lost_by} if lost_by else {}),
-    })  # fmt: skip
+    return strict_json.dumps(
+        {
+            "schema": SCHEMA,
+            "dtype": geometry.dtype,
+            "batch": geometry.batch,
+            "layers": layers,
+            "fingerprint": dict(fingerprint),
+            **padding,
+            **({"lost_by": lost_by} if lost_by else {}),
+        }
+    )
 
 
 def _described(spec: LayerSpec) -> dict[str, Any]:
@@ -247,8 +254,9 @@ def _layer(entry: Any, where: str) -> tuple[int, LayerSpec]:
         raise CorruptError(f"{where}: a sliding layer has a window, a full one has none")
     given = {
         key: schema.integer(found[key], f"{where} {key}", 1, MAX_EXTENT)
-        for key in (*sizes, "window", "index_size") if key in found
-    }  # fmt: skip
+        for key in (*sizes, "window", "index_size")
+        if key in found
+    }
     spec = LayerSpec(kind, **given, states=_states(found, f"{where} states"))
     return schema.integer(found["count"], f"{where} count", 1, MAX_LAYERS), spec
 

@@ -52,9 +52,13 @@ class TraceBuilder:
         self._states: list[States] = []
         self._attention: list[Received] = []
         self.trace = Trace(
-            geometry, dict(fingerprint), labels=Labels(width=label_width), blocks=self._blocks, states=self._states,
+            geometry,
+            dict(fingerprint),
+            labels=Labels(width=label_width),
+            blocks=self._blocks,
+            states=self._states,
             attention=self._attention,
-        )  # fmt: skip
+        )
 
     def add_block(self, block: MemoryBlock) -> None:
         self._blocks.append(block)
@@ -85,7 +89,7 @@ class Recorder:
 
     def __init__(
         self, sink: RowSink, geometry: Geometry, *, keyframe_interval: int | None = None, label_width: int = 1
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._sink = sink
         self._width = label_width
         self._geometry = geometry
@@ -124,9 +128,12 @@ class Recorder:
         self._sink.add_labels(token_ids, range(self._encoded))
 
     def snapshot(
-        self, fed: Sequence[int], cache: Sequence[Rows], next_tokens: Sequence[int] = (),
+        self,
+        fed: Sequence[int],
+        cache: Sequence[Rows],
+        next_tokens: Sequence[int] = (),
         states: Sequence[Mapping[str, torch.Tensor]] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Record a snapshot.
 
         Args:

@@ -150,6 +150,8 @@ def _fill(groups: Sequence[LayerRows], blocks: Iterable[Block]) -> None:
                         source = rows[first - block.key.first_layer : stop - block.key.first_layer]
                         group.rows[part][
                             first - group.first_layer : stop - group.first_layer,
-                            ..., at + low - span.first : at + high - span.first, :,
-                        ] = source[..., low - block.key.first_row : high - block.key.first_row, :]  # fmt: skip
+                            ...,
+                            at + low - span.first : at + high - span.first,
+                            :,
+                        ] = source[..., low - block.key.first_row : high - block.key.first_row, :]
                 at += span.rows

@@ -59,9 +59,7 @@ def sequence_labels(labels: Labels, number: int, padding: int) -> Labels:
     return Labels(array("q", tokens), array("q", (max(at - padding, 0) for at in labels.positions)))
 
 
-def sequence_views(
-    views: Sequence[View], number: int, padding: int, geometry: Geometry, labels: Labels
-) -> list[View]:  # fmt: skip
+def sequence_views(views: Sequence[View], number: int, padding: int, geometry: Geometry, labels: Labels) -> list[View]:
     """The views of one sequence, without the rows of its padding.
 
     Args:

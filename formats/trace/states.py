@@ -85,7 +85,7 @@ def from_values(values: torch.Tensor, state: StateSpec) -> torch.Tensor:
 
 def of_snapshot(
     number: int, layers: Sequence[Mapping[str, torch.Tensor]], geometry: Geometry
-) -> Iterator[MemoryStates]:  # fmt: skip
+) -> Iterator[MemoryStates]:
     """Copies of the states of all layers at one snapshot, by name, (batch, *shape) each; alike layers together."""
     import torch
 

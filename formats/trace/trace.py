@@ -194,14 +194,19 @@ class Trace:
         if isinstance(info.get("prompt_tokens"), int):
             info["prompt_tokens"] -= padding
         return replace(
-            self, geometry=replace(self.geometry, batch=1, padding=()), info=info,
+            self,
+            geometry=replace(self.geometry, batch=1, padding=()),
+            info=info,
             labels=sequence_labels(self.labels, number, padding),
             views=sequence_views(self.views, number, padding, self.geometry, self.labels),
             blocks=[SequenceBlock(block, number) for block in self.blocks],
             states=[SequenceStates(states, number) for states in self.states],
-            tier=self.tier if self.tier == "lossless" else "", quality=[], attention=(), captured_bytes=None,
+            tier=self.tier if self.tier == "lossless" else "",
+            quality=[],
+            attention=(),
+            captured_bytes=None,
             stored_bytes=None,
-        )  # fmt: skip
+        )
 
     @property
     def raw_bytes(self) -> int:
@@ -238,12 +243,16 @@ class Trace:
                 )
         rows = _gather(self, view, wanted, device)
         return Snapshot(
-            [found[Part.KEYS] for found in rows], [found[Part.VALUES] for found in rows],
-            [self.row_positions(view, layer) for layer in wanted], self.labels.tokens(view.history),
+            [found[Part.KEYS] for found in rows],
+            [found[Part.VALUES] for found in rows],
+            [self.row_positions(view, layer) for layer in wanted],
+            self.labels.tokens(view.history),
             [self.labels.positions[row] for span in view.history for row in range(span.first, span.stop)],
-            view.next_token, [found.get(Part.INDEXER) for found in rows],
-            _gather_states(self, self.index(snapshot), wanted, device), self.lost_by,
-        )  # fmt: skip
+            view.next_token,
+            [found.get(Part.INDEXER) for found in rows],
+            _gather_states(self, self.index(snapshot), wanted, device),
+            self.lost_by,
+        )
 
     def row_positions(self, view: View, layer: int) -> torch.Tensor:
         """The positions of a layer's rows, int64: (rows,), or (heads, rows) if heads hold different tokens."""

@@ -206,9 +206,7 @@ def _overlap(spans: Iterable[Span]) -> bool:
     return any(a.stop > b.first for a, b in pairwise(sorted(spans)))
 
 
-def _columns(
-    found: dict[tuple[int, int], list[Span]], geometry: Geometry, what: str
-) -> tuple[tuple[Span, ...], ...]:  # fmt: skip
+def _columns(found: dict[tuple[int, int], list[Span]], geometry: Geometry, what: str) -> tuple[tuple[Span, ...], ...]:
     """The rows of each layer; the groups pass over layers that have none."""
     result: list[tuple[Span, ...]] = []
     bare = geometry.without_rows

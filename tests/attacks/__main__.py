@@ -46,11 +46,16 @@ def entry(attack: Attack) -> dict[str, Any]:
     assert attack.message in error.message, (attack.name, error.message)
     stated = met_by != "restore"  # else what is read first decides where it is met
     return {
-        "tries": attack.tries, "base": f"valid/{attack.base}.tsc", "met_by": met_by,
+        "tries": attack.tries,
+        "base": f"valid/{attack.base}.tsc",
+        "met_by": met_by,
         "kind": {"CorruptError": "corrupt", "UnsupportedFileError": "unsupported"}[type(error).__name__],
-        "error": type(error).__name__, "exit_code": error.exit_code, "message": printable(attack.message),
-        "record": error.record if stated else None, "offset": error.offset if stated else None,
-    }  # fmt: skip
+        "error": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": printable(attack.message),
+        "record": error.record if stated else None,
+        "offset": error.offset if stated else None,
+    }
 
 
 def expected() -> dict[str, Any]:

@@ -21,10 +21,21 @@ FOLDER = Path(__file__).parent
 VALID = FOLDER / "valid"
 # The sound files that the others were: name here -> name in tests/format/samples*.py
 BASES = {
-    "plain": "valid", "scalar": "scalar, 5 levels", "vq": "vq", "pq": "pq", "delta": "delta, chains", "h2o": "h2o",
-    "attention": "attention", "klt": "klt", "vq-one-layer": "one layer, vq", "states": "1.3, pure",
-    "hybrid": "1.3, hybrid", "padded": "1.3, padded", "indexed": "1.3, indexed", "cross": "1.3, encoder and decoder",
-}  # fmt: skip
+    "plain": "valid",
+    "scalar": "scalar, 5 levels",
+    "vq": "vq",
+    "pq": "pq",
+    "delta": "delta, chains",
+    "h2o": "h2o",
+    "attention": "attention",
+    "klt": "klt",
+    "vq-one-layer": "one layer, vq",
+    "states": "1.3, pure",
+    "hybrid": "1.3, hybrid",
+    "padded": "1.3, padded",
+    "indexed": "1.3, indexed",
+    "cross": "1.3, encoder and decoder",
+}
 
 
 @dataclass(frozen=True)
@@ -109,12 +120,25 @@ attack("polyglot-zip-behind", "a .tsc file that unzip opens, too: the archive is
 attack("polyglot-pdf-ahead", "a PDF with a .tsc file behind it", NOT_TSC, ahead(lambda: PDF))
 attack("polyglot-elf-ahead", "an ELF header with a .tsc file behind it", NOT_TSC, ahead(lambda: ELF))
 attack("polyglot-script-ahead", "a shell script with a .tsc file behind it", NOT_TSC, ahead(lambda: SHEBANG))
-attack("two-files-in-one", "a whole .tsc file with another whole one behind it", "does not point to the index",
-       lambda craft: craft.build() + craft.build())  # fmt: skip
-attack("text-mode", "a file whose CR LF became LF on its way", "converted as text",
-       lambda craft: craft.build().replace(b"\r\n", b"\n", 1))  # fmt: skip
-attack("major-version-2", "a file of a major version that nobody knows", "format version 2 is not supported",
-       lambda craft: craft.build()[:4] + b"\2" + craft.build()[5:], UnsupportedFileError)  # fmt: skip
+attack(
+    "two-files-in-one",
+    "a whole .tsc file with another whole one behind it",
+    "does not point to the index",
+    lambda craft: craft.build() + craft.build(),
+)
+attack(
+    "text-mode",
+    "a file whose CR LF became LF on its way",
+    "converted as text",
+    lambda craft: craft.build().replace(b"\r\n", b"\n", 1),
+)
+attack(
+    "major-version-2",
+    "a file of a major version that nobody knows",
+    "format version 2 is not supported",
+    lambda craft: craft.build()[:4] + b"\2" + craft.build()[5:],
+    UnsupportedFileError,
+)
 of_liar("superblock-reserved", "reserved byte 59", "a reserved byte of the superblock, under a right checksum")
 of_liar("end-behind-the-file", "end: points behind the file", "an end mark that points to byte 2^40 for the index")
 of_liar("end-into-the-first-record", "end: points to the first record", "an end mark that calls MODEL the index")
@@ -123,23 +147,33 @@ of_liar("end-of-2-to-the-64-records", "end: 2^64 - 1 records", "an end mark that
 # Frames
 
 of_liar("bomb-of-1-tib", "frame: bomb that declares 1 TiB", "a zstd frame of a few bytes that declares 1 TiB")
-of_liar("bomb-that-declares-little", "frame: bomb of 64 MiB that declares little",
-        "a zstd frame that declares 264 bytes and holds 64 MiB")  # fmt: skip
-of_liar("bomb-in-an-empty-frame", "empty frame: 64 MiB of content",
-        "a zstd frame that declares 0 bytes and holds 64 MiB")  # fmt: skip
+of_liar(
+    "bomb-that-declares-little",
+    "frame: bomb of 64 MiB that declares little",
+    "a zstd frame that declares 264 bytes and holds 64 MiB",
+)
+of_liar(
+    "bomb-in-an-empty-frame", "empty frame: 64 MiB of content", "a zstd frame that declares 0 bytes and holds 64 MiB"
+)
 of_liar("bomb-of-256-mib-and-1", "raw length over 256 MiB", "a record that declares a byte more than 256 MiB")
 of_liar("bomb-by-ratio", "raw length over 1,024 times the stored", "a record of 16 MiB out of 200 bytes")
 of_liar("raw-length-2-to-the-64", "raw length 2^64 - 1", "a record that declares 2^64 - 1 bytes")
 of_liar("stored-length-2-to-the-64", "stored length 2^64 - 1", "a record that is said to be 2^64 - 1 bytes long")
 of_liar("frame-second", "frame: second frame", "bytes in a second zstd frame, which some libraries append")
 of_liar("frame-skippable", "frame: skippable frame ahead", "a skippable zstd frame ahead of the payload")
-of_liar("frame-of-empty-blocks", "frame: 5,000 bytes of empty blocks",
-        "a record that is far longer than what it holds: a sparse file could make it as long as it likes")  # fmt: skip
+of_liar(
+    "frame-of-empty-blocks",
+    "frame: 5,000 bytes of empty blocks",
+    "a record that is far longer than what it holds: a sparse file could make it as long as it likes",
+)
 of_liar("frame-window-16-mib", "frame: window of 16 MiB", "a window larger than a reader has to keep")
 of_liar("frame-dictionary", "frame: dictionary", "a frame that asks for a dictionary")
 of_liar("frame-without-size", "frame: no content size", "a frame that does not say how long its content is")
-of_liar("basis-of-256-mib", "profile: a basis of 256 MiB out of 140 KiB",
-        "a matrix of 256 MiB of zeros in the profile that the file brings with it")  # fmt: skip
+of_liar(
+    "basis-of-256-mib",
+    "profile: a basis of 256 MiB out of 140 KiB",
+    "a matrix of 256 MiB of zeros in the profile that the file brings with it",
+)
 
 # Records and their index
 
@@ -153,9 +187,12 @@ of_liar("index-lies-about-rows", "index: first of ROWS", "an index that moves ro
 of_liar("index-overlaps", "index: stored of ROWS", "an index in which one record reaches into the next")
 of_liar("index-hole", "index: the last record ends too early", "an index that leaves a byte to no record")
 of_liar("index-negative-layer", "index: negative layer", "an index that counts layers from the end")
-attack("index-of-2-to-the-40-snapshots", "an index that speaks of 2^40 snapshots, against tools that list lost ones",
-       "the index describes this record wrongly",
-       lambda craft: setattr(craft, "edit_index", lambda lines: lines[8].__setitem__(9, 1 << 40)))  # fmt: skip
+attack(
+    "index-of-2-to-the-40-snapshots",
+    "an index that speaks of 2^40 snapshots, against tools that list lost ones",
+    "the index describes this record wrongly",
+    lambda craft: setattr(craft, "edit_index", lambda lines: lines[8].__setitem__(9, 1 << 40)),
+)
 of_liar("model-twice", "two MODEL", "two descriptions of the model, for readers that take the last")
 of_liar("labels-missing", "no LABELS", "snapshots of rows that nothing labels")
 of_liar("records-missing", "no records", "a file of no records but its end")
@@ -208,16 +245,26 @@ def missing_state(craft: Craft) -> None:
     craft.records.remove(next(piece for piece in craft.records if piece.type == STATES))
 
 
-attack("escapes-in-a-field", "a field named by escape sequences that clear the screen and retitle it",
-       r"unknown field '\x1b[2J\x1b]0;owned", field(ESCAPES))  # fmt: skip
+attack(
+    "escapes-in-a-field",
+    "a field named by escape sequences that clear the screen and retitle it",
+    r"unknown field '\x1b[2J\x1b]0;owned",
+    field(ESCAPES),
+)
 attack("bidi-in-a-field", "a field whose name reads backwards", r"unknown field '\u202egnp", field(BIDI))
 attack("markup-in-a-field", "a field named in a terminal library's markup", "[bold red]owned", field(MARKUP))
-attack("newline-in-a-field", "a field with a line of its own: a forged message",
-       r"'x\ntsc: ok\n'", field("x\ntsc: ok\n"))  # fmt: skip
+attack(
+    "newline-in-a-field", "a field with a line of its own: a forged message", r"'x\ntsc: ok\n'", field("x\ntsc: ok\n")
+)
 attack("escapes-in-a-duplicate-key", "a duplicate key of escape sequences", "duplicate key", raw_key)
 attack("escapes-in-a-tensor", "a tensor named by escape sequences", "were expected", named_tensor)
-attack("escapes-in-a-state", "a state named by escape sequences, which is missing", "is missing at snapshot",
-       missing_state, base="states")  # fmt: skip
+attack(
+    "escapes-in-a-state",
+    "a state named by escape sequences, which is missing",
+    "is missing at snapshot",
+    missing_state,
+    base="states",
+)
 
 # MODEL and HEADER
 
@@ -243,10 +290,16 @@ of_liar("table-of-4097-tensors", "table: 4,097 tensors", "more tensors than a ta
 # Labels, views, rows
 
 of_liar("labels-2-to-the-26-rows", "labels: 2^26 + 1 rows", "2^26 + 1 labelled rows in 120 bytes")
-of_liar("labels-far-more-than-the-file-could-hold", "labels: far more rows than the file could hold",
-        "3 million labelled rows that nothing stores, in a few kB of zstd")  # fmt: skip
-of_liar("rows-of-all-layers-again-and-again", "rows: of all layers again and again",
-        "70 records of rows, of nothing but a header, each of 4,096 layers: thousands would fill a memory")  # fmt: skip
+of_liar(
+    "labels-far-more-than-the-file-could-hold",
+    "labels: far more rows than the file could hold",
+    "3 million labelled rows that nothing stores, in a few kB of zstd",
+)
+of_liar(
+    "rows-of-all-layers-again-and-again",
+    "rows: of all layers again and again",
+    "70 records of rows, of nothing but a header, each of 4,096 layers: thousands would fill a memory",
+)
 of_liar("labels-negative-token", "labels: negative token", "a negative token id, against an embedding's lookup")
 of_liar("labels-position-overflow", "labels: position 2^63", "a position that wraps around")
 of_liar("labels-of-two-in-a-batch-of-three", "1.3: labels, of two sequences", "token ids of two sequences of three")
@@ -294,12 +347,27 @@ of_liar("profile-elsewhere", "PROFILE: on another machine", "a digest of a profi
 of_liar("profile-frequencies-lie", "profile: a sum that is right modulo 2^32", "frequencies whose sum wraps around")
 of_liar("profile-infinite", "profile: infinity in mean", "an infinite mean, which would spread to all rows")
 of_liar("profile-without-inverse", "profile: metric_keys of zeros", "a metric that has no inverse")
-attack("ans-runs-dry", "a stream whose last word is missing", "entropy-coded words are left over",
-       words(lambda old: old[1:]), base="klt")  # fmt: skip
-attack("ans-without-words", "a stream that is dry from the beginning", "integers that are written apart are left over",
-       words(lambda _: []), base="klt")  # fmt: skip
-attack("ans-never-ends", "a stream of 65,536 words more than any symbol takes", "entropy-coded words are left over",
-       words(lambda old: [0xFFFFFFFF] * 65_536 + old), base="klt")  # fmt: skip
+attack(
+    "ans-runs-dry",
+    "a stream whose last word is missing",
+    "entropy-coded words are left over",
+    words(lambda old: old[1:]),
+    base="klt",
+)
+attack(
+    "ans-without-words",
+    "a stream that is dry from the beginning",
+    "integers that are written apart are left over",
+    words(lambda _: []),
+    base="klt",
+)
+attack(
+    "ans-never-ends",
+    "a stream of 65,536 words more than any symbol takes",
+    "entropy-coded words are left over",
+    words(lambda old: [0xFFFFFFFF] * 65_536 + old),
+    base="klt",
+)
 of_liar("ans-ends-in-zero", "klt: words that end in zero", "a stream with a word that says nothing")
 of_liar("klt-integers-missing", "klt: none apart", "symbols that send for integers that are not there")
 of_liar("klt-beyond-float32", "klt: coefficients beyond float32", "coefficients that are infinite in float32")

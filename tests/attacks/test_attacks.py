@@ -50,8 +50,9 @@ def one_line(text: str) -> str:
 
 def place(found: dict[str, Any]) -> str:
     """How the line ends, where a place is stated."""
-    stated = [f"{what} {found[key]}" for what, key in (("record", "record"), ("byte", "offset"))
-              if found[key] is not None]  # fmt: skip
+    stated = [
+        f"{what} {found[key]}" for what, key in (("record", "record"), ("byte", "offset")) if found[key] is not None
+    ]
     return f" ({', '.join(stated)})" if stated else ""
 
 
@@ -90,10 +91,13 @@ def test_every_command_refuses_or_survives(attack: Attack, tsc: Any, tmp_path: P
     found, saved = FOUND[attack.path.name], tmp_path / "saved.tsc"
     data = attack.path.read_bytes()
     for words in (
-        ["inspect", attack.path, "--layers", "--records"], ["inspect", attack.path, "--json"],
-        ["decode", attack.path, "-o", tmp_path / "out.safetensors"], ["verify", attack.path],
-        ["doctor", attack.path], ["recover", attack.path, "-o", saved],
-    ):  # fmt: skip
+        ["inspect", attack.path, "--layers", "--records"],
+        ["inspect", attack.path, "--json"],
+        ["decode", attack.path, "-o", tmp_path / "out.safetensors"],
+        ["verify", attack.path],
+        ["doctor", attack.path],
+        ["recover", attack.path, "-o", saved],
+    ):
         done = tsc(*words)
         assert not CONTROL.search(done.out + done.err), (words[0], ascii(done.out + done.err))
         assert "Traceback" not in done.err
@@ -150,10 +154,34 @@ def test_every_file_is_listed_and_small() -> None:
 def test_the_kinds_of_lies_are_all_there() -> None:
     found = {name.split("-")[0].removesuffix(".tsc") for name in FOUND}
     assert found >= {
-        "polyglot", "bomb", "frame", "records", "index", "json", "escapes", "bidi", "markup", "model", "header",
-        "table", "labels", "views", "rows", "scalar", "vq", "pq", "delta", "kept", "attention", "profile", "ans", "klt",
-        "states", "indexer", "cross",
-    }  # fmt: skip
+        "polyglot",
+        "bomb",
+        "frame",
+        "records",
+        "index",
+        "json",
+        "escapes",
+        "bidi",
+        "markup",
+        "model",
+        "header",
+        "table",
+        "labels",
+        "views",
+        "rows",
+        "scalar",
+        "vq",
+        "pq",
+        "delta",
+        "kept",
+        "attention",
+        "profile",
+        "ans",
+        "klt",
+        "states",
+        "indexer",
+        "cross",
+    }
     assert {one["met_by"] for one in FOUND.values()} == {"open", "test", "restore"}
 
 

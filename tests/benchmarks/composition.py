@@ -61,8 +61,10 @@ def q4_0(weights: torch.Tensor) -> torch.Tensor:
 
 
 MODELS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
-    "Q4_1, as it comes": None, "rounded to int8": int8, "rounded to Q4_0": q4_0,
-}  # fmt: skip
+    "Q4_1, as it comes": None,
+    "rounded to int8": int8,
+    "rounded to Q4_0": q4_0,
+}
 
 
 @torch.no_grad()
@@ -118,9 +120,13 @@ class Measuring:
         for label, points in found.items():
             ratios, own, of_first = zip(*points, strict=True)
             cells = [
-                name, label, f"{statistics.mean(ratios):.2f}x", spread([one.kl_mean for one in own]),
-                f"{statistics.mean(one.top1 for one in own):.4f}", spread([one.kl_mean for one in of_first]),
-            ]  # fmt: skip
+                name,
+                label,
+                f"{statistics.mean(ratios):.2f}x",
+                spread([one.kl_mean for one in own]),
+                f"{statistics.mean(one.top1 for one in own):.4f}",
+                spread([one.kl_mean for one in of_first]),
+            ]
             print(f"| {' | '.join(cells)} |", flush=True)
 
     def _recipes(self, source: Source) -> list[tuple[str, Recipe]]:

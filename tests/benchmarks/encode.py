@@ -26,14 +26,18 @@ def main() -> None:
     source.filtered(Recipe("lossless"))  # into memory
     print(f"capture {captured:.2f} s")
     recipes = {
-        "lossless": Recipe("lossless"), "scalar 8 bits": TABLE_1["scalar-8"].recipe,
+        "lossless": Recipe("lossless"),
+        "scalar 8 bits": TABLE_1["scalar-8"].recipe,
         "scalar 2 bits": Recipe("scalar", {"bits": 2}),
         "scalar rotated": Recipe("scalar", {"bits": 4, "keys": "token", "symmetric": True, "hadamard": True}),
         "delta": Recipe("delta"),
         "delta, keyframe 8 bits": Recipe("delta", {"keyframe_bits": 8}),
-        **{f"{name} as published": tier.published.recipe for name, tier in TIERS.items()
-           if tier.published is not None and tier.published.recipe.codec in ("vq", "pq")},
-    }  # fmt: skip
+        **{
+            f"{name} as published": tier.published.recipe
+            for name, tier in TIERS.items()
+            if tier.published is not None and tier.published.recipe.codec in ("vq", "pq")
+        },
+    }
     for name, recipe in recipes.items():
         started = time.perf_counter()
         _, length = write(source, recipe, io.BytesIO())

@@ -22,11 +22,16 @@ from tsc_cli.scoring.fidelity import compare
 from tsc_cli.scoring.scorer import scratch_file
 
 FILTERS = [
-    ("h2o", {"keep": 0.9}), ("h2o", {"keep": 0.75}), ("h2o", {"keep": 0.75, "recent": 0.25}),
-    ("h2o", {"keep": 0.75, "recent": 0.9}), ("h2o", {"keep": 0.5}), ("h2o", {"keep": 0.25}),
-    ("streaming", {"sinks": 4, "window": 764}), ("streaming", {"sinks": 0, "window": 768}),
+    ("h2o", {"keep": 0.9}),
+    ("h2o", {"keep": 0.75}),
+    ("h2o", {"keep": 0.75, "recent": 0.25}),
+    ("h2o", {"keep": 0.75, "recent": 0.9}),
+    ("h2o", {"keep": 0.5}),
+    ("h2o", {"keep": 0.25}),
+    ("streaming", {"sinks": 4, "window": 764}),
+    ("streaming", {"sinks": 0, "window": 768}),
     ("streaming", {"sinks": 4, "window": 252}),
-]  # fmt: skip
+]
 
 
 def naive(trace: Trace, model: object) -> DynamicCache:

@@ -26,9 +26,16 @@ RANK = 512  # of each group
 def main() -> int:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=256, intermediate_size=256, num_hidden_layers=32, num_attention_heads=8, num_key_value_heads=8,
-        head_dim=128, vocab_size=512, max_position_embeddings=2048, initializer_range=0.1,
-    )  # fmt: skip
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=32,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=512,
+        max_position_embeddings=2048,
+        initializer_range=0.1,
+    )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     say(f"model {sum(p.numel() for p in model.parameters()) * 4 / 1e9:.2f} GB")
     started = time.perf_counter()

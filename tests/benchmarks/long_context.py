@@ -164,10 +164,17 @@ def row(
     first, back = verified.facts["results"][0], restored.facts
     exact = " (bit-identical)" if all(one["identical"] for one in verified.facts["results"]) else ""
     cells = [
-        name, f"{made['file_bytes']:,}", f"{made['ratio_trace']:.2f}x", f"{made['ratio_final']:.2f}x",
-        f"{first['kl_mean']:.2g}{exact}", f"{first['top1']:.4f}", "" if measured is None else f"{measured:.2g}",
-        f"{back['restore']:.2f} s", f"{back['restore'] / prefill:.3f}", "yes" if back["equal"] else "no",
-    ]  # fmt: skip
+        name,
+        f"{made['file_bytes']:,}",
+        f"{made['ratio_trace']:.2f}x",
+        f"{made['ratio_final']:.2f}x",
+        f"{first['kl_mean']:.2g}{exact}",
+        f"{first['top1']:.4f}",
+        "" if measured is None else f"{measured:.2g}",
+        f"{back['restore']:.2f} s",
+        f"{back['restore'] / prefill:.3f}",
+        "yes" if back["equal"] else "no",
+    ]
     return f"| {' | '.join(cells)} |"
 
 

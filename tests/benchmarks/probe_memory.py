@@ -20,10 +20,14 @@ import numpy as np
 
 HIDDEN, INNER, HEADS = 8192, 28672, 1024
 SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HEADS, HIDDEN), "self_attn.v_proj": (HEADS, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN), "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN),
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HEADS, HIDDEN),
+    "self_attn.v_proj": (HEADS, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
-}  # fmt: skip
+}
 PROBE = """
 import resource, sys
 from tsc_cli.cli.main import run

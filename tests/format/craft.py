@@ -27,9 +27,21 @@ SIGNATURE = bytes.fromhex("89 54 53 43 01 0d 0a 1a")
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 _HEADER_FORMAT = "<BBHIQQHHIIIQQI"  # without the header CRC, which follows
 _HEADER_FIELDS = (
-    "type", "reserved_a", "codec", "sequence", "stored", "raw", "part", "reserved_b", "first_layer", "layer_count",
-    "reserved_c", "first", "count", "payload_crc",
-)  # fmt: skip
+    "type",
+    "reserved_a",
+    "codec",
+    "sequence",
+    "stored",
+    "raw",
+    "part",
+    "reserved_b",
+    "first_layer",
+    "layer_count",
+    "reserved_c",
+    "first",
+    "count",
+    "payload_crc",
+)
 _DESCRIBED = ("codec", "part", "first_layer", "layer_count", "first", "count")
 _CODES = {"U8": "B", "U16": "H", "I16": "h", "I32": "i", "U32": "I", "I64": "q"}
 _RATIOS = ("ratio_trace", "ratio_final")
@@ -248,7 +260,7 @@ def _state_ratios(header: Piece, length: int) -> None:
 
 def superblock(
     file_id: bytes, minor: int = 0, flags: int = 0, reserved: dict[int, int] | None = None, lock: bytes = b""
-) -> bytes:  # fmt: skip
+) -> bytes:
     head = bytearray(SIGNATURE + struct.pack("<HHI", minor, flags, 0) + file_id + (lock or bytes(28)))
     for offset, value in (reserved or {}).items():
         head[offset] = value

@@ -62,9 +62,15 @@ LIARS: list[Liar] = []
 
 
 def liar(
-    name: str, message: str, edit: Edit, error: type[TscError] = CorruptError, *, sample: str = "valid",
-    opens: bool = False, accepted: str = "",
-) -> None:  # fmt: skip
+    name: str,
+    message: str,
+    edit: Edit,
+    error: type[TscError] = CorruptError,
+    *,
+    sample: str = "valid",
+    opens: bool = False,
+    accepted: str = "",
+) -> None:
     LIARS.append(Liar(name, message, edit, error, sample, opens, accepted))
 
 
@@ -86,8 +92,11 @@ SKIPPABLE = bytes.fromhex("50 2a 4d 18 00 00 00 00")
 RLE_BLOCK = (131_072 << 3 | 1 << 1).to_bytes(3, "little") + b"\0"  # four bytes that stand for 128 KiB
 OTHER_SIZE, UNREADABLE = "declares another size", "cannot be decoded"
 framed("bomb that declares 1 TiB", OTHER_SIZE, lambda _: raw_frame(b"", size=1 << 40))
-framed("bomb of 64 MiB that declares little", UNREADABLE,
-       lambda raw: raw_frame(b"", size=len(raw), window=0x68, blocks=RLE_BLOCK * 512))  # fmt: skip
+framed(
+    "bomb of 64 MiB that declares little",
+    UNREADABLE,
+    lambda raw: raw_frame(b"", size=len(raw), window=0x68, blocks=RLE_BLOCK * 512),
+)
 framed("no content size", OTHER_SIZE, lambda raw: raw_frame(raw, size=None, window=0x50))
 framed("second frame", UNREADABLE, lambda raw: frame(raw) + frame(b"more"))
 framed("second frame, empty", UNREADABLE, lambda raw: frame(raw) + frame(b""))
@@ -99,8 +108,11 @@ framed("cut short", UNREADABLE, lambda raw: frame(raw)[:-1])
 framed("header cut short", "cannot be read", lambda raw: frame(raw)[:5])
 framed("dictionary", "a window or a dictionary", lambda raw: raw_frame(raw, size=len(raw), dictionary=b"\1"))
 framed("window of 16 MiB", "a window or a dictionary", lambda raw: raw_frame(raw, size=len(raw), window=0x70))
-framed("5,000 bytes of empty blocks", "bytes for 264 that it declares",
-       lambda raw: raw_frame(raw, size=len(raw), blocks=bytes(3) * 1_700))  # fmt: skip
+framed(
+    "5,000 bytes of empty blocks",
+    "bytes for 264 that it declares",
+    lambda raw: raw_frame(raw, size=len(raw), blocks=bytes(3) * 1_700),
+)
 framed("shorter than declared", UNREADABLE, lambda raw: raw_frame(raw[:-1], size=len(raw)))
 framed("longer than declared", UNREADABLE, lambda raw: raw_frame(raw + b"x", size=len(raw)))
 framed("wrong checksum", UNREADABLE, lambda raw: with_checksum(raw)[:-1] + bytes([with_checksum(raw)[-1] ^ 1]))
@@ -112,13 +124,18 @@ def extra(name: str, message: str, piece: Piece, error: type[TscError] = Corrupt
     liar(name, message, lambda craft: craft.insert(copy.deepcopy(piece)), error)
 
 
-extra("frame: one segment of 9 MiB", "a window or a dictionary",
-      Piece(0x90, b"", stored=raw_frame(b"", size=9 * MIB), lies={"raw": 9 * MIB}))  # fmt: skip
+extra(
+    "frame: one segment of 9 MiB",
+    "a window or a dictionary",
+    Piece(0x90, b"", stored=raw_frame(b"", size=9 * MIB), lies={"raw": 9 * MIB}),
+)
 EMPTY_FRAMES = {
-    "bytes behind": frame(b"") + b"\0", "second frame": frame(b"") * 2, "cut short": frame(b"")[:-1],
+    "bytes behind": frame(b"") + b"\0",
+    "second frame": frame(b"") * 2,
+    "cut short": frame(b"")[:-1],
     "content": raw_frame(b"abc", size=0),
     "64 MiB of content": raw_frame(b"", size=0, window=0x68, blocks=RLE_BLOCK * 512),
-}  # fmt: skip
+}
 for what, stored in EMPTY_FRAMES.items():
     extra(f"empty frame: {what}", "an empty payload", Piece(0x90, b"", stored=stored))
 
@@ -227,9 +244,17 @@ WRONGLY = "describes this record wrongly"
 for column, title in enumerate(INDEX_COLUMNS):
     listed(f"{title} of LABELS", "does not tile" if title == "offset" else WRONGLY, one_more(7, column))
 ROWS_MESSAGES = (
-    "does not tile", WRONGLY, WRONGLY, "does not tile", WRONGLY, "stored twice",
-    "cannot be stored together", "cannot be stored together", "without labels", "without labels",
-)  # fmt: skip
+    "does not tile",
+    WRONGLY,
+    WRONGLY,
+    "does not tile",
+    WRONGLY,
+    "stored twice",
+    "cannot be stored together",
+    "cannot be stored together",
+    "without labels",
+    "without labels",
+)
 for column, text in enumerate(ROWS_MESSAGES):
     listed(f"{INDEX_COLUMNS[column]} of ROWS", text, one_more(5, column))
 listed("unknown codec of ROWS", "codec 7 is not known", lambda lines: lines[5].__setitem__(2, 7), UnsupportedFileError)

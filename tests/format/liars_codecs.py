@@ -118,8 +118,11 @@ stated("negative ratio", ANOTHER_RATIO, times("ratio_trace", -1.0))
 stated("ratio 0", ANOTHER_RATIO, lambda value: value.update(ratio_final=0))
 stated("ratio 1e308", ANOTHER_RATIO, lambda value: value.update(ratio_trace=1e308))
 stated("ratio 2^63 - 1", ANOTHER_RATIO, lambda value: value.update(ratio_trace=2**63 - 1))
-stated("ratios the other way round", ANOTHER_RATIO,
-       lambda value: value.update(ratio_trace=value["ratio_final"], ratio_final=value["ratio_trace"]))  # fmt: skip
+stated(
+    "ratios the other way round",
+    ANOTHER_RATIO,
+    lambda value: value.update(ratio_trace=value["ratio_final"], ratio_final=value["ratio_trace"]),
+)
 liar("header: ratios of a shorter file", ANOTHER_RATIO, lengthened)
 stated("only the ratio of the trace", TWO_RATIOS, lambda value: value.pop("ratio_final"))
 stated("only the ratio of the last", TWO_RATIOS, lambda value: value.pop("ratio_trace"))
@@ -161,7 +164,7 @@ def short_history(craft: Craft) -> None:
     craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=4 * row, raw_bytes_final=row))
 
 
-liar("header: raw bytes of fewer rows than are named", RAW_BYTES, short_history, sample="h2o")  # fmt: skip
+liar("header: raw bytes of fewer rows than are named", RAW_BYTES, short_history, sample="h2o")
 
 # KEPT: record 0 of layers 0 and 1 (two heads each), record 1 of layer 2 (one head); 4 of rows 0 to 6 each
 
@@ -197,8 +200,11 @@ SAME_NUMBER, EVICTED = "the same number of rows", "that were evicted are stored 
 kept("one head less", "tensor 'kept' is U8 [2, 1, 1]", tensors(KEPT, other_shape("kept", 1, -1)))
 kept("one layer more", "tensor 'kept' is U8 [3, 2, 1]", tensors(KEPT, other_shape("kept", 0, 1)))
 kept("one byte more", "tensor 'kept' is U8 [2, 2, 2]", tensors(KEPT, other_shape("kept", 2, 1)))
-kept("two dimensions", "tensor 'kept' is U8 [4, 1]",
-     tensors(KEPT, lambda found: found.update(kept=("U8", [4, 1], found["kept"][2]))))  # fmt: skip
+kept(
+    "two dimensions",
+    "tensor 'kept' is U8 [4, 1]",
+    tensors(KEPT, lambda found: found.update(kept=("U8", [4, 1], found["kept"][2]))),
+)
 kept("another dtype", "tensor 'kept' is I8", tensors(KEPT, other_dtype("kept")))
 kept("another name", "were expected", tensors(KEPT, lambda found: found.update(keep=found.pop("kept"))))
 kept("another tensor", "were expected", tensors(KEPT, lambda found: found.update(more=("U8", [0], b""))))
@@ -260,8 +266,11 @@ attention("one head less", "tensor 'received' is U8 [4, 2, 1, 7]", tensors(ATTEN
 attention("three bytes", "tensor 'received' is U8 [3, 2, 2, 7]", tensors(ATTENTION, other_shape("received", 0, -1)))
 attention("eight bytes", "tensor 'received' is U8 [8, 2, 2, 7]", tensors(ATTENTION, other_shape("received", 0, 4)))
 attention("one row more", "tensor 'received' is U8 [4, 2, 2, 8]", tensors(ATTENTION, other_shape("received", 3, 1)))
-attention("float32 itself", "tensor 'received' is F32",
-          tensors(ATTENTION, lambda t: t.update(received=("F32", [2, 2, 7], t["received"][2]))))  # fmt: skip
+attention(
+    "float32 itself",
+    "tensor 'received' is F32",
+    tensors(ATTENTION, lambda t: t.update(received=("F32", [2, 2, 7], t["received"][2]))),
+)
 attention("another dtype", "tensor 'received' is I8", tensors(ATTENTION, other_dtype("received")))
 attention("another name", "were expected", tensors(ATTENTION, lambda t: t.update(given=t.pop("received"))))
 attention("another tensor", "were expected", tensors(ATTENTION, lambda t: t.update(more=("U8", [0], b""))))
@@ -285,9 +294,15 @@ def number_of(craft: Craft, codec: str) -> int:
 
 
 def coded(
-    codec: str, name: str, message: str, edit: Callable[[Piece], object], error: type[TscError] = CorruptError,
-    *, sample: str = "", accepted: str = "",
-) -> None:  # fmt: skip
+    codec: str,
+    name: str,
+    message: str,
+    edit: Callable[[Piece], object],
+    error: type[TscError] = CorruptError,
+    *,
+    sample: str = "",
+    accepted: str = "",
+) -> None:
     def of_record(craft: Craft) -> None:
         edit(craft.rows(number_of(craft, codec)))
 
@@ -304,30 +319,52 @@ NAMES["pq"] = NAMES["vq"]
 for codec, names in NAMES.items():
     for name in names:
         bitmap = name.startswith("exact_")
-        coded(codec, f"without {name}", f"no tensor '{name}'" if name in ASKED_FIRST else "were expected",
-              with_tensors(lambda found, name=name: found.pop(name)))  # type: ignore[misc]  # fmt: skip
+        coded(
+            codec,
+            f"without {name}",
+            f"no tensor '{name}'" if name in ASKED_FIRST else "were expected",
+            with_tensors(lambda found, name=name: found.pop(name)),
+        )  # type: ignore[misc]
         coded(codec, f"{name} of another dtype", f"tensor '{name}' is", with_tensors(other_dtype(name)))
         for axis in range({"layout": 1, "bases": 1}.get(name, 1 if bitmap else 2)):
             message = "does not hold" if bitmap else f"tensor '{name}' is"
             coded(codec, f"{name} longer along axis {axis}", message, with_tensors(other_shape(name, axis, 1)))
         coded(codec, f"{name} shorter along its last axis", message, with_tensors(other_shape(name, -1, -1)))
     coded(codec, "another tensor", "were expected", with_tensors(lambda found: found.update(more=("U8", [0], b""))))
-    coded(codec, "layout twice as wide", "tensor 'layout' is I64", with_tensors(
-        lambda found: found.update(layout=("I64", found["layout"][1], found["layout"][2] * 2))))  # fmt: skip
+    coded(
+        codec,
+        "layout twice as wide",
+        "tensor 'layout' is I64",
+        with_tensors(lambda found: found.update(layout=("I64", found["layout"][1], found["layout"][2] * 2))),
+    )
     coded(codec, "not a table", "too short", lambda piece: setattr(piece, "raw", b"{}"))
     coded(codec, "codec 7", "codec 7 is not known", lambda piece: setattr(piece, "codec", 7), UnsupportedFileError)
     coded(codec, "as klt", "does not write records of part", lambda piece: setattr(piece, "codec", 6))
-    coded(codec, "codec 65,535", "codec 65535 is not known", lambda piece: setattr(piece, "codec", 65_535),
-          UnsupportedFileError)  # fmt: skip
+    coded(
+        codec,
+        "codec 65,535",
+        "codec 65535 is not known",
+        lambda piece: setattr(piece, "codec", 65_535),
+        UnsupportedFileError,
+    )
 
 coded("scalar", "as vq", "tensor 'layout' is", lambda piece: setattr(piece, "codec", 3))
 coded("delta", "as lossless", "were expected", lambda piece: setattr(piece, "codec", 1))
 coded("vq", "as delta", "tensor 'layout' is", lambda piece: setattr(piece, "codec", 5))
-coded("scalar", "offsets of a symmetric grid", "were expected", with_numbers("layout", lambda values: (
-    item(2, 1)(values), item(6, 0)(values))))  # fmt: skip
+coded(
+    "scalar",
+    "offsets of a symmetric grid",
+    "were expected",
+    with_numbers("layout", lambda values: (item(2, 1)(values), item(6, 0)(values))),
+)
 coded("vq", "exact blocks without a kind", "were expected", with_numbers("layout", item(5, 0)))
-coded("vq", "kind without exact blocks", "no tensor 'exact_blocks'", with_numbers("layout", item(5, 2)),
-      sample="vq without fallback")  # fmt: skip
+coded(
+    "vq",
+    "kind without exact blocks",
+    "no tensor 'exact_blocks'",
+    with_numbers("layout", item(5, 2)),
+    sample="vq without fallback",
+)
 
 
 def joint(craft: Craft) -> None:
@@ -346,22 +383,36 @@ for codec, sample in CODECS.items():
 NO_LAYOUT = "layout that no writer makes"
 BAD: dict[str, dict[tuple[int, str], tuple[int, ...]]] = {
     "scalar": {
-        (0, "levels"): (-1, 0, 1, 65_537, 2**31 - 1), (1, "group"): (-1, 2**20 + 1), (2, "symmetric"): (-1, 1, 2),
-        (3, "axis"): (-1, 2), (4, "rotated"): (-1, 2), (5, "bytes of a scale"): (-2, 0, 1, 3, 16),
+        (0, "levels"): (-1, 0, 1, 65_537, 2**31 - 1),
+        (1, "group"): (-1, 2**20 + 1),
+        (2, "symmetric"): (-1, 1, 2),
+        (3, "axis"): (-1, 2),
+        (4, "rotated"): (-1, 2),
+        (5, "bytes of a scale"): (-2, 0, 1, 3, 16),
         (6, "bytes of an offset"): (-2, 0, 1, 3, 16),
     },
     "vq": {
-        (0, "block"): (-2, 0, 257), (1, "sub-vectors"): (-1, 0, 3), (2, "centroids"): (-1, 0, 1, 257),
-        (3, "codebooks"): (-1, 0, 3), (4, "normalization"): (-1, 2), (5, "kind"): (-1, 5),
+        (0, "block"): (-2, 0, 257),
+        (1, "sub-vectors"): (-1, 0, 3),
+        (2, "centroids"): (-1, 0, 1, 257),
+        (3, "codebooks"): (-1, 0, 3),
+        (4, "normalization"): (-1, 2),
+        (5, "kind"): (-1, 5),
     },
     "pq": {
-        (0, "block"): (0, 3, 257), (1, "sub-vectors"): (-2, 0, 3, 8), (2, "centroids"): (1, 257),
-        (3, "codebooks"): (0, 3), (4, "normalization"): (-1, 2), (5, "kind"): (-1, 5),
+        (0, "block"): (0, 3, 257),
+        (1, "sub-vectors"): (-2, 0, 3, 8),
+        (2, "centroids"): (1, 257),
+        (3, "codebooks"): (0, 3),
+        (4, "normalization"): (-1, 2),
+        (5, "kind"): (-1, 5),
     },
     "delta": {
-        (0, "levels"): (-1, 0, 1, 257), (1, "group"): (-1, 2**20 + 1), (2, "bytes of a scale"): (-2, 0, 1, 3, 16),
+        (0, "levels"): (-1, 0, 1, 257),
+        (1, "group"): (-1, 2**20 + 1),
+        (2, "bytes of a scale"): (-2, 0, 1, 3, 16),
     },
-}  # fmt: skip
+}
 for codec, places in BAD.items():
     for (at, title), numbers in places.items():
         for number in numbers:
@@ -388,10 +439,18 @@ coded("pq", "as vq", NO_LAYOUT, lambda piece: setattr(piece, "codec", 3))
 for codec in ("vq", "pq"):
     coded(codec, "a centroid that is not there", "names a centroid", with_numbers("codes", item(-1, 8)))
     coded(codec, "centroid 255 of 8", "names a centroid", with_numbers("codes", item(0, 255)))
-    coded(codec, "a block marked too little", "tensor 'exact' is", with_numbers("exact_blocks", lambda bits: item(
-        0, bits[0] & bits[0] - 1)(bits)))  # fmt: skip
-    coded(codec, "all blocks marked", "tensor 'exact' is", with_numbers("exact_blocks", lambda bits: [
-        item(at, 0xFF)(bits) for at in range(len(bits))]))  # fmt: skip
+    coded(
+        codec,
+        "a block marked too little",
+        "tensor 'exact' is",
+        with_numbers("exact_blocks", lambda bits: item(0, bits[0] & bits[0] - 1)(bits)),
+    )
+    coded(
+        codec,
+        "all blocks marked",
+        "tensor 'exact' is",
+        with_numbers("exact_blocks", lambda bits: [item(at, 0xFF)(bits) for at in range(len(bits))]),
+    )
 
 
 def last_record(name: str, at: int, mask: int) -> Edit:
@@ -401,17 +460,29 @@ def last_record(name: str, at: int, mask: int) -> Edit:
 
 liar("vq: a bit behind the last block", "does not hold 9 bits", last_record("exact_blocks", 1, 0x02), sample="vq")
 liar("pq: the last bit of the bitmap", "does not hold 18 bits", last_record("exact_blocks", 2, 0x80), sample="pq")
-liar("delta: a bit behind the last row", "does not hold 5 bits", last_record("exact_rows", 0, 0x20),
-     sample="delta, chains")  # fmt: skip
-coded("delta", "a row marked too much", "tensor 'exact' is", with_numbers("exact_rows", lambda bits: item(
-    0, bits[0] ^ 1)(bits)))  # fmt: skip
+liar(
+    "delta: a bit behind the last row",
+    "does not hold 5 bits",
+    last_record("exact_rows", 0, 0x20),
+    sample="delta, chains",
+)
+coded(
+    "delta",
+    "a row marked too much",
+    "tensor 'exact' is",
+    with_numbers("exact_rows", lambda bits: item(0, bits[0] ^ 1)(bits)),
+)
 
 NOT_BEFORE = "is not before it"  # bases of rows 7 to 11
 for what, base in {"itself": 7, "the next row": 8, "a row behind": 11, "-2": -2, "2^63 - 1": 2**63 - 1}.items():
     coded("delta", f"row 7 predicted from {what}", NOT_BEFORE, with_numbers("bases", item(0, base)))
 coded("delta", "row 11 predicted from itself", NOT_BEFORE, with_numbers("bases", item(4, 11)))
-coded("delta", "two rows predicted from each other", NOT_BEFORE,
-      with_numbers("bases", lambda bases: (item(1, 9)(bases), item(2, 8)(bases))))  # fmt: skip
+coded(
+    "delta",
+    "two rows predicted from each other",
+    NOT_BEFORE,
+    with_numbers("bases", lambda bases: (item(1, 9)(bases), item(2, 8)(bases))),
+)
 coded("delta", "base -2^63", NOT_BEFORE, with_numbers("bases", item(2, -(2**63))))
 
 NOT_HELD = "predicted from rows that the file does not hold"
@@ -424,8 +495,13 @@ def sliding_base(row: int) -> Edit:
 
 liar("delta: a base that was never stored", NOT_HELD, sliding_base(0), sample="delta, chains", opens=True)
 liar("delta: a base one row before the stored", NOT_HELD, sliding_base(2), sample="delta, chains", opens=True)
-liar("delta: a base that was evicted", NOT_HELD, of_type(ROWS, with_numbers("bases", item(0, 5)), 2), sample="h2o",
-     opens=True)  # fmt: skip
+liar(
+    "delta: a base that was evicted",
+    NOT_HELD,
+    of_type(ROWS, with_numbers("bases", item(0, 5)), 2),
+    sample="h2o",
+    opens=True,
+)
 liar("delta: 65 records followed", "a chain of more than 64", lambda _: samples.chained(66), opens=True)
 
 # Rows that would take more than 256 MiB
@@ -462,5 +538,9 @@ def long_heads(craft: Craft) -> None:
 
 for codec, sample in CODECS.items():
     liar(f"rows: heads of 2^40 values, {codec}", "a block of more than 268435456 bytes", long_heads, sample=sample)
-liar("rows: no labels of compressed rows", "outside the 0 rows", lambda craft: craft.records.remove(craft[LABELS]),
-     sample="vq")  # fmt: skip
+liar(
+    "rows: no labels of compressed rows",
+    "outside the 0 rows",
+    lambda craft: craft.records.remove(craft[LABELS]),
+    sample="vq",
+)

@@ -132,8 +132,13 @@ liar("LABELS: no tag", WRONGLY, stored(LABELS, lambda was: was[:-16]))
 
 def by_owner(name: str, message: str, kind: int, **attributes: Any) -> None:
     """Somebody has the key, and what INDEX says is right; the record is not."""
-    liar(name, message, lambda craft: [setattr(piece_of(craft, kind), *one) for one in attributes.items()],
-         with_key=True, sealed=message == NO_TAG)  # fmt: skip
+    liar(
+        name,
+        message,
+        lambda craft: [setattr(piece_of(craft, kind), *one) for one in attributes.items()],
+        with_key=True,
+        sealed=message == NO_TAG,
+    )
 
 
 by_owner("LABELS shorter than a tag", NO_TAG, LABELS, sealed=bytes(15))
@@ -146,8 +151,13 @@ for kind, name in NAMES.items():
     by_owner(f"{name} in the clear", CHANGED, kind, encrypted=False)
 by_owner("LABELS encrypted twice", "not a zstd frame", LABELS, stored=bytes(100))
 by_owner("LABELS of an empty frame", "another size", LABELS, stored=frame(b""))
-liar("END encrypted", "the end mark is missing", changed(end=Piece(END, b"", stored=SIGNATURE, encrypted=True)),
-     with_key=True, sealed=True)  # fmt: skip
+liar(
+    "END encrypted",
+    "the end mark is missing",
+    changed(end=Piece(END, b"", stored=SIGNATURE, encrypted=True)),
+    with_key=True,
+    sealed=True,
+)
 
 # Records that were exchanged, replayed or left out
 
@@ -231,12 +241,18 @@ liar("cut, and LABELS is INDEX now", CHANGED, cut_to(7, renamed(7)))
 liar("cut, with the INDEX in the clear", CHANGED, cut_to(9, forged_index))
 liar("cut to HEADER", "the end mark", cut_to(0, lambda craft: craft.index), sealed=True)
 liar("cut to nothing", "the end mark", lambda craft: craft.records.clear(), sealed=True)
-liar("all records of an older version", CHANGED,
-     lambda craft: craft.build()[:64] + sample("valid", salt=OTHER_SALT)[64:])  # fmt: skip
-liar("the same END of another file", "checksum of a record header",
-     lambda c: c.build()[:-72] + sample("valid", file_id=FILE_ID[::-1])[-72:], sealed=True)  # fmt: skip
-liar("END without its signature", "end mark is missing",
-     lambda c: setattr(c.end, "stored", SIGNATURE[::-1]), sealed=True)  # fmt: skip
+liar(
+    "all records of an older version", CHANGED, lambda craft: craft.build()[:64] + sample("valid", salt=OTHER_SALT)[64:]
+)
+liar(
+    "the same END of another file",
+    "checksum of a record header",
+    lambda c: c.build()[:-72] + sample("valid", file_id=FILE_ID[::-1])[-72:],
+    sealed=True,
+)
+liar(
+    "END without its signature", "end mark is missing", lambda c: setattr(c.end, "stored", SIGNATURE[::-1]), sealed=True
+)
 liar("END counts one more", "number of records", lambda c: c.end.lies.update(count=14), sealed=True)
 
 # What is not encrypted of a record is authenticated with it
@@ -253,5 +269,11 @@ liar("ROWS of another layer", WRONGLY, lying(ROWS, first_layer=1))
 liar("INDEX of another raw length", CHANGED, lying(INDEX, raw=2_000))
 liar("REFERENCE as an unknown record", WRONGLY, lying(REFERENCE, type=0x90))
 UNREAD = Piece(0x90, b"", sealed=bytes(16_400), lies={"raw": 1_024 * 16_400})
-liar("more than 1,024 times the frame, not the record", "declares 16793600 bytes",
-     lambda craft: craft.insert(UNREAD), with_key=True, sealed=True, read=False)  # fmt: skip
+liar(
+    "more than 1,024 times the frame, not the record",
+    "declares 16793600 bytes",
+    lambda craft: craft.insert(UNREAD),
+    with_key=True,
+    sealed=True,
+    read=False,
+)

@@ -142,10 +142,18 @@ def header(name: str, message: str, **fields: Json) -> None:
 
 
 json_liar(HEADER, "without tier", "field 'tier' is missing", lambda value: value.pop("tier"))
-json_liar(HEADER, "raw bytes of the trace lie", "other raw bytes",
-          lambda value: value.update(raw_bytes_trace=value["raw_bytes_trace"] + 1))  # fmt: skip
-json_liar(HEADER, "raw bytes of the last lie", "other raw bytes",
-          lambda value: value.update(raw_bytes_final=value["raw_bytes_final"] - 1))  # fmt: skip
+json_liar(
+    HEADER,
+    "raw bytes of the trace lie",
+    "other raw bytes",
+    lambda value: value.update(raw_bytes_trace=value["raw_bytes_trace"] + 1),
+)
+json_liar(
+    HEADER,
+    "raw bytes of the last lie",
+    "other raw bytes",
+    lambda value: value.update(raw_bytes_final=value["raw_bytes_final"] - 1),
+)
 header("another schema", "schema tsc.header/1 was expected", schema="tsc.model/1")
 header("unknown field", "unknown field 'ratio'", ratio=2.0)
 header("raw bytes 0", "raw_bytes_final: an integer from 1", raw_bytes_final=0)

@@ -28,17 +28,35 @@ def changed(name: str, edit: Callable[[list[int]], list[int]]) -> Callable[[Piec
 for name in ("layout", "words", "apart"):
     coded(f"without {name}", "were expected", with_tensors(lambda found, name=name: found.pop(name)), opens=False)  # type: ignore[misc]
     coded(f"{name} of another dtype", f"tensor '{name}' is", with_tensors(other_dtype(name)), opens=False)
-    coded(f"{name} of two dimensions", f"tensor '{name}' is", with_tensors(lambda found, name=name: found.update(  # type: ignore[misc]
-        {name: (found[name][0], [1, *found[name][1]], found[name][2])})), opens=False)  # fmt: skip
+    coded(
+        f"{name} of two dimensions",
+        f"tensor '{name}' is",
+        with_tensors(
+            lambda found, name=name: found.update(  # type: ignore[misc]
+                {name: (found[name][0], [1, *found[name][1]], found[name][2])}
+            )
+        ),
+        opens=False,
+    )
 coded("another tensor", "were expected", with_tensors(lambda found: found.update(more=("U8", [0], b""))), opens=False)
 for what, numbers in {
-    "empty": (), "too short": (100, 1, 8), "of 257 groups": (100, 257, *[0] * 514),
-    "of a million numbers": (100, 1, 8, *[0] * 2**20), "without its groups": (100, 2, 8, 1), "of no groups": (0,) * 4,
-    "with a number more": (100, 1, 8, 1, 0), "with fineness -1,025": (-1_025, 1, 8, 1),
-    "with fineness 2,049": (2_049, 1, 8, 1), "with rest 2": (100, 1, 8, 2), "with rest -1": (100, 1, 8, -1),
-    "with groups -1": (100, -1, 8, 1), "with rank -1": (100, 1, -1, 1), "with rank 16,385": (100, 1, 16_385, 1),
-    "with rank 2^31 - 1": (100, 1, 2**31 - 1, 1), "with a rest in between": (100, 2, 8, 1, 8, 1),
-}.items():  # fmt: skip
+    "empty": (),
+    "too short": (100, 1, 8),
+    "of 257 groups": (100, 257, *[0] * 514),
+    "of a million numbers": (100, 1, 8, *[0] * 2**20),
+    "without its groups": (100, 2, 8, 1),
+    "of no groups": (0,) * 4,
+    "with a number more": (100, 1, 8, 1, 0),
+    "with fineness -1,025": (-1_025, 1, 8, 1),
+    "with fineness 2,049": (2_049, 1, 8, 1),
+    "with rest 2": (100, 1, 8, 2),
+    "with rest -1": (100, 1, 8, -1),
+    "with groups -1": (100, -1, 8, 1),
+    "with rank -1": (100, 1, -1, 1),
+    "with rank 16,385": (100, 1, 16_385, 1),
+    "with rank 2^31 - 1": (100, 1, 2**31 - 1, 1),
+    "with a rest in between": (100, 2, 8, 1, 8, 1),
+}.items():
     coded(f"layout {what}", NO_WRITER, layout(*numbers), opens=False)
 coded("rank one beyond the profile's", UNFIT, layout(100, 1, 9, 1))
 coded("rank 16,384", UNFIT, layout(100, 1, 16_384, 1))

@@ -49,25 +49,38 @@ def elsewhere(craft: Craft) -> None:
 
 NOT_NAMED = "not the one that the file names"
 for count in (0, 31, 33, 64):
-    named(f"digest of {count} bytes", "tensor 'digest' is",
-          tensors(PROFILE, octets("digest", lambda old, count=count: (old * 2)[:count])))  # type: ignore[misc]  # fmt: skip
+    named(
+        f"digest of {count} bytes",
+        "tensor 'digest' is",
+        tensors(PROFILE, octets("digest", lambda old, count=count: (old * 2)[:count])),
+    )  # type: ignore[misc]
 named("digest of another dtype", "tensor 'digest' is", tensors(PROFILE, other_dtype("digest")))
 named("data of another dtype", "tensor 'data' is", tensors(PROFILE, other_dtype("data")))
-named("data of two dimensions", "tensor 'data' is", tensors(
-    PROFILE, lambda found: found.update(data=("U8", [1, len(found["data"][2])], found["data"][2]))))  # fmt: skip
+named(
+    "data of two dimensions",
+    "tensor 'data' is",
+    tensors(PROFILE, lambda found: found.update(data=("U8", [1, len(found["data"][2])], found["data"][2]))),
+)
 named("without digest", "were expected", tensors(PROFILE, lambda found: found.pop("digest")))
 named("another tensor", "were expected", tensors(PROFILE, lambda found: found.update(more=("U8", [0], b""))))
 named("not a table", "too short", of_type(PROFILE, lambda piece: setattr(piece, "raw", b"{}")))
 named("twice", "more than one profile record", lambda craft: craft.insert(copy.deepcopy(craft[PROFILE])))
-named("a second one, of another profile", "more than one profile record", lambda craft: craft.insert(
-    Piece(PROFILE, b"")).set_tensors({"digest": ("U8", [32], bytes(32))}))  # fmt: skip
+named(
+    "a second one, of another profile",
+    "more than one profile record",
+    lambda craft: craft.insert(Piece(PROFILE, b"")).set_tensors({"digest": ("U8", [32], bytes(32))}),
+)
 for field in ("codec", "part", "first_layer", "layer_count", "first", "count"):
-    named(f"with {field}", "fields that its type does not have",
-          of_type(PROFILE, lambda piece, field=field: setattr(piece, field, 1)))  # type: ignore[misc]  # fmt: skip
+    named(
+        f"with {field}",
+        "fields that its type does not have",
+        of_type(PROFILE, lambda piece, field=field: setattr(piece, field, 1)),
+    )  # type: ignore[misc]
 named("wrong digest", NOT_NAMED, tensors(PROFILE, octets("digest", lambda old: bytes([old[0] ^ 1]) + old[1:])))
 named("digest in reverse", NOT_NAMED, tensors(PROFILE, octets("digest", lambda old: old[::-1])))
-named("another profile than the named", NOT_NAMED,
-      tensors(PROFILE, octets("data", lambda _: profiles.two_groups().data)))  # fmt: skip
+named(
+    "another profile than the named", NOT_NAMED, tensors(PROFILE, octets("data", lambda _: profiles.two_groups().data))
+)
 named("none, though rows need it", "a file that names none", unnamed, opens=True)
 named("on another machine", "is not on this machine", elsewhere, UnsupportedFileError, opens=True)
 
@@ -149,9 +162,14 @@ profiled("groups that overlap", "order of layers", in_group(1, first_layer=1), s
 profiled("layers that it does not have", "has no layers 0 to 1", in_group(first_layer=1), opens=True)
 profiled("layers between its groups", "has no layers 0 to 2", in_group(1, first_layer=3), sample=TWO, opens=True)
 for field, numbers in {
-    "first_layer": (-1, 4_097), "layer_count": (0, 4_097), "heads": (0, 2**20 + 1), "key_size": (0, 2**20 + 1),
-    "value_size": (0,), "rank": (0, -1, 2**14 + 1, 2**63 - 1), "metric_exponent": (-101, 101, 0.5),
-}.items():  # fmt: skip
+    "first_layer": (-1, 4_097),
+    "layer_count": (0, 4_097),
+    "heads": (0, 2**20 + 1),
+    "key_size": (0, 2**20 + 1),
+    "value_size": (0,),
+    "rank": (0, -1, 2**14 + 1, 2**63 - 1),
+    "metric_exponent": (-101, 101, 0.5),
+}.items():
     for number in numbers:
         profiled(f"{field} {number}", "an integer from", in_group(0, **{field: number}))
 for step in (0, -1.0, 1e-31, 1e31, 1e300):
@@ -185,14 +203,29 @@ rotary("more kinds than layers", "at most 2", PAIR, PAIR, PAIR)
 for tensor in ("basis", "mean", "metric_values", "residual_scale", "importance"):
     profiled(f"without {tensor}", "were expected", with_tensors(lambda found, tensor=tensor: found.pop(f"0.{tensor}")))  # type: ignore[misc]
 profiled("without tables", "were expected", with_tensors(lambda found: found.pop("tables.activity")))
-profiled("prediction from no group", "were expected", with_tensors(
-    lambda found: found.update({"0.predict": ("F16", [8, 8], bytes(128))})))  # fmt: skip
-profiled("prediction from more coefficients", "more coefficients than there are", with_tensors(
-    lambda found: found.update({"1.predict": ("F16", [6, 11], bytes(132))})), sample=TWO)  # fmt: skip
-profiled("prediction of fewer coefficients", "tensor '1.predict' is", with_tensors(
-    lambda found: found.update({"1.predict": ("F16", [5, 10], bytes(100))})), sample=TWO)  # fmt: skip
-profiled("prediction that is no matrix", "tensor '1.predict' is", with_tensors(
-    lambda found: found.update({"1.predict": ("F16", [60], bytes(120))})), sample=TWO)  # fmt: skip
+profiled(
+    "prediction from no group",
+    "were expected",
+    with_tensors(lambda found: found.update({"0.predict": ("F16", [8, 8], bytes(128))})),
+)
+profiled(
+    "prediction from more coefficients",
+    "more coefficients than there are",
+    with_tensors(lambda found: found.update({"1.predict": ("F16", [6, 11], bytes(132))})),
+    sample=TWO,
+)
+profiled(
+    "prediction of fewer coefficients",
+    "tensor '1.predict' is",
+    with_tensors(lambda found: found.update({"1.predict": ("F16", [5, 10], bytes(100))})),
+    sample=TWO,
+)
+profiled(
+    "prediction that is no matrix",
+    "tensor '1.predict' is",
+    with_tensors(lambda found: found.update({"1.predict": ("F16", [60], bytes(120))})),
+    sample=TWO,
+)
 
 
 def classes(name: str, by: int) -> Callable[[Piece], object]:
@@ -209,20 +242,38 @@ def classes(name: str, by: int) -> Callable[[Piece], object]:
 for table in ("coefficients", "importance", "activity", "residual_activity"):
     for by in (1, -1):
         profiled(f"{table} with {by:+} classes", f"tensor 'tables.{table}' is", classes(table, by))
-    profiled(f"{table}: frequency 0", "cannot be coded", with_numbers(f"tables.{table}", lambda row: (
-        item(0, row[0] + row[1])(row), item(1, 0)(row))), opens=True)  # fmt: skip
-    profiled(f"{table}: a sum too large", "do not add up", with_numbers(
-        f"tables.{table}", lambda row: item(-1, row[-1] + 1)(row)), opens=True)  # fmt: skip
-profiled("a sum that is right modulo 2^32", "do not add up", with_numbers("tables.importance", lambda row: (
-    item(0, row[0] + 2**31)(row), item(1, row[1] + 2**31)(row))), opens=True)  # fmt: skip
+    profiled(
+        f"{table}: frequency 0",
+        "cannot be coded",
+        with_numbers(f"tables.{table}", lambda row: (item(0, row[0] + row[1])(row), item(1, 0)(row))),
+        opens=True,
+    )
+    profiled(
+        f"{table}: a sum too large",
+        "do not add up",
+        with_numbers(f"tables.{table}", lambda row: item(-1, row[-1] + 1)(row)),
+        opens=True,
+    )
+profiled(
+    "a sum that is right modulo 2^32",
+    "do not add up",
+    with_numbers("tables.importance", lambda row: (item(0, row[0] + 2**31)(row), item(1, row[1] + 2**31)(row))),
+    opens=True,
+)
 for what, value in {"infinity": math.inf, "NaN": math.nan}.items():
     for tensor in ("mean", "first_mean", "metric_keys", "metric_values", "importance"):
         profiled(f"{what} in {tensor}", "not finite", packed(f"0.{tensor}", 5, value), opens=True)
     profiled(f"{what} in predict", "not finite", packed("1.predict", 5, value), sample=TWO, opens=True)
 for tensor in ("metric_keys", "metric_values"):
     profiled(f"{tensor} of zeros", "no inverse", as_zeros(f"0.{tensor}"), opens=True)
-for tensor, number in (("scale", 3_201), ("scale", 32_767), ("scale", -32_767), ("scale", -32_768),
-                       ("residual_scale", -3_201), ("residual_scale", 32_767)):  # fmt: skip
+for tensor, number in (
+    ("scale", 3_201),
+    ("scale", 32_767),
+    ("scale", -32_767),
+    ("scale", -32_768),
+    ("residual_scale", -3_201),
+    ("residual_scale", 32_767),
+):
     profiled(f"{tensor} {number}", "a scale out of range", with_numbers(f"0.{tensor}", item(-1, number)), opens=True)
 
 
@@ -239,8 +290,12 @@ profiled("basis cut short", "cannot be decoded", basis(lambda old: old[:-1]), op
 profiled("basis in two frames", "cannot be decoded", basis(lambda old: old + zeros(9)), opens=True)
 profiled("a longer basis", "declares another size", basis(lambda _: zeros(513)), opens=True)
 profiled("a shorter basis", "declares another size", basis(lambda _: zeros(511)), opens=True)
-profiled("basis without a size", "declares another size",
-         basis(lambda _: raw_frame(bytes(512), size=None, window=0x50)), opens=True)  # fmt: skip
+profiled(
+    "basis without a size",
+    "declares another size",
+    basis(lambda _: raw_frame(bytes(512), size=None, window=0x50)),
+    opens=True,
+)
 
 
 def enormous_basis(craft: Craft) -> None:
@@ -257,12 +312,19 @@ def enormous_basis(craft: Craft) -> None:
     def edit(piece: Piece) -> None:
         none = {"kinds": [{"frequencies": [], "interleaved": False}], "layers": [0, 0]}
         in_group(heads=heads, key_size=1, value_size=1, rank=rank, bands=[rank], rotary=none)(piece)
-        piece.set_tensors(piece.tensors() | {
-            "0.basis": ("U8", [len(frame)], frame), "0.mean": ("F32", [width], bytes(4 * width)),
-            "0.first_mean": ("F32", [width], bytes(4 * width)), "0.scale": ("I16", [rank], bytes(2 * rank)),
-            "0.importance": ("F32", [6 + width], bytes(4 * (6 + width))),
-            "0.residual_scale": ("I16", [width], bytes(2 * width)), "0.metric_keys": metric, "0.metric_values": metric,
-        })  # fmt: skip
+        piece.set_tensors(
+            piece.tensors()
+            | {
+                "0.basis": ("U8", [len(frame)], frame),
+                "0.mean": ("F32", [width], bytes(4 * width)),
+                "0.first_mean": ("F32", [width], bytes(4 * width)),
+                "0.scale": ("I16", [rank], bytes(2 * rank)),
+                "0.importance": ("F32", [6 + width], bytes(4 * (6 + width))),
+                "0.residual_scale": ("I16", [width], bytes(2 * width)),
+                "0.metric_keys": metric,
+                "0.metric_values": metric,
+            }
+        )
 
     reprofiled(craft, edit)
 

@@ -113,8 +113,12 @@ def state(title: str, reason: str, message: str = "", **values: Json) -> None:
 
 
 UNKNOWN_FIELDS, OUT_OF_RANGE = "missing or unknown fields", "out of range"
-model("two states of one name", "each of a name of its own", "two states of one name",
-      lambda value: value["layers"][0]["states"][1].update(name="conv"))  # fmt: skip
+model(
+    "two states of one name",
+    "each of a name of its own",
+    "two states of one name",
+    lambda value: value["layers"][0]["states"][1].update(name="conv"),
+)
 run("17 states", "states: too long", states=[conv(1) | {"name": str(number)} for number in range(17)])
 run("no states in a list of states", "empty list of states", states=[])
 run("states not a list", "states: not a list", states={"conv": conv(1)})
@@ -132,8 +136,12 @@ state("unknown dtype of a state", "dtype of a state", dtype="int8")
 state("dtype null", "dtype of a state: not a string", dtype=None)
 state("a number as name", "name of a state: not a string", name=1)
 state("unknown field of a state", f"state: {UNKNOWN_FIELDS}", message="unknown field", heads=4)
-model("state without a name", "field 'name' is missing", f"state: {UNKNOWN_FIELDS}",
-      lambda value: value["layers"][0]["states"][0].pop("name"))  # fmt: skip
+model(
+    "state without a name",
+    "field 'name' is missing",
+    f"state: {UNKNOWN_FIELDS}",
+    lambda value: value["layers"][0]["states"][0].pop("name"),
+)
 run("heads of layers without rows", f"run of layers: {UNKNOWN_FIELDS}", heads=1)
 run("sizes of layers without rows", f"run of layers: {UNKNOWN_FIELDS}", 2, heads=1, key_size=1, value_size=1)
 run("window of layers without rows", f"run of layers: {UNKNOWN_FIELDS}", 2, window=4)
@@ -168,15 +176,22 @@ padding("null", ": not a list", None)
 TWICE, MISSING, ALIKE = "a state is stored twice", "a state is not stored", "layers are not alike"
 
 
-def states(name: str, message: str, reason: str, edit: Edit, error: type[TscError] = CorruptError,
-           sample: str = "pure") -> None:  # fmt: skip
+def states(
+    name: str, message: str, reason: str, edit: Edit, error: type[TscError] = CorruptError, sample: str = "pure"
+) -> None:
     lie(f"states, {name}", message, reason, edit, error, sample=sample)
 
 
 def header_of(
-    name: str, message: str, reason: str, number: int, error: type[TscError] = CorruptError, *, sample: str = "pure",
+    name: str,
+    message: str,
+    reason: str,
+    number: int,
+    error: type[TscError] = CorruptError,
+    *,
+    sample: str = "pure",
     **values: int,
-) -> None:  # fmt: skip
+) -> None:
     states(name, message, reason, fields(STATES, number, **values), error, sample)
 
 
@@ -251,8 +266,12 @@ header_of("scalar as lossless", "were expected", "tensors", 0, codec=1, sample="
 
 # tensors of STATES: record 3 holds the recurrent state, float32 [2, 4, 3], of 3 layers at 1 snapshot
 PLANES, SHAPE = "tensor 'planes' is", "planes: shape"
-states("planes of another state", PLANES, SHAPE,
-       lambda craft: setattr(nth(craft, STATES, 3), "raw", nth(craft, STATES, 0).raw))  # fmt: skip
+states(
+    "planes of another state",
+    PLANES,
+    SHAPE,
+    lambda craft: setattr(nth(craft, STATES, 3), "raw", nth(craft, STATES, 0).raw),
+)
 states("planes in the dtype of the model", PLANES, SHAPE, tensors(STATES, 3, planes=zeros(2, 3, 1, 1, 2, 12)))
 states("planes in the order of keys", PLANES, SHAPE, tensors(STATES, 3, planes=zeros(4, 3, 1, 2, 12, 1)))
 states("planes without heads", PLANES, SHAPE, tensors(STATES, 3, planes=zeros(4, 3, 1, 1, 1, 24)))
@@ -260,11 +279,16 @@ states("planes in the shape of the state", PLANES, SHAPE, tensors(STATES, 3, pla
 states("planes with heads of a matrix", PLANES, SHAPE, tensors(STATES, 0, planes=zeros(2, 2, 1, 3, 4, 3)))
 states("planes of a snapshot more", PLANES, SHAPE, tensors(STATES, 3, planes=zeros(4, 3, 1, 2, 2, 12)))
 states("planes of a layer less", PLANES, SHAPE, tensors(STATES, 3, planes=zeros(4, 2, 1, 1, 2, 12)))
-states("signed planes", "tensor 'planes' is I8", "table: dtype",
-       tensors(STATES, 3, planes=("I8", [4, 3, 1, 1, 2, 12], bytes(288))))  # fmt: skip
+states(
+    "signed planes",
+    "tensor 'planes' is I8",
+    "table: dtype",
+    tensors(STATES, 3, planes=("I8", [4, 3, 1, 1, 2, 12], bytes(288))),
+)
 states("another name", "were expected", "instead of", tensors(STATES, 3, state=zeros(4, 3, 1, 1, 2, 12)))
-states("another tensor", "were expected", "instead of",
-       tensors(STATES, 3, planes=zeros(4, 3, 1, 1, 2, 12), more=zeros(0)))  # fmt: skip
+states(
+    "another tensor", "were expected", "instead of", tensors(STATES, 3, planes=zeros(4, 3, 1, 1, 2, 12), more=zeros(0))
+)
 states("not a table", "too short", "shorter than", lambda craft: setattr(nth(craft, STATES, 3), "raw", b"{}"))
 states("planes of one sequence", PLANES, SHAPE, tensors(STATES, 0, planes=zeros(4, 1, 1, 2, 1, 4)), sample="padded")
 
@@ -361,8 +385,13 @@ rows(
     "hybrid",
 )
 rows("of a layer and of one without rows", "cannot be stored together", ALIKE, fields(ROWS, 0, layer_count=2), "hybrid")
-rows("of full and of cross layers", "cannot be stored together", ALIKE, fields(ROWS, 0, layer_count=4),
-     "encoder and decoder")  # fmt: skip
+rows(
+    "of full and of cross layers",
+    "cannot be stored together",
+    ALIKE,
+    fields(ROWS, 0, layer_count=4),
+    "encoder and decoder",
+)
 rows("of layers with and without indexer keys", "cannot be stored together", ALIKE, fields(ROWS, 0, layer_count=3))
 rows(
     "part 3 without an index size",
@@ -461,8 +490,13 @@ views(
     lambda lines: lines.pop(2),
     "encoder and decoder",
 )
-views("rows that cross-attention does not store", "needs rows of layer 2", "is not stored", cell(2, 4, 6),
-      "encoder and decoder")  # fmt: skip
+views(
+    "rows that cross-attention does not store",
+    "needs rows of layer 2",
+    "is not stored",
+    cell(2, 4, 6),
+    "encoder and decoder",
+)
 
 # LABELS: two records of the padded batch, of 4 and 2 rows
 
@@ -498,8 +532,9 @@ labels("of each sequence in a batch of 1", IDS, "token_ids: shape", token_ids(0,
 labels("of three sequences in a batch of 1", IDS, "token_ids: shape", token_ids(0, 6, 3), "pure")
 labels("of each row in another order", IDS, "token_ids: shape", token_ids(0, 3, 4))
 labels("of three dimensions", IDS, "token_ids: shape", token_ids(0, 4, 3, 1))
-labels("negative in one sequence", "negative token id", "token_ids: negative",
-       token_ids(0, 4, 3, dtype="I32", value=-1))  # fmt: skip
+labels(
+    "negative in one sequence", "negative token id", "token_ids: negative", token_ids(0, 4, 3, dtype="I32", value=-1)
+)
 
 
 def offsets_of_each(craft: Craft) -> None:
@@ -543,10 +578,19 @@ lie(
     inserted(KEPT, 3, kept=zeros(1, 0, 1)),
     sample="hybrid",
 )
-lie("attention, of a dummy layer", "attention covers layers that keep no rows", "ATTENTION: layers without rows",
-    inserted(ATTENTION, 3, received=zeros(4, 1, 1, 5)), sample="hybrid")  # fmt: skip
-lie("attention, of a layer with states only", "layers that keep no rows", "ATTENTION: layers without rows",
-    inserted(ATTENTION, 0, received=zeros(4, 1, 0, 5)))  # fmt: skip
+lie(
+    "attention, of a dummy layer",
+    "attention covers layers that keep no rows",
+    "ATTENTION: layers without rows",
+    inserted(ATTENTION, 3, received=zeros(4, 1, 1, 5)),
+    sample="hybrid",
+)
+lie(
+    "attention, of a layer with states only",
+    "layers that keep no rows",
+    "ATTENTION: layers without rows",
+    inserted(ATTENTION, 0, received=zeros(4, 1, 0, 5)),
+)
 
 # HEADER: raw bytes
 
@@ -569,8 +613,9 @@ def of_states(model: Json, times: int = 1) -> int:
     """The bytes of all states of one sequence, so many times."""
     sizes = [
         run["count"] * math.prod(state["shape"]) * ITEMS[state["dtype"]]
-        for run in model["layers"] for state in run.get("states", ())
-    ]  # fmt: skip
+        for run in model["layers"]
+        for state in run.get("states", ())
+    ]
     return times * sum(sizes)
 
 
@@ -589,12 +634,31 @@ without("of cross-attention to the history", "encoder and decoder", lambda *_: (
 
 NO_FIELD = "fields that its type does not have"
 lie("record, LABELS with codec", NO_FIELD, "codec and part", lambda craft: craft[LABELS].lies.update(codec=1))
-lie("record, reserved byte of STATES", "reserved bits", "reserved bytes",
-    lambda craft: craft[STATES].lies.update(reserved_b=1))  # fmt: skip
-lie("record, type 0x0b", "0x0b is not known", "type 11", lambda craft: craft.insert(Piece(0x0B, b"?")),
-    UnsupportedFileError)  # fmt: skip
-lie("record, STATES as ROWS", "a block covers layers that keep no rows", "ROWS: layers without rows",
-    lambda craft: craft.insert(Piece(ROWS, b"?", 1, PART_NUMBERS["keys"], 0, 1, 0, 1)))  # fmt: skip
+lie(
+    "record, reserved byte of STATES",
+    "reserved bits",
+    "reserved bytes",
+    lambda craft: craft[STATES].lies.update(reserved_b=1),
+)
+lie(
+    "record, type 0x0b",
+    "0x0b is not known",
+    "type 11",
+    lambda craft: craft.insert(Piece(0x0B, b"?")),
+    UnsupportedFileError,
+)
+lie(
+    "record, STATES as ROWS",
+    "a block covers layers that keep no rows",
+    "ROWS: layers without rows",
+    lambda craft: craft.insert(Piece(ROWS, b"?", 1, PART_NUMBERS["keys"], 0, 1, 0, 1)),
+)
 for column, title in ((5, "part"), (6, "first layer"), (7, "layers"), (8, "first"), (9, "count")):
-    lie(f"index, {title} of STATES", "", "INDEX differs", lambda craft, column=column: setattr(  # type: ignore[misc]
-        craft, "edit_index", lambda lines: lines[7].__setitem__(column, lines[7][column] + 1)))  # fmt: skip
+    lie(
+        f"index, {title} of STATES",
+        "",
+        "INDEX differs",
+        lambda craft, column=column: setattr(  # type: ignore[misc]
+            craft, "edit_index", lambda lines: lines[7].__setitem__(column, lines[7][column] + 1)
+        ),
+    )

@@ -115,8 +115,12 @@ def reference_of_many(craft: Craft) -> None:
     craft.insert(Piece(REFERENCE, b"", count=1)).set_tensors({"token_ids": ("U16", [1], b"\1\0")})
 
 
-liar("reference: beside sequences of their own", "sequences that hold different tokens", reference_of_many,
-     sample="1.3, padded")  # fmt: skip
+liar(
+    "reference: beside sequences of their own",
+    "sequences that hold different tokens",
+    reference_of_many,
+    sample="1.3, padded",
+)
 liar("reference: another count", "is U16 [3]", lambda c: setattr(c[REFERENCE], "count", 2))
 
 
@@ -222,8 +226,11 @@ rows("values without keys", "keys without values", remove(0))
 rows("other rows of keys than of values", "keys without values", field_of(5, count=8))
 rows("missing", "needs rows of layer 3", remove(4, 5))
 rows("planes of values for keys", "tensor 'planes' is U8", lambda c: setattr(c.rows(0), "raw", c.rows(1).raw))
-rows("planes of another dtype", "tensor 'planes' is I8",
-     lambda c: c.rows(0).edit_table(lambda t: t["planes"].update(dtype="I8")))  # fmt: skip
+rows(
+    "planes of another dtype",
+    "tensor 'planes' is I8",
+    lambda c: c.rows(0).edit_table(lambda t: t["planes"].update(dtype="I8")),
+)
 rows("another tensor", "were expected", lambda c: setattr(c.rows(0), "raw", c[LABELS].raw))
 rows("not a table", "too short", lambda c: setattr(c.rows(0), "raw", b"{}"))
 
@@ -234,9 +241,9 @@ def labels_of_nobody(craft: Craft) -> None:
     for number in range(3):
         labels = copy.copy(craft[LABELS])
         labels.first, labels.count = first + number * count, count
-        labels.set_tensors({
-            "position_offsets": ("I64", [count], bytes(8 * count)), "token_ids": ("U16", [count], bytes(2 * count)),
-        })  # fmt: skip
+        labels.set_tensors(
+            {"position_offsets": ("I64", [count], bytes(8 * count)), "token_ids": ("U16", [count], bytes(2 * count))}
+        )
         craft.insert(labels)
 
 

@@ -36,18 +36,78 @@ from tests.format.craft import (
 from tests.format.seal import Seal
 
 NUMBERS = (
-    -(2**63), -(2**31), -4, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 255, 256, 4_096, 4_097, 65_535, 65_536, 2**20,
-    2**20 + 1, 2**26, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
-)  # fmt: skip
+    -(2**63),
+    -(2**31),
+    -4,
+    -2,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    12,
+    255,
+    256,
+    4_096,
+    4_097,
+    65_535,
+    65_536,
+    2**20,
+    2**20 + 1,
+    2**26,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 JSON_VALUES: tuple[Any, ...] = (
-    None, True, 1.0, 0.5, "", "x", "full", "sliding", "bfloat16", "float16", "float32", "float8_e5m2", "U8", "I64",
-    "tsc.model/1", "\ud800", [], {}, [0], [[]], {"a": 1}, {"a": {}},
-)  # fmt: skip
+    None,
+    True,
+    1.0,
+    0.5,
+    "",
+    "x",
+    "full",
+    "sliding",
+    "bfloat16",
+    "float16",
+    "float32",
+    "float8_e5m2",
+    "U8",
+    "I64",
+    "tsc.model/1",
+    "\ud800",
+    [],
+    {},
+    [0],
+    [[]],
+    {"a": 1},
+    {"a": {}},
+)
 TEXTS = (b",", b"{", b"}", b"]", b'"', b" ", b"\n", b"0", b"-", b"1e999", b"NaN", b"\xff", b"\xef\xbb\xbf", b"\\u0000")
 WIDTHS = {
-    "codec": 16, "part": 16, "first_layer": 32, "layer_count": 32, "first": 64, "count": 64, "type": 8, "sequence": 32,
-    "stored": 64, "raw": 64, "reserved_a": 8, "reserved_b": 16, "reserved_c": 32,
-}  # fmt: skip
+    "codec": 16,
+    "part": 16,
+    "first_layer": 32,
+    "layer_count": 32,
+    "first": 64,
+    "count": 64,
+    "type": 8,
+    "sequence": 32,
+    "stored": 64,
+    "raw": 64,
+    "reserved_a": 8,
+    "reserved_b": 16,
+    "reserved_c": 32,
+}
 DESCRIBED = list(WIDTHS)[:6]
 TABLES = (ROWS, LABELS, VIEWS, REFERENCE, KEPT, ATTENTION, PROFILE, STATES)
 
@@ -255,13 +315,15 @@ def odd_frame(craft: Craft, random: Random) -> None:
     piece = pick(craft, random)
     raw = piece.raw
     windows, sizes = (None, 0x50, 0x68, 0x69, 0x70), (len(raw), len(raw), len(raw) + 1, None)
-    piece.stored = random.choice((
-        frame(raw) + random.choice((b"\0", frame(b""), b"\x50\x2a\x4d\x18\0\0\0\0")),
-        frame(raw)[: -random.randint(1, 5)],
-        raw_frame(raw, size=random.choice(sizes), window=random.choice(windows)),
-        raw_frame(raw, size=len(raw), dictionary=random.choice((b"\0", b"\1", b"\0\0\0\0", b"\0\0\0\1"))),
-        raw_frame(raw + random.choice((b"", b"x")), size=len(raw)),
-    ))  # fmt: skip
+    piece.stored = random.choice(
+        (
+            frame(raw) + random.choice((b"\0", frame(b""), b"\x50\x2a\x4d\x18\0\0\0\0")),
+            frame(raw)[: -random.randint(1, 5)],
+            raw_frame(raw, size=random.choice(sizes), window=random.choice(windows)),
+            raw_frame(raw, size=len(raw), dictionary=random.choice((b"\0", b"\1", b"\0\0\0\0", b"\0\0\0\1"))),
+            raw_frame(raw + random.choice((b"", b"x")), size=len(raw)),
+        )
+    )
 
 
 def index_cell(craft: Craft, random: Random) -> None:
@@ -383,15 +445,34 @@ def labels_of_each(craft: Craft, random: Random) -> None:
 
 
 MUTATIONS: dict[Callable[[Craft, Random], None], int] = {
-    json_value: 8, table_header: 6, table_data: 4, table_number: 10, span_line: 10, split_labels: 3, split_rows: 6,
-    record_field: 6, record_order: 5, text: 4, odd_frame: 4, index_cell: 3, superblock: 1, table_shape: 4,
-    layout_number: 8, kept_bits: 4, other_ratios: 1,
-}  # fmt: skip
+    json_value: 8,
+    table_header: 6,
+    table_data: 4,
+    table_number: 10,
+    span_line: 10,
+    split_labels: 3,
+    split_rows: 6,
+    record_field: 6,
+    record_order: 5,
+    text: 4,
+    odd_frame: 4,
+    index_cell: 3,
+    superblock: 1,
+    table_shape: 4,
+    layout_number: 8,
+    kept_bits: 4,
+    other_ratios: 1,
+}
 
 # what there is in files of 1.3 only; others are left as a reader of 1.2 reads them
 MUTATIONS_OF_STATES: dict[Callable[[Craft, Random], None], int] = {
-    state_spec: 12, kind: 6, padding: 6, states_field: 10, joined_states: 4, labels_of_each: 4,
-}  # fmt: skip
+    state_spec: 12,
+    kind: 6,
+    padding: 6,
+    states_field: 10,
+    joined_states: 4,
+    labels_of_each: 4,
+}
 
 
 def fix_raw_bytes(craft: Craft, *, whole: bool) -> None:

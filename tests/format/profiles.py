@@ -17,9 +17,16 @@ RARE = -300  # 32nds of an octave: of a value that is far livelier than its scal
 
 
 def group(
-    first_layer: int, layers: Sequence[LayerSpec], rotary: Sequence[Rotary], *, rank: int = 8,
-    bands: Sequence[int] = (2, 5, 8), before: Group | None = None, fewer: int = 0, lively: bool = True,
-) -> Group:  # fmt: skip
+    first_layer: int,
+    layers: Sequence[LayerSpec],
+    rotary: Sequence[Rotary],
+    *,
+    rank: int = 8,
+    bands: Sequence[int] = (2, 5, 8),
+    before: Group | None = None,
+    fewer: int = 0,
+    lively: bool = True,
+) -> Group:
     """A group whose basis is orthonormal but for rounding; the rest of it is random, and fits no cache well.
 
     Args:
@@ -49,10 +56,17 @@ def group(
         first_layer, count, spec.heads, spec.key_size, spec.value_size, rank, 3, step, tuple(bands), tuple(rotary)
     )
     return Group(
-        shape, 1 + 0.1 * noise(width), noise(width), metric(spec.key_size), metric(spec.value_size),
-        (scaled / step).round().to(torch.int16), scale, residual, 0.1 * noise(6 + 2 * count * spec.heads),
+        shape,
+        1 + 0.1 * noise(width),
+        noise(width),
+        metric(spec.key_size),
+        metric(spec.value_size),
+        (scaled / step).round().to(torch.int16),
+        scale,
+        residual,
+        0.1 * noise(6 + 2 * count * spec.heads),
         None if before is None else 0.2 * noise(rank, before.shape.rank - fewer),
-    )  # fmt: skip
+    )
 
 
 WIDE_PAIRS, TURNED_PAIRS, ONE_PAIR, NONE = Rotary((1.0, 0.01)), Rotary((0.5, 0.05), True), Rotary((0.7,)), Rotary(())

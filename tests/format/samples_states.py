@@ -257,9 +257,13 @@ def hybrid() -> Sample:
     """
     window = {"kind": "sliding", "window": 4}
     runs = [
-        none(2, conv(4, 3), recurrent(2, 4, 3)), full(1), none(1), none(1, recurrent(5)),
-        full(1, heads=1, states=[conv(2, 1, 2, 1, 1, 2)]), full(1) | window,
-    ]  # fmt: skip
+        none(2, conv(4, 3), recurrent(2, 4, 3)),
+        full(1),
+        none(1),
+        none(1, recurrent(5)),
+        full(1, heads=1, states=[conv(2, 1, 2, 1, 1, 2)]),
+        full(1) | window,
+    ]
     moments = [
         Moment([(0, rows)], [(2, 1, [(0, rows)]), (5, 1, [(0, rows)]), (6, 1, [(rows - 3, 3)])]) for rows in (4, 5, 6)
     ]
@@ -315,9 +319,12 @@ def padded() -> Sample:
 
 
 SAMPLES: dict[str, Callable[[], Sample]] = {
-    "1.3, pure": pure, "1.3, hybrid": hybrid, "1.3, encoder and decoder": encoder_decoder, "1.3, indexed": indexed,
+    "1.3, pure": pure,
+    "1.3, hybrid": hybrid,
+    "1.3, encoder and decoder": encoder_decoder,
+    "1.3, indexed": indexed,
     "1.3, padded": padded,
-}  # fmt: skip
+}
 
 
 @cache

@@ -30,8 +30,16 @@ def _part(piece: Piece, axes: dict[str, int], first: int, stop: int) -> Piece:
         size = {"U8": 1, "U16": 2, "I32": 4, "I64": 8}[dtype]
         found = np.frombuffer(data, f"V{size}").reshape(shape).take(range(first, stop), axis)
         tensors[name] = (dtype, list(found.shape), found.tobytes())
-    made = Piece(piece.type, b"", piece.codec, piece.part, piece.first_layer, piece.layer_count,
-                 piece.first + first, stop - first)  # fmt: skip
+    made = Piece(
+        piece.type,
+        b"",
+        piece.codec,
+        piece.part,
+        piece.first_layer,
+        piece.layer_count,
+        piece.first + first,
+        stop - first,
+    )
     made.set_tensors(tensors)
     return made
 
@@ -117,13 +125,21 @@ class Model:
         held = {number: self.records[number] for number in have}
         labelled = self._rows(held, LABELS)
         usable = self._usable(held, labelled)
-        views = {number for record in held.values() if record.type == VIEWS
-                 for number in range(record.first, record.first + record.number)}  # fmt: skip
+        views = {
+            number
+            for record in held.values()
+            if record.type == VIEWS
+            for number in range(record.first, record.first + record.number)
+        }
         return [number for number in sorted(views) if self._whole(number, held, labelled, usable)]
 
     def _rows(self, held: dict[int, Record], kind: int) -> set[int]:
-        return {row for record in held.values() if record.type == kind
-                for row in range(record.first, record.first + record.number)}  # fmt: skip
+        return {
+            row
+            for record in held.values()
+            if record.type == kind
+            for row in range(record.first, record.first + record.number)
+        }
 
     def _usable(self, held: dict[int, Record], labelled: set[int]) -> set[tuple[int, str, int]]:
         """(layer, part, row) that can be decoded."""
@@ -139,8 +155,9 @@ class Model:
                     continue
             if record.codec == 5:
                 bases = read_tables(payload(self.view, record))["bases"].integers()
-                needed = {(layer, part, base) for layer in record.layers for part in parts for base in bases
-                          if base >= 0}  # fmt: skip
+                needed = {
+                    (layer, part, base) for layer in record.layers for part in parts for base in bases if base >= 0
+                }
                 if needed - mine - found:
                     continue
             found |= mine
@@ -148,7 +165,7 @@ class Model:
 
     def _whole(
         self, number: int, held: dict[int, Record], labelled: set[int], usable: set[tuple[int, str, int]]
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         geometry = self.document.geometry
         for layer, layers, spans in self.document.snapshots[number].groups():
             rows = {row for span in spans for row in range(*span)}
@@ -163,8 +180,12 @@ class Model:
                     mapped = record.type == KEPT and one in record.layers and rows & span
                     if mapped and (at not in held or span - labelled):
                         return False
-        states = {(layer, record.part) for record in held.values() if record.type == STATES
-                  and record.first <= number < record.first + record.number for layer in record.layers}  # fmt: skip
+        states = {
+            (layer, record.part)
+            for record in held.values()
+            if record.type == STATES and record.first <= number < record.first + record.number
+            for layer in record.layers
+        }
         return all(
             (layer, at) in states for layer, spec in enumerate(geometry.layers) for at in range(len(spec.states))
         )
@@ -177,7 +198,11 @@ def content(document: second_reader.Document, number: int) -> Any:
     """Everything that a snapshot is."""
     sequences = range(document.labels.shape[1])
     return (
-        document.snapshot(number), document.indexer_keys(number), document.states(number),
-        [document.history(number, one) for one in sequences], document.history_positions(number),
-        document.row_positions(number), document.snapshots[number].next_tokens,
-    )  # fmt: skip
+        document.snapshot(number),
+        document.indexer_keys(number),
+        document.states(number),
+        [document.history(number, one) for one in sequences],
+        document.history_positions(number),
+        document.row_positions(number),
+        document.snapshots[number].next_tokens,
+    )

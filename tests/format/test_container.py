@@ -62,9 +62,18 @@ END_RECORD = bytes.fromhex("""
 """)
 STORED = b"abc"
 ROWS_FIELDS = RecordHeader(
-    0x02, sequence=0, stored=3, raw=300, codec=1, part=2, first_layer=3, layer_count=2, first=0x1122, count=0x33,
+    0x02,
+    sequence=0,
+    stored=3,
+    raw=300,
+    codec=1,
+    part=2,
+    first_layer=3,
+    layer_count=2,
+    first=0x1122,
+    count=0x33,
     payload_crc=0x364B3FB7,
-)  # fmt: skip
+)
 KEPT_FIELDS = RecordHeader(
     0x08, sequence=3, stored=3, raw=300, first_layer=3, layer_count=2, first=0x1122, count=0x33, payload_crc=0x364B3FB7
 )
@@ -124,9 +133,19 @@ def test_record_header(fields: RecordHeader, want: bytes) -> None:
 
 def test_type_numbers() -> None:
     assert {kind.name: kind.value for kind in RecordType} == {
-        "MODEL": 0x01, "ROWS": 0x02, "LABELS": 0x03, "VIEWS": 0x04, "HEADER": 0x05, "INDEX": 0x06, "END": 0x07,
-        "KEPT": 0x08, "PROFILE": 0x09, "STATES": 0x0A, "REFERENCE": 0x81, "ATTENTION": 0x82,
-    }  # fmt: skip
+        "MODEL": 0x01,
+        "ROWS": 0x02,
+        "LABELS": 0x03,
+        "VIEWS": 0x04,
+        "HEADER": 0x05,
+        "INDEX": 0x06,
+        "END": 0x07,
+        "KEPT": 0x08,
+        "PROFILE": 0x09,
+        "STATES": 0x0A,
+        "REFERENCE": 0x81,
+        "ATTENTION": 0x82,
+    }
 
 
 @pytest.mark.parametrize(("superblock", "minor"), [(SUPERBLOCK_1_0, 0), (SUPERBLOCK_1_1, 1), (SUPERBLOCK, 2)])

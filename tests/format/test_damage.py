@@ -116,11 +116,7 @@ def test_every_truncation_read_lazily(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bits",
-    [
-        pytest.param(SUPERBLOCK_BITS, id="superblock"),
-        pytest.param(SOME_BITS, id="one-of-every-byte"),
-    ],
+    "bits", [pytest.param(SUPERBLOCK_BITS, id="superblock"), pytest.param(SOME_BITS, id="one-of-every-byte")]
 )
 def test_flipped_bits(path: Path, bits: range | list[int], tally: Any) -> None:
     with path.open("r+b") as file, tally("bit rot") as counts:
@@ -145,10 +141,7 @@ def test_every_bit(name: str, path: Path, tally: Any) -> None:
     check.check(path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["h2o", "attention", "vq", "delta, edited", *samples_states.SAMPLES],
-)
+@pytest.mark.parametrize("name", ["h2o", "attention", "vq", "delta, edited", *samples_states.SAMPLES])
 @pytest.mark.parametrize("every", [pytest.param(13, id="some"), pytest.param(3, id="more", marks=pytest.mark.full)])
 def test_flipped_bits_of_other_codecs(name: str, every: int, path: Path) -> None:
     data = samples.sample(name)
@@ -161,8 +154,7 @@ def test_flipped_bits_of_other_codecs(name: str, every: int, path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "bits",
-    [pytest.param(SOME_BITS[::7], id="some"), pytest.param(EVERY_BIT, id="all", marks=pytest.mark.full)],
+    "bits", [pytest.param(SOME_BITS[::7], id="some"), pytest.param(EVERY_BIT, id="all", marks=pytest.mark.full)]
 )
 def test_flipped_bits_read_lazily(path: Path, snapshots: list[Snapshot], bits: range | list[int]) -> None:
     with path.open("r+b") as file:

@@ -431,12 +431,15 @@ def ended(writer: RecordWriter, index: int = -1, *, behind: bool = False) -> byt
 CLOSED = (RecordType.MODEL, RecordType.HEADER, RecordType.INDEX)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: ended(sealed_records(RecordType.MODEL, *CLOSED)), "a model record where it cannot be"),
-    (lambda: ended(sealed_records(RecordType.ROWS, *CLOSED[1:])), "a rows record where it cannot be"),
-    (lambda: ended(sealed_records(*CLOSED), 0), "the end mark does not point to the index"),
-    (lambda: ended(sealed_records(*CLOSED), behind=True), "bytes behind the end mark"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ended(sealed_records(RecordType.MODEL, *CLOSED)), "a model record where it cannot be"),
+        (lambda: ended(sealed_records(RecordType.ROWS, *CLOSED[1:])), "a rows record where it cannot be"),
+        (lambda: ended(sealed_records(*CLOSED), 0), "the end mark does not point to the index"),
+        (lambda: ended(sealed_records(*CLOSED), behind=True), "bytes behind the end mark"),
+    ],
+)
 def test_the_order_of_sealed_records(make: Callable[[], bytes], message: str, tmp_path: Path) -> None:
     path = tmp_path / "sealed.tsc"
     path.write_bytes(ended(sealed_records(*CLOSED)))

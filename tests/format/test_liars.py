@@ -195,7 +195,7 @@ HONEST: dict[str, Edit] = {
     "ratio rounded up": rounded_up,
     "no codec": header(lambda value: [value.pop("codec"), value.pop("parameters")]),
     "all kinds of parameters": header(lambda v: v.update(parameters={"a": None, "b": True, "c": 0.5, "d": "", "e": 1})),
-}  # fmt: skip
+}
 HONEST_COMPRESSED: dict[str, tuple[str, Edit]] = {
     **{f"{sample} in reverse": (sample, reverse) for sample in ("h2o", "attention", "delta, edited", "vq", "klt")},
     "1.1 under the number of 1.0": ("h2o", lambda craft: setattr(craft, "minor", 0)),

@@ -90,8 +90,12 @@ def assert_same_content(trace: Trace, document: second_reader.Document, only: in
     header = document.header
     assert (trace.raw_bytes, trace.raw_bytes_final) == (header["raw_bytes_trace"], header["raw_bytes_final"])
     assert (trace.tier, trace.codec, trace.parameters, trace.info, trace.quality) == (
-        header["tier"], header.get("codec", ""), header.get("parameters", {}), header["capture"], header["quality"],
-    )  # fmt: skip
+        header["tier"],
+        header.get("codec", ""),
+        header.get("parameters", {}),
+        header["capture"],
+        header["quality"],
+    )
     assert document.model["fingerprint"] == trace.fingerprint
     assert document.model.get("lost_by", trace.lost_by) == trace.lost_by
     assert [(one.first_layer, one.layer_count, octets(one.read())) for one in trace.attention] == [
@@ -117,9 +121,12 @@ def assert_same_values(snapshot: Snapshot, document: second_reader.Document, num
     pairs = [
         *zip(snapshot.keys, snapshot.values, document.snapshot(number), strict=True),
         *((one, one, (data, data)) for one, data in indexer_keys if one is not None),
-        *((one, one, (data, data)) for found, stored in zip(snapshot.states, document.states(number), strict=True)
-          for one, data in zip(found.values(), stored, strict=True)),
-    ]  # fmt: skip
+        *(
+            (one, one, (data, data))
+            for found, stored in zip(snapshot.states, document.states(number), strict=True)
+            for one, data in zip(found.values(), stored, strict=True)
+        ),
+    ]
     for keys, values, stored in pairs:
         for found, data in zip((keys, values), stored, strict=True):
             if octets(found) == data:
@@ -273,21 +280,42 @@ def test_compressed_files_have_what_the_format_has() -> None:
                 found |= {("groups", groups), ("apart", apart > 0), ("low bits", beyond > apart)}
                 found |= {("rest", rest) for rest in rests}
                 described = document.rows.profile.groups_of(record.first_layer, record.layer_count)
-                found |= {("coded", "nothing" if not rank else "all" if rank == group.rank else "some")
-                          for rank, group in zip(ranks, described, strict=True)}  # fmt: skip
+                found |= {
+                    ("coded", "nothing" if not rank else "all" if rank == group.rank else "some")
+                    for rank, group in zip(ranks, described, strict=True)
+                }
                 found |= {("predicted", at > 0) for at, group in enumerate(described) if group.predict is not None}
-                found |= {("turned", "no pairs" if not rates else "interleaved" if interleaved else "halves")
-                          for group in described for rates, interleaved in group.rotary}  # fmt: skip
+                found |= {
+                    ("turned", "no pairs" if not rates else "interleaved" if interleaved else "halves")
+                    for group in described
+                    for rates, interleaved in group.rotary
+                }
     everything: dict[str, set[object]] = {
-        "kept": {True, False}, "attention": {True, False}, "codec": {1, 2, 3, 4, 5, 6}, "group": {0, 2, 3, 4, 32, 64},
-        "symmetric": {(0, 0), (0, 1), (1, 0), (1, 1)}, "axis": {(0, 1), (0, 2), (1, 1), (1, 2)}, "rotated": {0, 1},
-        "scale": {2, 4, 8}, "offset": {0, 2, 4, 8}, "codes": {"a byte", "two bytes", "shared bytes"},
-        "subs": {1, 2, 3}, "books": {1, 2}, "normalization": {0, 1}, "kind": {0, 1, 2, 3, 4},
-        "one book of several layers": {True, False}, "base": {"none", "inside", "outside"},
-        "exact rows": {True, False}, "rest": {0, 1}, "groups": {1, 2, 4}, "apart": {True, False},
-        "low bits": {True, False}, "coded": {"nothing", "some", "all"}, "predicted": {True, False},
+        "kept": {True, False},
+        "attention": {True, False},
+        "codec": {1, 2, 3, 4, 5, 6},
+        "group": {0, 2, 3, 4, 32, 64},
+        "symmetric": {(0, 0), (0, 1), (1, 0), (1, 1)},
+        "axis": {(0, 1), (0, 2), (1, 1), (1, 2)},
+        "rotated": {0, 1},
+        "scale": {2, 4, 8},
+        "offset": {0, 2, 4, 8},
+        "codes": {"a byte", "two bytes", "shared bytes"},
+        "subs": {1, 2, 3},
+        "books": {1, 2},
+        "normalization": {0, 1},
+        "kind": {0, 1, 2, 3, 4},
+        "one book of several layers": {True, False},
+        "base": {"none", "inside", "outside"},
+        "exact rows": {True, False},
+        "rest": {0, 1},
+        "groups": {1, 2, 4},
+        "apart": {True, False},
+        "low bits": {True, False},
+        "coded": {"nothing", "some", "all"},
+        "predicted": {True, False},
         "turned": {"no pairs", "interleaved", "halves"},
-    }  # fmt: skip
+    }
     assert found == {(what, value) for what, values in everything.items() for value in values}
 
 
@@ -302,14 +330,25 @@ def bases() -> list[bytes]:
     small = growing_trace((FULL, FULL, SLIDING), lengths=(3, 5, 6), dtype="float8_e4m3fn")
     small.reference = [40, 41]
     compressed = (
-        "scalar, 5 levels", "scalar, 1,000 levels", "scalar, rotated", "vq", "pq", "delta, chains", "delta, edited",
-        "h2o", "attention", "klt", "klt, two groups",
-    )  # fmt: skip
+        "scalar, 5 levels",
+        "scalar, 1,000 levels",
+        "scalar, rotated",
+        "vq",
+        "pq",
+        "delta, chains",
+        "delta, edited",
+        "h2o",
+        "attention",
+        "klt",
+        "klt, two groups",
+    )
     newest = samples_states.SAMPLES
     return [
-        samples.file_bytes(small), samples.file_bytes(edited_trace()), samples.valid(),
+        samples.file_bytes(small),
+        samples.file_bytes(edited_trace()),
+        samples.valid(),
         *map(samples.sample, (*compressed, *newest)),
-    ]  # fmt: skip
+    ]
 
 
 class Bounds:

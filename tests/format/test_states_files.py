@@ -61,8 +61,9 @@ def test_the_product_finds_what_was_written(name: str, tmp_path: Path) -> None:
             assert not states or [*map(octets, snapshot.states[layer].values())] == states
         assert snapshot.token_ids == written.history(number)
     assert (trace.raw_bytes, trace.raw_bytes_final) == (
-        sum(map(written.raw_bytes, range(len(written.moments)))), written.raw_bytes(-1 % len(written.moments)),
-    )  # fmt: skip
+        sum(map(written.raw_bytes, range(len(written.moments)))),
+        written.raw_bytes(-1 % len(written.moments)),
+    )
 
 
 def test_the_samples_have_what_the_format_has() -> None:
@@ -76,9 +77,15 @@ def test_the_samples_have_what_the_format_has() -> None:
         codecs |= {(record.type, record.codec) for record in document.states_stored}
         shapes.add((document.geometry.batch > 1, document.labels.shape[1] > 1, any(document.geometry.padding)))
     assert kinds == {
-        ("none", True, False), ("none", False, False), ("full", False, False), ("full", True, False),
-        ("full", False, True), ("sliding", False, False), ("sliding", False, True), ("cross", False, False),
-    }  # fmt: skip
+        ("none", True, False),
+        ("none", False, False),
+        ("full", False, False),
+        ("full", True, False),
+        ("full", False, True),
+        ("sliding", False, False),
+        ("sliding", False, True),
+        ("cross", False, False),
+    }
     assert codecs == {(ROWS, 3, 1), (ROWS, 3, 2), (STATES, 1), (STATES, 2)}
     assert dimensions == {1, 2, 3, 6}
     assert shapes == {(False, False, False), (True, True, True)}
@@ -151,9 +158,11 @@ HONEST: dict[str, tuple[str, Edit]] = {
     "padding of all sequences": ("padded", model(lambda value: value.update(padding=[1, 2**20, 1]))),
     "padding of none": ("padded", model(lambda value: value.pop("padding"))),
     "labels of all sequences": ("padded", labels_of_one),
-    "no ratios": ("pure", lambda craft: craft[HEADER].edit_json(
-        lambda value: [value.pop("ratio_trace"), value.pop("ratio_final")])),
-}  # fmt: skip
+    "no ratios": (
+        "pure",
+        lambda craft: craft[HEADER].edit_json(lambda value: [value.pop("ratio_trace"), value.pop("ratio_final")]),
+    ),
+}
 
 
 @pytest.mark.parametrize("reader", ["second", "product"])

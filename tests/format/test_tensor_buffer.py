@@ -20,11 +20,22 @@ from tests.format.craft import join_table, spell, split_table
 from tests.traces import octets
 
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
-    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F16": torch.float16,
-    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+}
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(lambda n: n != "__metadata__")
 
 
@@ -119,13 +130,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "overlap": (join_table(spell({**ONE, "b": ONE["a"] | {"data_offsets": [2, 6]}}), bytes(6)), "overlap"),
     "same bytes twice": (join_table(spell({**ONE, "b": ONE["a"]}), bytes(4)), "overlap"),
     "empty tensor inside another": (
-        join_table(spell({**ONE, "b": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}), bytes(4)), "overlap",
+        join_table(spell({**ONE, "b": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}), bytes(4)),
+        "overlap",
     ),
     "4,097 tensors": (
         join_table(spell({str(n): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(4_097)}), b""),
         "at most 4096 tensors",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -144,12 +156,14 @@ def test_nothing_but_corrupt_error_escapes(buffer: bytes) -> None:
 SMALL = st.integers(-1, 6)
 HEADERS = st.dictionaries(
     st.sampled_from(["a", "b"]),
-    st.fixed_dictionaries({
-        "dtype": st.sampled_from(["U8", "U16", "I32"]),
-        "shape": st.lists(SMALL, max_size=3),
-        "data_offsets": st.lists(SMALL, min_size=2, max_size=2),
-    }),
-)  # fmt: skip
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["U8", "U16", "I32"]),
+            "shape": st.lists(SMALL, max_size=3),
+            "data_offsets": st.lists(SMALL, min_size=2, max_size=2),
+        }
+    ),
+)
 
 
 @settings(max_examples=400)
@@ -167,11 +181,7 @@ def test_the_library_accepts_what_is_accepted_here(header: dict[str, Any], lengt
 
 
 @pytest.mark.parametrize(
-    "shapes",
-    [
-        pytest.param({"a": ("U16", (2,))}, id="exact"),
-        pytest.param({"a": ("U16", (None,))}, id="any extent"),
-    ],
+    "shapes", [pytest.param({"a": ("U16", (2,))}, id="exact"), pytest.param({"a": ("U16", (None,))}, id="any extent")]
 )
 def test_expected(shapes: dict[str, tuple[str, tuple[int | None, ...]]]) -> None:
     expect(parse(join_table(spell(ONE), bytes(4)), "x"), shapes, "x")

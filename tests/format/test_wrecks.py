@@ -139,8 +139,12 @@ def test_zeros_stand_for_labels_of_rows_that_nothing_names(tmp_path: Path) -> No
     for first, stop in ((0, middle), (middle, labels.count)):
         part = Piece(LABELS, b"", first=first, count=stop - first)
         tensors = labels.tensors().items()
-        part.set_tensors({name: (dtype, [stop - first], cut(octets, first, stop, labels.count))
-                          for name, (dtype, _, octets) in tensors})  # fmt: skip
+        part.set_tensors(
+            {
+                name: (dtype, [stop - first], cut(octets, first, stop, labels.count))
+                for name, (dtype, _, octets) in tensors
+            }
+        )
         parts.append(part)
     craft.records[at : at + 1] = parts
     data = craft.build()

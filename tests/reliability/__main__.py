@@ -19,10 +19,15 @@ from tests.reliability.rows import PROPERTY, ROWS, Tally
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 TESTS = [
-    "tests/reliability", "tests/format/test_second_reader.py", "tests/format/test_recovery.py",
-    "tests/format/test_damage.py", "tests/format/test_liars.py", "tests/format/test_encryption.py",
-    "tests/format/test_encrypted_liars.py", "tests/attacks",
-]  # fmt: skip
+    "tests/reliability",
+    "tests/format/test_second_reader.py",
+    "tests/format/test_recovery.py",
+    "tests/format/test_damage.py",
+    "tests/format/test_liars.py",
+    "tests/format/test_encryption.py",
+    "tests/format/test_encrypted_liars.py",
+    "tests/attacks",
+]
 FOUND = ROOT / "docs" / "reliability.json"
 HEAD = """# What was done to files and processes, and what came of it
 

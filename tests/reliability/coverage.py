@@ -28,16 +28,30 @@ PARTS = [
     ["tests/format"],
     ["tests/test_klt.py", "tests/test_profile.py", "tests/test_calibration.py", "tests/test_codecs.py"],
     [
-        "tests/test_append.py", "tests/test_atomic.py", "tests/test_compression.py", "tests/test_entropy.py",
-        "tests/test_eviction.py", "tests/test_fidelity.py", "tests/test_golden.py", "tests/test_layers.py",
-        "tests/test_lossless.py", "tests/test_positions.py", "tests/test_rotary.py", "tests/test_states.py",
-        "tests/test_timeline.py", "tests/test_verification.py",
+        "tests/test_append.py",
+        "tests/test_atomic.py",
+        "tests/test_compression.py",
+        "tests/test_entropy.py",
+        "tests/test_eviction.py",
+        "tests/test_fidelity.py",
+        "tests/test_golden.py",
+        "tests/test_layers.py",
+        "tests/test_lossless.py",
+        "tests/test_positions.py",
+        "tests/test_rotary.py",
+        "tests/test_states.py",
+        "tests/test_timeline.py",
+        "tests/test_verification.py",
     ],
     [
-        "tests/test_cli.py", "tests/test_cli_calibrate.py", "tests/test_cli_compress.py", "tests/test_cli_recover.py",
-        "tests/reliability/test_disk.py", "tests/reliability/test_values.py",
+        "tests/test_cli.py",
+        "tests/test_cli_calibrate.py",
+        "tests/test_cli_compress.py",
+        "tests/test_cli_recover.py",
+        "tests/reliability/test_disk.py",
+        "tests/reliability/test_values.py",
     ],
-]  # fmt: skip
+]
 
 
 def measured(parts: Iterable[list[str]], jobs: int, *, missing: bool = False) -> dict[str, Any]:

@@ -49,9 +49,18 @@ LONGEST = 16_384
 FILE = 0x89
 # what an input is that is not a whole file: type of the record whose payload it becomes, sound file of tests/attacks
 KINDS = (
-    (MODEL, "hybrid"), (HEADER, "plain"), (LABELS, "padded"), (VIEWS, "plain"), (PROFILE, "klt"), ("words", "klt"),
-    ("profile", "klt"), ("rows", "scalar"), ("rows", "vq"), ("rows", "delta"), ("rows", "klt"),
-)  # fmt: skip
+    (MODEL, "hybrid"),
+    (HEADER, "plain"),
+    (LABELS, "padded"),
+    (VIEWS, "plain"),
+    (PROFILE, "klt"),
+    ("words", "klt"),
+    ("profile", "klt"),
+    ("rows", "scalar"),
+    ("rows", "vq"),
+    ("rows", "delta"),
+    ("rows", "klt"),
+)
 
 
 def base(name: str) -> Craft:
@@ -179,9 +188,15 @@ def main() -> None:
             (corpus / f"seed-{number}").write_bytes(data)
         gc.freeze()
         arguments = [
-            sys.argv[0], str(corpus), f"-max_total_time={asked.seconds}", f"-max_len={LONGEST}", "-timeout=120",
-            "-rss_limit_mb=0", f"-artifact_prefix={folder}/", *options,
-        ]  # fmt: skip
+            sys.argv[0],
+            str(corpus),
+            f"-max_total_time={asked.seconds}",
+            f"-max_len={LONGEST}",
+            "-timeout=120",
+            "-rss_limit_mb=0",
+            f"-artifact_prefix={folder}/",
+            *options,
+        ]
         atheris.Setup(arguments, target, custom_mutator=mutated)
         atheris.Fuzz()  # ends the process
 

@@ -31,17 +31,33 @@ from formats import errors
 
 ROOT = Path(__file__).parents[2]
 TESTS = [
-    "tests/format", "tests/test_klt.py", "tests/test_profile.py", "tests/test_codecs.py", "tests/test_lossless.py",
-    "tests/test_states.py", "tests/test_eviction.py", "tests/test_compression.py", "tests/test_entropy.py",
-    "tests/test_append.py", "tests/test_cli_recover.py", "tests/test_golden.py", "tests/test_timeline.py",
-]  # fmt: skip
+    "tests/format",
+    "tests/test_klt.py",
+    "tests/test_profile.py",
+    "tests/test_codecs.py",
+    "tests/test_lossless.py",
+    "tests/test_states.py",
+    "tests/test_eviction.py",
+    "tests/test_compression.py",
+    "tests/test_entropy.py",
+    "tests/test_append.py",
+    "tests/test_cli_recover.py",
+    "tests/test_golden.py",
+    "tests/test_timeline.py",
+]
 # without tests that do the same many times, and what only the second reader is asked
 REPEATED = " and ".join(
-    f"not {words}" for words in (
-        "mutants", "truncation", "zeroed", "flipped_bits", "every_bit", "damaged_byte",
+    f"not {words}"
+    for words in (
+        "mutants",
+        "truncation",
+        "zeroed",
+        "flipped_bits",
+        "every_bit",
+        "damaged_byte",
         "(test_second_reader and liars)",
     )
-)  # fmt: skip
+)
 REFUSALS = {"CorruptError", "LimitError", "UnsupportedFileError", "corrupt"}
 MOST, SECONDS = 60, 10.0  # tests tried of those that reach a check, and how long they take; more say the same
 CPU = 30  # seconds of a fork: without a check, reading may never end, which is noticed, too

@@ -171,9 +171,13 @@ class Nursery:
         self._folder = folder
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.reliability.nursery"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, cwd=Path(__file__).parents[2], env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.reliability.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env=environment,
+        )
         assert self._line() == "ready"
 
     def start(self, job: str, log: str = "log", **arguments: Any) -> int:

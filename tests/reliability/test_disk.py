@@ -214,16 +214,23 @@ def test_every_call_fails_in_turn(
 
 @pytest.mark.parametrize("every", [pytest.param(9, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
 def test_every_read_fails_in_turn(
-    every: int, source: Path, damaged: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    every: int,
+    source: Path,
+    damaged: Path,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     tally: Any,
-) -> None:  # fmt: skip
+) -> None:
     """A disk that cannot be read is no damage: nothing is recovered without what it may still give."""
     path, new = tmp_path / "t.tsc", tmp_path / "new.tsc"
     path.write_bytes(source.read_bytes())
     with tally("disk full, I/O error, short write") as counts:
         for words, file in (
-            (["doctor", str(path)], path), (recovering(damaged, new), damaged), (appending(small_model, path), path),
-        ):  # fmt: skip
+            (["doctor", str(path)], path),
+            (recovering(damaged, new), damaged),
+            (appending(small_model, path), path),
+        ):
             held = file.read_bytes()
             number = 0
             while True:

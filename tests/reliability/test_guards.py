@@ -26,9 +26,12 @@ def test_checks_are_found() -> None:
 @pytest.mark.full
 def test_every_check_is_missed_when_it_is_gone(tally: Any) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.guards"], cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.reliability.guards"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2_000:]
     found = json.loads(done.stdout.splitlines()[-1])
     with tally("validators") as counts:

@@ -125,9 +125,11 @@ def test_interrupted(
     path, random = tmp_path / "t.tsc", Random(moments)
     with tally("Ctrl-C") as counts:
         for words in (
-            capture(small_model, path), compress(captured, path), appending(small_model, path),
+            capture(small_model, path),
+            compress(captured, path),
+            appending(small_model, path),
             recovering(captured, path),
-        ):  # fmt: skip
+        ):
             path.write_bytes(captured.read_bytes())
             begin = time.monotonic()
             assert nursery.wait(nursery.start("command_line", words=words)) == 0, nursery.log()
@@ -162,8 +164,10 @@ def test_interrupted_from_its_start(captured: Path, small_model: Path, tmp_path:
             words = (capture(small_model, path), compress(captured, path))[number % 2]
             process = subprocess.Popen(
                 [sys.executable, "-c", "from tsc_cli.cli.main import main; print(flush=True); main()", *words],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             assert process.stdout
             process.stdout.readline()
             time.sleep(random.uniform(0.05, 3.0))
@@ -194,11 +198,14 @@ def test_out_of_memory(headrooms: list[float], nursery: Nursery, large: Path, tm
     path = tmp_path / "t.tsc"
     with tally("out of memory") as counts:
         for words in (
-            ["test", str(large)], ["inspect", str(large)], ["inspect", str(large), "--json"],
+            ["test", str(large)],
+            ["inspect", str(large)],
+            ["inspect", str(large), "--json"],
             ["compress", str(large), "--codec", "scalar", "--no-verify", "-o", str(path)],
             ["compress", str(large), "-t", "4x", "--no-verify", "-o", str(path)],
-            ["doctor", str(large)], recovering(large, path)[:-1],
-        ):  # fmt: skip
+            ["doctor", str(large)],
+            recovering(large, path)[:-1],
+        ):
             for megabytes in headrooms:
                 pid = nursery.start("command_line", words=words, headroom=int(megabytes * MIB))
                 code, log = nursery.wait(pid), nursery.log()

@@ -115,9 +115,11 @@ def test_writers_and_readers(
             for number in range(WRITERS)
         ]
         readers = [
-            nursery.start("read_in_turn", f"reader{number}", session=session, length=length, times=times,
-                          whole=str(whole)) for number in range(READERS)
-        ]  # fmt: skip
+            nursery.start(
+                "read_in_turn", f"reader{number}", session=session, length=length, times=times, whole=str(whole)
+            )
+            for number in range(READERS)
+        ]
         acknowledged: list[list[int]] = []
         for number, writer in enumerate(writers):
             assert nursery.wait(writer) == 0, nursery.log(f"writer{number}")
@@ -140,8 +142,14 @@ def test_writers_and_readers(
 
 
 def test_a_second_writer_is_refused_and_may_wait(
-    nursery: Nursery, captured: Path, small_model: Path, whole: Path, begun: bytes, tmp_path: Path, tally: Any,  # noqa: F811
-) -> None:  # fmt: skip
+    nursery: Nursery,
+    captured: Path,  # noqa: F811
+    small_model: Path,
+    whole: Path,
+    begun: bytes,
+    tmp_path: Path,
+    tally: Any,
+) -> None:
     """The command says so in a line and exits with 2; a caller who gives it time waits."""
     path = tmp_path / "t.tsc"
     path.write_bytes(captured.read_bytes())

@@ -26,9 +26,11 @@ def specials(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[dtype.itemsize]
     smallest = torch.ones(1, dtype=bits).view(dtype)  # a denormal
     found = {
-        "NaN": torch.full((1,), float("nan")).to(dtype), "-0.0": torch.tensor([-0.0]).to(dtype), "denormal": smallest,
+        "NaN": torch.full((1,), float("nan")).to(dtype),
+        "-0.0": torch.tensor([-0.0]).to(dtype),
+        "denormal": smallest,
         "largest": torch.tensor([info.max], dtype=torch.float64).to(dtype),
-    }  # fmt: skip
+    }
     if dtype != torch.float8_e4m3fn:  # which has no infinity
         found |= {"Inf": torch.tensor([float("inf")]).to(dtype), "-Inf": torch.tensor([float("-inf")]).to(dtype)}
     if dtype.itemsize > 1:  # NaNs of other bits: the payload is kept
@@ -39,18 +41,22 @@ def specials(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def with_value(dtype: str, layer: int, part: Part, value: torch.Tensor) -> Trace:
     trace = growing_trace(LAYERS, dtype=dtype, lengths=(7, 9), rows=finite_rows)
     block = next(
-        block for block in trace.blocks
+        block
+        for block in trace.blocks
         if block.key.first_layer <= layer < block.key.first_layer + block.key.layer_count
-    )  # fmt: skip
+    )
     rows = block.rows[part]  # type: ignore[attr-defined]
     rows[layer - block.key.first_layer, 0, 1, 0, 3] = value[0]  # (layer, batch, head, row, channel)
     return trace
 
 
-@pytest.mark.parametrize("dtype", [
-    pytest.param(dtype, marks=[] if dtype in ("bfloat16", "float8_e4m3fn") else pytest.mark.full)
-    for dtype in sorted(DTYPE_BYTES)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=[] if dtype in ("bfloat16", "float8_e4m3fn") else pytest.mark.full)
+        for dtype in sorted(DTYPE_BYTES)
+    ],
+)
 def test_special_values(dtype: str, tmp_path: Path, tally: Any) -> None:
     kind = getattr(torch, dtype)
     with tally("NaN, Inf, denormals, -0.0") as counts:

@@ -129,9 +129,12 @@ class Bench:
         options = CaptureOptions(steps=p.steps, seed=p.seed, attention=attention, allow_beyond_positions=beyond)
         for tokens in windows(texts, p.prompts, p.context + p.positions + 1):
             trace = capture(
-                self.loaded.model, tokens[: p.context], tokenizer=self.loaded.tokenizer,
-                reference=tokens[p.context :], options=options,
-            )  # fmt: skip
+                self.loaded.model,
+                tokens[: p.context],
+                tokenizer=self.loaded.tokenizer,
+                reference=tokens[p.context :],
+                options=options,
+            )
             source = Source(trace)
             judge = Judge(source, self.loaded.model, snapshot=0, positions=p.positions, seed=p.seed, beyond=beyond)
             profile = profile_store.for_model(trace.fingerprint)
@@ -223,51 +226,77 @@ def _summary(
     row: Row, measured: Sequence[Measured], failures: Sequence[str], prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "label": row.label, "kind": row.kind, "failures": list(failures),
-        "report": None if row.published is None else {
-            "where": row.published.where, "ratio": row.published.ratio, "kl": row.published.kl,
-            "top1": row.published.top1, "perplexity_change": row.published.perplexity_change,
+        "label": row.label,
+        "kind": row.kind,
+        "failures": list(failures),
+        "report": None
+        if row.published is None
+        else {
+            "where": row.published.where,
+            "ratio": row.published.ratio,
+            "kl": row.published.kl,
+            "top1": row.published.top1,
+            "perplexity_change": row.published.perplexity_change,
         },
-    }  # fmt: skip
+    }
     if failures or not measured:
         return facts | {"met": False}
     raws = [prompt.source.captured_bytes for prompt in prompts]
     values = [raw[1] // prompt.source.trace.geometry.item_bytes for raw, prompt in zip(raws, prompts, strict=True)]
     each: list[dict[str, Any]] = []
     for one, (raw_trace, raw_final), count in zip(measured, raws, values, strict=True):
-        each.append({
-            "codec": row.label if one.recipe is None else one.recipe.name,
-            "parameters": {} if one.recipe is None else one.recipe.parameters(), "file_bytes": one.file_bytes,
-            "encode_seconds": one.encode_seconds, "ratio_trace": raw_trace / one.file_bytes,
-            "ratio_final": raw_final / one.file_bytes, "ratio_final_fp32": 4 * count / one.file_bytes,
-            "ratio_final_fp16": 2 * count / one.file_bytes, "coded_share": one.coded_share,
-            **one.fidelity.to_dict(),
-        })  # fmt: skip
+        each.append(
+            {
+                "codec": row.label if one.recipe is None else one.recipe.name,
+                "parameters": {} if one.recipe is None else one.recipe.parameters(),
+                "file_bytes": one.file_bytes,
+                "encode_seconds": one.encode_seconds,
+                "ratio_trace": raw_trace / one.file_bytes,
+                "ratio_final": raw_final / one.file_bytes,
+                "ratio_final_fp32": 4 * count / one.file_bytes,
+                "ratio_final_fp16": 2 * count / one.file_bytes,
+                "coded_share": one.coded_share,
+                **one.fidelity.to_dict(),
+            }
+        )
     kls = [one.fidelity.kl_mean for one in measured]
     changes = [one.fidelity.perplexity_restored - one.fidelity.perplexity_exact for one in measured]
     kept = row.limits is None or (
         _mean(kls) <= row.limits.max_kl and _mean([e["top1"] for e in each]) >= row.limits.min_top1
     )
     return facts | {
-        "limits": None if row.limits is None else vars(row.limits), "kept": kept,
-        "met": row.tier is None or row.tier.ratio is None or all(
-            e["ratio_final_fp32" if row.kind == "klt" else "ratio_trace"] >= row.tier.ratio for e in each
-        ),
+        "limits": None if row.limits is None else vars(row.limits),
+        "kept": kept,
+        "met": row.tier is None
+        or row.tier.ratio is None
+        or all(e["ratio_final_fp32" if row.kind == "klt" else "ratio_trace"] >= row.tier.ratio for e in each),
         "codec": each[0]["codec"],
         "positions": sum(one.fidelity.positions for one in measured),
-        **{name: _mean([e[name] for e in each]) for name in (
-            "ratio_trace", "ratio_final", "ratio_final_fp32", "ratio_final_fp16", "encode_seconds", "top1",
-            "perplexity_ratio", "rms_delta_p",
-        )},
-        "kl_mean": _mean(kls), "verdict": verdict(_mean(kls)),
+        **{
+            name: _mean([e[name] for e in each])
+            for name in (
+                "ratio_trace",
+                "ratio_final",
+                "ratio_final_fp32",
+                "ratio_final_fp16",
+                "encode_seconds",
+                "top1",
+                "perplexity_ratio",
+                "rms_delta_p",
+            )
+        },
+        "kl_mean": _mean(kls),
+        "verdict": verdict(_mean(kls)),
         # over positions taken as independent, and over prompts taken as clusters: the second one is the safer
-        "kl_mean_se": _combined([one.fidelity.kl_mean_se for one in measured]), "kl_mean_se_prompts": _se(kls),
+        "kl_mean_se": _combined([one.fidelity.kl_mean_se for one in measured]),
+        "kl_mean_se_prompts": _se(kls),
         "top1_se": _combined([one.fidelity.top1_se for one in measured]),
         "top1_se_prompts": _se([one.fidelity.top1 for one in measured]),
-        "perplexity_change": _mean(changes), "perplexity_change_se_prompts": _se(changes),
+        "perplexity_change": _mean(changes),
+        "perplexity_change_se_prompts": _se(changes),
         "coded_share": None if each[0]["coded_share"] is None else _mean([e["coded_share"] for e in each]),
         "prompts": each,
-    }  # fmt: skip
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -293,33 +322,40 @@ def document(
     """Everything that is needed to read the figures, and to measure them again."""
     return described(suite, texts, argv, bench.loaded) | {
         "protocol": {
-            **vars(bench.protocol), "snapshots": len(bench.prompts[0].source.trace),
+            **vars(bench.protocol),
+            "snapshots": len(bench.prompts[0].source.trace),
             "scored": "first snapshot, on the text that followed",
             "kl": "mean KL(exact || restored) in nats over positions",
         },
-        "profile": profile_facts(bench.prompts[0].profile), "rows": rows,
-    }  # fmt: skip
+        "profile": profile_facts(bench.prompts[0].profile),
+        "rows": rows,
+    }
 
 
 def described(suite: str, texts: Sequence[tuple[str, bytes]], argv: Sequence[str], loaded: Loaded) -> dict[str, Any]:
     """What every document says."""
     parameter = next(loaded.model.parameters())
     return {
-        "schema": SCHEMA, "suite": suite, "argv": list(argv), "created": time.strftime("%Y-%m-%d"),
+        "schema": SCHEMA,
+        "suite": suite,
+        "argv": list(argv),
+        "created": time.strftime("%Y-%m-%d"),
         "model": {
-            "name": loaded.name, "dtype": str(parameter.dtype).removeprefix("torch."),
+            "name": loaded.name,
+            "dtype": str(parameter.dtype).removeprefix("torch."),
             "fingerprint": fingerprint.of(loaded.model, loaded.tokenizer),
         },
         "hardware": {
-            "machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
             "device": str(parameter.device),
         },
         "texts": [
-            {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in texts
+            {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts
         ],
         "versions": {"tsc": VERSION, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }  # fmt: skip
+    }
 
 
 def profile_facts(profile: Profile | None) -> dict[str, Any] | None:

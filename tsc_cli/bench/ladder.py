@@ -16,9 +16,12 @@ from .peers import installed
 
 # ratio of the float32 cache, everything in the file counted -> what it must keep, on the mean over prompts
 RUNGS: dict[int, Limits] = {
-    16: Limits(0.0005, 0.985), 63: Limits(0.006, 0.965), 125: Limits(0.018, 0.935), 219: Limits(0.040, 0.905),
+    16: Limits(0.0005, 0.985),
+    63: Limits(0.006, 0.965),
+    125: Limits(0.018, 0.935),
+    219: Limits(0.040, 0.905),
     429: Limits(0.120, 0.84),
-}  # fmt: skip
+}
 _KIVI: dict[str, Any] = {"keys": "channel", "values": "token", "group": 32}
 BASELINES: dict[str, Recipe] = {
     "int8": Recipe("scalar", {"bits": 8, "keys": "token", "group": 64, "symmetric": True}),

@@ -24,9 +24,27 @@ if TYPE_CHECKING:
 FACT = "\n\nThe secret code of the {noun} is {code}.\n\n"
 QUESTION = "\n\nQuestion: What is the secret code of the {noun}? Answer: The secret code of the {noun} is"
 NOUNS = (
-    "lamp", "river", "garden", "tiger", "piano", "bridge", "castle", "window", "rocket", "forest", "market", "violin",
-    "mirror", "island", "engine", "ladder", "basket", "harbor", "candle", "tunnel",
-)  # fmt: skip
+    "lamp",
+    "river",
+    "garden",
+    "tiger",
+    "piano",
+    "bridge",
+    "castle",
+    "window",
+    "rocket",
+    "forest",
+    "market",
+    "violin",
+    "mirror",
+    "island",
+    "engine",
+    "ladder",
+    "basket",
+    "harbor",
+    "candle",
+    "tunnel",
+)
 CODES = range(1000, 10_000)
 
 LENGTH = (800, 1200)  # tokens of a context, the fact included

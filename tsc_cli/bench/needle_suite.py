@@ -56,21 +56,25 @@ def run(
             compressor = Compressor(Source(trace), None, profile=profile)
             raw = compressor.source.captured_bytes[1] * 4 / trace.geometry.item_bytes
             for label in labels:
-                with contextlib.suppress(PromiseError), scratch_file(
-                    compressor.source, _recipe(compressor, label)
-                ) as restored:  # fmt: skip
+                with (
+                    contextlib.suppress(PromiseError),
+                    scratch_file(compressor.source, _recipe(compressor, label)) as restored,
+                ):
                     sizes[label].append(raw / (restored.stored_bytes or 1))
                     kept[label] += _answers(loaded, restored, needle)
         progress(1)
     return [
         {
-            "label": label, "needles": count, "answerable": answerable, "kept": kept[label],
+            "label": label,
+            "needles": count,
+            "answerable": answerable,
+            "kept": kept[label],
             "not_met": answerable - len(sizes[label]),
             "share": kept[label] / answerable if answerable else None,
             "ratio_final_fp32": sum(sizes[label]) / len(sizes[label]) if sizes[label] else None,
         }
         for label in labels
-    ]  # fmt: skip
+    ]
 
 
 def _recipe(compressor: Compressor, label: str) -> Recipe:

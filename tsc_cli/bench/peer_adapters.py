@@ -168,9 +168,12 @@ def kakeyalattice(layers: Tensors, config: PreTrainedConfig | None = None, *, q_
 
     del config
     cache = KakeyaLatticeCache(
-        variant="e8", q_range=q_range, num_hidden_layers=len(layers), head_dim=layers[0][0].shape[-1],
+        variant="e8",
+        q_range=q_range,
+        num_hidden_layers=len(layers),
+        head_dim=layers[0][0].shape[-1],
         device=layers[0][0].device,
-    )  # fmt: skip
+    )
     rows, stored = [], 0
     for number, (keys, values) in enumerate(layers):
         rows.append(cache.update(keys, values, number))
@@ -213,9 +216,7 @@ def nexusquant(
         value_blocks, value_scales = e8_blocks(values, value_bits)
         # The cache computes with float32 scales, where the package counts float16.  All that is done after the scale
         # is linear, so that the rows of float16 scales are had by correcting each row.
-        rows.append((
-            read_keys * (key_scales.half() / key_scales), read_values * (value_scales.half() / value_scales),
-        ))  # fmt: skip
+        rows.append((read_keys * (key_scales.half() / key_scales), read_values * (value_scales.half() / value_scales)))
         stored += coded_bytes(key_blocks) + coded_bytes(value_blocks)
         stored += 2 * (key_scales.numel() + value_scales.numel())
     return PeerResult(rows, stored)

@@ -68,16 +68,13 @@ def _all() -> list[Peer]:
     return [
         *_quantized_cache("quanto", "optimum-quanto"),
         *_quantized_cache("hqq", "hqq"),
-        *(
-            _peer(f"kakeyalattice E8 q={q}", "kakeyalattice", kakeyalattice, q_range=q)
-            for q in (38, 19, 10, 5)
-        ),
+        *(_peer(f"kakeyalattice E8 q={q}", "kakeyalattice", kakeyalattice, q_range=q) for q in (38, 19, 10, 5)),
         *(
             _peer(f"nexusquant K{k}V{v}", "nexusquant-kv", nexusquant, key_bits=k, value_bits=v)
             for k, v in ((4, 4), (4, 2), (3, 2), (2, 2))
         ),
         *(_peer(f"turboquant {bits}b", "turboquant", turboquant, bits=bits) for bits in (4, 3, 2)),
-    ]  # fmt: skip
+    ]
 
 
 def installed() -> tuple[list[Peer], list[str]]:

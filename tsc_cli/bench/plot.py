@@ -11,9 +11,13 @@ from tsc_cli.text_format import plain
 
 _MARKERS = {"published": "o", "promised": "D", "hand": "s", "klt": "D", "baseline": "s", "peer": "o"}
 _NAMES = {
-    "published": "as published", "promised": "as promised", "hand": "by hand", "klt": "codec klt",
-    "baseline": "known formats", "peer": "other projects",
-}  # fmt: skip
+    "published": "as published",
+    "promised": "as promised",
+    "hand": "by hand",
+    "klt": "codec klt",
+    "baseline": "known formats",
+    "peer": "other projects",
+}
 _FLOOR = 1e-7  # where an exact cache is drawn: a logarithm has no zero
 
 
@@ -44,9 +48,12 @@ def draw(documents: Sequence[tuple[str, Mapping[str, Any]]], outputs: Sequence[P
         style = {"marker": _MARKERS.get(kind, "^"), "linestyle": "none", "color": colours(number % 10), "capsize": 3}
         ratios = [row["ratio_trace"] for row in chosen]
         left.errorbar(
-            ratios, [max(row["kl_mean"], _FLOOR) for row in chosen],
-            yerr=[_bar(row) for row in chosen], label=label, **style,
-        )  # fmt: skip
+            ratios,
+            [max(row["kl_mean"], _FLOOR) for row in chosen],
+            yerr=[_bar(row) for row in chosen],
+            label=label,
+            **style,
+        )
         errors = [row["top1_se_prompts"] or row["top1_se"] or 0.0 for row in chosen]
         right.errorbar(ratios, [row["top1"] for row in chosen], yerr=errors, label=label, **style)
     stated = [row["report"] for _, row in rows if row.get("report")]

@@ -72,15 +72,26 @@ class Effort:
 
 # many short texts are written in a third of the time of few long ones, as each token reads all weights once a batch
 QUICK = Effort(
-    tokens=8 * CONTEXT, rank=1280, held_out=2, curve=1, finenesses=_CURVE[::2], positions=CONTINUATION // 2,
+    tokens=8 * CONTEXT,
+    rank=1280,
+    held_out=2,
+    curve=1,
+    finenesses=_CURVE[::2],
+    positions=CONTINUATION // 2,
     own=OWN // 8,
-)  # fmt: skip
+)
 
 
 def calibrate(
-    model: PreTrainedModel, tokenizer: Any, *, name: str = "model", texts: Sequence[Sequence[int]] | None = None,
-    effort: Effort | None = None, stage: Stage | None = None, say: Say | None = None,
-) -> Profile:  # fmt: skip
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    name: str = "model",
+    texts: Sequence[Sequence[int]] | None = None,
+    effort: Effort | None = None,
+    stage: Stage | None = None,
+    say: Say | None = None,
+) -> Profile:
     """Make the profile of a model, and keep it in the user's cache folder, where `compress` finds it.
 
     What is done is put aside, stage by stage and item by item, and taken up again by the next call with the same
@@ -115,18 +126,28 @@ def calibrate(
     held_out = chosen[kept:] or chosen[-1:]
     measured = held_out[-effort.curve :]
     info = {
-        "texts": "given" if texts is not None else "library and own", "tokens": kept * context,
-        "windows": kept, "context": context, "created": time.strftime("%Y-%m-%d"), "rank": effort.rank,
-        "dtype": gatherer.geometry.dtype, "seed": effort.seed,
-    }  # fmt: skip
+        "texts": "given" if texts is not None else "library and own",
+        "tokens": kept * context,
+        "windows": kept,
+        "context": context,
+        "created": time.strftime("%Y-%m-%d"),
+        "rank": effort.rank,
+        "dtype": gatherer.geometry.dtype,
+        "seed": effort.seed,
+    }
     contexts = Contexts(model, context, measured)
     with stage("counting symbols", len(held_out)) as advance:
         profile = profile_of(gatherer, groups, held_out, name, info, advance, partial, contexts)
     with stage("measuring", len(effort.finenesses) * len(measured)) as advance:
         points = curve(
-            model, profile, [tokens[: context + 1 + effort.positions] for tokens in measured], advance,
-            effort.finenesses, partial, contexts,
-        )  # fmt: skip
+            model,
+            profile,
+            [tokens[: context + 1 + effort.positions] for tokens in measured],
+            advance,
+            effort.finenesses,
+            partial,
+            contexts,
+        )
     profile = with_curve(profile, points)
     profile_store.install(profile)
     partial.forget()
@@ -173,9 +194,16 @@ def window_size(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def _windows(
-    model: PreTrainedModel, tokenizer: Any, texts: Sequence[Sequence[int]] | None, count: int, size: int,
-    effort: Effort, partial: Checkpoint, stage: Stage, say: Say,
-) -> list[list[int]]:  # fmt: skip
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[Sequence[int]] | None,
+    count: int,
+    size: int,
+    effort: Effort,
+    partial: Checkpoint,
+    stage: Stage,
+    say: Say,
+) -> list[list[int]]:
     if texts is not None:
         return windows(texts, count, size)
     own = round(count * effort.own_share)
@@ -188,9 +216,15 @@ def _windows(
 
 
 def _own_windows(
-    model: PreTrainedModel, tokenizer: Any, count: int, size: int, effort: Effort, partial: Checkpoint, stage: Stage,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    count: int,
+    size: int,
+    effort: Effort,
+    partial: Checkpoint,
+    stage: Stage,
     say: Say,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """Windows of texts that the model writes, as far as it did not write them before."""
     length = min(effort.own, size)
     needed = -(-count * size // length)
@@ -200,9 +234,15 @@ def _own_windows(
         say(f"going on after {done} of {needed * length} tokens that the model wrote before")
     with stage("letting the model write", needed * length) as advance:
         found = written(
-            model, tokenizer, needed, length, effort.seed, advance, before=before,
+            model,
+            tokenizer,
+            needed,
+            length,
+            effort.seed,
+            advance,
+            before=before,
             keep=lambda tokens: partial.save_now_and_then("written", lambda: {"tokens": tokens}),
-        )  # fmt: skip
+        )
     partial.save("written", {"tokens": torch.tensor(found)})
     return windows(found, count, size)
 
@@ -214,9 +254,14 @@ def _spread_evenly(kinds: Sequence[Sequence[list[int]]]) -> list[list[int]]:
 
 
 def curve(
-    model: PreTrainedModel, profile: Profile, held_out: Sequence[Sequence[int]], progress: Progress,
-    finenesses: Sequence[int] = _CURVE, partial: Checkpoint | None = None, contexts: Contexts | None = None,
-) -> list[dict[str, float]]:  # fmt: skip
+    model: PreTrainedModel,
+    profile: Profile,
+    held_out: Sequence[Sequence[int]],
+    progress: Progress,
+    finenesses: Sequence[int] = _CURVE,
+    partial: Checkpoint | None = None,
+    contexts: Contexts | None = None,
+) -> list[dict[str, float]]:
     """What the profile is worth at some finenesses: {"fineness", "bits" a value, "kl" in nats, "top1"}.
 
     Args:
@@ -273,9 +318,14 @@ def coded(cache: Cache, model: PreTrainedModel, profile: Profile, fineness: int)
 def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence[Sequence[int]] | None) -> str:
     """Of everything that decides the result: an interrupted calibration goes on only with the same."""
     identity = (
-        sorted(fingerprint.of(model, tokenizer).items()), sorted(asdict(effort).items()), window_size(model), WIDEST,
-        next(model.parameters()).device.type, torch.__version__, VERSION,
-    )  # fmt: skip
+        sorted(fingerprint.of(model, tokenizer).items()),
+        sorted(asdict(effort).items()),
+        window_size(model),
+        WIDEST,
+        next(model.parameters()).device.type,
+        torch.__version__,
+        VERSION,
+    )
     digest = hashlib.sha256(repr((_CHECKPOINT, *identity)).encode())
     for text in texts or ():
         digest.update(len(text).to_bytes(8, "little"))

@@ -66,9 +66,10 @@ class Checkpoint:
             new.unlink(missing_ok=True)  # a link that somebody put there is not followed
             os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             save_file(
-                {name: tensor.contiguous() for name, tensor in state.items()}, new,
+                {name: tensor.contiguous() for name, tensor in state.items()},
+                new,
                 {"key": self._key, "sha256": _digest(state)},
-            )  # fmt: skip
+            )
             os.replace(new, path)
         except (OSError, SafetensorError) as error:
             new.unlink(missing_ok=True)

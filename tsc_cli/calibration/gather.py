@@ -70,10 +70,20 @@ def plan(geometry: Geometry, turns: Sequence[Rotary]) -> list[Shape]:
         each = -(-count // groups)
         for layer in range(first, first + count, each):
             layers = min(each, first + count - layer)
-            shapes.append(Shape(
-                layer, layers, spec.heads, spec.key_size, spec.value_size, 1, 0, 1.0, (1,),
-                tuple(turns[layer : layer + layers]),
-            ))  # fmt: skip
+            shapes.append(
+                Shape(
+                    layer,
+                    layers,
+                    spec.heads,
+                    spec.key_size,
+                    spec.value_size,
+                    1,
+                    0,
+                    1.0,
+                    (1,),
+                    tuple(turns[layer : layer + layers]),
+                )
+            )
     return shapes
 
 
@@ -87,8 +97,9 @@ def _check_size(shapes: Sequence[Shape], rank: int) -> None:
         fits = MAX_BASIS // sum(shape.width for shape in shapes)
         raise UsageError(
             f"{len(shapes)} bases of rank {rank} for {sum(shape.width for shape in shapes)} values a token are more "
-            "than a profile holds", hint=f"--rank {fits}",
-        )  # fmt: skip
+            "than a profile holds",
+            hint=f"--rank {fits}",
+        )
     widths = [0, *(shape.width for shape in shapes)]
     needed = sum(4 * width * (width + before) for before, width in pairwise(widths))
     if needed > memory_budget():
@@ -186,9 +197,13 @@ class Gatherer:
         return [gradients for gradients, _ in self._unturned(by_layer)]  # turning is orthogonal: gradients turn alike
 
     def _add_gradients(
-        self, number: int, unturned: Mapping[Part, torch.Tensor], gradients: Mapping[Part, torch.Tensor],
-        positions: torch.Tensor, predictions: int,
-    ) -> None:  # fmt: skip
+        self,
+        number: int,
+        unturned: Mapping[Part, torch.Tensor],
+        gradients: Mapping[Part, torch.Tensor],
+        positions: torch.Tensor,
+        predictions: int,
+    ) -> None:
         first = positions == 0
         self.statistics[number].add_gradients(gradients, first, predictions)
         if self.done // self.options.fisher_every >= _EARLY:
@@ -217,9 +232,12 @@ class Gatherer:
             self._targets[number] = [state[f"{number}.targets.{at}"] for at in range(count)]
 
     def groups(
-        self, progress: Progress = nothing, checkpoint: Checkpoint | None = None,
-        found: Sequence[Group] = (), state: Mapping[str, torch.Tensor] | None = None,
-    ) -> list[Group]:  # fmt: skip
+        self,
+        progress: Progress = nothing,
+        checkpoint: Checkpoint | None = None,
+        found: Sequence[Group] = (),
+        state: Mapping[str, torch.Tensor] | None = None,
+    ) -> list[Group]:
         """The groups of a profile of what was gathered.
 
         Args:
@@ -252,9 +270,15 @@ class Gatherer:
 
 
 def profile_of(
-    gatherer: Gatherer, groups: Sequence[Group], sample: Sequence[Sequence[int]], name: str, info: Mapping[str, Any],
-    progress: Progress = nothing, checkpoint: Checkpoint | None = None, contexts: Contexts | None = None,
-) -> Profile:  # fmt: skip
+    gatherer: Gatherer,
+    groups: Sequence[Group],
+    sample: Sequence[Sequence[int]],
+    name: str,
+    info: Mapping[str, Any],
+    progress: Progress = nothing,
+    checkpoint: Checkpoint | None = None,
+    contexts: Contexts | None = None,
+) -> Profile:
     """The profile of these groups: symbols of sample windows are counted for its tables.
 
     Args:
@@ -313,10 +337,13 @@ def joint_blocks(cache: Cache, geometry: Geometry) -> Iterator[tuple[dict[Part, 
         held = layers[0][0].shape[2]
         seen = caches.tokens_seen(cache)
         around = Surroundings(first_layer=first, positions=range(seen - held, seen), end=seen)
-        yield {
-            Part.KEYS: torch.stack([parts[0] for parts in layers]),
-            Part.VALUES: torch.stack([parts[1] for parts in layers]),
-        }, around  # fmt: skip
+        yield (
+            {
+                Part.KEYS: torch.stack([parts[0] for parts in layers]),
+                Part.VALUES: torch.stack([parts[1] for parts in layers]),
+            },
+            around,
+        )
 
 
 def with_curve(profile: Profile, curve: Sequence[Mapping[str, float]]) -> Profile:

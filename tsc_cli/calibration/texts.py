@@ -25,10 +25,35 @@ _AT_ONCE = 64 * OWN  # tokens of the texts that are written together: each step 
 _SAME, _SAME_OTHERS = {torch.float32: 0.01, torch.float64: 0.01}, 0.5  # in a log-probability: rounding, no more
 # modules of Python's library that are neither small nor tables; every installation has most of them
 _MODULES = (
-    "typing", "subprocess", "tarfile", "inspect", "datetime", "logging/__init__", "unittest/mock", "socket", "ast",
-    "asyncio/base_events", "configparser", "doctest", "difflib", "zipfile", "pickle", "http/client", "shutil", "enum",
-    "optparse", "smtplib", "ssl", "dataclasses", "random", "threading", "gettext", "imaplib", "mailbox", "pdb",
-)  # fmt: skip
+    "typing",
+    "subprocess",
+    "tarfile",
+    "inspect",
+    "datetime",
+    "logging/__init__",
+    "unittest/mock",
+    "socket",
+    "ast",
+    "asyncio/base_events",
+    "configparser",
+    "doctest",
+    "difflib",
+    "zipfile",
+    "pickle",
+    "http/client",
+    "shutil",
+    "enum",
+    "optparse",
+    "smtplib",
+    "ssl",
+    "dataclasses",
+    "random",
+    "threading",
+    "gettext",
+    "imaplib",
+    "mailbox",
+    "pdb",
+)
 
 
 def windows(texts: Sequence[Sequence[int]], count: int, size: int) -> list[list[int]]:
@@ -74,9 +99,16 @@ def library_texts() -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def written(
-    model: PreTrainedModel, tokenizer: Any, count: int, size: int, seed: int, progress: Progress = nothing, *,
-    before: torch.Tensor | None = None, keep: Callable[[torch.Tensor], None] | None = None,
-) -> list[list[int]]:  # fmt: skip
+    model: PreTrainedModel,
+    tokenizer: Any,
+    count: int,
+    size: int,
+    seed: int,
+    progress: Progress = nothing,
+    *,
+    before: torch.Tensor | None = None,
+    keep: Callable[[torch.Tensor], None] | None = None,
+) -> list[list[int]]:
     """`count` texts of `size` tokens that the model writes: sampled at temperature 1, a batch at a time.
 
     Each text has draws of its own, which depend on the seed and its number alone.

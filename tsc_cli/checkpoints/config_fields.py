@@ -34,9 +34,14 @@ class Fields:
     """
 
     def __init__(
-        self, values: Mapping[str, Any], path: str, *, inside: str = "", defaults: Mapping[str, Any] | None = None,
+        self,
+        values: Mapping[str, Any],
+        path: str,
+        *,
+        inside: str = "",
+        defaults: Mapping[str, Any] | None = None,
         aliases: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.values, self.path, self.inside = values, path, inside
         self.defaults, self.aliases = dict(defaults or {}), dict(aliases or {})
         self.assumed: dict[str, Any] = {}
@@ -122,9 +127,10 @@ class Fields:
             near = difflib.get_close_matches(name, self._read, 1, 0.8)
             guess = f"did you mean {near[0]!r}? " if near else ""
             raise self.unsupported(
-                name, "is not known for this model type and may change what is cached",
+                name,
+                "is not known for this model type and may change what is cached",
                 f"{guess}if it changes nothing: --ignore {name[:60]}",
-            )  # fmt: skip
+            )
 
     @property
     def article(self) -> str:

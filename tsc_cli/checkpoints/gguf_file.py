@@ -33,9 +33,12 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 # what a configuration in Hugging Face's manner calls them
 _FIELDS = {
-    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
-}  # fmt: skip
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+}
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -68,8 +71,9 @@ class _Reader:
             raise UnsupportedFileError(f"GGUF version {version} is not read, only 2 and 3", path=self.path)
         count, entries = self.number("Q"), self.number("Q")
         if count * _LEAST_TENSOR + entries * _LEAST_ENTRY > self.size - self.file.tell():
-            raise self.corrupt(f"states {count} tensors and {entries} entries of metadata, more than its {self.size} "
-                               "bytes can hold")  # fmt: skip
+            raise self.corrupt(
+                f"states {count} tensors and {entries} entries of metadata, more than its {self.size} bytes can hold"
+            )
         self.keep((count + entries) * _ITEM_COST)
         facts = {}
         for _ in range(entries):
@@ -90,8 +94,11 @@ class _Reader:
         found: dict[str, Any] = {"model_type": kind} if isinstance(kind, str) else {}
         if isinstance(facts.get("split.count"), int):  # of how many files this is one
             found["split_count"] = facts["split.count"]
-        return found | {ours: facts[f"{kind}.{theirs}"] for theirs, ours in _FIELDS.items()
-                        if isinstance(facts.get(f"{kind}.{theirs}"), int)}  # fmt: skip
+        return found | {
+            ours: facts[f"{kind}.{theirs}"]
+            for theirs, ours in _FIELDS.items()
+            if isinstance(facts.get(f"{kind}.{theirs}"), int)
+        }
 
     def tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Tensor:
         encoding = _encoding(kind)
@@ -124,8 +131,9 @@ class _Reader:
                 raise self.corrupt(f"states an array of {count} texts, which ends beyond the file")
             self.elements += count
             if self.elements > MAX_ELEMENTS:
-                raise LimitError(f"holds arrays of {self.elements} texts, at most {MAX_ELEMENTS} are stepped over",
-                                 path=self.path)  # fmt: skip
+                raise LimitError(
+                    f"holds arrays of {self.elements} texts, at most {MAX_ELEMENTS} are stepped over", path=self.path
+                )
             for _ in range(count):
                 self.skip(self.number("Q"))
         else:

@@ -70,6 +70,7 @@ def require_memory(needed: int, what: str, path: str) -> None:
     """Raise LimitError if the memory budget does not allow that many bytes for `what`."""
     if needed > memory_budget():
         raise LimitError(
-            f"{what} may take {needed} bytes of memory, more than the budget of {memory_budget()}", path=path,
+            f"{what} may take {needed} bytes of memory, more than the budget of {memory_budget()}",
+            path=path,
             hint=f"{BUDGET} (bytes) raises the budget",
-        )  # fmt: skip
+        )

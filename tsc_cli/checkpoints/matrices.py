@@ -158,9 +158,10 @@ class Matrix:
         if values.size and not max(float(values.max()), -float(values.min())) <= LARGEST:
             what = "NaN" if np.isnan(values).any() else f"values beyond {LARGEST:g}"
             raise CorruptError(
-                f"tensor {self.tensor.name!r} holds {what}", path=self.tensor.path,
+                f"tensor {self.tensor.name!r} holds {what}",
+                path=self.tensor.path,
                 hint="fetch the checkpoint again, or leave this type of matrix out with --types",
-            )  # fmt: skip
+            )
 
 
 def whole(tensor: Tensor) -> Matrix:

@@ -43,9 +43,11 @@ def _float64(data: Any) -> Floats:
 
 
 _DECODERS = {
-    "F32": lambda data: data.view("<f4"), "F16": lambda data: data.view("<f2").astype(np.float32),
-    "BF16": _bfloat16, "F64": _float64,
-}  # fmt: skip
+    "F32": lambda data: data.view("<f4"),
+    "F16": lambda data: data.view("<f2").astype(np.float32),
+    "BF16": _bfloat16,
+    "F64": _float64,
+}
 ENCODINGS = {name: Encoding(name, 1, size, _DECODERS.get(name)) for name, size in ITEM_SIZES.items()}
 
 
@@ -89,8 +91,10 @@ def _tensors(entries: Any, path: str, start: int, size: int) -> dict[str, Tensor
         where = f"header: tensor {name!r}"
         found = schema.fields(entry, where, ("dtype", "shape", "data_offsets"))
         shape = schema.items(found["shape"], f"{where} shape", MAX_TENSOR_RANK)
-        offsets = [schema.integer(n, f"{where} data_offsets", 0, MAX_INTEGER)
-                   for n in schema.items(found["data_offsets"], f"{where} data_offsets", 2)]  # fmt: skip
+        offsets = [
+            schema.integer(n, f"{where} data_offsets", 0, MAX_INTEGER)
+            for n in schema.items(found["data_offsets"], f"{where} data_offsets", 2)
+        ]
         if len(offsets) != 2 or offsets[1] < offsets[0]:
             raise CorruptError(f"{where}: two ascending data offsets were expected")
         if start + offsets[1] > size:
@@ -126,15 +130,18 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     missing = [name for name, path in shards.items() if not path.is_file()]
     if missing:
         raise UsageError(
-            f"{missing[0]} is missing, and {len(missing) - 1} more of {len(shards)} shards" if missing[1:]
-            else f"{missing[0]} is missing, one of {len(shards)} shards", path=str(folder),
+            f"{missing[0]} is missing, and {len(missing) - 1} more of {len(shards)} shards"
+            if missing[1:]
+            else f"{missing[0]} is missing, one of {len(shards)} shards",
+            path=str(folder),
             hint="fetch the missing files; model.safetensors.index.json names them",
-        )  # fmt: skip
+        )
     held = {name: read_file(path) for name, path in shards.items()}
     for tensor, shard in weight_map.items():
         if tensor not in held[shard]:
-            raise CorruptError(f"does not hold tensor {tensor!r}, which the index places there",
-                               path=str(shards[shard]), hint=_AGAIN)  # fmt: skip
+            raise CorruptError(
+                f"does not hold tensor {tensor!r}, which the index places there", path=str(shards[shard]), hint=_AGAIN
+            )
     return {tensor: held[shard][tensor] for tensor, shard in weight_map.items()}
 
 
@@ -144,9 +151,10 @@ def _only_file(folder: Path) -> Path:
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise UsageError(
-            f"{len(found)} .safetensors files and no {INDEX}", path=str(folder),
+            f"{len(found)} .safetensors files and no {INDEX}",
+            path=str(folder),
             hint="fetch the index, or name one of the files",
-        )  # fmt: skip
+        )
     return found[0]
 
 
@@ -158,6 +166,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         parts = PurePosixPath(name).parts
         # names as written, not as they resolve: a hub cache's files are links out of their folder
         if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or "\0" in name:
-            raise CorruptError(f"names a file outside the folder: {name!r}", path=str(index),
-                               hint="do not use this checkpoint before you know who made it")  # fmt: skip
+            raise CorruptError(
+                f"names a file outside the folder: {name!r}",
+                path=str(index),
+                hint="do not use this checkpoint before you know who made it",
+            )
     return found

@@ -29,9 +29,11 @@ from .output import message
 
 # plain help: rich's costs a third of the start-up time that --help is allowed
 app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 
 
 def _version(asked: bool) -> None:
@@ -63,13 +65,26 @@ def tsc(
 
 
 for _name, _command in (
-    ("demo", demo.command), ("capture", capture.command), ("compress", compress.command),
-    ("inspect", inspect.command), ("verify", verify.command), ("resume", resume.command),
-    ("decode", decode.command), ("test", test.command), ("doctor", doctor.command),
-    ("recover", recover.command), ("encrypt", encryption.encrypt), ("decrypt", encryption.decrypt),
-    ("tiers", tiers.command), ("calibrate", calibrate.command), ("profiles", profiles.command),
-    ("bench", bench.command), ("plot", plot.command), ("plan", plan.command),
-    ("probe-weights", probe_weights.command), ("probe-cache", probe_cache.command),
-):  # fmt: skip
+    ("demo", demo.command),
+    ("capture", capture.command),
+    ("compress", compress.command),
+    ("inspect", inspect.command),
+    ("verify", verify.command),
+    ("resume", resume.command),
+    ("decode", decode.command),
+    ("test", test.command),
+    ("doctor", doctor.command),
+    ("recover", recover.command),
+    ("encrypt", encryption.encrypt),
+    ("decrypt", encryption.decrypt),
+    ("tiers", tiers.command),
+    ("calibrate", calibrate.command),
+    ("profiles", profiles.command),
+    ("bench", bench.command),
+    ("plot", plot.command),
+    ("plan", plan.command),
+    ("probe-weights", probe_weights.command),
+    ("probe-cache", probe_cache.command),
+):
     app.command(_name)(_command)
 app.add_typer(models.app, name="models")

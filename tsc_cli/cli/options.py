@@ -44,17 +44,23 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing 
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", show_default=False,
+        "--model",
+        "-m",
+        metavar="MODEL",
+        show_default=False,
         help="Hub id, local folder, GGUF file or name (tsc models). [default: SmolLM2-135M-Instruct, fetched once]",
     ),
-]  # fmt: skip
+]
 FileModel = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", show_default=False,
+        "--model",
+        "-m",
+        metavar="MODEL",
+        show_default=False,
         help="Hub id, local folder, GGUF file or name (tsc models). [default: the one that the file names]",
     ),
-]  # fmt: skip
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -83,10 +89,12 @@ Sequence = Annotated[int, typer.Option("--sequence", min=0, max=MAX_ROWS, help="
 KeyFile = Annotated[
     str | None,
     typer.Option(
-        "--key-file", metavar="KEYFILE", show_default=False,
+        "--key-file",
+        metavar="KEYFILE",
+        show_default=False,
         help="The key of an encrypted file. [default: TSC_KEY or TSC_PASSPHRASE of the environment]",
     ),
-]  # fmt: skip
+]
 Encrypt = Annotated[
     bool, typer.Option("--encrypt", help="Encrypt the file, with the key or a passphrase; see tsc encrypt.")
 ]

@@ -24,9 +24,14 @@ class Target:
 
     @classmethod
     def of(
-        cls, tier: str | None, quality: str | None, max_kl: float | None, min_top1: float | None, bits: float | None,
+        cls,
+        tier: str | None,
+        quality: str | None,
+        max_kl: float | None,
+        min_top1: float | None,
+        bits: float | None,
         codec: str | None,
-    ) -> Target:  # fmt: skip
+    ) -> Target:
         from tsc_cli.scoring.published import Goal, goal_of, tier_of
 
         goals = quality is not None, max_kl is not None or min_top1 is not None

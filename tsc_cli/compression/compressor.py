@@ -50,9 +50,14 @@ class Compressor:
     """
 
     def __init__(
-        self, source: Source, judge: Judge | None, sizer: Sizer | None = None, profile: Profile | None = None, *,
+        self,
+        source: Source,
+        judge: Judge | None,
+        sizer: Sizer | None = None,
+        profile: Profile | None = None,
+        *,
         embed_profile: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.source = source
         self._embed_profile = embed_profile
         self.profile = None if profile is None else profile_store.remember(profile)
@@ -71,9 +76,8 @@ class Compressor:
             enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # rounding, no more
             bits = math.inf if tier.ratio is None else self._raw_bits / tier.ratio
             choice = choose(
-                self._sizer, tier, measure, progress, good_enough=enough, klt=self.klt,
-                start=self._guess("bits", bits),
-            )  # fmt: skip
+                self._sizer, tier, measure, progress, good_enough=enough, klt=self.klt, start=self._guess("bits", bits)
+            )
         except PromiseError as error:
             raise self._broken(tier, error.message, []) from None
         if self.judge is not None and not (choice.winner.quality or 0.0) <= tier.max_kl:
@@ -146,9 +150,11 @@ class Compressor:
 
     def _guess(self, what: str, value: float) -> int | None:
         """The fineness at which calibration measured about this "kl" or these "bits" a value."""
-        points = [] if self.profile is None else [
-            point for point in self.profile.curve if point.get(what, 0) > 0 and "fineness" in point
-        ]  # fmt: skip
+        points = (
+            []
+            if self.profile is None
+            else [point for point in self.profile.curve if point.get(what, 0) > 0 and "fineness" in point]
+        )
         if not points or not 0 < value < math.inf:
             return None
         points.sort(key=lambda point: abs(math.log(point[what] / value)))
@@ -171,11 +177,7 @@ class Compressor:
             return PromiseError(f"{tier.name} cannot be met: {why}", hint=helps)
         good = [one for one in tried if one.quality is not None and one.quality <= tier.max_kl]
         known = smallest_for(
-            self._sizer,
-            lambda recipe: judge.kl(recipe) <= tier.max_kl,
-            self.klt,
-            self._guess("kl", tier.max_kl),
-            good,
+            self._sizer, lambda recipe: judge.kl(recipe) <= tier.max_kl, self.klt, self._guess("kl", tier.max_kl), good
         )
         raw, _ = self.source.captured_bytes
         can = f"no file has a KL of at most {tier.max_kl:g}"
@@ -192,9 +194,15 @@ class Compressor:
             return relative_error(self.source.trace, trace)
 
     def write(
-        self, recipe: Recipe, sink: BinaryIO, *, tier: Tier | None, quality: Sequence[Mapping[str, Any]] = (),
-        deterministic: bool = False, progress: Progress = nothing,
-    ) -> Compressed:  # fmt: skip
+        self,
+        recipe: Recipe,
+        sink: BinaryIO,
+        *,
+        tier: Tier | None,
+        quality: Sequence[Mapping[str, Any]] = (),
+        deterministic: bool = False,
+        progress: Progress = nothing,
+    ) -> Compressed:
         """Write the file.
 
         Raises:
@@ -225,11 +233,20 @@ def raw_row_bytes(trace: Trace) -> int:
 
 
 def compress(
-    trace: Trace, path: str | os.PathLike[str], *, tier: str | None = None, quality: str | None = None,
-    max_kl: float | None = None, recipe: Recipe | None = None, model: PreTrainedModel | None = None,
-    profile: Profile | None = None, positions: int = 256, seed: int = 0, force: bool = False,
+    trace: Trace,
+    path: str | os.PathLike[str],
+    *,
+    tier: str | None = None,
+    quality: str | None = None,
+    max_kl: float | None = None,
+    recipe: Recipe | None = None,
+    model: PreTrainedModel | None = None,
+    profile: Profile | None = None,
+    positions: int = 256,
+    seed: int = 0,
+    force: bool = False,
     allow_beyond_positions: bool = False,
-) -> Compressed:  # fmt: skip
+) -> Compressed:
     """Write a captured trace as a small file.  Without a target, the smallest of quality "high".
 
     Args:

@@ -22,20 +22,30 @@ def facts_of(
     header = done.header
     published = tier.published if tier is not None else None
     return {
-        "tier": header.tier, "as_published": as_published, "codec": recipe.name, "parameters": recipe.parameters(),
-        "raw_bytes_trace": header.raw_bytes_trace, "raw_bytes_final": header.raw_bytes_final,
-        "file_bytes": done.file_bytes, "ratio_trace": header.raw_bytes_trace / done.file_bytes,
+        "tier": header.tier,
+        "as_published": as_published,
+        "codec": recipe.name,
+        "parameters": recipe.parameters(),
+        "raw_bytes_trace": header.raw_bytes_trace,
+        "raw_bytes_final": header.raw_bytes_final,
+        "file_bytes": done.file_bytes,
+        "ratio_trace": header.raw_bytes_trace / done.file_bytes,
         "ratio_final": header.raw_bytes_final / done.file_bytes,
-        "profile": None if recipe.profile is None else {
-            "digest": recipe.profile.digest, "bytes": recipe.profile.size, "embedded": recipe.embed_profile,
-        },
+        "profile": None
+        if recipe.profile is None
+        else {"digest": recipe.profile.digest, "bytes": recipe.profile.size, "embedded": recipe.embed_profile},
         "quality": None if fidelity is None else finite(fidelity.to_dict()),
         "verdict": None if fidelity is None else verdict(fidelity.kl_mean),
-        "report": None if published is None or not as_published else {
-            "where": published.where, "ratio": published.ratio, "kl": published.kl, "top1": published.top1,
+        "report": None
+        if published is None or not as_published
+        else {
+            "where": published.where,
+            "ratio": published.ratio,
+            "kl": published.kl,
+            "top1": published.top1,
             "perplexity_change": published.perplexity_change,
         },
-    }  # fmt: skip
+    }
 
 
 def finite(values: dict[str, float | int]) -> dict[str, float | int | None]:
@@ -44,9 +54,13 @@ def finite(values: dict[str, float | int]) -> dict[str, float | int | None]:
 
 
 def summary(
-    done: Compressed, compressor: Compressor, recipe: Recipe, tier: Tier | None, fidelity: Fidelity | None,
+    done: Compressed,
+    compressor: Compressor,
+    recipe: Recipe,
+    tier: Tier | None,
+    fidelity: Fidelity | None,
     as_published: bool,
-) -> str:  # fmt: skip
+) -> str:
     from tsc_cli.scoring.published import verdict
 
     header, geometry = done.header, compressor.source.trace.geometry
@@ -58,7 +72,7 @@ def summary(
         ["  file", f"{size(done.file_bytes)} of {size(header.raw_bytes_trace)}"],
         ["  ratio", f"{ratio(header.raw_bytes_trace / done.file_bytes)} of the trace"],
         ["", f"{ratio(fp32)} of the final cache alone in fp32, {ratio(fp32 / 2)} in fp16"],
-    ]  # fmt: skip
+    ]
     if recipe.profile is not None:
         where = "in the file" if recipe.embed_profile else "not in the file, and needed to read it"
         rows.append(["  profile", f"{recipe.profile.digest[:12]}, {size(recipe.profile.size)}, {where}"])

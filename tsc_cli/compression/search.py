@@ -149,9 +149,15 @@ def _next_guess(known: Mapping[int, float], low: int, high: int, *, halve: bool)
 
 
 def choose(
-    sizer: Sizer, tier: Tier, measure: Measure, progress: Callable[[int], None], *, good_enough: float = 0.0,
-    klt: Family | None = None, start: int | None = None,
-) -> Choice:  # fmt: skip
+    sizer: Sizer,
+    tier: Tier,
+    measure: Measure,
+    progress: Callable[[int], None],
+    *,
+    good_enough: float = 0.0,
+    klt: Family | None = None,
+    start: int | None = None,
+) -> Choice:
     """The best recipe whose file keeps the tier's ratio.
 
     Args:

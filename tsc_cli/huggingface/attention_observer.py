@@ -104,9 +104,14 @@ def observed(model: PreTrainedModel, *, enabled: bool = True) -> Iterator[Observ
     original: Any = ALL_ATTENTION_FUNCTIONS[_OBSERVABLE]
 
     def observing(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-        *args: Any, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         with torch.no_grad():
             observation.add(module.layer_idx, query, key, attention_mask, kwargs.get("scaling"))
         return original(module, query, key, value, attention_mask, *args, **kwargs)

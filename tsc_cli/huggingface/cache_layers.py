@@ -174,10 +174,14 @@ def spec_of(layer: Any, where: str, kind: str | None = None) -> LayerSpec:
         return LayerSpec("none", states=tuple(described))
     keys, values = rows[:2]
     return LayerSpec(
-        kind or known.kind, keys.shape[1], keys.shape[3], values.shape[3],
+        kind or known.kind,
+        keys.shape[1],
+        keys.shape[3],
+        values.shape[3],
         window_of(layer) if known.kind == "sliding" else None,
-        rows[2].shape[3] if len(rows) > 2 else 0, tuple(described),
-    )  # fmt: skip
+        rows[2].shape[3] if len(rows) > 2 else 0,
+        tuple(described),
+    )
 
 
 def can_lack_rows(layer: Any) -> bool:

@@ -28,13 +28,7 @@ _WHOLE = "give the whole conversation, as the session has it, or capture it anew
 
 
 def following(
-    tokenizer: Any,
-    messages: Messages,
-    held: Sequence[int],
-    variables: Mapping[str, Any],
-    *,
-    new_system: bool,
-    say: Say,
+    tokenizer: Any, messages: Messages, held: Sequence[int], variables: Mapping[str, Any], *, new_system: bool, say: Say
 ) -> list[int]:
     """The tokens to feed behind `held`.
 

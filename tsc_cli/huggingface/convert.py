@@ -28,9 +28,14 @@ Tuples = Sequence[tuple[torch.Tensor, ...]]
 
 
 def from_cache(
-    cache: Cache, model: PreTrainedModel, input_ids: Any, *, attention_mask: Any = None, next_tokens: Any = None,
+    cache: Cache,
+    model: PreTrainedModel,
+    input_ids: Any,
+    *,
+    attention_mask: Any = None,
+    next_tokens: Any = None,
     tokenizer: Any = None,
-) -> Trace:  # fmt: skip
+) -> Trace:
     """A trace of one snapshot: what a cache of the model's holds now.  `to_cache` is the inverse.
 
     Of a static cache the filled part is taken; what a quantized one holds is dequantized, with a warning (`trace.info`
@@ -138,9 +143,7 @@ def _check_held(layers: Sequence[Any], geometry: Geometry, model: PreTrainedMode
             _check_states(number, layer, spec, model, fed, hint)
 
 
-def _check_states(
-    number: int, layer: Any, spec: LayerSpec, model: PreTrainedModel, fed: int, hint: str
-) -> None:  # fmt: skip
+def _check_states(number: int, layer: Any, spec: LayerSpec, model: PreTrainedModel, fed: int, hint: str) -> None:
     """Raise UnsupportedCacheError unless the states of a layer that records its past are those of its last token."""
     if any(state.name.startswith("recurrent") for state in spec.states):
         raise UnsupportedCacheError(

@@ -85,8 +85,13 @@ FAMILIES = (
     # layers that cannot be stored yet
     Family("DeepSeek-V4", ("deepseek_v4",), "windows and compressed rows", "DeepseekV4HCACache"),
     # what no cache layer shows
-    Family("RecurrentGemma", ("recurrent_gemma",), "windows; states in the modules",
-           "its state is kept in its modules, outside of the cache", by_type=True),
+    Family(
+        "RecurrentGemma",
+        ("recurrent_gemma",),
+        "windows; states in the modules",
+        "its state is kept in its modules, outside of the cache",
+        by_type=True,
+    ),
     Family("Qwen2-VL, 2.5, 3", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "every row; image offsets in the model", MROPE),
     Family("GLM-4.1V", ("glm4v",), "every row; image offsets in the model", MROPE),
     Family("MiniMax-Text-01", ("minimax",), f"{_STATES}, and rows", _OWN, by_type=True),
@@ -94,7 +99,7 @@ FAMILIES = (
     Family("RWKV", ("rwkv",), _STATES, _OWN, by_type=True),
     Family("Reformer", ("reformer",), "buckets and hidden states", _OWN, by_type=True),
     Family("XLNet", ("xlnet",), "hidden states", _OWN, by_type=True),
-)  # fmt: skip
+)
 
 _OF_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 _BY_TYPE = {model_type: family for family in FAMILIES if family.by_type for model_type in family.model_types}

@@ -26,9 +26,14 @@ Tokens = Sequence[int] | torch.Tensor  # of one sequence, or (batch, tokens)
 
 @torch.no_grad()
 def prefill(
-    model: PreTrainedModel, token_ids: Tokens, *, chunk: int, padding: Sequence[int] = (),
-    encoded: torch.Tensor | None = None, progress: Progress = nothing,
-) -> tuple[Cache, torch.Tensor]:  # fmt: skip
+    model: PreTrainedModel,
+    token_ids: Tokens,
+    *,
+    chunk: int,
+    padding: Sequence[int] = (),
+    encoded: torch.Tensor | None = None,
+    progress: Progress = nothing,
+) -> tuple[Cache, torch.Tensor]:
     """Feed a prompt to an empty cache, `chunk` tokens at a time so that activations stay bounded.
 
     It is fed in one pass where several would mean another cache: to models with states, and where LongRoPE or dynamic
@@ -60,9 +65,15 @@ def prefill(
 
 @torch.no_grad()
 def feed(
-    model: PreTrainedModel, cache: Cache, token_ids: Tokens, *, padding: Sequence[int] = (),
-    encoded: torch.Tensor | None = None, last_only: bool = False, finite: bool = True,
-) -> torch.Tensor:  # fmt: skip
+    model: PreTrainedModel,
+    cache: Cache,
+    token_ids: Tokens,
+    *,
+    padding: Sequence[int] = (),
+    encoded: torch.Tensor | None = None,
+    last_only: bool = False,
+    finite: bool = True,
+) -> torch.Tensor:
     """Feed tokens, in one forward pass if the cache allows it; the cache grows by them.
 
     Args:
@@ -96,9 +107,15 @@ def _as_tensor(model: PreTrainedModel, token_ids: Tokens) -> torch.Tensor:
 
 
 def _run(
-    model: PreTrainedModel, cache: Cache, ids: torch.Tensor, seen: int, padding: Sequence[int],
-    encoded: torch.Tensor | None, *, last_only: bool,
-) -> torch.Tensor:  # fmt: skip
+    model: PreTrainedModel,
+    cache: Cache,
+    ids: torch.Tensor,
+    seen: int,
+    padding: Sequence[int],
+    encoded: torch.Tensor | None,
+    *,
+    last_only: bool,
+) -> torch.Tensor:
     """One forward pass; logits, (batch, tokens or 1, vocabulary)."""
     require_room(model, seen, ids.shape[1])
     settle(model)
@@ -175,9 +192,8 @@ def continue_from(model: PreTrainedModel, cache: Cache, next_token: int, choose:
 
 
 def continuation(
-    model: PreTrainedModel, cache: Cache, next_token: int, count: int, choose: Sampler,
-    progress: Progress = nothing,
-) -> list[int]:  # fmt: skip
+    model: PreTrainedModel, cache: Cache, next_token: int, count: int, choose: Sampler, progress: Progress = nothing
+) -> list[int]:
     """The next `count` tokens; `cache` itself is left as it is."""
     tokens = []
     for token in continue_from(model, fork(cache), next_token, choose):
@@ -188,9 +204,7 @@ def continuation(
     return tokens
 
 
-def score(
-    model: PreTrainedModel, cache: Cache, token_ids: Sequence[int], *, finite: bool = True
-) -> torch.Tensor:  # fmt: skip
+def score(model: PreTrainedModel, cache: Cache, token_ids: Sequence[int], *, finite: bool = True) -> torch.Tensor:
     """Teacher-forced logits after each of the tokens, (tokens, vocabulary); `cache` itself is left as it is.
 
     Args:

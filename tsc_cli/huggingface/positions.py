@@ -64,8 +64,9 @@ def switch_of(model: PreTrainedModel) -> int | None:
     """
     found = [
         int(settings.get("original_max_position_embeddings") or _config(model).original_max_position_embeddings)
-        for settings in _rope_settings(model) if settings.get("rope_type") == "longrope"
-    ]  # fmt: skip
+        for settings in _rope_settings(model)
+        if settings.get("rope_type") == "longrope"
+    ]
     return min(found, default=None)
 
 
@@ -101,9 +102,15 @@ def require_room(model: PreTrainedModel, held: int, count: int) -> None:
 
 
 def require_fit(
-    model: PreTrainedModel, tokens: int, steps: int, *, held: int = 0, beyond: bool = False, option: str = "--steps",
+    model: PreTrainedModel,
+    tokens: int,
+    steps: int,
+    *,
+    held: int = 0,
+    beyond: bool = False,
+    option: str = "--steps",
     unfed: int = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Raise UsageError unless `tokens` and then `steps` more fit behind a cache of `held`.
 
     Args:

@@ -66,9 +66,13 @@ def by_row(ids: torch.Tensor) -> list[int]:
 
 
 def prompt_of(
-    model: PreTrainedModel, input_ids: Any, *, attention_mask: Any = None, decoder_input_ids: Any = None,
+    model: PreTrainedModel,
+    input_ids: Any,
+    *,
+    attention_mask: Any = None,
+    decoder_input_ids: Any = None,
     input_features: Any = None,
-) -> Prompt:  # fmt: skip
+) -> Prompt:
     """A prompt out of what `model.generate` takes.
 
     Args:
@@ -87,9 +91,10 @@ def prompt_of(
     if (input_features is not None) != (model.main_input_name == "input_features"):
         raise UsageError(f"the encoder of {type(model).__name__} is fed {model.main_input_name}")
     encoder = (
-        ("input_ids", as_ids(input_ids)) if input_features is None
+        ("input_ids", as_ids(input_ids))
+        if input_features is None
         else ("input_features", torch.as_tensor(input_features))
-    )  # fmt: skip
+    )
     if attention_mask is not None and not bool(torch.as_tensor(attention_mask).bool().all()):
         raise UsageError("an encoder's input with padding cannot be captured", hint="one sequence at a time")
     if decoder_input_ids is None:

@@ -183,9 +183,14 @@ def _check_empty(
 
 
 def to_cache(
-    trace: Trace, model: PreTrainedModel, snapshot: int = -1, *, tokenizer: Any = None, force: bool = False,
+    trace: Trace,
+    model: PreTrainedModel,
+    snapshot: int = -1,
+    *,
+    tokenizer: Any = None,
+    force: bool = False,
     into: Any = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """Restore a snapshot into a transformers cache, as `model.generate(past_key_values=...)` takes it.
 
     `generate_inputs` gives all that `generate` needs; what it makes of a cache alone differs between kinds of models.

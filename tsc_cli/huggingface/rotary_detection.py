@@ -36,10 +36,8 @@ def layers_of(model: PreTrainedModel) -> list[Rotary]:
         return [_NONE] * len(new_cache(model).layers)
     here, there = _keys_at(model, 0), _keys_at(model, _SHIFT)
     candidates = [
-        Rotary(rates, interleaved)
-        for rates in dict.fromkeys(_frequencies(model))
-        for interleaved in (False, True)
-    ]  # fmt: skip
+        Rotary(rates, interleaved) for rates in dict.fromkeys(_frequencies(model)) for interleaved in (False, True)
+    ]
     return [_explaining(candidates, one, other) for one, other in zip(here, there, strict=True)]
 
 

@@ -51,9 +51,7 @@ def encode_prompt(text: str, tokenizer: Any, say: Say, *, special: bool = True) 
 def decode(tokens: Sequence[int], tokenizer: Any, *, skip_special: bool) -> str:
     """The text of token ids, exactly as it is.  Raises UsageError where the tokenizer fails on them."""
     with _explained(tokenizer, "decode the tokens"):
-        text: str = tokenizer.decode(
-            list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-        )  # fmt: skip
+        text: str = tokenizer.decode(list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return text
 
 
@@ -68,6 +66,7 @@ def _explained(tokenizer: Any, what: str) -> Iterator[None]:
         path = os.path.join(str(getattr(tokenizer, "name_or_path", "")), "tokenizer.json")
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsageError(
-            f"the tokenizer cannot {what}: {reason}", path=path if os.path.isfile(path) else None,
+            f"the tokenizer cannot {what}: {reason}",
+            path=path if os.path.isfile(path) else None,
             hint="are its files those of this model, and complete?",
-        ) from error  # fmt: skip
+        ) from error

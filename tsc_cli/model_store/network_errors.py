@@ -131,8 +131,9 @@ def _proxy(link: BaseException) -> Cause | None:
     if "socks" in text.lower() and isinstance(link, ImportError | ValueError):
         return Cause(
             "the proxy is a SOCKS proxy, for which a package is missing",
-            "pip install socksio PySocks, or unset ALL_PROXY and HTTPS_PROXY", local=True,
-        )  # fmt: skip
+            "pip install socksio PySocks, or unset ALL_PROXY and HTTPS_PROXY",
+            local=True,
+        )
     about_settings = isinstance(link, ValueError) or type(link).__name__ in ("InvalidURL", "UnsupportedProtocol")
     if about_settings and ("proxy" in text.lower() or "scheme" in text.lower() or _is_of_proxy(link)):
         return Cause(f"the proxy setting cannot be used: {text}", "see HTTPS_PROXY, HTTP_PROXY and ALL_PROXY", True)

@@ -65,9 +65,10 @@ def arguments(named: Named, say: Say) -> tuple[dict[str, Any], str]:
     path = folder_of(named)
     if not _is_ready(named):
         raise UsageError(
-            f"the files of {named.name} are gone", path=str(path),
+            f"the files of {named.name} are gone",
+            path=str(path),
             hint=f"tsc models remove {named.name}, then tsc models add {named.source}",
-        )  # fmt: skip
+        )
     return {"pretrained_model_name_or_path": str(path), "local_files_only": True}, named.name
 
 

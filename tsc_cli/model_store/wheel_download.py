@@ -78,13 +78,21 @@ def indexes() -> list[str]:
     pip, uv = _pip_settings(), _uv_settings()
     environment = os.environ
     main = (
-        environment.get("PIP_INDEX_URL") or environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL")
-        or pip.get("index-url") or uv.get("index-url") or PUBLIC
-    )  # fmt: skip
-    more = " ".join([
-        environment.get("PIP_EXTRA_INDEX_URL") or pip.get("extra-index-url", ""),
-        environment.get("UV_EXTRA_INDEX_URL", ""), environment.get("UV_INDEX", ""), uv.get("extra-index-url", ""),
-    ])  # fmt: skip
+        environment.get("PIP_INDEX_URL")
+        or environment.get("UV_DEFAULT_INDEX")
+        or environment.get("UV_INDEX_URL")
+        or pip.get("index-url")
+        or uv.get("index-url")
+        or PUBLIC
+    )
+    more = " ".join(
+        [
+            environment.get("PIP_EXTRA_INDEX_URL") or pip.get("extra-index-url", ""),
+            environment.get("UV_EXTRA_INDEX_URL", ""),
+            environment.get("UV_INDEX", ""),
+            uv.get("extra-index-url", ""),
+        ]
+    )
     found = [re.sub(r"^[\w.-]+=", "", one) for one in (main, *more.split())]  # uv may name an index: NAME=URL
     return list(dict.fromkeys(one for one in found if one.startswith(("http://", "https://"))))
 
@@ -98,8 +106,13 @@ def _pip_settings() -> Mapping[str, str]:
     home, user = Path.home(), Path(platformdirs.user_config_dir("pip", appauthor=False, roaming=True))
     name = "pip.ini" if os.name == "nt" else "pip.conf"
     system = [Path(folder, "pip", name) for folder in platformdirs.site_config_dir(multipath=True).split(os.pathsep)]
-    files = [*system, Path("/etc") / name, home / (".pip" if os.name != "nt" else "pip") / name, user / name,
-             Path(sys.prefix) / name]  # fmt: skip
+    files = [
+        *system,
+        Path("/etc") / name,
+        home / (".pip" if os.name != "nt" else "pip") / name,
+        user / name,
+        Path(sys.prefix) / name,
+    ]
     found: dict[str, str] = {}
     for file in [*files, *([Path(named)] if named else [])]:
         parser = ConfigParser(interpolation=None)
@@ -117,9 +130,14 @@ def _uv_settings() -> Mapping[str, str]:
     import platformdirs
 
     named = os.environ.get("UV_CONFIG_FILE")
-    files = [Path(named)] if named else [
-        Path("/etc/uv/uv.toml"), Path(platformdirs.user_config_dir("uv", appauthor=False, roaming=True)) / "uv.toml",
-    ]  # fmt: skip
+    files = (
+        [Path(named)]
+        if named
+        else [
+            Path("/etc/uv/uv.toml"),
+            Path(platformdirs.user_config_dir("uv", appauthor=False, roaming=True)) / "uv.toml",
+        ]
+    )
     found: dict[str, str] = {}
     for file in files:
         try:

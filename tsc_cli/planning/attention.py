@@ -126,9 +126,12 @@ def latent_layer(fields: Fields, of: Shape) -> Layer:
     weights = of.hidden * queries if query_rank is None else query_rank * (of.hidden + queries)
     weights += of.hidden * (rank + turned) + rank * of.heads * (unturned + value_size)
     return Layer(
-        "latent", rank + turned, query_heads=of.heads, pair_size=of.heads * (unturned + turned + value_size),
+        "latent",
+        rank + turned,
+        query_heads=of.heads,
+        pair_size=of.heads * (unturned + turned + value_size),
         weights=weights + of.heads * value_size * of.hidden,
-    )  # fmt: skip
+    )
 
 
 def every(kind: Kind) -> Rule:
@@ -143,9 +146,11 @@ def window(fields: Fields, of: Shape) -> list[Layer]:
 
 
 _WORDS: dict[str, Kind] = {
-    "full_attention": full_layer, "attention": full_layer, "sliding_attention": sliding_layer,
+    "full_attention": full_layer,
+    "attention": full_layer,
+    "sliding_attention": sliding_layer,
     "chunked_attention": chunked_layer,
-}  # fmt: skip
+}
 
 
 def typed(pattern: Pattern, **kinds: Kind) -> Rule:

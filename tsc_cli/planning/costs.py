@@ -93,21 +93,29 @@ def at_context(model: Model, context: int, means: Means) -> dict[str, Any]:
     raw, heads = cache_bytes(model, context), by_query_heads(model, context)
     storage = [_stored(model, context, rate, means, seconds) for rate in rates(model.dtype, DTYPE_BYTES[model.dtype])]
     return {
-        "tokens": context, "raw_bytes": raw, "state_bytes": state_bytes(model),
+        "tokens": context,
+        "raw_bytes": raw,
+        "state_bytes": state_bytes(model),
         "next_token_bytes": token_bytes(model.layers, model.dtype, context),
-        "prefill_flop": flops, "recompute_seconds": seconds, "storage": storage,
+        "prefill_flop": flops,
+        "recompute_seconds": seconds,
+        "storage": storage,
         "reports_table_4": {"bytes": heads, "times": heads / raw} if heads != raw else None,
-    }  # fmt: skip
+    }
 
 
-def _stored(
-    model: Model, context: int, rate: Rate, means: Means, seconds: float | None
-) -> dict[str, Any]:  # fmt: skip
+def _stored(model: Model, context: int, rate: Rate, means: Means, seconds: float | None) -> dict[str, Any]:
     size = cache_bytes(model, context, None if rate.basis == "exact" else rate.bits)
     found: dict[str, Any] = {
-        "name": rate.name, "bits_per_value": rate.bits, "kl": rate.kl, "top1": rate.top1, "basis": rate.basis,
-        "source": rate.source, "bytes": size, "bytes_all_users": size * means.users,
-    }  # fmt: skip
+        "name": rate.name,
+        "bits_per_value": rate.bits,
+        "kl": rate.kl,
+        "top1": rate.top1,
+        "basis": rate.basis,
+        "source": rate.source,
+        "bytes": size,
+        "bytes_all_users": size * means.users,
+    }
     if means.memory is not None:
         found["users_that_fit"] = (means.memory - means.weights) // size
         found["all_users_fit"] = found["users_that_fit"] >= means.users
@@ -124,9 +132,14 @@ def described(layers: Sequence[tuple[int, Layer]], dtype: str) -> list[Mapping[s
     size = DTYPE_BYTES[dtype]
     return [
         {
-            "count": count, "kind": layer.kind, "query_heads": layer.query_heads, "kv_heads": layer.kv_heads,
-            "values_per_token": layer.row_values, "bytes_per_token": layer.row_values * size,
-            "rows_at_most": layer.window if layer.row_values else None, "state_bytes": layer.state_bytes(size),
+            "count": count,
+            "kind": layer.kind,
+            "query_heads": layer.query_heads,
+            "kv_heads": layer.kv_heads,
+            "values_per_token": layer.row_values,
+            "bytes_per_token": layer.row_values * size,
+            "rows_at_most": layer.window if layer.row_values else None,
+            "state_bytes": layer.state_bytes(size),
         }
         for count, layer in layers
-    ]  # fmt: skip
+    ]

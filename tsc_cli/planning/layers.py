@@ -81,14 +81,26 @@ def attention(
     queries = heads * key_size * (2 if gated else 1)
     weights = hidden * (queries + 2 * kv_heads * key_size + heads * key_size)
     return Layer(
-        kind, 2 * kv_heads * key_size, window, query_heads=heads, kv_heads=kv_heads, pair_size=2 * heads * key_size,
+        kind,
+        2 * kv_heads * key_size,
+        window,
+        query_heads=heads,
+        kv_heads=kv_heads,
+        pair_size=2 * heads * key_size,
         weights=weights,
-    )  # fmt: skip
+    )
 
 
 def both(rows: Layer, state: Layer) -> Layer:
     """A layer that keeps the rows of one and the state of the other."""
     return Layer(
-        f"{rows.kind}+{state.kind}", rows.row_values, rows.window, state.state_values, state.state_values_float32,
-        rows.query_heads, rows.kv_heads, rows.pair_size, rows.weights + state.weights,
-    )  # fmt: skip
+        f"{rows.kind}+{state.kind}",
+        rows.row_values,
+        rows.window,
+        state.state_values,
+        state.state_values_float32,
+        rows.query_heads,
+        rows.kv_heads,
+        rows.pair_size,
+        rows.weights + state.weights,
+    )

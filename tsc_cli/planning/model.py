@@ -21,9 +21,11 @@ from .layers import Layer
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 # fields that would change everything, were they anything else
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False,), "add_cross_attention": (False,), "use_bidirectional_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "use_bidirectional_attention": (False,),
     "mamba_use_mlp": (True,),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ def _model_type(values: Mapping[str, Any], path: str) -> str:
     found = values.get("model_type")
     if not isinstance(found, str):
         raise CorruptError(
-            "field 'model_type': " + ("is missing" if found is None else "a string was expected"), path=path,
+            "field 'model_type': " + ("is missing" if found is None else "a string was expected"),
+            path=path,
             hint="the config.json of a transformers model was expected",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -119,10 +122,11 @@ def _architecture(model_type: Any, inside: str, path: str) -> Architecture:
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, [*ARCHITECTURES, *WRAPPERS], 1, 0.7)
         raise UnsupportedFileError(
-            f"field '{inside}model_type': {shown(model_type)} is not known", path=path,
+            f"field '{inside}model_type': {shown(model_type)} is not known",
+            path=path,
             hint=f"{'the nearest is ' + near[0] + '; ' if near else ''}docs/plan.md lists those that are, and says how "
             "to add one",
-        )  # fmt: skip
+        )
     return ARCHITECTURES[name]
 
 
@@ -139,7 +143,7 @@ def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:
 
 def _parameters(
     architecture: Architecture, fields: Fields, of: Shape, layers: list[Layer], outer: Fields
-) -> Parameters | None:  # fmt: skip
+) -> Parameters | None:
     if architecture.feed_forward is None:
         return None
     parts = architecture.feed_forward(fields, of)

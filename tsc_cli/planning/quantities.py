@@ -11,9 +11,12 @@ from tsc_cli.checkpoints.config_fields import shown
 _QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?([A-Za-z/]*)", re.ASCII)
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6, "Z": 7}
 _SIZES = {
-    "": 1, "B": 1, **{f"{letter}B": 1000**power for letter, power in _POWERS.items() if 0 < power < 6},
-    **{f"{letter}iB": 1024**power for letter, power in _POWERS.items() if 1 < power < 6}, "KiB": 1024,
-}  # fmt: skip
+    "": 1,
+    "B": 1,
+    **{f"{letter}B": 1000**power for letter, power in _POWERS.items() if 0 < power < 6},
+    **{f"{letter}iB": 1024**power for letter, power in _POWERS.items() if 1 < power < 6},
+    "KiB": 1024,
+}
 _TOKENS = {"": 1, "k": 1 << 10, "K": 1 << 10, "m": 1 << 20, "M": 1 << 20}
 _BANDWIDTHS = {
     **{f"{letter}B/s": 1000.0**power for letter, power in _POWERS.items() if power < 6},

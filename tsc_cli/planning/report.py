@@ -26,9 +26,10 @@ def text(facts: Facts) -> str:
     if facts["memory_bytes"] is not None:
         left = f" after {size(facts['weights_bytes'])} of weights" if facts["weights_bytes"] else ""
         parts += _tables(
-            f"Caches that fit into {size(facts['memory_bytes'])}{left}, by tokens of context", contexts,
+            f"Caches that fit into {size(facts['memory_bytes'])}{left}, by tokens of context",
+            contexts,
             lambda stored: f"{stored['users_that_fit']:,}",
-        )  # fmt: skip
+        )
         if users > 1:
             parts.append("\n".join(_fitting(one, users) for one in contexts))
     parts += _prefill(facts)
@@ -36,13 +37,15 @@ def text(facts: Facts) -> str:
         parts += _tables(
             f"Seconds to move one cache at {size(facts['bandwidth_bytes_per_second'])} a second, by tokens of context",
             contexts,
-            lambda stored: seconds(stored["transfer_seconds"]), last=_recomputing(contexts),
-        )  # fmt: skip
+            lambda stored: seconds(stored["transfer_seconds"]),
+            last=_recomputing(contexts),
+        )
     elif facts["compute_flop_per_second"] is not None:
         parts += _tables(
-            "Bytes a second above which moving beats recomputing, by tokens of context", contexts,
+            "Bytes a second above which moving beats recomputing, by tokens of context",
+            contexts,
             lambda stored: size(stored["break_even_bytes_per_second"]),
-        )  # fmt: skip
+        )
     parts.append("\n".join(textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in _bullets(facts["notes"])))
     return "\n\n".join(parts)
 
@@ -86,10 +89,16 @@ def _layers(facts: Facts) -> str:
     for layer in facts["layers"]:
         heads = f"{layer['query_heads']} / {layer['kv_heads'] or 'latent'}" if layer["query_heads"] else "none"
         kept = "none" if not layer["bytes_per_token"] else _kept(layer["rows_at_most"])
-        rows.append([
-            str(layer["count"]), layer["kind"], heads, kept, f"{layer['bytes_per_token']:,}",
-            f"{layer['state_bytes']:,}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(layer["count"]),
+                layer["kind"],
+                heads,
+                kept,
+                f"{layer['bytes_per_token']:,}",
+                f"{layer['state_bytes']:,}",
+            ]
+        )
     states = any(layer["state_bytes"] for layer in facts["layers"])
     head = ("layers", "kind", "query / KV heads", "rows kept", "bytes a token", *(("state, bytes",) if states else ()))
     table = columns([row[: len(head)] for row in rows], head)
@@ -170,9 +179,11 @@ def _prefill(facts: Facts) -> list[str]:
 def _fitting(context: Facts, users: int) -> str:
     """From which way of storing on that many caches fit."""
     fits = next((stored["name"] for stored in context["storage"] if stored["all_users_fit"]), None)
-    how = "in no way that was measured" if fits is None else f"stored {fits}" + (
-        "" if fits == context["storage"][0]["name"] else " or smaller"
-    )  # fmt: skip
+    how = (
+        "in no way that was measured"
+        if fits is None
+        else f"stored {fits}" + ("" if fits == context["storage"][0]["name"] else " or smaller")
+    )
     return f"{users:,} caches of {context['tokens']:,} tokens fit {how}."
 
 

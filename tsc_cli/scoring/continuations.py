@@ -74,9 +74,15 @@ def followed(
 
 
 def sample_after(
-    trace: Trace, model: PreTrainedModel, exact: Cache, positions: int, seed: int, progress: Progress = nothing, *,
+    trace: Trace,
+    model: PreTrainedModel,
+    exact: Cache,
+    positions: int,
+    seed: int,
+    progress: Progress = nothing,
+    *,
     beyond: bool = False,
-) -> list[int]:  # fmt: skip
+) -> list[int]:
     """`positions` + 1 tokens sampled from the exact model after the last snapshot; one run serves every snapshot.
 
     Fewer where the model has no room for them.

@@ -68,20 +68,24 @@ TIERS: dict[str, Tier] = {
         Tier("lossless", None, 1e-6, Published(Recipe("lossless"), "tiers", 7.98, kl=1e-6, top1=1.0)),
         Tier("63x", 63, 0.01, Published(Recipe("delta", _DELTA), "tiers", 63, top1=1.0, perplexity_change=-0.03)),
         Tier(
-            "84x", 84, 0.053,  # what 219x has
+            "84x",
+            84,
+            0.053,  # what 219x has
             Published(Recipe("delta", _DELTA, evict="h2o", evict_settings={"keep": 0.75}), "tiers", 84, kl=0.08),
         ),
         Tier("125x", 125, 0.053, Published(_blocks("vq", block=8, threshold=0.05), "tiers", 125, kl=0.057, top1=1.0)),
         Tier("219x", 219, 0.053, Published(_blocks("pq", block=8, m=2, threshold=0.08), "tiers", 219, kl=0.053)),
         Tier("429x", 429, 0.154, Published(_blocks("vq", block=2, fallback=False), "Table 1", 429, kl=0.154, top1=1.0)),
         Tier(
-            "1034x", 1034, 0.5,
+            "1034x",
+            1034,
+            0.5,
             Published(
                 _blocks("vq", block=8, fallback=False), "Table 1", 1034, kl=1.09, top1=0.2, remark="KL 1.09 to 3.08"
             ),
         ),
     )
-}  # fmt: skip
+}
 # Table 1 has two rows that are no tiers
 TABLE_1: dict[str, Published] = {
     "vq-8": Published(_blocks("vq", block=8, fallback=False), "Table 1", 1034, kl=1.09, remark="KL 1.09 to 3.08"),
@@ -209,11 +213,14 @@ def families(klt: Family | None = None) -> list[Family]:
     found = [klt] if klt is not None else []
     found += [
         Family(
-            f"scalar, values {share:g}", Recipe("scalar", {"group": 64}, exact_sinks=SINKS), "levels", 3,
+            f"scalar, values {share:g}",
+            Recipe("scalar", {"group": 64}, exact_sinks=SINKS),
+            "levels",
+            3,
             follow={"values_levels": share},
         )
         for share in (1.0, 0.75, 0.5)
-    ]  # fmt: skip
+    ]
     rotated = {"keys": "token", "symmetric": True, "hadamard": True, "group": 64}
     found.append(Family("scalar, rotated", Recipe("scalar", rotated, exact_sinks=SINKS), "levels", 3))
     sizes = (160, 192, 224, 256)

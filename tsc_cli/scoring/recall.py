@@ -46,9 +46,11 @@ class Recall:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; NaN becomes null."""
         facts = {
-            "passages": len(self.starts), "passage_starts": list(self.starts), "passage_positions": self.predicted,
+            "passages": len(self.starts),
+            "passage_starts": list(self.starts),
+            "passage_positions": self.predicted,
             **self.fidelity.to_dict(),
-        }  # fmt: skip
+        }
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
 
     def record(self) -> dict[str, Any]:
@@ -86,9 +88,13 @@ def recall_passes(tokens: int, positions: int) -> int:
 
 
 def measure_recall(
-    model: PreTrainedModel, exact: Cache, restored: Cache, token_ids: Sequence[int], positions: int,
+    model: PreTrainedModel,
+    exact: Cache,
+    restored: Cache,
+    token_ids: Sequence[int],
+    positions: int,
     progress: Progress = nothing,
-) -> Recall:  # fmt: skip
+) -> Recall:
     """Repeat passages of the context to both caches, each passage to a copy of its own, and compare the predictions.
 
     The first token of a passage is fed right after the context, unpredicted; every further one is predicted from those

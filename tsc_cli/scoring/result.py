@@ -41,11 +41,17 @@ class Verified:
     def to_dict(self) -> dict[str, Any]:
         """The result without recall, scalars only; NaN becomes null."""
         facts = {
-            "snapshot": self.snapshot, "tokens": self.tokens, "reference": self.reference, "exact": self.exact,
-            "identical": self.identical, "verdict": self.verdict, **self.fidelity.to_dict(),
+            "snapshot": self.snapshot,
+            "tokens": self.tokens,
+            "reference": self.reference,
+            "exact": self.exact,
+            "identical": self.identical,
+            "verdict": self.verdict,
+            **self.fidelity.to_dict(),
             "sufficient": self.fidelity.sufficient,
-            "greedy_tokens": self.greedy, "greedy_diverges_at": self.diverges_at,
-        }  # fmt: skip
+            "greedy_tokens": self.greedy,
+            "greedy_diverges_at": self.diverges_at,
+        }
         return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
 
     def record(self) -> dict[str, Any]:

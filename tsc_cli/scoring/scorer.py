@@ -33,9 +33,16 @@ class Judge:
     """
 
     def __init__(
-        self, source: Source, model: PreTrainedModel, *, snapshot: int = -1, positions: int = 256, seed: int = 0,
-        progress: Progress = nothing, beyond: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        model: PreTrainedModel,
+        *,
+        snapshot: int = -1,
+        positions: int = 256,
+        seed: int = 0,
+        progress: Progress = nothing,
+        beyond: bool = False,
+    ) -> None:
         """Run the exact cache; `beyond` goes on beyond the positions that the model was made for."""
         check_positions(model, positions)
         check_seed(seed)
@@ -90,9 +97,7 @@ class Judge:
         fidelity = self.of_recipe(recipe)
         tokens = len(self.source.trace.token_ids(self.snapshot))
         identical = recipe.codec == "lossless" and not recipe.evict and recipe.state_codec.exact
-        return Verified(
-            self.snapshot, tokens, self.reference, "capture", identical, fidelity, 0, None
-        ).to_dict()  # fmt: skip
+        return Verified(self.snapshot, tokens, self.reference, "capture", identical, fidelity, 0, None).to_dict()
 
     def kl(self, recipe: Recipe) -> float:
         return self.of_recipe(recipe).kl_mean

@@ -57,11 +57,22 @@ class Appended:
 
 
 def append(
-    model: PreTrainedModel, prompt: Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
-    steps: int = 64, every: int = 1, chunk: int = 1024, temperature: float = 0.0, seed: int = 0, timeout: float = 0,
-    force: bool = False, progress: Progress = nothing, key: KeySource | None = None,
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    steps: int = 64,
+    every: int = 1,
+    chunk: int = 1024,
+    temperature: float = 0.0,
+    seed: int = 0,
+    timeout: float = 0,
+    force: bool = False,
+    progress: Progress = nothing,
+    key: KeySource | None = None,
     allow_beyond_positions: bool = False,
-) -> Appended:  # fmt: skip
+) -> Appended:
     """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
 
     The token that the last run generated and did not feed (`Trace.pending`) is fed first, by itself, as the unbroken
@@ -85,9 +96,10 @@ def append(
         trace = file.trace()
         if lost_by := loss.of_trace(trace):
             raise UsageError(
-                f"was compressed ({lost_by}): a session can only go on from what is exact", path=str(path),
+                f"was compressed ({lost_by}): a session can only go on from what is exact",
+                path=str(path),
                 hint="append to the captured file, and compress that",
-            )  # fmt: skip
+            )
         if file.geometry.batch > 1:
             raise UsageError("holds a batch, to which nothing is appended", path=str(path))
         if steps < 0 or every < 1 or chunk < 1 or (not prompt and not steps):
@@ -100,8 +112,9 @@ def append(
         more = len(trace.pending if prompt else ()) + len(prompt)
         require_fit(model, more, steps, held=len(trace.token_ids()), beyond=allow_beyond_positions)
         if len(caches.layers_of(cache)) != len(file.geometry.layers):
-            raise UsageError("was captured by another version of transformers, with other cache layers: append there",
-                             path=str(path))  # fmt: skip
+            raise UsageError(
+                "was captured by another version of transformers, with other cache layers: append there", path=str(path)
+            )
         with atomic_write(path, force=True) as sink:
             os.fchmod(sink.fileno(), os.stat(path).st_mode & 0o777)
             writer = TraceWriter.going_on(sink, file)
@@ -123,9 +136,15 @@ def append(
     fed = sum(one.tokens for one in feeds)
     untrue = trace.tier if header.tier != trace.tier else ""
     return Appended(
-        length, len(file.views) + new, new, len(trace.token_ids()) + fed, fed, header.raw_bytes_trace, header.tier,
+        length,
+        len(file.views) + new,
+        new,
+        len(trace.token_ids()) + fed,
+        fed,
+        header.raw_bytes_trace,
+        header.tier,
         untrue,
-    )  # fmt: skip
+    )
 
 
 def _times(trace: Any) -> int:
@@ -134,9 +153,17 @@ def _times(trace: Any) -> int:
 
 
 def _run(
-    model: PreTrainedModel, cache: Any, recorder: Recorder, prompt: Sequence[int], pending: Sequence[int], steps: int,
-    every: int, chunk: int, choose: Sampler, progress: Progress,
-) -> list[Feed]:  # fmt: skip
+    model: PreTrainedModel,
+    cache: Any,
+    recorder: Recorder,
+    prompt: Sequence[int],
+    pending: Sequence[int],
+    steps: int,
+    every: int,
+    chunk: int,
+    choose: Sampler,
+    progress: Progress,
+) -> list[Feed]:
     """Feed the prompt and decode, with a snapshot after the prompt and after each `every` steps; what was fed."""
     feeds = []
     next_token = next(iter(pending), None)

@@ -70,10 +70,17 @@ class Captured:
 
 
 def capture(
-    model: PreTrainedModel, input_ids: Any = None, *, attention_mask: Any = None, decoder_input_ids: Any = None,
-    input_features: Any = None, tokenizer: Any = None, reference: Sequence[int] = (),
-    options: CaptureOptions | None = None, **settings: Any,
-) -> Trace:  # fmt: skip
+    model: PreTrainedModel,
+    input_ids: Any = None,
+    *,
+    attention_mask: Any = None,
+    decoder_input_ids: Any = None,
+    input_features: Any = None,
+    tokenizer: Any = None,
+    reference: Sequence[int] = (),
+    options: CaptureOptions | None = None,
+    **settings: Any,
+) -> Trace:
     """Capture a trace into memory (each row once).
 
     Args:
@@ -93,9 +100,12 @@ def capture(
     options = options or CaptureOptions(**settings)
     caches.new_cache(model)  # a model that cannot be captured is refused before anything is said of its prompt
     prompt = prompt_of(
-        model, input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids,
+        model,
+        input_ids,
+        attention_mask=attention_mask,
+        decoder_input_ids=decoder_input_ids,
         input_features=input_features,
-    )  # fmt: skip
+    )
     _check_reference(prompt, reference)
     builders: list[TraceBuilder] = []
 
@@ -111,23 +121,48 @@ def capture(
 
 
 def capture_to_file(
-    model: PreTrainedModel, prompt: Prompt | Sequence[int], path: str | os.PathLike[str], *, tokenizer: Any = None,
-    reference: Sequence[int] = (), options: CaptureOptions, info: dict[str, Any] | None = None, force: bool = False,
-    deterministic: bool = False, progress: Progress = nothing, secret: Secret | None = None,
-) -> Captured:  # fmt: skip
+    model: PreTrainedModel,
+    prompt: Prompt | Sequence[int],
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    reference: Sequence[int] = (),
+    options: CaptureOptions,
+    info: dict[str, Any] | None = None,
+    force: bool = False,
+    deterministic: bool = False,
+    progress: Progress = nothing,
+    secret: Secret | None = None,
+) -> Captured:
     """Capture straight into a .tsc file; rows are written as they come and never held twice."""
     with atomic_write(path, force=force) as file:
         return capture_to_sink(
-            model, prompt, file, tokenizer=tokenizer, reference=reference, options=options, info=info,
-            deterministic=deterministic, progress=progress, secret=secret,
-        )  # fmt: skip
+            model,
+            prompt,
+            file,
+            tokenizer=tokenizer,
+            reference=reference,
+            options=options,
+            info=info,
+            deterministic=deterministic,
+            progress=progress,
+            secret=secret,
+        )
 
 
 def capture_to_sink(
-    model: PreTrainedModel, prompt: Prompt | Sequence[int], sink: BinaryIO, *, tokenizer: Any = None,
-    reference: Sequence[int] = (), options: CaptureOptions, info: dict[str, Any] | None = None,
-    deterministic: bool = False, progress: Progress = nothing, secret: Secret | None = None,
-) -> Captured:  # fmt: skip
+    model: PreTrainedModel,
+    prompt: Prompt | Sequence[int],
+    sink: BinaryIO,
+    *,
+    tokenizer: Any = None,
+    reference: Sequence[int] = (),
+    options: CaptureOptions,
+    info: dict[str, Any] | None = None,
+    deterministic: bool = False,
+    progress: Progress = nothing,
+    secret: Secret | None = None,
+) -> Captured:
     """As `capture_to_file`, to anything that can be written to in order, such as a pipe.
 
     Args:
@@ -160,9 +195,12 @@ def capture_to_sink(
 
 
 def record(
-    model: PreTrainedModel, prompt: Prompt, options: CaptureOptions, open_sink: Callable[[Geometry], RowSink],
+    model: PreTrainedModel,
+    prompt: Prompt,
+    options: CaptureOptions,
+    open_sink: Callable[[Geometry], RowSink],
     progress: Progress = nothing,
-) -> float:  # fmt: skip
+) -> float:
     """Run the model and record every snapshot in the sink; returns the seconds of the prefill.
 
     The sink is opened after the prefill, when the cache's shape is known, and before any row is handed to it.
@@ -173,9 +211,13 @@ def record(
     started = time.perf_counter()
     with observed(model, enabled=options.attention) as observation:
         cache, logits = prefill(
-            model, prompt.ids, chunk=options.chunk, padding=prompt.padding, encoded=prompt.encoded(model),
+            model,
+            prompt.ids,
+            chunk=options.chunk,
+            padding=prompt.padding,
+            encoded=prompt.encoded(model),
             progress=progress,
-        )  # fmt: skip
+        )
     seconds = time.perf_counter() - started
     geometry = caches.geometry_of(cache, type(model).__name__, prompt.padding)
     sink = open_sink(geometry)
@@ -210,9 +252,12 @@ def record(
 def capture_info(options: CaptureOptions, prompt: Prompt) -> dict[str, Any]:
     """What the tier header keeps of a capture, so that it can be replayed exactly."""
     info: dict[str, Any] = prompt.facts() | {
-        "chunk": options.chunk, "steps": options.steps, "every": options.every,
-        "temperature": options.temperature, "seed": options.seed,
-    }  # fmt: skip
+        "chunk": options.chunk,
+        "steps": options.steps,
+        "every": options.every,
+        "temperature": options.temperature,
+        "seed": options.seed,
+    }
     if options.keyframe_interval:
         info["keyframe_interval"] = options.keyframe_interval
     return info

@@ -70,9 +70,14 @@ def passes_to(trace: Trace, length: int) -> int:
 
 
 def replayed(
-    trace: Trace, model: PreTrainedModel, tokens: Tokens, lengths: Sequence[int], encoded: Any, progress: Any,
+    trace: Trace,
+    model: PreTrainedModel,
+    tokens: Tokens,
+    lengths: Sequence[int],
+    encoded: Any,
+    progress: Any,
     padding: Sequence[int] = (),
-) -> Iterator[tuple[int, Any]]:  # fmt: skip
+) -> Iterator[tuple[int, Any]]:
     """(length, a cache of so many tokens) for each of the lengths, as the capturing run had them, in order.
 
     Args:

@@ -23,10 +23,17 @@ if TYPE_CHECKING:
 
 
 def resume(
-    trace: Trace, model: PreTrainedModel, *, snapshot: int = -1, prompt: Sequence[int] = (),
-    choose: Sampler | None = None, tokenizer: Any = None, force: bool = False, allow_beyond_positions: bool = False,
+    trace: Trace,
+    model: PreTrainedModel,
+    *,
+    snapshot: int = -1,
+    prompt: Sequence[int] = (),
+    choose: Sampler | None = None,
+    tokenizer: Any = None,
+    force: bool = False,
+    allow_beyond_positions: bool = False,
     most: int | None = None,
-) -> Iterator[int]:  # fmt: skip
+) -> Iterator[int]:
     """Yield the tokens that follow a snapshot, for ever: stop taking them to stop.
 
     Without a prompt the first token is the one that the capturing run chose, so that a greedy resume gives the same
@@ -76,9 +83,16 @@ def _require_fit(model: PreTrainedModel, held: int, prompt: int, steps: int, *, 
 
 
 def generate_inputs(
-    trace: Trace, model: PreTrainedModel, snapshot: int = -1, *, append: Any = None, tokenizer: Any = None,
-    force: bool = False, into: Any = None, allow_beyond_positions: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    trace: Trace,
+    model: PreTrainedModel,
+    snapshot: int = -1,
+    *,
+    append: Any = None,
+    tokenizer: Any = None,
+    force: bool = False,
+    into: Any = None,
+    allow_beyond_positions: bool = False,
+) -> dict[str, Any]:
     """Everything that `model.generate` needs to go on from a snapshot: `model.generate(**generate_inputs(...))`.
 
     The cache alone is not enough: `generate` wants the tokens that it holds and one more, the masks of a batch, the
@@ -120,10 +134,11 @@ def generate_inputs(
     if isinstance(cache, EncoderDecoderCache):
         _require_start(model, ids)
         return {
-            "decoder_input_ids": ids, "decoder_attention_mask": mask,
+            "decoder_input_ids": ids,
+            "decoder_attention_mask": mask,
             forward.generate_argument(model): cache,
             "encoder_outputs": BaseModelOutput(last_hidden_state=placeholder(model, cache)),
-        }  # fmt: skip
+        }
     if not caches.tokens_seen(cache):  # states alone count no tokens: `generate` would feed all of them again
         return {"input_ids": following, forward.generate_argument(model): cache}
     return {"input_ids": ids, "attention_mask": mask, forward.generate_argument(model): cache}

@@ -48,7 +48,7 @@ class _Norms:
 
 def of_rows(
     trace: Trace, own: Trace | None, exact: Recomputed
-) -> Iterator[tuple[int, str, Distances, torch.Tensor, torch.Tensor]]:  # fmt: skip
+) -> Iterator[tuple[int, str, Distances, torch.Tensor, torch.Tensor]]:
     """(layer, part, distances, the first snapshot of each row, its number) of every part of every layer.
 
     Args:
@@ -56,8 +56,9 @@ def of_rows(
     """
     norms = {
         (layer, part): _Norms.like(rows)
-        for layer, column in enumerate(exact.columns) for part, rows in column.rows.items()
-    }  # fmt: skip
+        for layer, column in enumerate(exact.columns)
+        for part, rows in column.rows.items()
+    }
     again = {} if own is None else {(block.key, _codec(block)): block for block in own.blocks}
     for block in () if own is None else own.blocks:
         for layer, part, at, rows in _pieces(block, exact.columns):
@@ -68,9 +69,11 @@ def of_rows(
     for block in trace.blocks:
         twin = again.get((block.key, _codec(block)))
         same = twin is not None and _same_payload(block, twin)
-        made = {} if twin is None or same else {
-            (layer, part): rows for layer, part, _, rows in _pieces(twin, exact.columns)
-        }  # fmt: skip
+        made = (
+            {}
+            if twin is None or same
+            else {(layer, part): rows for layer, part, _, rows in _pieces(twin, exact.columns)}
+        )
         for layer, part, at, rows in _pieces(block, exact.columns):
             expected, found = exact.columns[layer].rows[part][:, :, at], norms[layer, part]
             if same or (layer, part) in made:

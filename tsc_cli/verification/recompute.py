@@ -104,9 +104,7 @@ class Findings:
     snapshots: list[Compared] = field(default_factory=list)
 
 
-def recompute(
-    trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, progress: Progress = nothing
-) -> Findings:  # fmt: skip
+def recompute(trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, progress: Progress = nothing) -> Findings:
     """Compare everything that a file stores with a new prefill of its tokens.
 
     Args:
@@ -121,8 +119,9 @@ def recompute(
     if lost_by := header_claims.lost_before(trace):
         raise UsageError(
             f"holds rows that were lossy before they came into it ({lost_by}): no prefill gives these",
-            path=trace.path, hint="tsc verify without --recompute measures them",
-        )  # fmt: skip
+            path=trace.path,
+            hint="tsc verify without --recompute measures them",
+        )
     fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
     found = Findings(list(header_claims.labels(trace)))
     if found.lies:  # rows of which it is not known what they are cannot be compared
@@ -159,9 +158,14 @@ def coarser(*dtypes: str) -> str:
 
 
 def _enter(
-    table: Mapping[int, Compared], layer: int, part: str, judged: Judged, distances: Distances, first: torch.Tensor,
+    table: Mapping[int, Compared],
+    layer: int,
+    part: str,
+    judged: Judged,
+    distances: Distances,
+    first: torch.Tensor,
     numbers: torch.Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """Put one part of one layer into the table; `first` is the snapshot of each row, `numbers` its number."""
     for snapshot in sorted(set(first.tolist())):
         at = (first == snapshot).nonzero()[:, 0]
@@ -171,11 +175,18 @@ def _enter(
             sequence, head, row = (int(one) for one in place)
             where = sequence, head, int(at[row])
             return Entry(
-                snapshot, layer, part, sequence, None if numbers is None else head,
-                None if numbers is None else int(numbers[where[2]]), float(judged.error[where]),
-                float(judged.own[where]), float(judged.allowed[where]), float(judged.share[where]),
+                snapshot,
+                layer,
+                part,
+                sequence,
+                None if numbers is None else head,
+                None if numbers is None else int(numbers[where[2]]),
+                float(judged.error[where]),
+                float(judged.own[where]),
+                float(judged.allowed[where]),
+                float(judged.share[where]),
                 bool(judged.coarse[where[:2]]),
-            )  # fmt: skip
+            )
 
         compared.tensors += len(at)
         compared.identical += int(distances.identical[..., at].all(0).all(0).sum())

@@ -61,9 +61,17 @@ class Recomputed:
         ]
         info = {key: value for key, value in trace.info.items() if key != "dequantized"}
         return replace(
-            trace, blocks=blocks, states=list(self.states), kept=(), attention=(), info=info, tier="", codec="lossless",
-            parameters={}, lost_by="",
-        )  # fmt: skip
+            trace,
+            blocks=blocks,
+            states=list(self.states),
+            kept=(),
+            attention=(),
+            info=info,
+            tier="",
+            codec="lossless",
+            parameters={},
+            lost_by="",
+        )
 
 
 def _placed(spans: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -134,8 +142,10 @@ def _require_shape(trace: Trace, cache: Any, model: PreTrainedModel) -> None:
     """Raise MismatchError unless the layers of the file are those of the model's cache."""
     mine = caches.geometry_of(cache, type(model).__name__, trace.geometry.padding)
     if (mine.dtype, mine.batch, len(mine.layers)) != (
-        trace.geometry.dtype, trace.geometry.batch, len(trace.geometry.layers),
-    ):  # fmt: skip
+        trace.geometry.dtype,
+        trace.geometry.batch,
+        len(trace.geometry.layers),
+    ):
         raise MismatchError(
             f"the file has {len(trace.geometry.layers)} layers of {trace.geometry.dtype}, "
             f"the model {len(mine.layers)} of {mine.dtype}"
@@ -166,7 +176,7 @@ def _columns(trace: Trace) -> list[Column]:
             torch.full((count,), -1, dtype=torch.int64),
         )
         for spec, one, count in zip(geometry.layers, spans, counts, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _fill(columns: list[Column], trace: Trace, number: int, exact: Sequence[Any]) -> None:

@@ -60,9 +60,16 @@ class VerifyOptions:
 
 
 def verify(
-    trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, against: Trace | None = None,
-    options: VerifyOptions | None = None, force: bool = False, progress: Progress = nothing, **settings: Any,
-) -> list[Verified]:  # fmt: skip
+    trace: Trace,
+    model: PreTrainedModel,
+    *,
+    tokenizer: Any = None,
+    against: Trace | None = None,
+    options: VerifyOptions | None = None,
+    force: bool = False,
+    progress: Progress = nothing,
+    **settings: Any,
+) -> list[Verified]:
     """Score restored snapshots against the exact cache.
 
     Args:
@@ -81,9 +88,10 @@ def verify(
     options = options or VerifyOptions(**settings)
     if against is not None and (lost_by := loss.of_trace(against)):
         raise UsageError(
-            f"was compressed ({lost_by}): its rows are not the exact ones", path=against.path,
+            f"was compressed ({lost_by}): its rows are not the exact ones",
+            path=against.path,
             hint="--against takes the captured file",
-        )  # fmt: skip
+        )
     wanted = sorted({trace.index(number) for number in options.snapshots})
     if not force:
         fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
@@ -120,11 +128,17 @@ def verify(
         again = (model, exact, restored, trace.token_ids(number), min(options.positions, free), progress)
         results.append(
             Verified(
-                number, len(trace.token_ids(number)), name, "recomputed" if against is None else "file",
-                caches.identical(exact, restored), fidelity, greedy, diverges,
+                number,
+                len(trace.token_ids(number)),
+                name,
+                "recomputed" if against is None else "file",
+                caches.identical(exact, restored),
+                fidelity,
+                greedy,
+                diverges,
                 measure_recall(*again) if options.recall else None,
             )
-        )  # fmt: skip
+        )
         del exact, restored, again  # or they would stand beside the next snapshot's, a whole cache each
     return results
 

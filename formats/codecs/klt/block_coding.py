@@ -133,9 +133,7 @@ class GroupWriter(_Group):
         self._write_rest(weighted, decoded, encoder, apart)
         return decoded
 
-    def _write_rest(
-        self, weighted: torch.Tensor, decoded: torch.Tensor, encoder: Encoder, apart: list[int]
-    ) -> None:  # fmt: skip
+    def _write_rest(self, weighted: torch.Tensor, decoded: torch.Tensor, encoder: Encoder, apart: list[int]) -> None:
         import torch
 
         auto = self._settings.rest == "auto"
@@ -201,7 +199,7 @@ class GroupReader(_Group):
         integers = np.zeros(coded.shape, dtype=np.int32)
         integers[coded] = symbols.take(
             decoder, self.tables.coefficients, self.rest_classes(activity, coded, with_rest), apart
-        )  # fmt: skip
+        )
         device = self.tokens.first.device
         at = torch.from_numpy(np.flatnonzero(with_rest)).to(device)
         return at, torch.from_numpy(integers).to(device).float() * self.tokens.steps[at]

@@ -68,8 +68,9 @@ class Klt:
         layout, apart = self.put(rows, around, profile, encoder)
         return {
             LAYOUT: torch.tensor(layout, dtype=torch.int32),
-            "words": torch.from_numpy(encoder.words()), "apart": torch.tensor(apart, dtype=torch.int32),
-        }  # fmt: skip
+            "words": torch.from_numpy(encoder.words()),
+            "apart": torch.tensor(apart, dtype=torch.int32),
+        }
 
     def put(
         self, rows: Mapping[Part, torch.Tensor], around: Surroundings, profile: Profile, encoder: Encoder
@@ -140,15 +141,22 @@ class Klt:
             raise CorruptError(f"{what}: a klt layout of {tensors[LAYOUT].shape[0]} numbers")
         fineness, groups, *numbers = tensors[LAYOUT].integers()
         if (
-            not FINENESS[0] <= fineness <= FINENESS[1] or groups < 1 or len(numbers) != 2 * groups
-            or not all(0 <= rank <= MAX_RANK for rank in numbers[:groups]) or not set(numbers[groups:]) <= {0, 1}
-        ):  # fmt: skip
+            not FINENESS[0] <= fineness <= FINENESS[1]
+            or groups < 1
+            or len(numbers) != 2 * groups
+            or not all(0 <= rank <= MAX_RANK for rank in numbers[:groups])
+            or not set(numbers[groups:]) <= {0, 1}
+        ):
             raise CorruptError(f"{what}: a klt layout that no writer makes")
 
     def decode(
-        self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, device: str | torch.device,
+        self,
+        tensors: Mapping[str, TensorView],
+        part: Part,
+        shape: BlockShape,
+        device: str | torch.device,
         around: Surroundings = ALONE,
-    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+    ) -> dict[Part, torch.Tensor]:
         import torch
 
         from .transform import transforms

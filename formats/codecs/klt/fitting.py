@@ -71,9 +71,15 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
     group = Group(
         replace(shape, rank=kept, metric_exponent=exponent, basis_step=step, bands=(*bands, kept)),
         statistics.origin + offset,
-        _first_mean(statistics), metric[Part.KEYS], metric[Part.VALUES], basis, exponents.to(torch.int16),
-        _exponents(rest + noise).to(torch.int16), importance, predict,
-    )  # fmt: skip
+        _first_mean(statistics),
+        metric[Part.KEYS],
+        metric[Part.VALUES],
+        basis,
+        exponents.to(torch.int16),
+        _exponents(rest + noise).to(torch.int16),
+        importance,
+        predict,
+    )
     return Fitted(group, offset, metric, vectors, values)
 
 

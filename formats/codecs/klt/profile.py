@@ -38,9 +38,17 @@ MAX_STEP = 2.0**100  # of a basis, and its inverse the least
 MAX_FREQUENCY = 1024  # radians a position
 _UNPACKED = 12  # bytes of a value of a basis while it is unpacked
 _GROUP_FIELDS = (
-    "first_layer", "layer_count", "heads", "key_size", "value_size", "rank", "metric_exponent", "basis_step", "bands",
+    "first_layer",
+    "layer_count",
+    "heads",
+    "key_size",
+    "value_size",
+    "rank",
+    "metric_exponent",
+    "basis_step",
+    "bands",
     "rotary",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -179,19 +187,29 @@ class Profile:
 
 
 def dumps(
-    name: str, fingerprint: Mapping[str, str], groups: Sequence[Group], tables: CodeTables, info: Mapping[str, Any],
+    name: str,
+    fingerprint: Mapping[str, str],
+    groups: Sequence[Group],
+    tables: CodeTables,
+    info: Mapping[str, Any],
     curve: Sequence[Mapping[str, float]],
-) -> Profile:  # fmt: skip
+) -> Profile:
     """The profile of these statistics, as it is read back from the bytes that it is stored as."""
     import torch
     import zstandard
 
     from formats.container.safetensors_buffer import pack
 
-    described = strict_json.dumps({
-        "schema": SCHEMA, "name": name, "fingerprint": dict(fingerprint), "info": dict(info),
-        "curve": [dict(point) for point in curve], "groups": [_described(group.shape) for group in groups],
-    })  # fmt: skip
+    described = strict_json.dumps(
+        {
+            "schema": SCHEMA,
+            "name": name,
+            "fingerprint": dict(fingerprint),
+            "info": dict(info),
+            "curve": [dict(point) for point in curve],
+            "groups": [_described(group.shape) for group in groups],
+        }
+    )
     tensors = {DESCRIPTION: torch.frombuffer(bytearray(described), dtype=torch.uint8)}
     for number, group in enumerate(groups):
         planes = _to_planes(group.basis)
@@ -221,9 +239,10 @@ def loads(data: bytes, what: str = "profile") -> Profile:
     if DESCRIPTION not in views or views[DESCRIPTION].dtype != "U8":
         raise CorruptError(f"{what}: is a safetensors file, but not a profile")
     found = schema.fields(
-        strict_json.loads(bytes(views[DESCRIPTION].data), what), what,
+        strict_json.loads(bytes(views[DESCRIPTION].data), what),
+        what,
         ("schema", "name", "fingerprint", "info", "curve", "groups"),
-    )  # fmt: skip
+    )
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{what}: schema {SCHEMA} was expected")
     entries = schema.items(found["groups"], f"{what} groups", MAX_GROUPS)
@@ -237,13 +256,15 @@ def loads(data: bytes, what: str = "profile") -> Profile:
     return Profile(
         schema.string(found["name"], f"{what} name"),
         {key: schema.string(value, f"{what} fingerprint") for key, value in fingerprint.items()},
-        shapes, schema.fields(found["info"], f"{what} info", (), found["info"] or ()),
+        shapes,
+        schema.fields(found["info"], f"{what} info", (), found["info"] or ()),
         [
             {key: schema.number(value, f"{what} curve") for key, value in schema.fields(p, what, (), p).items()}
             for p in schema.items(found["curve"], f"{what} curve", 256)
         ],
-        data, views,
-    )  # fmt: skip
+        data,
+        views,
+    )
 
 
 def _described(shape: Shape) -> dict[str, Any]:
@@ -261,10 +282,14 @@ def _shape(entry: Any, where: str) -> Shape:
     first_layer, layer_count, heads, key_size, value_size, rank = (
         schema.integer(found[name], f"{where} {name}", low, high)
         for name, low, high in (
-            ("first_layer", 0, MAX_LAYERS), ("layer_count", 1, MAX_LAYERS), ("heads", 1, MAX_EXTENT),
-            ("key_size", 1, MAX_EXTENT), ("value_size", 1, MAX_EXTENT), ("rank", 1, MAX_RANK),
+            ("first_layer", 0, MAX_LAYERS),
+            ("layer_count", 1, MAX_LAYERS),
+            ("heads", 1, MAX_EXTENT),
+            ("key_size", 1, MAX_EXTENT),
+            ("value_size", 1, MAX_EXTENT),
+            ("rank", 1, MAX_RANK),
         )
-    )  # fmt: skip
+    )
     bands = [
         schema.integer(stop, f"{where} bands", 1, rank)
         for stop in schema.items(found["bands"], f"{where} bands", MAX_BANDS)
@@ -300,9 +325,11 @@ def _rotary(entry: Any, layers: int, key_size: int, where: str) -> tuple[Rotary,
 def _expect(views: Mapping[str, TensorView], shapes: Sequence[Shape], what: str) -> None:
     wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {DESCRIPTION: ("U8", (None,))}
     for name, classes, symbols in (
-        ("coefficients", CLASSES, 256), ("importance", 1, 256), ("activity", MAX_BANDS, 32),
+        ("coefficients", CLASSES, 256),
+        ("importance", 1, 256),
+        ("activity", MAX_BANDS, 32),
         ("residual_activity", 1, 32),
-    ):  # fmt: skip
+    ):
         wanted[f"tables.{name}"] = ("U32", (classes, symbols))
     total = 0
     for number, shape in enumerate(shapes):
@@ -311,12 +338,15 @@ def _expect(views: Mapping[str, TensorView], shapes: Sequence[Shape], what: str)
         if rank > width or total > MAX_BASIS:
             raise CorruptError(f"{what}: a basis of {rank} x {width} values")
         wanted |= {
-            f"{number}.basis": ("U8", (None,)), f"{number}.mean": ("F32", (width,)),
-            f"{number}.first_mean": ("F32", (width,)), f"{number}.importance": ("F32", (6 + 2 * layers * heads,)),
+            f"{number}.basis": ("U8", (None,)),
+            f"{number}.mean": ("F32", (width,)),
+            f"{number}.first_mean": ("F32", (width,)),
+            f"{number}.importance": ("F32", (6 + 2 * layers * heads,)),
             f"{number}.metric_keys": ("F16", (layers, heads, shape.key_size, shape.key_size)),
             f"{number}.metric_values": ("F16", (layers, heads, shape.value_size, shape.value_size)),
-            f"{number}.scale": ("I16", (rank,)), f"{number}.residual_scale": ("I16", (width,)),
-        }  # fmt: skip
+            f"{number}.scale": ("I16", (rank,)),
+            f"{number}.residual_scale": ("I16", (width,)),
+        }
         if f"{number}.predict" in views and number:
             wanted[f"{number}.predict"] = ("F16", (rank, None))
             if len(found := views[f"{number}.predict"].shape) == 2 and found[1] > shapes[number - 1].rank:
@@ -346,11 +376,17 @@ def _group(views: Mapping[str, TensorView], number: int, shape: Shape) -> Group:
         raise CorruptError(f"profile: a basis of {raw} bytes in {len(frame)}")
     planes = unframed(frame, raw)
     return Group(
-        shape, tensor("mean"), tensor("first_mean"),
-        tensor("metric_keys") * 2.0**shape.metric_exponent, tensor("metric_values") * 2.0**shape.metric_exponent,
-        _from_planes(planes, shape), tensor("scale"), tensor("residual_scale"), tensor("importance"),
+        shape,
+        tensor("mean"),
+        tensor("first_mean"),
+        tensor("metric_keys") * 2.0**shape.metric_exponent,
+        tensor("metric_values") * 2.0**shape.metric_exponent,
+        _from_planes(planes, shape),
+        tensor("scale"),
+        tensor("residual_scale"),
+        tensor("importance"),
         tensor("predict") if f"{number}.predict" in views else None,
-    )  # fmt: skip
+    )
 
 
 def _to_planes(values: torch.Tensor) -> bytes:

@@ -168,9 +168,14 @@ class Transform:
         return found
 
     def restore(
-        self, prepared: Prepared, rest: Rest | None, first: torch.Tensor, positions: torch.Tensor,
-        batch: int, layer: int,
-    ) -> dict[Part, torch.Tensor]:  # fmt: skip
+        self,
+        prepared: Prepared,
+        rest: Rest | None,
+        first: torch.Tensor,
+        positions: torch.Tensor,
+        batch: int,
+        layer: int,
+    ) -> dict[Part, torch.Tensor]:
         """Keys and values of one layer of the group, (batch, heads, rows, head size), float32.
 
         Args:

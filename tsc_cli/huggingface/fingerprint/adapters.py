@@ -12,10 +12,24 @@ from .config_fields import canonical, digest
 _TOLD = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
 # where an adapter comes from, and how it was trained or begun
 _IGNORED = {
-    "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version",
-    "init_lora_weights", "init_weights", "lora_dropout", "module_dropout", "rank_dropout", "loftq_config",
-    "eva_config", "corda_config", "runtime_config", "base_model_class", "parent_library",
-}  # fmt: skip
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "init_lora_weights",
+    "init_weights",
+    "lora_dropout",
+    "module_dropout",
+    "rank_dropout",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "runtime_config",
+    "base_model_class",
+    "parent_library",
+}
 
 
 def names_of(model: Any) -> list[str]:

@@ -16,17 +16,43 @@ if TYPE_CHECKING:
 
 # where a config was loaded from, by which version, and how it was asked to report
 _REPORTING = {
-    "_name_or_path", "name_or_path", "transformers_version", "_attn_implementation", "_attn_implementation_internal",
-    "dtype", "torch_dtype", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
-    "quantization_config", "architectures", "_commit_hash",
-}  # fmt: skip
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "quantization_config",
+    "architectures",
+    "_commit_hash",
+}
 # read when weights are drawn (they are hashed themselves), in a loss, by heads that classify, by `generate`, or never
 _NEVER_RUN = {
-    "initializer_range", "initializer_factor", "initializer_cutoff_factor", "init_std", "embed_init_std",
-    "embedding_initializer_range", "output_router_logits", "router_aux_loss_coef", "aux_loss_coef",
-    "router_z_loss_coef", "z_loss_coefficient", "moe_loss_weight", "mtp_loss_scaling_factor", "id2label", "label2id",
-    "problem_type", "bos_token_id", "eos_token_id", "_model_name_or_path",
-}  # fmt: skip
+    "initializer_range",
+    "initializer_factor",
+    "initializer_cutoff_factor",
+    "init_std",
+    "embed_init_std",
+    "embedding_initializer_range",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "aux_loss_coef",
+    "router_z_loss_coef",
+    "z_loss_coefficient",
+    "moe_loss_weight",
+    "mtp_loss_scaling_factor",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "bos_token_id",
+    "eos_token_id",
+    "_model_name_or_path",
+}
 # router_jitter_noise is not one of them: Phi-3.5-MoE masks experts by it while evaluating, too
 _DROPOUT = re.compile(r"(^|_)(dropout|pdrop|layerdrop)(_|$)")
 _LONGEST, _ALL = 40, 4096  # characters of a value that is shown, and of all fields in a file
@@ -83,9 +109,8 @@ def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def hash_of(fields: Mapping[str, Any]) -> str:
     """SHA-256 of fields and values; 1 and 1.0 are one value, which config files mix."""
     whole = {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in fields.items()
-    }  # fmt: skip
+        name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in fields.items()
+    }
     return _sha256(canonical(whole))
 
 
@@ -149,9 +174,13 @@ def parsed(text: str | None) -> dict[str, Any] | None:
 
 
 def name_of_difference(
-    field: str, recorded: str | None, here: str | None, *, values: Mapping[str, Any] | None = None,
+    field: str,
+    recorded: str | None,
+    here: str | None,
+    *,
+    values: Mapping[str, Any] | None = None,
     usual: Mapping[str, Any] | None = None,
-) -> str | None:  # fmt: skip
+) -> str | None:
     """Which member of two JSON objects differs, as "config.rms_norm_eps is 1e-06 in the file and 1e-05 here".
 
     Args:

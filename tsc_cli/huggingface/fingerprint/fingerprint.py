@@ -43,9 +43,12 @@ class Fingerprint(dict[str, str]):
     """
 
     def __init__(
-        self, fields: Mapping[str, str], settings: Mapping[str, Any], usual: Mapping[str, Any],
+        self,
+        fields: Mapping[str, str],
+        settings: Mapping[str, Any],
+        usual: Mapping[str, Any],
         before: Mapping[str, str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(fields)
         self.settings = settings
         self.usual = usual
@@ -89,7 +92,7 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
     before = {
         "config": config_fields.hash_of_older_files(model),
         "adapters": ",".join(adapters.names_of(model)) or "none",
-    }  # fmt: skip
+    }
     return Fingerprint(fields, settings, config_fields.defaults(model), before)
 
 

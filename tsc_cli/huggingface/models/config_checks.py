@@ -22,9 +22,19 @@ _HEADS = ("num_attention_heads", "n_head", "encoder_attention_heads", "decoder_a
 _LABELS = 1 << 20  # a name is made for each
 _EXTENTS = (*_WIDTHS, *_HEADS, "vocab_size")
 _NULLABLE = (
-    "head_dim", "num_key_value_heads", "intermediate_size", "n_inner", "num_experts", "num_local_experts",
-    "kv_lora_rank", "q_lora_rank", "state_size", "conv_kernel", "max_position_embeddings", "n_positions",
-)  # fmt: skip
+    "head_dim",
+    "num_key_value_heads",
+    "intermediate_size",
+    "n_inner",
+    "num_experts",
+    "num_local_experts",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "state_size",
+    "conv_kernel",
+    "max_position_embeddings",
+    "n_positions",
+)
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _MAX_POSITIONS = 1 << 40
 _ANY_SIZE = re.compile(r"_(size|dim|rank|heads|layers|experts|groups|blocks)$|^(n|num)_")
@@ -38,11 +48,20 @@ _NOT_NUMBERS = ("rope_type", "type")
 _PACKED, _SURPLUS, _FREE = 16, 2, 1 << 20
 _FREE_BUFFERS = 1 << 28
 _TOKENIZER_TYPES: dict[str, tuple[type, ...]] = {
-    "tokenizer_class": (str,), "model_max_length": (int, float), "added_tokens_decoder": (dict,),
-    "auto_map": (dict, list), "chat_template": (str, dict, list), "additional_special_tokens": (list,),
-    "extra_special_tokens": (dict, list), "padding_side": (str,), "truncation_side": (str,),
-    "bos_token": (str, dict), "eos_token": (str, dict), "pad_token": (str, dict), "unk_token": (str, dict),
-}  # fmt: skip
+    "tokenizer_class": (str,),
+    "model_max_length": (int, float),
+    "added_tokens_decoder": (dict,),
+    "auto_map": (dict, list),
+    "chat_template": (str, dict, list),
+    "additional_special_tokens": (list,),
+    "extra_special_tokens": (dict, list),
+    "padding_side": (str,),
+    "truncation_side": (str,),
+    "bos_token": (str, dict),
+    "eos_token": (str, dict),
+    "pad_token": (str, dict),
+    "unk_token": (str, dict),
+}
 _ARTICLES = {str: "a string", int: "a number", dict: "an object", list: "a list"}
 
 
@@ -204,9 +223,9 @@ def _check_dtype(fields: Fields) -> None:
         value = fields.values.get(name)
         if value is None or isinstance(value, dict):
             continue
-        if not isinstance(value, str) or (value != "auto" and not isinstance(
-            getattr(torch, value.removeprefix("torch."), None), torch.dtype
-        )):  # fmt: skip
+        if not isinstance(value, str) or (
+            value != "auto" and not isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
+        ):
             raise fields.error(name, f"is {shown(value)}; a dtype such as 'bfloat16' was expected", _HINT)
 
 
@@ -217,5 +236,6 @@ def _check_kernels(fields: Fields) -> None:
             if isinstance(one, str) and "/" in one:
                 raise UsageError(
                     f"field {shown(fields.inside + name)} names code on a hub, {shown(one)}, which is not run",
-                    path=fields.path, hint="--trust-remote-code with -m runs it: only if you know who wrote it",
-                )  # fmt: skip
+                    path=fields.path,
+                    hint="--trust-remote-code with -m runs it: only if you know who wrote it",
+                )

@@ -31,13 +31,25 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # of these at least one is there if a model has a tokenizer
 TOKENIZERS = (
-    "tokenizer.json", SETTINGS, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-    "sentencepiece.bpe.model", "tekken.json", "tiktoken.model",
-)  # fmt: skip
+    "tokenizer.json",
+    SETTINGS,
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tiktoken.model",
+)
 _OBJECTS = (
-    GENERATION, SETTINGS, "special_tokens_map.json", "added_tokens.json", "adapter_config.json",
-    "chat_template.json", "processor_config.json",
-)  # fmt: skip
+    GENERATION,
+    SETTINGS,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "adapter_config.json",
+    "chat_template.json",
+    "processor_config.json",
+)
 _TEXTS = ("merges.txt", "vocab.txt", "chat_template.jinja")
 _MOST_TEXT = 64 << 20
 _LONG_NUMBER = re.compile(rb":\s*[0-9]{8}")
@@ -139,9 +151,10 @@ def _check_adapter(folder: Path) -> None:
     """Without the library for adapters, transformers would leave it out without a word."""
     if find_spec("peft") is None:
         raise UsageError(
-            "holds an adapter, which needs the package peft", path=str(folder / "adapter_config.json"),
+            "holds an adapter, which needs the package peft",
+            path=str(folder / "adapter_config.json"),
             hint="pip install peft, or take the file away to have the model without its adapter",
-        )  # fmt: skip
+        )
 
 
 def _weights(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Tensor] | None:

@@ -38,9 +38,14 @@ class Loaded:
 
 
 def load(
-    name: str | None, *, dtype: str = "auto", device: str = "auto", fetch: bool = True,
-    trust_remote_code: bool = False, say: Say,
-) -> Loaded:  # fmt: skip
+    name: str | None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    fetch: bool = True,
+    trust_remote_code: bool = False,
+    say: Say,
+) -> Loaded:
     """Load a causal language model and, if it has one, its tokenizer.
 
     Args:
@@ -95,9 +100,7 @@ def known_name(name: object) -> str | None:
     return name if store.find(name) is not None else None
 
 
-def _locate(
-    name: str | None, fetch: bool, say: Say, code: bool
-) -> tuple[dict[str, Any], str]:  # fmt: skip
+def _locate(name: str | None, fetch: bool, say: Say, code: bool) -> tuple[dict[str, Any], str]:
     """(arguments for from_pretrained, name to show)."""
     if name is None or name == default_model.NAME:
         folder = default_model.ensure(say)

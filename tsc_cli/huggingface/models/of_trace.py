@@ -11,9 +11,15 @@ from .loading import Loaded, check_trust, known_name, load
 
 
 def model_for(
-    trace: Trace, name: str | None, device: str, stage: Stage, say: Say, *, any_model: bool = False,
+    trace: Trace,
+    name: str | None,
+    device: str,
+    stage: Stage,
+    say: Say,
+    *,
+    any_model: bool = False,
     trust_remote_code: bool = False,
-) -> Loaded:  # fmt: skip
+) -> Loaded:
     """The model of a file, in the dtype of the capture.
 
     A name that only the file gives is looked up on this machine and never fetched from a hub: whoever made the file
@@ -34,12 +40,7 @@ def model_for(
     dtype = "auto" if any_model else trace.fingerprint.get("dtype", trace.geometry.dtype)
     with stage("loading the model", None):
         return load(
-            chosen,
-            dtype=dtype,
-            device=device,
-            fetch=name is not None,
-            trust_remote_code=trust_remote_code,
-            say=say,
+            chosen, dtype=dtype, device=device, fetch=name is not None, trust_remote_code=trust_remote_code, say=say
         )
 
 

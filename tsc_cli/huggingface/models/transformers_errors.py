@@ -44,9 +44,14 @@ def load_config(where: Mapping[str, Any], shown: str, folder: Path | None) -> An
 
 
 def load_model(
-    where: Mapping[str, Any], shown: str, folder: Path | None, config: Any, tensors: Mapping[str, Tensor] | None,
-    dtype: str, device: str,
-) -> PreTrainedModel:  # fmt: skip
+    where: Mapping[str, Any],
+    shown: str,
+    folder: Path | None,
+    config: Any,
+    tensors: Mapping[str, Tensor] | None,
+    dtype: str,
+    device: str,
+) -> PreTrainedModel:
     """The model, all of whose tensors come out of its checkpoint.
 
     Args:
@@ -70,10 +75,13 @@ def load_model(
                 GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     with explained(shown, folder, None):
         model, info = auto.from_pretrained(
-            **where, dtype=dtype if dtype == "auto" else getattr(torch, dtype), weights_only=True,
+            **where,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            weights_only=True,
             # a wrong shape is named below; by itself the library says that it printed it
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
         _check_complete(info, shown)
         model.to(device)
     model.eval()
@@ -122,8 +130,9 @@ def explained(shown: str, folder: Path | None, file: str | None) -> Iterator[Non
         if type(error).__name__ in ("UnpicklingError", "EOFError") or "PytorchStreamReader" in str(error):
             raise UsageError(
                 f"{shown} cannot be loaded: a pickle of its weights holds more than tensors, or is damaged; nothing "
-                "in it was run", hint="a folder with .safetensors files was expected",
-            ) from error  # fmt: skip
+                "in it was run",
+                hint="a folder with .safetensors files was expected",
+            ) from error
         text, field = _reason(error), _field(folder, error)
         if field is not None:
             text, file = f"field {field!r}: {text}", folder_checks.CONFIG
@@ -189,17 +198,19 @@ def _check_complete(info: Mapping[str, Any], shown: str) -> None:
         more = f", and {len(mismatched) - 1} more differ" if mismatched[1:] else ""
         raise UsageError(
             f"{shown} cannot be loaded: tensor {name!r} is {tuple(stored)} in the weights and {tuple(built)} by the "
-            f"config{more}", hint="config.json and the weights are of different models",
-        )  # fmt: skip
+            f"config{more}",
+            hint="config.json and the weights are of different models",
+        )
     missing = sorted(info.get("missing_keys") or ())
     if missing:
         spare = sorted(info.get("unexpected_keys") or ())
         also = f", and hold what is not of this model: {_names(spare)}" if spare else ""
         raise UsageError(
             f"{shown} cannot be loaded: its weights lack {_names(missing)}{also}",
-            hint="are the names those of another program, or of a part of the model?" if spare
+            hint="are the names those of another program, or of a part of the model?"
+            if spare
             else "fetch the model again",
-        )  # fmt: skip
+        )
     errors = list(info.get("error_msgs") or ())
     if errors:
         raise UsageError(f"{shown} cannot be loaded: {str(errors[0]).splitlines()[0]}", hint=_LIST)
@@ -225,7 +236,8 @@ def _broken_tokenizer(folder: Path | None) -> UsageError | None:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         return UsageError(
-            f"is no tokenizer: {_reason(error).removeprefix('Exception: ')}", path=path,
+            f"is no tokenizer: {_reason(error).removeprefix('Exception: ')}",
+            path=path,
             hint="fetch the model again, or mend the file",
-        )  # fmt: skip
+        )
     return None

@@ -91,10 +91,12 @@ class Directions:
             # the values' map is told the plain keys: there is one table row of values
             parts = [keys] if keys != layer.plain else [keys, VALUES]
             self._compare(
-                TOKENS, layer.number, {part: layer.parts[part][..., now, :] for part in parts},
+                TOKENS,
+                layer.number,
+                {part: layer.parts[part][..., now, :] for part in parts},
                 {part: layer.parts[part][..., now - 1, :] for part in parts},
                 layer.vectors(keys, VALUES)[:, now - 1],
-            )  # fmt: skip
+            )
 
     def _tokens_by_head(self, layer: Layer) -> None:
         for head, positions in enumerate(layer.positions):
@@ -135,9 +137,14 @@ class Directions:
             self._compare(PARTS, layer.number, {part: layer.parts[part]}, {}, layer.vectors(other))
 
     def _compare(
-        self, direction: str, layer: int, signals: Mapping[str, torch.Tensor], references: Mapping[str, torch.Tensor],
-        inputs: torch.Tensor | None, first_head: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        direction: str,
+        layer: int,
+        signals: Mapping[str, torch.Tensor],
+        references: Mapping[str, torch.Tensor],
+        inputs: torch.Tensor | None,
+        first_head: int = 0,
+    ) -> None:
         """Add an entry for each head of each signal, (batch, heads, tokens, size); inputs (batch, tokens, n)."""
         here = {part: rows.transpose(1, 2) for part, rows in signals.items()}
         if next(iter(here.values())).shape[1] < LEAST:

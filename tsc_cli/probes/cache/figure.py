@@ -25,9 +25,12 @@ def draw(found: Probe, output: Path, title: str) -> None:
     """
     lines = [line for line in found.lines() if line[0] != MEAN]
     values = [
-        value for line in lines for entry in found.chosen(*line) for value in (entry.bits, entry.map_bits)
+        value
+        for line in lines
+        for entry in found.chosen(*line)
+        for value in (entry.bits, entry.map_bits)
         if value is not None
-    ]  # fmt: skip
+    ]
     if not values:
         raise UsageError("no direction could be measured: there is nothing to draw")
     import matplotlib as mpl

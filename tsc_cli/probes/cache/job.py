@@ -14,11 +14,7 @@ from .directions import HEADS, LAYERS, LEAST, MEAN, PARTS, TOKENS, Directions, E
 from .rows import KEYS, UNDONE, VALUES, Layer, layers_of
 from .snapshots import Held, held_before
 
-ORDER = [
-    (direction, part)
-    for direction in (MEAN, TOKENS, LAYERS, HEADS, PARTS)
-    for part in (KEYS, UNDONE, VALUES)
-]  # fmt: skip
+ORDER = [(direction, part) for direction in (MEAN, TOKENS, LAYERS, HEADS, PARTS) for part in (KEYS, UNDONE, VALUES)]
 
 
 @dataclass
@@ -77,9 +73,16 @@ def probe(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | None
             hint="capture a longer prompt",
         )
     return Probe(
-        number, trace.views[number].tokens_seen, skip, len(trace.geometry.layers), directions.entries,
-        held_before(trace, number), directions.unfitted, directions.weak(), list(directions.notes),
-    )  # fmt: skip
+        number,
+        trace.views[number].tokens_seen,
+        skip,
+        len(trace.geometry.layers),
+        directions.entries,
+        held_before(trace, number),
+        directions.unfitted,
+        directions.weak(),
+        list(directions.notes),
+    )
 
 
 def mean(entries: Iterable[Entry], name: str) -> float | None:

@@ -16,8 +16,12 @@ from .rows import KEYS, UNDONE, VALUES
 
 SCHEMA = "tsc.probe-cache/1"
 NAMES = {
-    MEAN: "channel mean", TOKENS: "token before", LAYERS: "layer before", HEADS: "other heads", PARTS: "other part",
-}  # fmt: skip
+    MEAN: "channel mean",
+    TOKENS: "token before",
+    LAYERS: "layer before",
+    HEADS: "other heads",
+    PARTS: "other part",
+}
 PARTS_SHOWN = {KEYS: "keys as cached", UNDONE: "keys, no RoPE", VALUES: "values"}
 _BRIEF = {TOKENS: "tok", LAYERS: "lay", HEADS: "head", PARTS: "part"}
 _FIGURES = ("ratio", "ratio_raw", "bits", "own_r2", "own_bits", "map_r2", "map_bits")
@@ -63,9 +67,10 @@ def verdict_of(found: Probe) -> Verdict:
 def _most(found: Probe, directions: Sequence[str]) -> Saving | None:
     savings = [
         Saving(direction, way, saved)
-        for direction in directions for way in _WAYS
+        for direction in directions
+        for way in _WAYS
         if (saved := _saved(found, direction, way)) is not None
-    ]  # fmt: skip
+    ]
     return max(savings, key=lambda saving: saving.bits, default=None)
 
 
@@ -81,18 +86,30 @@ def facts(found: Probe, verdict: Verdict) -> dict[str, Any]:
     """The report as JSON has it; figures that do not exist are null, means are over the entries that have one."""
     held = found.held
     return {
-        "snapshot": found.snapshot, "tokens": found.tokens, "skip": found.skip, "layer_count": found.layers,
+        "snapshot": found.snapshot,
+        "tokens": found.tokens,
+        "skip": found.skip,
+        "layer_count": found.layers,
         "directions": [
             {"direction": direction, "part": part, **_means(found.chosen(direction, part))}
             for direction, part in found.lines()
         ],
-        "snapshot_before": None if held is None else {
-            "rows": held.rows, "rows_identical": held.identical, "rows_differing": held.differing,
-            "rows_new": held.new, "share_identical": held.identical / held.rows, "ratio_differing": held.ratio,
+        "snapshot_before": None
+        if held is None
+        else {
+            "rows": held.rows,
+            "rows_identical": held.identical,
+            "rows_differing": held.differing,
+            "rows_new": held.new,
+            "share_identical": held.identical / held.rows,
+            "ratio_differing": held.ratio,
         },
-        "regressors_unfitted": found.unfitted, "rows_a_regressor_weak": found.weak, "notes": found.notes,
-        "verdict": dataclasses.asdict(verdict), "entries": [dataclasses.asdict(entry) for entry in found.entries],
-    }  # fmt: skip
+        "regressors_unfitted": found.unfitted,
+        "rows_a_regressor_weak": found.weak,
+        "notes": found.notes,
+        "verdict": dataclasses.asdict(verdict),
+        "entries": [dataclasses.asdict(entry) for entry in found.entries],
+    }
 
 
 def _means(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -144,8 +161,9 @@ def sentence(found: Probe, verdict: Verdict) -> str:
         parts.append(said)
     worth = [
         f"{'saves' if saved >= 0 else 'costs'} {abs(saved):.2f} on {PARTS_SHOWN[part]}"
-        for part, saved in verdict.token_bits.items() if saved is not None
-    ]  # fmt: skip
+        for part, saved in verdict.token_bits.items()
+        if saved is not None
+    ]
     if worth:
         parts.append(f"the difference of neighbouring tokens {', '.join(worth)}")
     return "; ".join(parts)
@@ -153,8 +171,14 @@ def sentence(found: Probe, verdict: Verdict) -> str:
 
 def _row(found: Probe, direction: str, part: str) -> list[str]:
     entries = found.chosen(direction, part)
-    figures = (("ratio", ".3f"), ("bits", "+.2f"), ("own_r2", ".3f"), ("own_bits", "+.2f"), ("map_r2", ".3f"),
-               ("map_bits", "+.2f"))  # fmt: skip
+    figures = (
+        ("ratio", ".3f"),
+        ("bits", "+.2f"),
+        ("own_r2", ".3f"),
+        ("own_bits", "+.2f"),
+        ("map_r2", ".3f"),
+        ("map_bits", "+.2f"),
+    )
     shown = ["" if direction == MEAN and "_" in name else _figure(mean(entries, name), form) for name, form in figures]
     return [NAMES[direction], PARTS_SHOWN[part], *shown]
 

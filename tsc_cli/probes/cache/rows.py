@@ -64,8 +64,9 @@ def layers_of(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | 
             keys, values = moment.keys.pop(0), moment.values.pop(0)
             keep = ~torch.isin(positions, first)
             parts = {
-                KEYS: _kept(_doubled(keys, "keys", layer), keep), VALUES: _kept(_doubled(values, "values", layer), keep)
-            }  # fmt: skip
+                KEYS: _kept(_doubled(keys, "keys", layer), keep),
+                VALUES: _kept(_doubled(values, "values", layer), keep),
+            }
             left = _kept(positions[None, ..., None], keep)[0, ..., 0]
             if turning is not None:
                 parts = {KEYS: parts[KEYS], UNDONE: turned_back(parts[KEYS], left, turning[layer]), **parts}

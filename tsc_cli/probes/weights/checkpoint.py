@@ -79,11 +79,13 @@ def _file(path: Path) -> Checkpoint:
         tensors, config = read_gguf(path)
         return Checkpoint(path.name, str(path), "gguf", tensors, config, True)
     if path.suffix in _PICKLES:
-        raise UnsupportedFileError("is a pickle, which can run any program when it is loaded; it was not opened",
-                                   path=str(path), hint=_CONVERT)  # fmt: skip
+        raise UnsupportedFileError(
+            "is a pickle, which can run any program when it is loaded; it was not opened", path=str(path), hint=_CONVERT
+        )
     if path.suffix != ".safetensors":
-        raise UsageError("is not a model: a folder, a .safetensors or .gguf file or a hub id was expected",
-                         path=str(path))  # fmt: skip
+        raise UsageError(
+            "is not a model: a folder, a .safetensors or .gguf file or a hub id was expected", path=str(path)
+        )
     tensors = safetensors_files.read_file(path)
     return Checkpoint(path.name, str(path), "safetensors", tensors, _config(path.parent) or guessed(tensors), False)
 
@@ -94,8 +96,9 @@ def _folder(folder: Path, name: str) -> Checkpoint:
         if pickle is not None:
             raise UnsupportedFileError(
                 f"{pickle} is a pickle, which can run any program when it is loaded; it was not opened",
-                path=str(folder), hint=_CONVERT,
-            )  # fmt: skip
+                path=str(folder),
+                hint=_CONVERT,
+            )
         gguf = sorted(folder.glob("*.gguf"))
         hint = f"name a file: {gguf[0]}" if gguf else "a folder with .safetensors files was expected"
         raise UsageError("the folder holds no safetensors checkpoint", path=str(folder), hint=hint)

@@ -101,9 +101,14 @@ def _name_clipped(axes: Any, one: TypeReport, field: str, top: float, colour: st
         value = getattr(entry, field)
         if value is not None and value > top:
             axes.annotate(
-                f"{value:.2g}", (entry.layer, top), textcoords="offset points", xytext=(-7, -9), fontsize=8,
-                color=colour, ha="right",
-            )  # fmt: skip
+                f"{value:.2g}",
+                (entry.layer, top),
+                textcoords="offset points",
+                xytext=(-7, -9),
+                fontsize=8,
+                color=colour,
+                ha="right",
+            )
 
 
 def _bits(axes: Any, reports: Sequence[TypeReport]) -> None:

@@ -133,8 +133,9 @@ TABLE = (
     Rule(r"mlp\.experts\.(?P<expert>[0-9]{1,6})\.(?P<kind>gate|up|down)_proj\.weight", ("expert.{kind}",)),
     Rule(r"feed_forward\.experts\.gate_up_proj", ("expert.gate", "expert.up"), halves, _LLAMA4, transposed=True),
     Rule(r"feed_forward\.experts\.down_proj", ("expert.down",), one, _LLAMA4, transposed=True),
-    Rule(r"(?:mlp\.shared_experts?|feed_forward\.shared_expert)\.(?P<kind>gate|up|down)_proj\.weight",
-         ("shared.{kind}",)),
+    Rule(
+        r"(?:mlp\.shared_experts?|feed_forward\.shared_expert)\.(?P<kind>gate|up|down)_proj\.weight", ("shared.{kind}",)
+    ),
     Rule(r"(?:mlp\.gate|block_sparse_moe\.gate|feed_forward\.router)\.weight", ("router",)),
     # GGUF: llama.cpp's conversion puts fused parts one after the other; experts have three dimensions
     Rule(r"attn_(?P<kind>[qkv])\.weight", ("{kind}",)),
@@ -146,7 +147,7 @@ TABLE = (
     Rule(r"ffn_(?P<kind>gate|up|down)_exps\.weight", ("expert.{kind}",)),
     Rule(r"ffn_(?P<kind>gate|up|down)_shexp\.weight", ("shared.{kind}",)),
     Rule(r"ffn_gate_inp\.weight", ("router",)),
-)  # fmt: skip
+)
 
 # a layer that has one of a group has all of those that other layers have
 GROUPS = (("q", "k", "v", "o"), ("gate", "up", "down"), ("expert.gate", "expert.up", "expert.down"))
@@ -190,11 +191,14 @@ def parts(rest: str, tensor: Tensor, config: Config, experts: int) -> list[Part]
         types = [name.format(**words) for name in rule.types]
         expert = int(words["expert"]) if words.get("expert") else None
         return [
-            Part(name, Matrix(tensor, band, (shape[-2], shape[-1]), first * shape[-2], rule.transposed),
-                 first if stacked else expert)
+            Part(
+                name,
+                Matrix(tensor, band, (shape[-2], shape[-1]), first * shape[-2], rule.transposed),
+                first if stacked else expert,
+            )
             for name, band in zip(types, bands, strict=True)
             for first in (_spread(shape[0], experts) if stacked else (0,))
-        ]  # fmt: skip
+        ]
     if len(shape) == 3:
         return []
     band = Band(0, shape[0], shape[0])

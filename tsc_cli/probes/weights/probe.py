@@ -160,9 +160,10 @@ def check_same(stack: Stack, other: Stack, path: str) -> None:
                 shapes = ["x".join(map(str, s.shape)) if s else "none" for s in (series, found)]
                 counts = [len(s.layers) if s else 0 for s in (series, found)]
                 raise UsageError(
-                    f"{one.name} is {shapes[1]} in {counts[1]} layers, not {shapes[0]} in {counts[0]}", path=path,
+                    f"{one.name} is {shapes[1]} in {counts[1]} layers, not {shapes[0]} in {counts[0]}",
+                    path=path,
                     hint="compare two models of one architecture",
-                )  # fmt: skip
+                )
 
 
 def _work(one: MatrixType, other: MatrixType | None, sample: int | None) -> int:
@@ -195,12 +196,18 @@ def _layers(series: Series, pool: Executor, advance: Progress, sample: int | Non
         best = None if np.isnan(ratio[at]).all() else int(np.nanargmin(ratio[at]))
         least = None if np.isnan(left[at]).all() else float(np.nanmin(left[at]))
         reference = at - 1 if at else None
-        entries.append(Entry(
-            layer, series.expert, None if reference is None else numbers[reference],
-            best=None if best is None else float(ratio[at, best]),
-            best_reference=None if best is None else numbers[best], bits_saved_best=_saved(least),
-            **_distances(found, at, reference), **costs[at],
-        ))  # fmt: skip
+        entries.append(
+            Entry(
+                layer,
+                series.expert,
+                None if reference is None else numbers[reference],
+                best=None if best is None else float(ratio[at, best]),
+                best_reference=None if best is None else numbers[best],
+                bits_saved_best=_saved(least),
+                **_distances(found, at, reference),
+                **costs[at],
+            )
+        )
     return entries
 
 
@@ -219,9 +226,12 @@ def _distances(found: Survey, at: int, reference: int | None) -> dict[str, Any]:
     if reference is None:
         return {}
     figures: Mapping[str, Any] = {
-        "ratio": found.ratio(), "frobenius": found.frobenius(), "cosine": found.cosine(), "factor": found.factor(),
+        "ratio": found.ratio(),
+        "frobenius": found.frobenius(),
+        "cosine": found.cosine(),
+        "factor": found.factor(),
         "left": found.left(),
-    }  # fmt: skip
+    }
     one = {name: _number(values[at, reference]) for name, values in figures.items()}
     return {**one, "bits_saved_factor": _saved(one["left"])}
 
@@ -248,10 +258,12 @@ def _costs(
         delta = rows - reference.rows(numbers)
         nothing = bits.weight == bits.delta == 0  # two matrices of zeros
         return {
-            "rank_weight": effective_rank(rows, outputs), "rank_delta": effective_rank(delta, outputs),
-            "bits_weight": None if nothing else bits.weight, "bits_delta": None if nothing else bits.delta,
+            "rank_weight": effective_rank(rows, outputs),
+            "rank_delta": effective_rank(delta, outputs),
+            "bits_weight": None if nothing else bits.weight,
+            "bits_delta": None if nothing else bits.delta,
             "bits_saved_estimate": bits.estimate,
-        }  # fmt: skip
+        }
 
     done = []
     for pair, one in zip(pairs, pool.map(cost, pairs), strict=True):

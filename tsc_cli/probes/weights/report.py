@@ -16,9 +16,19 @@ from .stacks import Stack
 
 SCHEMA = "tsc.probe-weights/1"
 _MEANS = (
-    "best", "frobenius", "cosine", "factor", "left", "rank_weight", "rank_delta", "bits_weight", "bits_delta",
-    "bits_saved_estimate", "bits_saved_factor", "bits_saved_best",
-)  # fmt: skip
+    "best",
+    "frobenius",
+    "cosine",
+    "factor",
+    "left",
+    "rank_weight",
+    "rank_delta",
+    "bits_weight",
+    "bits_delta",
+    "bits_saved_estimate",
+    "bits_saved_factor",
+    "bits_saved_best",
+)
 _WIDEST = 20  # characters of a name in a table
 _LISTED = 8  # names in a sentence; --json has all
 
@@ -29,24 +39,34 @@ def facts(reports: Sequence[TypeReport], stack: Stack, verdict: Verdict | None) 
         "layers": stack.layers,
         "types": [_type_facts(one) for one in reports],
         "skipped": [{"name": name, "why": why} for name, why in stack.skipped],
-        "verdict": None if verdict is None else {
-            "answer": "yes" if verdict.yes else "no", "bits_saved": verdict.saved,
-            "bits_saved_best": verdict.saved_best, "yes_for": verdict.yes_for,
+        "verdict": None
+        if verdict is None
+        else {
+            "answer": "yes" if verdict.yes else "no",
+            "bits_saved": verdict.saved,
+            "bits_saved_best": verdict.saved_best,
+            "yes_for": verdict.yes_for,
         },
-    }  # fmt: skip
+    }
 
 
 def _type_facts(one: TypeReport) -> dict[str, Any]:
     outputs, inputs = one.type.series[0].shape
     return {
-        "type": one.type.name, "known": one.type.known, "outputs": outputs, "inputs": inputs,
-        "layers": len(one.type.series[0].layers), "experts": one.type.experts,
-        "experts_probed": len(one.type.series) if one.type.experts else 0, "weights": one.weights,
+        "type": one.type.name,
+        "known": one.type.known,
+        "outputs": outputs,
+        "inputs": inputs,
+        "layers": len(one.type.series[0].layers),
+        "experts": one.type.experts,
+        "experts_probed": len(one.type.series) if one.type.experts else 0,
+        "weights": one.weights,
         **dict(zip(("ratio_mean", "ratio_p90", "ratio_max"), ratio_figures(one), strict=True)),
         "best_min": min(one.values("best"), default=None),
-        **{f"{name}_mean": one.mean(name) for name in _MEANS}, "bits_saved_mean": one.saved,
+        **{f"{name}_mean": one.mean(name) for name in _MEANS},
+        "bits_saved_mean": one.saved,
         "entries": [dataclasses.asdict(entry) for entry in one.entries],
-    }  # fmt: skip
+    }
 
 
 def ratio_figures(one: TypeReport) -> tuple[float | None, float | None, float | None]:
@@ -63,20 +83,23 @@ def text(reports: Sequence[TypeReport], stack: Stack, name: str, against: str | 
     best = "" if against is not None else "; best: over all other layers' as R"
     parts = [
         textwrap.fill(f"{printable(name)}: {stack.layers} layers. W is a layer's matrix, R {printable(of)}.", 80),
-        f"r = max|W-R| / max|R|{best}\n" + columns(
+        f"r = max|W-R| / max|R|{best}\n"
+        + columns(
             [_ratios(one, against) for one in reports],
             ("type", "shape", "matrices", "mean", "p90", "max", *([] if against is not None else ["best", "least"])),
         ),
-        "distances, means over the matrices; aR: the best multiple of R\n" + columns(
+        "distances, means over the matrices; aR: the best multiple of R\n"
+        + columns(
             [_distances(one) for one in reports],
             ("type", "|W-R|/|W|", "cosine", "a", "|W-aR|/|W|", "rank W", "rank W-R"),
         ),
         "bits a weight at equal error; saved by coding W-R (below zero: it costs more);\n"
-        "then what W-R and W-aR would save if all were Gaussian\n" + columns(
+        "then what W-R and W-aR would save if all were Gaussian\n"
+        + columns(
             [_bits(one, against) for one in reports],
             ("type", "W", "W-R", "saved", "if W-R", "if W-aR", *([] if against is not None else ["if best aR"])),
         ),
-    ]  # fmt: skip
+    ]
     unknown = [one.type.name for one in reports if not one.type.known]
     if unknown:
         parts.append(_listed("not in the table of layouts, taken by shape", unknown))
@@ -122,8 +145,14 @@ def _ratios(one: TypeReport, against: str | None) -> list[str]:
 
 
 def _distances(one: TypeReport) -> list[str]:
-    kinds = {"frobenius": "ratio", "cosine": ".4f", "factor": ".4f", "left": "ratio", "rank_weight": ".1f",
-             "rank_delta": ".1f"}  # fmt: skip
+    kinds = {
+        "frobenius": "ratio",
+        "cosine": ".4f",
+        "factor": ".4f",
+        "left": "ratio",
+        "rank_weight": ".1f",
+        "rank_delta": ".1f",
+    }
     return [_short(one.type.name), *(_figure(one.mean(name), kind) for name, kind in kinds.items())]
 
 

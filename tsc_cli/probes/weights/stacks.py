@@ -94,8 +94,9 @@ def stack_of(checkpoint: Checkpoint, asked: Collection[str] = (), experts: int =
         if one is not None:
             types.append(one)
     if not types:
-        raise UsageError("no type of matrix is in two layers, so that there is nothing to compare",
-                         path=checkpoint.path)  # fmt: skip
+        raise UsageError(
+            "no type of matrix is in two layers, so that there is nothing to compare", path=checkpoint.path
+        )
     return Stack(len(layers), types, skipped)
 
 
@@ -110,12 +111,18 @@ def _check_layers(layers: list[int], prefix: str, checkpoint: Checkpoint) -> Non
         raise UsageError("has one layer only, so that there is nothing to compare", path=checkpoint.path)
     gap = next((at for at, layer in enumerate(layers, layers[0]) if at != layer), None)
     if gap is not None:
-        raise CorruptError(f"layer {gap} is missing: no tensor {prefix}{gap}.*", path=checkpoint.path,
-                           hint="fetch the checkpoint again")  # fmt: skip
+        raise CorruptError(
+            f"layer {gap} is missing: no tensor {prefix}{gap}.*",
+            path=checkpoint.path,
+            hint="fetch the checkpoint again",
+        )
     stated = next((n for n in (checkpoint.config.get(name) for name in _COUNTS) if isinstance(n, int)), 0)
     if checkpoint.complete and len(layers) < stated:
-        raise CorruptError(f"config.json says {stated} layers, the files hold {len(layers)}", path=checkpoint.path,
-                           hint="fetch the checkpoint again")  # fmt: skip
+        raise CorruptError(
+            f"config.json says {stated} layers, the files hold {len(layers)}",
+            path=checkpoint.path,
+            hint="fetch the checkpoint again",
+        )
 
 
 def _by_type(
@@ -143,15 +150,19 @@ def _chosen(by_type: Mapping[str, object], asked: Collection[str], checkpoint: C
             near = difflib.get_close_matches(name, order, 1)
             raise UsageError(
                 f"there is no type {name!r} of matrix in it" + (f"; did you mean {near[0]!r}?" if near else ""),
-                path=checkpoint.path, hint=f"types: {', '.join(order)}",
-            )  # fmt: skip
+                path=checkpoint.path,
+                hint=f"types: {', '.join(order)}",
+            )
     return [name for name in order if not asked or name in asked]
 
 
 def _check_groups(
-    by_type: Mapping[str, list[tuple[int, Part]]], names: list[str], layers: list[int], prefix: str,
+    by_type: Mapping[str, list[tuple[int, Part]]],
+    names: list[str],
+    layers: list[int],
+    prefix: str,
     checkpoint: Checkpoint,
-) -> None:  # fmt: skip
+) -> None:
     """A layer has all of a group or none: a hybrid model's layers differ in whole parts, a damaged one lacks one."""
     for group in GROUPS:
         held = {name: {layer for layer, _ in by_type[name]} for name in group if name in names}
@@ -162,23 +173,29 @@ def _check_groups(
                 raise CorruptError(
                     f"layer {layer} has no {lacking[0]} matrix ({prefix}{layer}.*), which other layers have beside "
                     f"{', '.join(name for name in held if name not in lacking)}",
-                    path=checkpoint.path, hint=f"fetch the checkpoint again, or probe the rest: --types {others}",
-                )  # fmt: skip
+                    path=checkpoint.path,
+                    hint=f"fetch the checkpoint again, or probe the rest: --types {others}",
+                )
 
 
 def _matrix_type(
-    name: str, found: list[tuple[int, Part]], checkpoint: Checkpoint, experts: int, asked: Collection[str],
+    name: str,
+    found: list[tuple[int, Part]],
+    checkpoint: Checkpoint,
+    experts: int,
+    asked: Collection[str],
     skipped: list[tuple[str, str]],
-) -> MatrixType | None:  # fmt: skip
+) -> MatrixType | None:
     """The type's series, or None where it is in one layer only, or is none that can be compared."""
     known = found[0][1].known
     for layer, part in found:
         tensor = part.matrix.tensor
         if tensor.encoding.decode is None:
             raise UnsupportedFileError(
-                f"tensor {tensor.name!r} is stored as {tensor.encoding.name}, which is not read", path=tensor.path,
+                f"tensor {tensor.name!r} is stored as {tensor.encoding.name}, which is not read",
+                path=tensor.path,
                 hint="probe the checkpoint that this one was quantized from",
-            )  # fmt: skip
+            )
         if part.matrix.shape != found[0][1].matrix.shape:
             if not known and name not in asked:
                 skipped.append((name, "shapes differ between layers"))
@@ -187,13 +204,17 @@ def _matrix_type(
             raise UsageError(
                 f"{name} of layer {layer} ({tensor.name}) is {rows}x{columns}, of layer {first[0]} "
                 f"{'x'.join(map(str, first[1].matrix.shape))}: they have no difference",
-                path=checkpoint.path, hint=f"leave {name} out with --types",
-            )  # fmt: skip
+                path=checkpoint.path,
+                hint=f"leave {name} out with --types",
+            )
     series: dict[int | None, dict[int, Matrix]] = defaultdict(dict)
     for layer, part in found:
         if layer in series[part.expert]:
-            raise CorruptError(f"two tensors of layer {layer} are its {name} matrix: {part.matrix.tensor.name!r} and "
-                               f"{series[part.expert][layer].tensor.name!r}", path=checkpoint.path)  # fmt: skip
+            raise CorruptError(
+                f"two tensors of layer {layer} are its {name} matrix: {part.matrix.tensor.name!r} and "
+                f"{series[part.expert][layer].tensor.name!r}",
+                path=checkpoint.path,
+            )
         series[part.expert][layer] = part.matrix
     numbers = sorted(number for number in series if number is not None)
     total = _experts_held(found, numbers)
@@ -202,8 +223,11 @@ def _matrix_type(
     held = {layer for layer, _ in found}
     for number in numbers:
         if lacking := sorted(held - series[number].keys()):
-            raise CorruptError(f"layer {lacking[0]} has no {name} matrix of expert {number}, which other layers have",
-                               path=checkpoint.path, hint=f"leave {name} out with --types")  # fmt: skip
+            raise CorruptError(
+                f"layer {lacking[0]} has no {name} matrix of expert {number}, which other layers have",
+                path=checkpoint.path,
+                hint=f"leave {name} out with --types",
+            )
     kept = [Series(None, series[None])] if None in series else [Series(n, series[n]) for n in numbers]
     kept = [one for one in kept if len(one.layers) > 1]
     if not kept:

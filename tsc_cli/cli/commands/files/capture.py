@@ -156,21 +156,38 @@ def command(
         return
     if append_to is not None:
         given = {
-            "--output": output, "--context": context, "--keyframe-interval": keyframe_interval,
-            "--deterministic": deterministic or None, "--attention": attention or None, "--encrypt": encrypt or None,
-            "--force": force or None, "--dtype": None if dtype == "auto" else dtype,
+            "--output": output,
+            "--context": context,
+            "--keyframe-interval": keyframe_interval,
+            "--deterministic": deterministic or None,
+            "--attention": attention or None,
+            "--encrypt": encrypt or None,
+            "--force": force or None,
+            "--dtype": None if dtype == "auto" else dtype,
             "--no-special-tokens": no_special_tokens or None,
-        }  # fmt: skip
+        }
         wrong = next((name for name, value in given.items() if value is not None), None)
         if wrong is not None:
             raise UsageError(f"{wrong} has no meaning with --append", hint="tsc capture --help")
         _append(
-            append_to, prompt, prompt_file, (messages, system, enable_thinking, template), model, device,
+            append_to,
+            prompt,
+            prompt_file,
+            (messages, system, enable_thinking, template),
+            model,
+            device,
             trust_remote_code,
-            {"steps": steps, "every": every, "chunk": chunk, "temperature": temperature, "seed": seed,
-             "allow_beyond_positions": beyond},
-            key_file, Output(as_json, quiet),
-        )  # fmt: skip
+            {
+                "steps": steps,
+                "every": every,
+                "chunk": chunk,
+                "temperature": temperature,
+                "seed": seed,
+                "allow_beyond_positions": beyond,
+            },
+            key_file,
+            Output(as_json, quiet),
+        )
         return
     if output is None:  # not required by Typer, so that --list-supported can do without
         raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
@@ -211,9 +228,17 @@ def command(
     options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention, beyond)
     with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
         captured = capture_to_sink(
-            loaded.model, tokens, sink, tokenizer=loaded.tokenizer, reference=reference, options=options,
-            info={"model": loaded.name}, deterministic=deterministic, progress=advance, secret=secret,
-        )  # fmt: skip
+            loaded.model,
+            tokens,
+            sink,
+            tokenizer=loaded.tokenizer,
+            reference=reference,
+            options=options,
+            info={"model": loaded.name},
+            deterministic=deterministic,
+            progress=advance,
+            secret=secret,
+        )
     if output == "-":  # stdout holds the file
         out.note(summary(captured, len(reference)))
         return
@@ -222,9 +247,17 @@ def command(
 
 
 def _append(
-    path: str, prompt: str | None, prompt_file: str | None, chat_options: tuple[Any, Any, Any, Any], model: str | None,
-    device: str, trust_remote_code: bool, settings: dict[str, Any], key_file: str | None, out: Output,
-) -> None:  # fmt: skip
+    path: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    chat_options: tuple[Any, Any, Any, Any],
+    model: str | None,
+    device: str,
+    trust_remote_code: bool,
+    settings: dict[str, Any],
+    key_file: str | None,
+    out: Output,
+) -> None:
     from formats import load
     from tsc_cli.cli.keys import Keys
     from tsc_cli.huggingface.models.of_trace import model_for
@@ -245,12 +278,18 @@ def _append(
     with out.progress("appending", len(tokens) + settings["steps"]) as advance:
         done = append(
             loaded.model, tokens, path, tokenizer=loaded.tokenizer, progress=advance, key=trace.secret, **settings
-        )  # fmt: skip
+        )
     facts = {
-        "path": path, "file_bytes": done.file_bytes, "snapshots": done.snapshots, "new_snapshots": done.new_snapshots,
-        "tokens": done.tokens, "new_tokens": done.new_tokens, "raw_bytes_trace": done.raw_bytes_trace,
-        "tier": done.tier, "tier_not_kept": done.untrue or None,
-    }  # fmt: skip
+        "path": path,
+        "file_bytes": done.file_bytes,
+        "snapshots": done.snapshots,
+        "new_snapshots": done.new_snapshots,
+        "tokens": done.tokens,
+        "new_tokens": done.new_tokens,
+        "raw_bytes_trace": done.raw_bytes_trace,
+        "tier": done.tier,
+        "tier_not_kept": done.untrue or None,
+    }
     if done.untrue:
         out.note(not_kept(done.untrue))
     text = (
@@ -262,14 +301,17 @@ def _append(
 
 def facts_of(captured: Captured) -> dict[str, Any]:
     return {
-        "prompt_tokens": captured.prompt_tokens, "snapshots": captured.snapshots,
-        "raw_bytes_trace": captured.raw_bytes_trace, "raw_bytes_final": captured.raw_bytes_final,
-        "file_bytes": captured.file_bytes, "ratio_trace": captured.raw_bytes_trace / captured.file_bytes,
+        "prompt_tokens": captured.prompt_tokens,
+        "snapshots": captured.snapshots,
+        "raw_bytes_trace": captured.raw_bytes_trace,
+        "raw_bytes_final": captured.raw_bytes_final,
+        "file_bytes": captured.file_bytes,
+        "ratio_trace": captured.raw_bytes_trace / captured.file_bytes,
         "ratio_final": captured.raw_bytes_final / captured.file_bytes,
         "ratio_final_fp32": captured.values_final * 4 / captured.file_bytes,
         "ratio_final_fp16": captured.values_final * 2 / captured.file_bytes,
         "prefill_seconds": captured.prefill_seconds,
-    }  # fmt: skip
+    }
 
 
 def final_ratios(captured: Captured) -> str:
@@ -278,14 +320,21 @@ def final_ratios(captured: Captured) -> str:
 
 
 def summary(captured: Captured, reference: int) -> str:
-    return columns([
-        ["  prompt", f"{captured.prompt_tokens} tokens, prefilled in {captured.prefill_seconds:.2f} s"],
-        ["  snapshots", str(captured.snapshots) + (f", reference text of {reference} tokens" if reference else "")],
-        ["  raw", f"{size(captured.raw_bytes_trace)} all snapshots, {size(captured.raw_bytes_final)} the final cache"],
-        ["  file", size(captured.file_bytes)],
-        ["  ratio", f"{ratio(captured.raw_bytes_trace / captured.file_bytes)} of the trace, "
-                    f"{final_ratios(captured)}"],
-    ])  # fmt: skip
+    return columns(
+        [
+            ["  prompt", f"{captured.prompt_tokens} tokens, prefilled in {captured.prefill_seconds:.2f} s"],
+            ["  snapshots", str(captured.snapshots) + (f", reference text of {reference} tokens" if reference else "")],
+            [
+                "  raw",
+                f"{size(captured.raw_bytes_trace)} all snapshots, {size(captured.raw_bytes_final)} the final cache",
+            ],
+            ["  file", size(captured.file_bytes)],
+            [
+                "  ratio",
+                f"{ratio(captured.raw_bytes_trace / captured.file_bytes)} of the trace, {final_ratios(captured)}",
+            ],
+        ]
+    )
 
 
 def _show_supported(out: Output) -> None:
@@ -295,10 +344,18 @@ def _show_supported(out: Output) -> None:
         f"{_table(no)}\n\nAny other model is captured if all layers of its cache are of classes that the\n"
         "models above have and a drill on a few tokens succeeds; otherwise it is refused\nby name."
     )
-    facts = {"families": [
-        {"name": one.name, "model_types": list(one.model_types), "holds": one.holds, "status": one.status,
-         "refused": one.refused or None} for one in FAMILIES
-    ]}  # fmt: skip
+    facts = {
+        "families": [
+            {
+                "name": one.name,
+                "model_types": list(one.model_types),
+                "holds": one.holds,
+                "status": one.status,
+                "refused": one.refused or None,
+            }
+            for one in FAMILIES
+        ]
+    }
     out.report("tsc.supported/1", facts, text, "\n".join(name for one in yes for name in one.model_types))
 
 

@@ -43,21 +43,29 @@ def command(
     tier: Annotated[
         str | None,
         typer.Option(
-            "--tier", "-t", metavar="NAME", show_default=False,
+            "--tier",
+            "-t",
+            metavar="NAME",
+            show_default=False,
             help="lossless, 63x ... 1034x, or any Nx: the trace over the file is at least N. See tsc tiers.",
         ),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="OUT", help="The .tsc file to write; - is stdout. [default: FILE.TIER.tsc]",
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The .tsc file to write; - is stdout. [default: FILE.TIER.tsc]",
             show_default=False,
         ),
     ] = None,
     quality: Annotated[
         str | None,
         typer.Option(
-            "--quality", metavar="NAME", show_default=False,
+            "--quality",
+            metavar="NAME",
+            show_default=False,
             help="The smallest file of this quality: near-exact, high, balanced or small (mean KL 0.001, 0.01, 0.05, "
             "0.15). [default: high]",
         ),
@@ -65,28 +73,45 @@ def command(
     max_kl: Annotated[
         float | None,
         typer.Option(
-            "--max-kl", metavar="KL", min=0.0, max=MOST_KL, callback=number, show_default=False,
+            "--max-kl",
+            metavar="KL",
+            min=0.0,
+            max=MOST_KL,
+            callback=number,
+            show_default=False,
             help="The smallest file whose mean KL in nats, measured on this very cache, is at most this.",
         ),
     ] = None,
     min_top1: Annotated[
         float | None,
         typer.Option(
-            "--min-top1", metavar="SHARE", min=0.0, max=1.0, callback=number, show_default=False,
+            "--min-top1",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            callback=number,
+            show_default=False,
             help="The smallest file with at least this share of equal top-1 tokens.",
         ),
     ] = None,
     bits: Annotated[
         float | None,
         typer.Option(
-            "--bits", metavar="BITS", min=0.001, max=128, callback=number, show_default=False,
+            "--bits",
+            metavar="BITS",
+            min=0.001,
+            max=128,
+            callback=number,
+            show_default=False,
             help="The best file of at most so many bits a stored value, everything counted.",
         ),
     ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
-            "--profile", metavar="PROFILE", show_default=False,
+            "--profile",
+            metavar="PROFILE",
+            show_default=False,
             help="Digest or file of the profile for codec klt. [default: the one that fits the model]",
         ),
     ] = None,
@@ -109,7 +134,9 @@ def command(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A setting of the codec or the filter; may be repeated.",
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the codec or the filter; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -119,7 +146,8 @@ def command(
     verify: Annotated[
         bool | None,
         typer.Option(
-            "--verify/--no-verify", show_default=False,
+            "--verify/--no-verify",
+            show_default=False,
             help="Measure the KL with the model and record it. [default: if the model is on this machine]",
         ),
     ] = None,
@@ -137,7 +165,7 @@ def command(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compress a captured file.
 
     Ask for a quality, and the smallest file that keeps it is written; or for a size. A tier is a promise of size: raw
@@ -176,9 +204,7 @@ def command(
             chosen = profile_store.resolve(by_hand.settings["profile"])
         if chosen is None:
             raise UsageError("codec klt needs a profile of the model", hint="tsc calibrate makes one")
-        by_hand = replace(
-            by_hand, settings={"profile": chosen.digest, **by_hand.settings}, embed_profile=embed_profile
-        )  # fmt: skip
+        by_hand = replace(by_hand, settings={"profile": chosen.digest, **by_hand.settings}, embed_profile=embed_profile)
     compressor = compressor_for(
         trace,
         model,
@@ -227,10 +253,19 @@ def pairs(settings: list[str]) -> dict[str, str]:
 
 
 def compressor_for(
-    trace: Trace, model: str | None, device: str, verify: bool | None, positions: int, seed: int, out: Output,
-    profile: Profile | None, *, embed_profile: bool = False, beyond: bool = False,
+    trace: Trace,
+    model: str | None,
+    device: str,
+    verify: bool | None,
+    positions: int,
+    seed: int,
+    out: Output,
+    profile: Profile | None,
+    *,
+    embed_profile: bool = False,
+    beyond: bool = False,
     trust_remote_code: bool = False,
-) -> Compressor:  # fmt: skip
+) -> Compressor:
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
     from formats.encode.recipe import Source
     from tsc_cli.compression.compressor import Compressor
@@ -273,9 +308,16 @@ def _recipe(compressor: Compressor, target: Target, as_published: bool, out: Out
 
 
 def _write(
-    compressor: Compressor, recipe: Recipe, target: Target, as_published: bool, file: str, path: str,
-    deterministic: bool, force: bool, out: Output,
-) -> None:  # fmt: skip
+    compressor: Compressor,
+    recipe: Recipe,
+    target: Target,
+    as_published: bool,
+    file: str,
+    path: str,
+    deterministic: bool,
+    force: bool,
+    out: Output,
+) -> None:
     from tsc_cli.cli.files import open_output
     from tsc_cli.compression.compressor import raw_row_bytes
 
@@ -320,11 +362,17 @@ def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file
         except TscError as error:
             facts["reason"] = note = error.message
         kl, top1 = facts.get("kl"), facts.get("top1")
-        rows.append([
-            tier.name, facts["codec"] or "-", "-" if facts["ratio_trace"] is None else ratio(facts["ratio_trace"]),
-            "-" if kl is None else f"{kl:.2g}", "-" if top1 is None else f"{top1:.3f}", facts.get("verdict") or "",
-            note,
-        ])  # fmt: skip
+        rows.append(
+            [
+                tier.name,
+                facts["codec"] or "-",
+                "-" if facts["ratio_trace"] is None else ratio(facts["ratio_trace"]),
+                "-" if kl is None else f"{kl:.2g}",
+                "-" if top1 is None else f"{top1:.3f}",
+                facts.get("verdict") or "",
+                note,
+            ]
+        )
         found.append(facts)
     head = ("tier", "codec", "ratio", "KL", "top-1", "verdict", "the report" if as_published else "")
     facts = {"path": file, "as_published": as_published, "tiers": found}

@@ -60,11 +60,15 @@ def command(
     from formats.container.safetensors_buffer import pack
 
     metadata = {
-        "schema": "tsc.decode/1", "snapshot": str(number), "dtype": trace.geometry.dtype,
+        "schema": "tsc.decode/1",
+        "snapshot": str(number),
+        "dtype": trace.geometry.dtype,
         "next_token": "" if moment.next_token is None else str(moment.next_token),
-        "layers": json.dumps(wanted), "tier": trace.tier, "lost_by": trace.lost_by,
+        "layers": json.dumps(wanted),
+        "tier": trace.tier,
+        "lost_by": trace.lost_by,
         "fingerprint": json.dumps(trace.fingerprint, sort_keys=True),
-    }  # fmt: skip
+    }
     data = pack(_tensors(trace, number, moment, wanted), metadata)
     with open_output(output, force=force) as sink:
         sink.write(data)

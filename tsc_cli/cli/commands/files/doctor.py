@@ -30,14 +30,18 @@ def command(file: File, key_file: KeyFile = None, as_json: Json = False, quiet: 
         found = diagnose(file, keys)
     damage = [one for one in found.problems if one.damage]
     facts = {
-        "path": file, "ok": not damage, "file_bytes": found.size, "records": found.records,
-        "snapshots": found.snapshots, "recoverable_snapshots": found.whole,
+        "path": file,
+        "ok": not damage,
+        "file_bytes": found.size,
+        "records": found.records,
+        "snapshots": found.snapshots,
+        "recoverable_snapshots": found.whole,
         "unread_bytes": [{"start": start, "stop": stop} for start, stop in found.unread],
         "problems": [
             {"damage": one.damage, "message": one.message, "offset": one.offset, "record": one.record}
             for one in found.problems
         ],
-    }  # fmt: skip
+    }
     headline = f"damaged, {len(damage)} problems" if damage else "healthy"
     out.report("tsc.doctor/1", facts, _text(file, found), headline)
     raise typer.Exit(3 if damage else 0)

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from formats.file.reader import TraceFile
 
 Target = Annotated[
-    str,
-    typer.Option("--output", "-o", metavar="OUT.tsc", help="The file to write; - is stdout.", show_default=False),
+    str, typer.Option("--output", "-o", metavar="OUT.tsc", help="The file to write; - is stdout.", show_default=False)
 ]
 
 
 def encrypt(
-    file: File, output: Target, key_file: KeyFile = None, force: Force = False, as_json: Json = False,
+    file: File,
+    output: Target,
+    key_file: KeyFile = None,
+    force: Force = False,
+    as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write an encrypted copy of a .tsc file.
 
     AES-256-GCM, record by record. The key is that of --key-file (32 bytes or 64 hexadecimal digits), else of TSC_KEY;
@@ -52,9 +55,13 @@ def encrypt(
 
 
 def decrypt(
-    file: File, output: Target, key_file: KeyFile = None, force: Force = False, as_json: Json = False,
+    file: File,
+    output: Target,
+    key_file: KeyFile = None,
+    force: Force = False,
+    as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write a copy of an encrypted .tsc file that anybody can read.
 
     Every record is authenticated on the way; a file that was changed is refused, and nothing is written.

@@ -47,26 +47,42 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
     geometry, final, size_bytes = file.geometry, file.views[-1], file.size
     values = geometry.values(file.header.raw_bytes_final)
     return {
-        "path": file.path, "file_bytes": size_bytes, "format": f"1.{file.reader.minor}",
+        "path": file.path,
+        "file_bytes": size_bytes,
+        "format": f"1.{file.reader.minor}",
         "encrypted": None if file.reader.lock is None else file.reader.lock.scheme.name.lower(),
         "tier": file.header.tier,
-        "lost_by": file.lost_by or None, "codec": codec_of(file), "parameters": file.header.parameters,
-        "profile": None if file.profile is None else {
-            "digest": file.profile.digest, "embedded": file.profile.data is not None,
-        },
-        "created_by": file.header.created_by, "dtype": geometry.dtype, "batch": geometry.batch,
-        "padding": list(geometry.padding), "layer_count": len(geometry.layers), "snapshots": len(file.views),
-        "tokens_first": file.views[0].tokens_seen, "tokens_final": final.tokens_seen, "rows_stored": len(file.labels),
+        "lost_by": file.lost_by or None,
+        "codec": codec_of(file),
+        "parameters": file.header.parameters,
+        "profile": None
+        if file.profile is None
+        else {"digest": file.profile.digest, "embedded": file.profile.data is not None},
+        "created_by": file.header.created_by,
+        "dtype": geometry.dtype,
+        "batch": geometry.batch,
+        "padding": list(geometry.padding),
+        "layer_count": len(geometry.layers),
+        "snapshots": len(file.views),
+        "tokens_first": file.views[0].tokens_seen,
+        "tokens_final": final.tokens_seen,
+        "rows_stored": len(file.labels),
         "reference_tokens": len(file.reference),
-        "keyframes": keyframes(file), "bytes_by_kind": bytes_by_kind(file),
-        "raw_bytes_trace": file.header.raw_bytes_trace, "raw_bytes_final": file.header.raw_bytes_final,
-        "raw_bytes_final_fp32": values * 4, "raw_bytes_final_fp16": values * 2,
+        "keyframes": keyframes(file),
+        "bytes_by_kind": bytes_by_kind(file),
+        "raw_bytes_trace": file.header.raw_bytes_trace,
+        "raw_bytes_final": file.header.raw_bytes_final,
+        "raw_bytes_final_fp32": values * 4,
+        "raw_bytes_final_fp16": values * 2,
         "ratio_trace": file.header.raw_bytes_trace / size_bytes,
         "ratio_final": file.header.raw_bytes_final / size_bytes,
-        "ratio_final_fp32": values * 4 / size_bytes, "ratio_final_fp16": values * 2 / size_bytes,
-        "bits_per_value_final": size_bytes * 8 / values, "capture": file.header.capture,
-        "fingerprint": file.fingerprint, "quality": file.header.quality,
-    }  # fmt: skip
+        "ratio_final_fp32": values * 4 / size_bytes,
+        "ratio_final_fp16": values * 2 / size_bytes,
+        "bits_per_value_final": size_bytes * 8 / values,
+        "capture": file.header.capture,
+        "fingerprint": file.fingerprint,
+        "quality": file.header.quality,
+    }
 
 
 def codec_of(file: TraceFile) -> str:
@@ -98,10 +114,16 @@ def bytes_by_kind(file: TraceFile) -> dict[str, int]:
     )
     rows = {Part.JOINT: "joint_rows", Part.KEYS: "keys", Part.VALUES: "values", Part.INDEXER: "indexer_keys"}
     names: dict[int, str] = {
-        RecordType.LABELS: "labels", RecordType.VIEWS: "views", RecordType.REFERENCE: "reference",
-        RecordType.MODEL: "header", RecordType.HEADER: "header", RecordType.ATTENTION: "attention",
-        RecordType.KEPT: "kept", RecordType.PROFILE: "profile", RecordType.STATES: "states",
-    }  # fmt: skip
+        RecordType.LABELS: "labels",
+        RecordType.VIEWS: "views",
+        RecordType.REFERENCE: "reference",
+        RecordType.MODEL: "header",
+        RecordType.HEADER: "header",
+        RecordType.ATTENTION: "attention",
+        RecordType.KEPT: "kept",
+        RecordType.PROFILE: "profile",
+        RecordType.STATES: "states",
+    }
     for _, entry in file.entries:
         is_rows = entry.type == RecordType.ROWS
         kind = rows[Part(entry.part)] if is_rows else names.get(entry.type, "other")
@@ -124,13 +146,19 @@ def layer_facts(file: TraceFile) -> list[dict[str, Any]]:
     final = file.views[-1]
     return [
         {
-            "layer": number, "kind": spec.kind, "window": spec.window, "kv_heads": spec.heads,
-            "key_size": spec.key_size, "value_size": spec.value_size, "index_size": spec.index_size,
-            "state_bytes": file.geometry.state_bytes[number], "rows_final": final.rows(number),
+            "layer": number,
+            "kind": spec.kind,
+            "window": spec.window,
+            "kv_heads": spec.heads,
+            "key_size": spec.key_size,
+            "value_size": spec.value_size,
+            "index_size": spec.index_size,
+            "state_bytes": file.geometry.state_bytes[number],
+            "rows_final": final.rows(number),
             "raw_bytes_final": final.rows(number) * file.geometry.row_bytes[number] + file.geometry.state_bytes[number],
         }
         for number, spec in enumerate(file.geometry.layers)
-    ]  # fmt: skip
+    ]
 
 
 def record_facts(file: TraceFile) -> list[dict[str, Any]]:
@@ -138,34 +166,59 @@ def record_facts(file: TraceFile) -> list[dict[str, Any]]:
 
     return [
         {
-            "record": entry.sequence, "offset": offset, "type": entry.name, "codec": entry.codec,
+            "record": entry.sequence,
+            "offset": offset,
+            "type": entry.name,
+            "codec": entry.codec,
             "part": Part(entry.part).name.lower() if entry.type == RecordType.ROWS else None,
-            "first_layer": entry.first_layer, "layer_count": entry.layer_count, "first": entry.first,
-            "count": entry.count, "stored_bytes": entry.stored, "raw_bytes": entry.raw,
+            "first_layer": entry.first_layer,
+            "layer_count": entry.layer_count,
+            "first": entry.first,
+            "count": entry.count,
+            "stored_bytes": entry.stored,
+            "raw_bytes": entry.raw,
         }
         for offset, entry in file.entries
-    ]  # fmt: skip
+    ]
 
 
 def _text(file: TraceFile, facts: dict[str, Any]) -> str:
     model = str(facts["capture"].get("model", "unknown"))
     steps = "" if facts["snapshots"] == 1 else f", {facts['tokens_first']} to {facts['tokens_final']} tokens"
-    parts = [columns([
-        ["file", f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}"],
-        *([["encrypted", f"with a {facts['encrypted']}"]] if facts["encrypted"] else []),
-        ["tier", facts["tier"] or "none"],
-        *_codec(facts), *_lost(facts), *_profile(facts),
-        ["model", f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}"],
-        ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
-        ["geometry", _geometry(file)],
-        *([["batch", _batch(facts)]] if facts["batch"] > 1 else []),
-        ["snapshots", f"{facts['snapshots']}{steps}, keyframes {_short(facts['keyframes'])}"],
-        ["tokens", f"{facts['tokens_final']}, and {facts['reference_tokens']} of reference text"],
-        ["raw", f"{size(facts['raw_bytes_trace'])} all snapshots, {size(facts['raw_bytes_final'])} the final cache"],
-        ["ratio", f"{ratio(facts['ratio_trace'])} of the whole trace"],
-        ["", f"{ratio(facts['ratio_final_fp32'])} of the final cache alone in fp32, "
-             f"{ratio(facts['ratio_final_fp16'])} in fp16; {facts['bits_per_value_final']:.3f} bits a value"],
-    ])]  # fmt: skip
+    parts = [
+        columns(
+            [
+                [
+                    "file",
+                    f"{file.path}, {size(facts['file_bytes'])}, format {facts['format']}, by {facts['created_by']}",
+                ],
+                *([["encrypted", f"with a {facts['encrypted']}"]] if facts["encrypted"] else []),
+                ["tier", facts["tier"] or "none"],
+                *_codec(facts),
+                *_lost(facts),
+                *_profile(facts),
+                [
+                    "model",
+                    f"{model}, {facts['fingerprint'].get('architecture', 'unknown architecture')}, {facts['dtype']}",
+                ],
+                ["weights", facts["fingerprint"].get("weights", "unknown")[:16]],
+                ["geometry", _geometry(file)],
+                *([["batch", _batch(facts)]] if facts["batch"] > 1 else []),
+                ["snapshots", f"{facts['snapshots']}{steps}, keyframes {_short(facts['keyframes'])}"],
+                ["tokens", f"{facts['tokens_final']}, and {facts['reference_tokens']} of reference text"],
+                [
+                    "raw",
+                    f"{size(facts['raw_bytes_trace'])} all snapshots, {size(facts['raw_bytes_final'])} the final cache",
+                ],
+                ["ratio", f"{ratio(facts['ratio_trace'])} of the whole trace"],
+                [
+                    "",
+                    f"{ratio(facts['ratio_final_fp32'])} of the final cache alone in fp32, "
+                    f"{ratio(facts['ratio_final_fp16'])} in fp16; {facts['bits_per_value_final']:.3f} bits a value",
+                ],
+            ]
+        )
+    ]
     shares = [
         [kind, f"{count}", f"{100 * count / file.size:.2f}%"] for kind, count in facts["bytes_by_kind"].items() if count
     ]

@@ -70,16 +70,19 @@ def compared(trace: Trace, loaded: Loaded, out: Output, *, identical: bool) -> R
     if identical:
         found.lies += [
             f"snapshot {one.snapshot}: {one.tensors - one.identical} of {one.tensors} tensors are not bit-identical"
-            for one in found.snapshots if one.verdict == "within tolerance"
-        ]  # fmt: skip
+            for one in found.snapshots
+            if one.verdict == "within tolerance"
+        ]
     return Report(found)
 
 
 def _row(one: Compared) -> list[str]:
     worst = one.first_wrong or one.worst
-    figures = ["-"] * 4 if worst is None else [
-        _place(worst), f"{worst.error:.3g}", f"{worst.own:.3g}", f"{worst.allowed:.3g}",
-    ]  # fmt: skip
+    figures = (
+        ["-"] * 4
+        if worst is None
+        else [_place(worst), f"{worst.error:.3g}", f"{worst.own:.3g}", f"{worst.allowed:.3g}"]
+    )
     return [str(one.snapshot), str(one.tensors), str(one.identical), *figures, one.verdict]
 
 
@@ -91,18 +94,29 @@ def _place(entry: Entry) -> str:
 
 def _facts(one: Compared) -> dict[str, Any]:
     return {
-        "snapshot": one.snapshot, "new_tensors": one.tensors, "identical_tensors": one.identical,
-        "verdict": one.verdict, "wrong_parts": one.wrong, "worst": _entry(one.worst),
+        "snapshot": one.snapshot,
+        "new_tensors": one.tensors,
+        "identical_tensors": one.identical,
+        "verdict": one.verdict,
+        "wrong_parts": one.wrong,
+        "worst": _entry(one.worst),
         "first_wrong": _entry(one.first_wrong),
-    }  # fmt: skip
+    }
 
 
 def _entry(entry: Entry | None) -> dict[str, Any] | None:
     if entry is None:
         return None
     facts = {
-        "layer": entry.layer, "part": entry.part, "sequence": entry.sequence, "head": entry.head, "row": entry.row,
-        "error_over_rms": entry.error, "codec_error_over_rms": entry.own, "allowed_over_rms": entry.allowed,
-        "share_of_allowed": entry.share, "too_coarse": entry.coarse,
-    }  # fmt: skip
+        "layer": entry.layer,
+        "part": entry.part,
+        "sequence": entry.sequence,
+        "head": entry.head,
+        "row": entry.row,
+        "error_over_rms": entry.error,
+        "codec_error_over_rms": entry.own,
+        "allowed_over_rms": entry.allowed,
+        "share_of_allowed": entry.share,
+        "too_coarse": entry.coarse,
+    }
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}

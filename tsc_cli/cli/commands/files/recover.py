@@ -57,17 +57,24 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     reasons = dict(lost(remains))
     known = range(remains.snapshots)
     return {
-        "damaged": plan.damaged, "complete": plan.complete, "tier_not_kept": plan.untrue or None,
-        "snapshots_known": remains.snapshots, "all_snapshots_known": remains.all_known,
-        "snapshots": [{"old": old, "new": plan.numbers.get(old), "lost": _needs(remains, old),
-                       "reason": reasons.get(old)} for old in known],
+        "damaged": plan.damaged,
+        "complete": plan.complete,
+        "tier_not_kept": plan.untrue or None,
+        "snapshots_known": remains.snapshots,
+        "all_snapshots_known": remains.all_known,
+        "snapshots": [
+            {"old": old, "new": plan.numbers.get(old), "lost": _needs(remains, old), "reason": reasons.get(old)}
+            for old in known
+        ],
         "unread_bytes": [{"start": start, "stop": stop} for start, stop in remains.wreck.unread],
         "lost_records": [_record(one) for one in remains.lost_records()],
         "dropped_records": [{"record": number, "reason": why} for number, why in sorted(plan.dropped.items())],
         "rows_without_labels": [{"first": one.first, "rows": one.rows} for one in plan.labels_for],
-        "problems": [{"message": one.message, "offset": one.offset, "record": one.record}
-                     for one in [*remains.wreck.problems, *remains.problems]],
-    }  # fmt: skip
+        "problems": [
+            {"message": one.message, "offset": one.offset, "record": one.record}
+            for one in [*remains.wreck.problems, *remains.problems]
+        ],
+    }
 
 
 def _needs(remains: Remains, number: int) -> list[dict[str, Any]]:
@@ -77,19 +84,26 @@ def _needs(remains: Remains, number: int) -> list[dict[str, Any]]:
 def _need(need: Need) -> dict[str, Any]:
     labels = need.first_layer < 0
     return {
-        "what": "labels" if labels else "rows" if need.state is None else "state", "state": need.state,
-        "first_layer": None if labels else need.first_layer, "layer_count": None if labels else need.layer_count,
+        "what": "labels" if labels else "rows" if need.state is None else "state",
+        "state": need.state,
+        "first_layer": None if labels else need.first_layer,
+        "layer_count": None if labels else need.layer_count,
         "rows": [{"first": one.first, "rows": one.rows} for one in need.spans],
-    }  # fmt: skip
+    }
 
 
 def _record(header: Any) -> dict[str, Any] | None:
     if header is None:
         return None
     return {
-        "record": header.sequence, "type": header.name, "part": header.part, "first_layer": header.first_layer,
-        "layer_count": header.layer_count, "first": header.first, "count": header.count,
-    }  # fmt: skip
+        "record": header.sequence,
+        "type": header.name,
+        "part": header.part,
+        "first_layer": header.first_layer,
+        "layer_count": header.layer_count,
+        "first": header.first,
+        "count": header.count,
+    }
 
 
 def _text(path: str, output: str, length: int, plan: Plan) -> str:
@@ -133,7 +147,12 @@ def _in_words(header: Any) -> str:
         return "a record of which nothing is known"
     layers = f" of layers {header.first_layer} to {header.first_layer + header.layer_count - 1}"
     span = f" {header.first} to {header.first + header.count - 1}"
-    words = {"rows": f"rows{span}{layers}", "labels": f"labels of rows{span}", "views": f"snapshots{span}",
-             "states": f"states{layers} at snapshots{span}", "kept": f"map of kept rows{span}{layers}"}  # fmt: skip
+    words = {
+        "rows": f"rows{span}{layers}",
+        "labels": f"labels of rows{span}",
+        "views": f"snapshots{span}",
+        "states": f"states{layers} at snapshots{span}",
+        "kept": f"map of kept rows{span}{layers}",
+    }
     part = {1: ", keys", 2: ", values", 3: ", indexer keys"}.get(header.part, "") if header.name == "rows" else ""
     return f"record {header.sequence} ({words.get(header.name, header.name)}{part})"

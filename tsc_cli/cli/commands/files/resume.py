@@ -50,14 +50,7 @@ def command(
     snapshot: Snapshot = -1,
     sequence: Sequence = 0,
     max_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-tokens",
-            "-n",
-            min=1,
-            max=MOST_STEPS,
-            help="Stop after so many tokens.",
-        ),
+        int, typer.Option("--max-tokens", "-n", min=1, max=MOST_STEPS, help="Stop after so many tokens.")
     ] = 64,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on through an end-of-text token.")] = False,
     model: FileModel = None,
@@ -113,10 +106,16 @@ def command(
     else:
         fed = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
     tokens = resume(
-        trace, loaded.model, snapshot=number, prompt=fed, choose=Sampler(temperature, seed, sequence),
-        tokenizer=loaded.tokenizer, force=force_model_mismatch, allow_beyond_positions=beyond,
+        trace,
+        loaded.model,
+        snapshot=number,
+        prompt=fed,
+        choose=Sampler(temperature, seed, sequence),
+        tokenizer=loaded.tokenizer,
+        force=force_model_mismatch,
+        allow_beyond_positions=beyond,
         most=max_tokens,
-    )  # fmt: skip
+    )
     stops = set() if ignore_eos else _end_tokens(loaded.model)
     made: list[int] = []
     stream = TextStream(loaded.tokenizer, lambda piece: None if as_json else out.data(printable(piece, keep="\n\t")))

@@ -40,22 +40,38 @@ def command(
             with out.progress(f"testing {path}"):
                 sealed = None if keys.known(path) else check_sealed(path)
                 if sealed is not None:
-                    results.append({
-                        "path": path, "ok": True, "file_bytes": os.path.getsize(path), "records": sealed,
-                        "snapshots": None,
-                    })  # fmt: skip
+                    results.append(
+                        {
+                            "path": path,
+                            "ok": True,
+                            "file_bytes": os.path.getsize(path),
+                            "records": sealed,
+                            "snapshots": None,
+                        }
+                    )
                     continue
                 file = check(path, keys.source, decode=decode)
-            results.append({
-                "path": path, "ok": True, "file_bytes": file.size, "records": len(file.entries) + 2,
-                "snapshots": len(file.views),
-            })  # fmt: skip
+            results.append(
+                {
+                    "path": path,
+                    "ok": True,
+                    "file_bytes": file.size,
+                    "records": len(file.entries) + 2,
+                    "snapshots": len(file.views),
+                }
+            )
         except TscError as problem:
             worst = max(worst, problem.exit_code)
-            results.append({
-                "path": path, "ok": False, "error": problem.message, "offset": problem.offset,
-                "record": problem.record, "exit_code": problem.exit_code,
-            })  # fmt: skip
+            results.append(
+                {
+                    "path": path,
+                    "ok": False,
+                    "error": problem.message,
+                    "offset": problem.offset,
+                    "record": problem.record,
+                    "exit_code": problem.exit_code,
+                }
+            )
     good = sum(result["ok"] for result in results)
     text = "\n".join(_line(result) for result in results)
     out.report("tsc.test/1", {"files": results, "ok": good == len(results)}, text, f"{good} of {len(results)} ok")

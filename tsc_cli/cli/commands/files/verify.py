@@ -161,9 +161,14 @@ def command(
     if found is None or found.labelled:
         with out.progress("verifying", passes(trace, options, against=raw is not None)) as advance:
             results = verify(
-                trace, loaded.model, tokenizer=loaded.tokenizer, against=raw, options=options,
-                force=force_model_mismatch, progress=advance,
-            )  # fmt: skip
+                trace,
+                loaded.model,
+                tokenizer=loaded.tokenizer,
+                against=raw,
+                options=options,
+                force=force_model_mismatch,
+                progress=advance,
+            )
     failures = missed(results, max_kl, min_top1)
     if found is not None:
         failures += found.against_quality(whole, results)
@@ -172,13 +177,19 @@ def command(
         stated = record_quality(file, [result.record() for result in results], whole.secret, measured=opened)
         say_tier(opened, stated, out)
     facts: dict[str, Any] = {
-        "path": file, "against": against, "seed": seed, "max_kl": max_kl, "min_top1": min_top1,
+        "path": file,
+        "against": against,
+        "seed": seed,
+        "max_kl": max_kl,
+        "min_top1": min_top1,
         "results": [
             result.to_dict() | {"recall": None if result.recall is None else result.recall.to_dict()}
             for result in results
         ],
-        "failures": failures, "recorded": record, "recomputed": None if found is None else found.to_dict(),
-    }  # fmt: skip
+        "failures": failures,
+        "recorded": record,
+        "recomputed": None if found is None else found.to_dict(),
+    }
     worst = max((result.fidelity.kl_mean for result in results), default=math.nan)
     said = text(file, results, failures, record=record, more="" if found is None else found.text())
     out.report("tsc.verify/1", facts, said, f"{worst:.6g}")
@@ -211,24 +222,28 @@ def _one(file: str, result: Verified) -> str:
     f = result.fidelity
     few = "" if f.sufficient else "  (insufficient: fewer than 100 positions)"
     source = "text that followed" if result.reference == "text" else "tokens sampled from the exact model"
-    return columns([
-        ["file", f"{file}, snapshot {result.snapshot}, {result.tokens} tokens"],
-        ["exact cache", f"{result.exact}; restored tensors " + ("bit-identical" if result.identical else "differ")],
-        ["reference", f"{f.positions} positions, {source}{few}"],
-        ["mean KL", f"{f.kl_mean:.6g} +- {f.kl_mean_se:.2g}: {result.verdict}"],
-        ["max KL", f"{f.kl_max:.6g}"],
-        ["99.9% KL", f"{f.kl_p999:.6g}"],
-        ["99% KL", f"{f.kl_p99:.6g}"],
-        ["95% KL", f"{f.kl_p95:.6g}"],
-        ["90% KL", f"{f.kl_p90:.6g}"],
-        ["median KL", f"{f.kl_median:.6g}"],
-        ["RMS change of p", f"{f.rms_delta_p:.6g}"],
-        ["same top-1", f"{f.top1:.4f} +- {f.top1_se:.2g}"],
-        ["perplexity", f"{f.perplexity_exact:.4f} exact, {f.perplexity_restored:.4f} restored, "
-                       f"ratio {f.perplexity_ratio:.6f}"],
-        ["greedy tokens", divergence(result)],
-        *([] if result.recall is None else [["recall", recalled(result.recall)]]),
-    ])  # fmt: skip
+    return columns(
+        [
+            ["file", f"{file}, snapshot {result.snapshot}, {result.tokens} tokens"],
+            ["exact cache", f"{result.exact}; restored tensors " + ("bit-identical" if result.identical else "differ")],
+            ["reference", f"{f.positions} positions, {source}{few}"],
+            ["mean KL", f"{f.kl_mean:.6g} +- {f.kl_mean_se:.2g}: {result.verdict}"],
+            ["max KL", f"{f.kl_max:.6g}"],
+            ["99.9% KL", f"{f.kl_p999:.6g}"],
+            ["99% KL", f"{f.kl_p99:.6g}"],
+            ["95% KL", f"{f.kl_p95:.6g}"],
+            ["90% KL", f"{f.kl_p90:.6g}"],
+            ["median KL", f"{f.kl_median:.6g}"],
+            ["RMS change of p", f"{f.rms_delta_p:.6g}"],
+            ["same top-1", f"{f.top1:.4f} +- {f.top1_se:.2g}"],
+            [
+                "perplexity",
+                f"{f.perplexity_exact:.4f} exact, {f.perplexity_restored:.4f} restored, ratio {f.perplexity_ratio:.6f}",
+            ],
+            ["greedy tokens", divergence(result)],
+            *([] if result.recall is None else [["recall", recalled(result.recall)]]),
+        ]
+    )
 
 
 def divergence(result: Verified) -> str:
@@ -254,16 +269,31 @@ def _positions(result: Verified) -> str:
 def _many(file: str, results: list[Verified]) -> str:
     rows = [
         [
-            str(r.snapshot), str(r.tokens), "yes" if r.identical else "no", _positions(r), r.reference,
-            f"{r.fidelity.kl_mean:.3g}", f"{r.fidelity.kl_max:.3g}", f"{r.fidelity.top1:.4f}",
-            f"{r.fidelity.perplexity_ratio:.6f}", "-" if r.diverges_at is None else str(r.diverges_at),
+            str(r.snapshot),
+            str(r.tokens),
+            "yes" if r.identical else "no",
+            _positions(r),
+            r.reference,
+            f"{r.fidelity.kl_mean:.3g}",
+            f"{r.fidelity.kl_max:.3g}",
+            f"{r.fidelity.top1:.4f}",
+            f"{r.fidelity.perplexity_ratio:.6f}",
+            "-" if r.diverges_at is None else str(r.diverges_at),
         ]
         for r in results
-    ]  # fmt: skip
+    ]
     head = [
-        "snapshot", "tokens", "identical", "positions", "reference", "mean KL", "max KL", "top-1", "ppl ratio",
+        "snapshot",
+        "tokens",
+        "identical",
+        "positions",
+        "reference",
+        "mean KL",
+        "max KL",
+        "top-1",
+        "ppl ratio",
         "diverges at",
-    ]  # fmt: skip
+    ]
     recalls = [r.recall.fidelity for r in results if r.recall is not None]
     if recalls:  # asked for, then it is there for every snapshot
         head += ["recall KL", "recall top-1"]

@@ -37,18 +37,19 @@ def command(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...", show_default=False,
+            metavar="[TEXT]...",
+            show_default=False,
             help="Text files that prompts are cut from. [default: modules of Python's own library]",
         ),
     ] = None,
     output: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="OUT.json", help="The JSON file to write.", show_default=False),
+        str, typer.Option("--output", "-o", metavar="OUT.json", help="The JSON file to write.", show_default=False)
     ] = "",
     suite: Annotated[
         str,
         typer.Option(
-            "--suite", metavar="NAME",
+            "--suite",
+            metavar="NAME",
             help="block-size (the reports' Table 1), threshold (Table 2, Figure 1), hierarchy (every tier), "
             "ladder (codec klt on one cache beside other projects) or needle (codes stated early, asked for at the "
             "end).",
@@ -57,7 +58,9 @@ def command(
     codec: Annotated[
         list[str] | None,
         typer.Option(
-            "--codec", metavar="NAME[:KEY=VALUE,...]", show_default=False,
+            "--codec",
+            metavar="NAME[:KEY=VALUE,...]",
+            show_default=False,
             help="Measure this codec instead of a suite; may be repeated.",
         ),
     ] = None,
@@ -66,7 +69,10 @@ def command(
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", min=0, max=MOST_STEPS, show_default=False,
+            "--steps",
+            min=0,
+            max=MOST_STEPS,
+            show_default=False,
             help="Decode steps of each trace. [default: 64, ladder 0]",
         ),
     ] = None,
@@ -80,7 +86,7 @@ def command(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure codecs on prompts, with standard errors.
 
     Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality is scored on the
@@ -127,9 +133,16 @@ def command(
 
 
 def _needles(
-    loaded: Loaded, read: list[str], hashed: list[tuple[str, bytes]], prompts: int, seed: int, output: str,
-    force: bool, texts: list[str] | None, out: Output,
-) -> None:  # fmt: skip
+    loaded: Loaded,
+    read: list[str],
+    hashed: list[tuple[str, bytes]],
+    prompts: int,
+    seed: int,
+    output: str,
+    force: bool,
+    texts: list[str] | None,
+    out: Output,
+) -> None:
     from formats.codecs.klt import profile_store
     from tsc_cli.bench.codecs import described, profile_facts
     from tsc_cli.bench.needle import APART, DEPTH, LENGTH
@@ -142,13 +155,17 @@ def _needles(
         rows = run(loaded, tokens, prompts, seed, advance)
     facts = described("needle", hashed, ["tsc", *_arguments(output, texts)], loaded) | {
         "protocol": {"needles": prompts, "length": LENGTH, "depth": DEPTH, "apart": APART, "seed": seed},
-        "profile": profile_facts(profile_store.for_model(fingerprint.of(loaded.model))), "rows": rows,
-    }  # fmt: skip
+        "profile": profile_facts(profile_store.for_model(fingerprint.of(loaded.model))),
+        "rows": rows,
+    }
     lines = [
-        [r["label"], "" if r["ratio_final_fp32"] is None else ratio(r["ratio_final_fp32"]),
-         f"{r['kept']} of {r['answerable']}"]
+        [
+            r["label"],
+            "" if r["ratio_final_fp32"] is None else ratio(r["ratio_final_fp32"]),
+            f"{r['kept']} of {r['answerable']}",
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     _deliver(facts, columns(lines, ("row", "of fp32", f"kept ({prompts} asked)")), output, force, out)
 
 
@@ -201,18 +218,31 @@ def table(facts: dict[str, Any]) -> str:
             continue
         share = "" if row["coded_share"] is None else f"{100 * row['coded_share']:.1f}%"
         error = row["kl_mean_se_prompts"] or row["kl_mean_se"]
-        lines.append([
-            row["label"], row["kind"], ratio(row["ratio_trace"]), ratio(row["ratio_final_fp32"]),
-            f"{row['kl_mean']:.2g} +- {error:.1g}", f"{row['top1']:.3f}", share, stated,
-        ])  # fmt: skip
+        lines.append(
+            [
+                row["label"],
+                row["kind"],
+                ratio(row["ratio_trace"]),
+                ratio(row["ratio_final_fp32"]),
+                f"{row['kl_mean']:.2g} +- {error:.1g}",
+                f"{row['top1']:.3f}",
+                share,
+                stated,
+            ]
+        )
     shown = columns(lines, ("row", "kind", "ratio", "of fp32", "mean KL", "top-1", "coded", "report"))
     if facts["suite"] != "ladder":
         return shown
     from tsc_cli.bench.ladder import comparison
 
     fewer = [
-        [f"{one['kl']:g}", f"{one['bits']:.3f}", f"{one['best_other_bits']:.2f}", one["best_other"],
-         f"{one['times']:.1f}x"]
+        [
+            f"{one['kl']:g}",
+            f"{one['bits']:.3f}",
+            f"{one['best_other_bits']:.2f}",
+            one["best_other"],
+            f"{one['times']:.1f}x",
+        ]
         for one in comparison(facts["rows"])
-    ]  # fmt: skip
+    ]
     return f"{shown}\n\n{columns(fewer, ('at KL', 'klt bits', 'best other', 'which', 'fewer'))}" if fewer else shown

@@ -64,9 +64,16 @@ def command(
     out.note(f"capturing {len(prompt)} tokens and {STEPS} decode steps")
     with out.progress("capturing", len(prompt) + STEPS) as advance:
         captured = capture_to_file(
-            loaded.model, prompt, path, tokenizer=loaded.tokenizer, reference=reference,
-            options=CaptureOptions(steps=STEPS), info={"model": loaded.name}, force=True, progress=advance,
-        )  # fmt: skip
+            loaded.model,
+            prompt,
+            path,
+            tokenizer=loaded.tokenizer,
+            reference=reference,
+            options=CaptureOptions(steps=STEPS),
+            info={"model": loaded.name},
+            force=True,
+            progress=advance,
+        )
 
     trace = open_file(path)
     started = time.perf_counter()
@@ -88,16 +95,24 @@ def command(
 
 
 def _facts(
-    path: str, captured: Any, results: list[Verified], restore_seconds: float, uninterrupted: list[int],
+    path: str,
+    captured: Any,
+    results: list[Verified],
+    restore_seconds: float,
+    uninterrupted: list[int],
     resumed: list[int],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     from tsc_cli.cli.commands.files.capture import facts_of
 
     return {
-        "path": path, **facts_of(captured), "restore_seconds": restore_seconds,
-        "results": [result.to_dict() for result in results], "resumed_from_snapshot": BRANCH,
-        "resumed_tokens": len(resumed), "resumed_equal": resumed == uninterrupted,
-    }  # fmt: skip
+        "path": path,
+        **facts_of(captured),
+        "restore_seconds": restore_seconds,
+        "results": [result.to_dict() for result in results],
+        "resumed_from_snapshot": BRANCH,
+        "resumed_tokens": len(resumed),
+        "resumed_equal": resumed == uninterrupted,
+    }
 
 
 def _text(facts: dict[str, Any], results: list[Verified]) -> str:
@@ -106,22 +121,36 @@ def _text(facts: dict[str, Any], results: list[Verified]) -> str:
             f"{form.format(value)} (snapshot {r.snapshot})" for value, r in zip(values, results, strict=True)
         )
 
-    table = columns([
-        ["raw bytes", f"{facts['raw_bytes_trace']:,} ({facts['snapshots']} snapshots), "
-                      f"{facts['raw_bytes_final']:,} (final cache)"],
-        ["file bytes", f"{facts['file_bytes']:,} ({size(facts['file_bytes'])})"],
-        ["ratio", f"{ratio(facts['ratio_trace'])} of the whole trace, "
-                  f"{ratio(facts['ratio_final_fp32'])} of the final cache alone in fp32, "
-                  f"{ratio(facts['ratio_final_fp16'])} in fp16"],
-        ["tensors", "bit-identical" if all(r.identical for r in results) else "DIFFERENT"],
-        ["KL", over([r.fidelity.kl_mean for r in results], "{:g}")],
-        ["same top-1", over([r.fidelity.top1 for r in results], "{:g}")],
-        ["prefill", f"{facts['prefill_seconds']:.3f} s"],
-        ["restore", f"{facts['restore_seconds']:.3f} s "
-                    f"({facts['prefill_seconds'] / facts['restore_seconds']:.1f} times faster)"],
-        ["resumed", f"{facts['resumed_tokens']} tokens from snapshot {facts['resumed_from_snapshot']}: "
-                    + ("the same as the uninterrupted run" if facts["resumed_equal"] else "DIFFERENT")],
-    ])  # fmt: skip
+    table = columns(
+        [
+            [
+                "raw bytes",
+                f"{facts['raw_bytes_trace']:,} ({facts['snapshots']} snapshots), "
+                f"{facts['raw_bytes_final']:,} (final cache)",
+            ],
+            ["file bytes", f"{facts['file_bytes']:,} ({size(facts['file_bytes'])})"],
+            [
+                "ratio",
+                f"{ratio(facts['ratio_trace'])} of the whole trace, "
+                f"{ratio(facts['ratio_final_fp32'])} of the final cache alone in fp32, "
+                f"{ratio(facts['ratio_final_fp16'])} in fp16",
+            ],
+            ["tensors", "bit-identical" if all(r.identical for r in results) else "DIFFERENT"],
+            ["KL", over([r.fidelity.kl_mean for r in results], "{:g}")],
+            ["same top-1", over([r.fidelity.top1 for r in results], "{:g}")],
+            ["prefill", f"{facts['prefill_seconds']:.3f} s"],
+            [
+                "restore",
+                f"{facts['restore_seconds']:.3f} s "
+                f"({facts['prefill_seconds'] / facts['restore_seconds']:.1f} times faster)",
+            ],
+            [
+                "resumed",
+                f"{facts['resumed_tokens']} tokens from snapshot {facts['resumed_from_snapshot']}: "
+                + ("the same as the uninterrupted run" if facts["resumed_equal"] else "DIFFERENT"),
+            ],
+        ]
+    )
     return (
         f"uninterrupted: {' '.join(facts['text_uninterrupted'].split())}\n"
         f"resumed:       {' '.join(facts['text_resumed'].split())}\n\n{table}\n\n"

@@ -41,7 +41,10 @@ def command(
     output: Annotated[
         str,
         typer.Option(
-            "--output", "-o", metavar="OUT", help="OUT.png or OUT.svg; without a suffix both are written.",
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="OUT.png or OUT.svg; without a suffix both are written.",
             show_default=False,
         ),
     ],
@@ -49,7 +52,7 @@ def command(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Draw ratio against KL and against top-1 agreement."""
     from formats.container.atomic_write import refuse_existing
 

@@ -43,7 +43,7 @@ def command(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show where a cache is redundant, and where it is not.
 
     Compares a snapshot's rows with those of the token before, the layer before, the other heads, the other part (keys
@@ -83,14 +83,19 @@ def command(
 
         draw(found, target, f"{Path(file).name}, snapshot {number}: {found.tokens} tokens")
     facts: dict[str, Any] = {
-        "path": file, "codec": _codec(trace), "lost_by": opened.lost_by or None, "dtype": trace.geometry.dtype,
-        "rope": None if turning is None else turning.source, **report.facts(found, verdict),
+        "path": file,
+        "codec": _codec(trace),
+        "lost_by": opened.lost_by or None,
+        "dtype": trace.geometry.dtype,
+        "rope": None if turning is None else turning.source,
+        **report.facts(found, verdict),
         "figure": None if target is None else str(target),
-    }  # fmt: skip
+    }
     head = textwrap.fill(
         f"{printable(file)}, snapshot {number} of {len(trace)}: {found.tokens} tokens, the first {skip} left out; "
-        f"{found.layers} layers, {trace.geometry.dtype}", 80,
-    )  # fmt: skip
+        f"{found.layers} layers, {trace.geometry.dtype}",
+        80,
+    )
     text = report.text(found, head, verdict, layers=layers)
     if target is not None:
         text += f"\n\n{printable(str(target))}"

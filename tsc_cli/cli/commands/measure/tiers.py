@@ -27,14 +27,22 @@ def command(as_json: Json = False, quiet: Quiet = False) -> None:
 
 def _facts(tier: Tier) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "name": tier.name, "promise": tier.promise, "ratio_trace": tier.ratio, "max_kl": tier.max_kl,
-    }  # fmt: skip
+        "name": tier.name,
+        "promise": tier.promise,
+        "ratio_trace": tier.ratio,
+        "max_kl": tier.max_kl,
+    }
     if tier.published is not None:
         one = tier.published
         facts["published"] = {
-            "codec": one.recipe.name, "parameters": one.recipe.parameters(), "where": one.where, "ratio": one.ratio,
-            "kl": one.kl, "top1": one.top1, "perplexity_change": one.perplexity_change,
-        }  # fmt: skip
+            "codec": one.recipe.name,
+            "parameters": one.recipe.parameters(),
+            "where": one.where,
+            "ratio": one.ratio,
+            "kl": one.kl,
+            "top1": one.top1,
+            "perplexity_change": one.perplexity_change,
+        }
     return facts
 
 

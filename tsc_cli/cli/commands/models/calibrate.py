@@ -23,7 +23,9 @@ def command(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            "--text", metavar="FILE", show_default=False,
+            "--text",
+            metavar="FILE",
+            show_default=False,
             help="A text like those that will be captured; may be repeated. [default: Python's documentation and "
             "library, and text that the model writes]",
         ),
@@ -31,7 +33,10 @@ def command(
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", metavar="PROFILE", show_default=False,
+            "--output",
+            "-o",
+            metavar="PROFILE",
+            show_default=False,
             help="Write the profile to this file, too; it is kept in the cache folder in any case.",
         ),
     ] = None,
@@ -39,21 +44,31 @@ def command(
     tokens: Annotated[
         int | None,
         typer.Option(
-            "--tokens", min=1024, max=MOST_TOKENS, show_default=False,
+            "--tokens",
+            min=1024,
+            max=MOST_TOKENS,
+            show_default=False,
             help="Tokens to take in. [default: 98304, quick 8192]",
         ),
     ] = None,
     rank: Annotated[
         int | None,
         typer.Option(
-            "--rank", min=1, max=16384, show_default=False,
+            "--rank",
+            min=1,
+            max=16384,
+            show_default=False,
             help="Coefficients of the joint transform, at most. [default: 3072, quick 1280]",
         ),
     ] = None,
     energy: Annotated[
         float | None,
         typer.Option(
-            "--energy", min=0.5, max=1.0, callback=number, show_default=False,
+            "--energy",
+            min=0.5,
+            max=1.0,
+            callback=number,
+            show_default=False,
             help="Keep no more coefficients than hold this share of the weighted energy.",
         ),
     ] = None,
@@ -63,7 +78,7 @@ def command(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Make the profile of a model, for codec klt.
 
     Gathers how the model's caches vary and what their errors cost (by backpropagation through the cache), and measures
@@ -87,15 +102,20 @@ def command(
     effort = QUICK if quick else Effort()
     effort = replace(
         effort, seed=seed, tokens=tokens or effort.tokens, rank=rank or effort.rank, energy=energy or effort.energy
-    )  # fmt: skip
+    )
     out = Output(as_json, quiet)
     read = [read_text(name, out.note) for name in text or []]
     with out.progress("loading the model"):
         loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
     profile = calibrate(
-        loaded.model, loaded.tokenizer, name=loaded.name, effort=effort, stage=out.progress, say=out.note,
+        loaded.model,
+        loaded.tokenizer,
+        name=loaded.name,
+        effort=effort,
+        stage=out.progress,
+        say=out.note,
         texts=[encode(one, loaded.tokenizer) for one in read] if read else None,
-    )  # fmt: skip
+    )
     path = profile_store.path_of(profile)
     if output is not None:
         with open_output(output, force=force) as file:
@@ -107,25 +127,36 @@ def command(
 def facts(profile: Profile, path: str) -> dict[str, Any]:
     """A profile, for a script."""
     return {
-        "path": path, "digest": profile.digest, "model": profile.name, "bytes": profile.size, "info": profile.info,
+        "path": path,
+        "digest": profile.digest,
+        "model": profile.name,
+        "bytes": profile.size,
+        "info": profile.info,
         "groups": [
             {
-                "first_layer": s.first_layer, "layer_count": s.layer_count, "values_a_token": s.width, "rank": s.rank,
+                "first_layer": s.first_layer,
+                "layer_count": s.layer_count,
+                "values_a_token": s.width,
+                "rank": s.rank,
                 "rotary": any(one.channels for one in s.rotary),
             }
             for s in profile.shapes
         ],
-        "fingerprint": profile.fingerprint, "curve": profile.curve,
-    }  # fmt: skip
+        "fingerprint": profile.fingerprint,
+        "curve": profile.curve,
+    }
 
 
 def described(profile: Profile) -> str:
     """A profile, for a person."""
     ranks = ", ".join(f"{s.rank} of {s.width}" for s in profile.shapes[:4]) + (", ..." * (len(profile.shapes) > 4))
     rows = [
-        ["  model", profile.name], ["  digest", profile.digest[:12]], ["  size", f"{size(profile.size)}, once a model"],
-        ["  from", f"{profile.info.get('tokens')} tokens, texts: {profile.info.get('texts')}"], ["  rank", ranks],
-    ]  # fmt: skip
+        ["  model", profile.name],
+        ["  digest", profile.digest[:12]],
+        ["  size", f"{size(profile.size)}, once a model"],
+        ["  from", f"{profile.info.get('tokens')} tokens, texts: {profile.info.get('texts')}"],
+        ["  rank", ranks],
+    ]
     points = [
         [f"{32 / p['bits']:.0f}x", f"{p['bits']:.3f}", f"{p['kl']:.2g}", f"{p['top1']:.3f}"]
         for p in profile.curve

@@ -42,10 +42,12 @@ def command(
     rows = [
         [
             model["name"] + (" (default)" if model["default"] else ""),
-            size(model["size_bytes"]) if model["ready"] else _not_there(model), model["source"], model["path"],
+            size(model["size_bytes"]) if model["ready"] else _not_there(model),
+            model["source"],
+            model["path"],
         ]
         for model in found
-    ]  # fmt: skip
+    ]
     text = f"{columns(rows, ('model', 'size', 'source', 'path'))}\n\n{size(total)} in all"
     facts = {"models": [{k: v for k, v in model.items() if k != "counted"} for model in found], "total_bytes": total}
     out.report("tsc.models/1", facts, text, "\n".join(model["name"] for model in found if model["ready"]))
@@ -58,12 +60,13 @@ def add(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="What -m takes for it. [default: after the source]",
-                     show_default=False),
+        typer.Option(
+            "--name", metavar="NAME", help="What -m takes for it. [default: after the source]", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Give a model a name that -m takes in every command.
 
     A GGUF file is converted once, and kept in tsc's cache folder at its full precision: 4 bytes a weight for what was
@@ -114,9 +117,13 @@ def remove(
             freed, left = folders.remove(default_model.folder(), out.note), ""
     else:
         named, freed = store.remove(name, out.note)
-        left = "" if named.kind == "gguf" else {"hub": f"; {named.source} stays in the hub cache"}.get(
-            named.kind, f"; {named.source} stays where it is" if named.source else ""
-        )  # fmt: skip
+        left = (
+            ""
+            if named.kind == "gguf"
+            else {"hub": f"; {named.source} stays in the hub cache"}.get(
+                named.kind, f"; {named.source} stays where it is" if named.source else ""
+            )
+        )
     facts = {"name": name, "freed_bytes": freed}
     out.report("tsc.model-removed/1", facts, f"removed {name}: {size(freed)} freed{left}", str(freed))
 
@@ -126,10 +133,15 @@ def _default() -> dict[str, Any]:
 
     folder, ready = default_model.folder(), default_model.is_ready()
     return {
-        "name": default_model.NAME, "default": True, "ready": ready, "path": str(folder), "kind": "gguf",
-        "size_bytes": folders.size_of(folder) if ready else 0, "counted": True,
+        "name": default_model.NAME,
+        "default": True,
+        "ready": ready,
+        "path": str(folder),
+        "kind": "gguf",
+        "size_bytes": folders.size_of(folder) if ready else 0,
+        "counted": True,
         "source": f"{default_model.WHEEL}, {default_model.GGUF}",
-    }  # fmt: skip
+    }
 
 
 def _named() -> list[dict[str, Any]]:
@@ -138,11 +150,18 @@ def _named() -> list[dict[str, Any]]:
 
     found, counted = [], {str(default_model.folder())}
     for one in store.kept():
-        found.append({
-            "name": one.named.name, "default": False, "ready": one.ready, "path": one.path, "kind": one.named.kind,
-            "size_bytes": one.octets, "source": one.named.source,
-            "counted": one.named.kind != "hub" and one.path not in counted,
-        })  # fmt: skip
+        found.append(
+            {
+                "name": one.named.name,
+                "default": False,
+                "ready": one.ready,
+                "path": one.path,
+                "kind": one.named.kind,
+                "size_bytes": one.octets,
+                "source": one.named.source,
+                "counted": one.named.kind != "hub" and one.path not in counted,
+            }
+        )
         counted.add(one.path)
     return found
 
@@ -157,12 +176,18 @@ def _of_hub_cache() -> list[dict[str, Any]]:
         return []
     return [
         {
-            "name": repo.repo_id, "default": False, "ready": True, "path": str(repo.repo_path), "kind": "hub cache",
-            "size_bytes": repo.size_on_disk, "source": "hub cache", "counted": True,
+            "name": repo.repo_id,
+            "default": False,
+            "ready": True,
+            "path": str(repo.repo_path),
+            "kind": "hub cache",
+            "size_bytes": repo.size_on_disk,
+            "source": "hub cache",
+            "counted": True,
         }
         for repo in sorted(repositories, key=lambda repo: repo.repo_id)
         if repo.repo_type == "model"
-    ]  # fmt: skip
+    ]
 
 
 def _not_there(model: dict[str, Any]) -> str:

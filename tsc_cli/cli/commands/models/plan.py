@@ -20,21 +20,23 @@ MAX_CONTEXTS = 64
 
 def command(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="Hub id, local folder, or a config.json.", show_default=False),
+        str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or a config.json.", show_default=False)
     ],
     context: Annotated[
         list[str] | None,
         typer.Option(
-            "--context", metavar="TOKENS", show_default=False,
+            "--context",
+            metavar="TOKENS",
+            show_default=False,
             help="Such as 128k, where k is 1,024; may be repeated. [default: 8k, 32k, 128k, as far as the model goes]",
         ),
     ] = None,
     users: Annotated[int, typer.Option("--users", min=1, max=1_000_000_000, help="Caches to be held at once.")] = 1,
     memory: Annotated[
         str | None,
-        typer.Option("--memory", metavar="SIZE", help="How many caches fit into this, such as 80GB or 80GiB.",
-                     show_default=False),
+        typer.Option(
+            "--memory", metavar="SIZE", help="How many caches fit into this, such as 80GB or 80GiB.", show_default=False
+        ),
     ] = None,
     weights: Annotated[
         str | None,
@@ -42,13 +44,21 @@ def command(
     ] = None,
     bandwidth: Annotated[
         str | None,
-        typer.Option("--bandwidth", metavar="RATE", show_default=False,
-                     help="Seconds to move a cache at this, such as 10Gbit/s or 1.25GB/s."),
+        typer.Option(
+            "--bandwidth",
+            metavar="RATE",
+            show_default=False,
+            help="Seconds to move a cache at this, such as 10Gbit/s or 1.25GB/s.",
+        ),
     ] = None,
     flops: Annotated[
         str | None,
-        typer.Option("--flops", metavar="RATE", show_default=False,
-                     help="Seconds to recompute it at this, such as 400TFLOP/s, as achieved."),
+        typer.Option(
+            "--flops",
+            metavar="RATE",
+            show_default=False,
+            help="Seconds to recompute it at this, such as 400TFLOP/s, as achieved.",
+        ),
     ] = None,
     dtype: Annotated[
         str,
@@ -56,17 +66,25 @@ def command(
     ] = "auto",
     parameters: Annotated[
         str | None,
-        typer.Option("--parameters", metavar="COUNT", show_default=False,
-                     help="What each token meets in the layers, such as 6.98B, where it cannot be computed."),
+        typer.Option(
+            "--parameters",
+            metavar="COUNT",
+            show_default=False,
+            help="What each token meets in the layers, such as 6.98B, where it cannot be computed.",
+        ),
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option("--ignore", metavar="FIELD", show_default=False,
-                     help="Go on although this field of the config is not known; may be repeated."),
+        typer.Option(
+            "--ignore",
+            metavar="FIELD",
+            show_default=False,
+            help="Go on although this field of the config is not known; may be repeated.",
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compute what a model's cache costs, from its config alone.
 
     Bytes a token and at the given contexts, as it is and in every codec whose bits are known; how many fit into a
@@ -99,9 +117,10 @@ def command(
     if means.compute is not None and found.parameters is None and means.active is None:
         raise UsageError(f"parameters are not computed for {found.model_type}", hint="give them with --parameters")
     facts = {
-        "model": config.name, "config_path": config.path,
+        "model": config.name,
+        "config_path": config.path,
         **facts_of(config.name, found, sorted(set(wanted)) or _contexts(found), means),
-    }  # fmt: skip
+    }
     headline = "\n".join(str(one["raw_bytes"]) for one in facts["contexts"])
     out.report("tsc.plan/1", facts, text(facts), headline)
 
@@ -129,17 +148,30 @@ def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict
     found = [costs.at_context(model, one, means) for one in contexts]
     known = model.parameters
     return {
-        "model_type": model.model_type, "dtype": model.dtype, "assumed_fields": dict(sorted(model.assumed.items())),
-        "positions": model.positions, "hidden_size": model.hidden,
-        "parameters": None if known is None else {
-            "total": known.total, "layers_total": known.layers_total, "layers_active": known.layers_active,
-            "head": known.head, "embeddings": known.embeddings, "bytes": known.total * DTYPE_BYTES[model.dtype],
+        "model_type": model.model_type,
+        "dtype": model.dtype,
+        "assumed_fields": dict(sorted(model.assumed.items())),
+        "positions": model.positions,
+        "hidden_size": model.hidden,
+        "parameters": None
+        if known is None
+        else {
+            "total": known.total,
+            "layers_total": known.layers_total,
+            "layers_active": known.layers_active,
+            "head": known.head,
+            "embeddings": known.embeddings,
+            "bytes": known.total * DTYPE_BYTES[model.dtype],
         },
         "layers": costs.described(runs(model.layers), model.dtype),
         "bytes_per_token": costs.token_bytes(model.layers, model.dtype, 0),
         "bytes_per_token_windows_full": costs.token_bytes(model.layers, model.dtype, MAX_ROWS),
         "values_per_dimension": values_per_dimension(model),
-        "users": means.users, "memory_bytes": means.memory, "weights_bytes": means.weights,
-        "bandwidth_bytes_per_second": means.bandwidth, "compute_flop_per_second": means.compute,
-        "contexts": found, "notes": notes(name, model, found, means),
-    }  # fmt: skip
+        "users": means.users,
+        "memory_bytes": means.memory,
+        "weights_bytes": means.weights,
+        "bandwidth_bytes_per_second": means.bandwidth,
+        "compute_flop_per_second": means.compute,
+        "contexts": found,
+        "notes": notes(name, model, found, means),
+    }

@@ -17,34 +17,38 @@ def command(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", show_default=False,
+            metavar="[MODEL]",
+            show_default=False,
             help="Hub id, local folder, .safetensors or GGUF file. [default: SmolLM2-135M-Instruct, fetched once]",
         ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            "--against", metavar="OTHER", show_default=False,
+            "--against",
+            metavar="OTHER",
+            show_default=False,
             help="Compare each layer with the same one of this model, such as the base of a fine-tune.",
         ),
     ] = None,
     verdict: Annotated[bool, typer.Option("--global", help="End with one line: yes or no, and the figures.")] = False,
     types: Annotated[
-        str | None,
-        typer.Option("--types", metavar="q,k,...", help="Only these types of matrices.", show_default=False),
+        str | None, typer.Option("--types", metavar="q,k,...", help="Only these types of matrices.", show_default=False)
     ] = None,
     sample: Annotated[
         int | None,
         typer.Option(
-            "--sample", metavar="N", min=2, max=MOST_TOKENS, show_default=False,
+            "--sample",
+            metavar="N",
+            min=2,
+            max=MOST_TOKENS,
+            show_default=False,
             help="N rows of each matrix, evenly spread, stand for all. [default: all]",
         ),
     ] = None,
     experts: Annotated[
         int,
-        typer.Option(
-            "--experts", metavar="N", min=1, max=MOST_WINDOWS, help="How many experts of a layer are taken."
-        ),
+        typer.Option("--experts", metavar="N", min=1, max=MOST_WINDOWS, help="How many experts of a layer are taken."),
     ] = 4,
     plot: Annotated[
         str | None,
@@ -53,7 +57,7 @@ def command(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Ask whether differences of layers could compress weights.
 
     For every type of weight matrix: the largest difference of adjacent layers over the largest weight, the same for
@@ -81,8 +85,9 @@ def command(
             if base.form != checkpoint.form:
                 raise UsageError(
                     f"is {base.form}, {checkpoint.name} is {checkpoint.form}: they order rows in their own ways",
-                    path=base.path, hint="compare two checkpoints of one form",
-                )  # fmt: skip
+                    path=base.path,
+                    hint="compare two checkpoints of one form",
+                )
             other = stack_of(base, [one.name for one in stack.types], experts)
             check_same(stack, other, base.path)
     reports = probe(stack, other, sample, out.progress)
@@ -98,7 +103,11 @@ def command(
     if target is not None:
         lines += f"\n\n{printable(str(target))}"
     facts = {
-        "model": checkpoint.name, "form": checkpoint.form, "against": name, "sampled_rows": sample,
-        **report.facts(reports, stack, found), "figure": None if target is None else str(target),
-    }  # fmt: skip
+        "model": checkpoint.name,
+        "form": checkpoint.form,
+        "against": name,
+        "sampled_rows": sample,
+        **report.facts(reports, stack, found),
+        "figure": None if target is None else str(target),
+    }
     out.report(report.SCHEMA, facts, lines, "none" if found is None else f"{found.saved:+.3f}")

@@ -23,8 +23,7 @@ def command(
         typer.Option("--export", metavar="DIGEST", help="Write this profile to -o FILE.", show_default=False),
     ] = None,
     remove: Annotated[
-        str | None,
-        typer.Option("--remove", metavar="DIGEST", help="Forget this profile.", show_default=False),
+        str | None, typer.Option("--remove", metavar="DIGEST", help="Forget this profile.", show_default=False)
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="For --export.", show_default=False)
@@ -32,7 +31,7 @@ def command(
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """List the profiles on this machine, or import, export or remove one.
 
     A file that was made with a profile names it by its digest, of which the first digits will do.
@@ -77,8 +76,10 @@ def command(
         ]
         for _, p in found
     ]
-    text = columns(rows, ("digest", "model", "size", "tokens", "made")) if found else (
-        f"no profiles in {printable(os.fspath(profile_store.folder()))}: tsc calibrate makes one"
-    )  # fmt: skip
+    text = (
+        columns(rows, ("digest", "model", "size", "tokens", "made"))
+        if found
+        else (f"no profiles in {printable(os.fspath(profile_store.folder()))}: tsc calibrate makes one")
+    )
     listed = {"folder": os.fspath(profile_store.folder()), "profiles": [facts(p, os.fspath(path)) for path, p in found]}
     out.report("tsc.profiles/1", listed, text, "\n".join(p.digest for _, p in found))
