@@ -16,7 +16,7 @@ import torch
 
 from tsc_cli.progress import Say
 
-_SHARE = 20  # putting aside takes a twentieth of the time at most, where an item takes less than it
+_SHARE = 50  # putting aside takes a fiftieth of the time at most, where an item takes less than it
 _KEPT_DAYS = 30  # of a calibration that nobody went on with
 
 
