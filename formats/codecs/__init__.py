@@ -17,7 +17,7 @@ from .pq import PQ
 from .scalar import Scalar
 from .vq import VQ
 
-__all__ = ["CODECS", "Bases", "Codec", "Fetch", "Surroundings", "codec_by_id", "codec_by_name"]
+__all__ = ["CODECS", "Bases", "Codec", "Fetch", "Surroundings", "codec_by_id", "codec_by_name", "is_exact"]
 
 CODECS: dict[int, Any] = {1: Lossless, 2: Scalar, 3: VQ, 4: PQ, 5: Delta, 6: Klt}
 
@@ -30,6 +30,11 @@ def codec_by_id(number: int, path: str) -> Codec:
         raise UnsupportedFileError(f"codec {number} is not known to this reader", path=path, hint="update tsc")
     codec: Codec = CODECS[number]()
     return codec
+
+
+def is_exact(name: str) -> bool:
+    """Whether a codec of this name keeps every bit; files that name none hold rows of such a codec."""
+    return not name or any(kind.name == name and kind.exact for kind in CODECS.values())
 
 
 def codec_by_name(name: str, settings: Mapping[str, Any] | None = None) -> Codec:

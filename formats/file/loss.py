@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from formats.codecs import CODECS
+from formats.codecs import CODECS, is_exact
 from formats.container.records import RecordHeader, RecordType
 
 from .blocks import FileBlock, FileStates
@@ -17,7 +17,6 @@ from .blocks import FileBlock, FileStates
 if TYPE_CHECKING:
     from formats.trace.trace import Trace
 
-EXACT = ("", "lossless")  # names of the codec by which rows lose nothing; files of format 1.0 do not name one
 _CODED = (RecordType.ROWS, RecordType.STATES)
 
 
@@ -29,7 +28,7 @@ def of_records(stated: str, codec: str, capture: Mapping[str, Any], records: Ite
         codec, capture: of its tier header.
         records: its records, whatever the header says of them.
     """
-    if stated or codec not in EXACT:
+    if stated or not is_exact(codec):
         return stated or codec
     if isinstance(kind := capture.get("dequantized"), str) and kind:
         return dequantized(kind)

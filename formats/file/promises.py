@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from formats.codecs import is_exact
+
 from .header import TierHeader, rounded_down
-from .loss import EXACT
 
 _DECIMAL = r"(\d{1,20}(?:\.\d{1,20})?)"
 _RATIO = re.compile(_DECIMAL + "x", re.ASCII)
@@ -37,7 +38,7 @@ def fault_of(header: TierHeader, length: int, lost_by: str) -> str | None:
     ratio = ratio_of(header.tier)
     if ratio is not None and ratio * length > header.raw_bytes_trace:
         return f"the file is {rounded_down(header.raw_bytes_trace / length):g} times smaller than its snapshots"
-    if header.tier == "lossless" and (lost_by or header.codec not in EXACT):
+    if header.tier == "lossless" and (lost_by or not is_exact(header.codec)):
         return f"its rows are not as captured ({lost_by or header.codec})"
     return None
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from formats.codecs import CODECS, codec_by_name
+from formats.codecs import CODECS, codec_by_name, is_exact
 from formats.container.atomic_write import atomic_write
 from formats.container.encryption import KeySource
 from formats.container.records import FILE_ID_BYTES, Part, RecordType, pack_record_header
@@ -76,7 +76,7 @@ class Writing:
         if self.plan.complete or remains.stated_loss:
             return remains.stated_loss
         header = self._header()
-        if header.codec not in loss.EXACT:  # which says it
+        if not is_exact(header.codec):  # which says it
             return ""
         lost_by = loss.of_records("", "", header.capture, [one.header for one in remains.records.values()])
         if lost_by or remains.header is not None:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from formats import Trace
-from formats.codecs import CODECS, codec_by_name
+from formats.codecs import CODECS, codec_by_name, is_exact
 from formats.codecs.codebook import CodebookSettings
 from formats.codecs.delta import DeltaSettings
 from formats.codecs.klt import profile_store
 from formats.encode.recipe import Recipe, recipe_of
 from formats.errors import TscError
-from formats.file import loss
 from formats.file.blocks import FileBlock, FileStates
 from formats.settings import require
 from formats.trace.eviction import FILTERS
@@ -108,7 +107,7 @@ def recipe(trace: Trace) -> Recipe | None:
 def lost_before(trace: Trace) -> str:
     """What rows lost by before a file without loss had them; "" if that was no more than an eviction."""
     _, _, codec = trace.lost_by.rpartition("+")
-    explained = codec in (*loss.EXACT, "eviction") or trace.lost_by == trace.codec
+    explained = is_exact(codec) or codec == "eviction" or trace.lost_by == trace.codec
     return "" if explained or not codecs_of(trace) <= {"lossless"} else trace.lost_by
 
 
