@@ -425,7 +425,7 @@ def test_a_quick_curve_has_fewer_points_and_positions(calibrated: Any) -> None:
     assert [p["fineness"] for p in short] == [300, 420]
     assert [p["bits"] for p in short] == [p["bits"] for p in whole]
     assert all(a["kl"] != b["kl"] for a, b in zip(short, whole, strict=True))
-    assert (len(QUICK.finenesses), QUICK.positions, QUICK.own) == (4, 128, 32)
+    assert (len(QUICK.finenesses), QUICK.positions, QUICK.own) == (3, 128, 16)
     assert QUICK.positions >= ENOUGH_POSITIONS
 
 
@@ -650,3 +650,16 @@ def test_layers_without_rows_and_what_is_beside_rows(family: str, tmp_path: Path
 def test_models_that_codec_klt_is_not_for(family: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         calibrate(families.SUPPORTED[family].build(torch.float32), None, texts=texts(), effort=EFFORT)
+
+
+def test_each_of_two_texts_is_run_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of two texts take turns, and so do those that gradients come from: one of every two, of both texts."""
+    gatherer = Gatherer(tiny_model(), CalibrationOptions(context=CONTEXT, following=3))
+    backwards: list[tuple[int, int]] = []
+    monkeypatch.setattr(gatherer, "_gradients", lambda cache, ids: backwards.append((gatherer.done, len(ids))))
+    for number in range(12):
+        gatherer.add(models.prompt(CONTEXT + FOLLOWING, seed=number))
+    numbers = [number for number, _ in backwards]
+    assert [number // 2 for number in numbers] == list(range(6))  # one of every two
+    assert {number % 2 for number in numbers} == {0, 1}
+    assert {length for _, length in backwards} == {3}  # no more of what follows than was asked for

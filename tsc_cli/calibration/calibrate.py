@@ -72,13 +72,15 @@ class Effort:
 
 # many short texts are written in a third of the time of few long ones, as each token reads all weights once a batch
 QUICK = Effort(
-    tokens=8 * CONTEXT,
+    tokens=7 * CONTEXT,
     rank=1280,
     held_out=2,
     curve=1,
-    finenesses=_CURVE[::2],
+    finenesses=(300, 360, 420),
     positions=CONTINUATION // 2,
-    own=OWN // 8,
+    following=CONTINUATION // 4,
+    own=OWN // 16,
+    own_share=1 / 9,
 )
 
 
@@ -111,11 +113,13 @@ def calibrate(
     model = unwrapped(model)
     effort, stage, say = effort or Effort(), stage or no_stage, say or silent
     context, following = window_size(model)
-    following = min(following, effort.following)
+    following = min(following, max(effort.following, effort.positions))
     wanted = -(-effort.tokens // context)
-    count = wanted + min(effort.held_out, max(1, wanted // 4))
+    count = wanted + min(effort.held_out, max(2, wanted // 4))
     started = time.time()
-    options = CalibrationOptions(Rank(effort.rank, effort.energy), context, effort.fisher_every, effort.seed)
+    options = CalibrationOptions(
+        Rank(effort.rank, effort.energy), context, effort.following, effort.fisher_every, effort.seed
+    )
     gatherer = Gatherer(model, options)
     partial = Checkpoint(profile_store.folder(), _key(model, tokenizer, effort, texts), say)
     chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage, say)

@@ -27,7 +27,7 @@ from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.progress import Progress, nothing
 
-from .texts import CONTEXT, drawn_at
+from .texts import CONTEXT, CONTINUATION, drawn_at
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -49,12 +49,14 @@ class CalibrationOptions:
 
     Attributes:
         rank: of the joint basis of a group of layers.
-        context: tokens of a window whose rows are taken; gradients come from the tokens behind them.
+        context: tokens of a window whose rows are taken.
+        following: tokens behind them, at most, from which gradients come.
         fisher_every: one window of so many is run backwards, too, which takes three times as long.
     """
 
     rank: Rank = Rank(3072)  # noqa: RUF009 - frozen
     context: int = CONTEXT
+    following: int = CONTINUATION
     fisher_every: int = 2
     seed: int = 0
 
@@ -146,7 +148,7 @@ class Gatherer:
     def add(self, tokens: Sequence[int]) -> None:
         """Take up a window: rows of its context, gradients of what follows it."""
         size = self.options.context
-        context, following = list(tokens[:size]), list(tokens[size:])
+        context, following = list(tokens[:size]), list(tokens[size : size + self.options.following])
         cache, _ = prefill(self.model, context, chunk=CONTEXT)
         before: torch.Tensor | None = None
         every = self.options.fisher_every

@@ -48,7 +48,7 @@ def command(
             min=1024,
             max=MOST_TOKENS,
             show_default=False,
-            help="Tokens to take in. [default: 98304, quick 8192]",
+            help="Tokens to take in. [default: 98304, quick 7168]",
         ),
     ] = None,
     rank: Annotated[
