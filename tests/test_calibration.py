@@ -627,7 +627,7 @@ def test_a_disk_that_is_full_does_not_end_a_calibration(every_item: None, monkey
     assert in_store() == [profile_store.path_of(profile).name]
 
 
-@pytest.mark.parametrize("family", ["gemma3n", "qwen3_next", "deepseek_v32"])
+@pytest.mark.parametrize("family", ["gemma3n", "qwen3_next", pytest.param("deepseek_v32", marks=pytest.mark.full)])
 def test_layers_without_rows_and_what_is_beside_rows(family: str, tmp_path: Path) -> None:
     model, tokens = families.SUPPORTED[family].build(torch.float32), [[t % 120 for t in text] for text in texts()]
     profile = calibrate(model, None, texts=tokens, effort=EFFORT)

@@ -31,10 +31,13 @@ def changed(sound: Path, tmp_path: Path, change: Any) -> Path:
     return folder
 
 
-# a quick run takes every second folder
+# a quick run takes every fourth folder
 @pytest.mark.parametrize(
     "odd",
-    [pytest.param(odd, marks=pytest.mark.full if number % 2 else ()) for number, odd in enumerate(ODD)],
+    [
+        pytest.param(odd, marks=pytest.mark.full if number % 4 and "NaN" not in odd.name else ())
+        for number, odd in enumerate(ODD)
+    ],
     ids=lambda odd: odd.name,
 )
 def test_an_odd_folder_is_refused_in_a_line_that_names_the_file(
@@ -224,7 +227,11 @@ def test_a_pickle_that_runs_a_program_is_refused(sound: Path, tmp_path: Path, ts
     ("change", "said"),
     [
         (without("layers.1.self_attn.k_proj"), "lack tensor 'model.layers.1.self_attn.k_proj.weight'"),
-        (filled("layers.1.self_attn.k_proj", float("nan")), "'model.layers.1.self_attn.k_proj.weight' holds NaN"),
+        pytest.param(
+            filled("layers.1.self_attn.k_proj", float("nan")),
+            "'model.layers.1.self_attn.k_proj.weight' holds NaN",
+            marks=pytest.mark.full,  # the same places; a quick run has a folder with such a weight
+        ),
     ],
 )
 @pytest.mark.parametrize(
