@@ -33,18 +33,15 @@ def _interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
 
-def _unraisable(problem: sys.UnraisableHookArgs) -> None:
-    """What goes wrong where nobody can catch it: in a thread of progress lines that gets no memory, nothing is lost."""
-    if problem.exc_type is not MemoryError:
-        sys.__unraisablehook__(problem)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `tsc` and exit.  `arguments` default to the command line's."""
     # a job that is told to stop cleans up as one that is interrupted: nothing half-written stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGINT, _interrupt)
-    sys.unraisablehook = _unraisable
+    if os.environ.get("TSC_DEBUG") != "1":
+        # what goes wrong where nobody can catch it, such as in a thread of progress lines that gets no memory, loses
+        # nothing and is not shown; a function in C, since one in Python would need memory itself
+        sys.unraisablehook = callable
     quiet_environment()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: what is opened next would stand in for it
