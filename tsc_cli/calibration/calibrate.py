@@ -38,7 +38,7 @@ from .texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-_CHECKPOINT = 3  # of what is put aside: another number where its meaning changes
+_CHECKPOINT = 4  # of what is put aside: another number where its meaning changes
 _CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
 
 
