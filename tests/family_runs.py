@@ -25,8 +25,10 @@ from formats import Trace, load
 from tests.families import DTYPES, PROMPT, SUPPORTED, Sample
 from tests.models import given
 from tsc_cli import capture, to_cache
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.prompts import prompt_of
-from tsc_cli.session.capture import CaptureOptions, capture_to_file
+from tsc_cli.session.capture import capture_to_file
+from tsc_cli.session.decode_loop import CaptureOptions
 
 STEPS = {"single": 0, "trace": 11}  # of decoding: a snapshot, and twelve
 AFTER = 24  # tokens after each
@@ -44,8 +46,8 @@ def inputs_of(sample: Sample) -> dict[str, Any]:
 
 
 def capture_small(sample: Sample, model: Any, **settings: Any) -> Trace:
-    """A trace of the family's prompt."""
-    return capture(model, **inputs_of(sample), chunk=sample.chunk, **settings)
+    """A trace of the family's prompt, with these fields of `CaptureOptions`."""
+    return capture(model, **inputs_of(sample), options=CaptureOptions(chunk=sample.chunk, **settings))
 
 
 def capture_family(folder: Path, family: str, dtype: str, kinds: Sequence[str]) -> None:
@@ -53,7 +55,7 @@ def capture_family(folder: Path, family: str, dtype: str, kinds: Sequence[str]) 
     sample = SUPPORTED[family]
     try:
         model = _model(family, dtype)
-        prompt = prompt_of(model, **({"input_ids": None} | inputs_of(sample)))
+        prompt = prompt_of(ModelAdapter(model), **({"input_ids": None} | inputs_of(sample)))
         for kind in kinds:
             options = CaptureOptions(STEPS[kind], chunk=sample.chunk)
             capture_to_file(model, prompt, folder / f"{family}.{dtype}.{kind}.tsc", options=options)

@@ -20,12 +20,15 @@ from tests.family_runs import capture_small
 from tests.format.test_second_reader import assert_same_content
 from tests.test_foreign import batch
 from tests.traces import same_snapshots
-from tsc_cli import capture, compress, from_cache, to_cache, verify
+from tsc_cli import capture, compress, from_cache, to_cache, verify_snapshots
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed, prefill
 from tsc_cli.session.append import append
-from tsc_cli.session.capture import CaptureOptions, capture_to_file
+from tsc_cli.session.capture import capture_to_file
+from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.session.replay import Feed, feeds_of, feeds_text
+from tsc_cli.verification.verify import VerifyOptions
 
 MORE = [9, 8, 7, 6, 5]
 
@@ -36,9 +39,9 @@ def test_the_file_is_the_old_one_and_what_is_new(family: str, tmp_path: Path) ->
     save(capture_small(SUPPORTED[family], model, steps=3), path)
     before, data, header = load(path), path.read_bytes(), TraceFile(path).entries[-1][0]
     last = before.views[-1].next_token
-    done = append(model, MORE, path, steps=2, chunk=3)
+    done = append(model, MORE, path, options=CaptureOptions(steps=2, chunk=3))
     assert (done.new_snapshots, done.snapshots, done.new_tokens) == (3, 7, 8)
-    done = append(model, [], path, steps=4, every=2)  # goes on with the token that was chosen
+    done = append(model, [], path, options=CaptureOptions(steps=4, every=2))  # goes on with the token that was chosen
     after = load(path)
     check(path)
     assert_same_content(after, second_reader.read(path.read_bytes()))
@@ -50,14 +53,14 @@ def test_the_file_is_the_old_one_and_what_is_new(family: str, tmp_path: Path) ->
     assert tokens[: len(before.token_ids())] == before.token_ids()
     assert tokens[len(before.token_ids()) :][:6] == [last, *MORE]
     live = to_cache(before, model)
-    feed(model, live, [last])
-    feed(model, live, MORE[:3])
-    feed(model, live, MORE[3:])
+    feed(ModelAdapter(model), live, [last])
+    feed(ModelAdapter(model), live, MORE[:3])
+    feed(ModelAdapter(model), live, MORE[3:])
     assert caches.identical(to_cache(after, model, 4), live)
     for token in tokens[len(before.token_ids()) + 6 :]:
-        feed(model, live, [token])
+        feed(ModelAdapter(model), live, [token])
     assert caches.identical(to_cache(after, model), live)
-    results = verify(after, model, snapshots=tuple(range(len(after))), positions=4, greedy=2)
+    results = verify_snapshots(after, model, range(len(after)), options=VerifyOptions(positions=4, greedy=2))
     assert all(result.identical and result.fidelity.kl_mean == 0 for result in results)
 
 
@@ -92,7 +95,7 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path) -> None:
     save(capture(short, ids, attention_mask=mask, steps=0), tmp_path / "batch.tsc")
     with pytest.raises(UsageError, match="holds a batch"):
         append(short, MORE, tmp_path / "batch.tsc")
-    cache, _ = prefill(model, PROMPT, chunk=64)
+    cache, _ = prefill(ModelAdapter(model), PROMPT, chunk=64)
     save(from_cache(cache, model, PROMPT), tmp_path / "own.tsc")
     with pytest.raises(UsageError, match="chose no next token"):
         append(model, [], tmp_path / "own.tsc", steps=1)

@@ -27,7 +27,7 @@ traces = [growing_trace(lengths=(length,)) for length in (600, 700)]
 print("ready", flush=True)
 while True:
     for trace in traces:
-        save(trace, sys.argv[1], force=True)
+        save(trace, sys.argv[1], overwrite=True)
 """
 
 
@@ -46,7 +46,7 @@ def test_mode_and_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("interruption", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_exception_leaves_the_old_file(tmp_path: Path, interruption: type[BaseException]) -> None:
     (tmp_path / "f").write_bytes(b"old")
-    with pytest.raises(interruption), atomic_write(tmp_path / "f", force=True) as file:
+    with pytest.raises(interruption), atomic_write(tmp_path / "f", overwrite=True) as file:
         file.write(b"half")
         raise interruption
     assert (tmp_path / "f").read_bytes() == b"old"
@@ -62,7 +62,7 @@ def test_a_refusal_of_the_system_is_one_clear_error(tmp_path: Path, monkeypatch:
     if call == "link":
         monkeypatch.setattr(os, "replace", full)  # what a file system without links falls back on
     with pytest.raises(StorageError, match="f: cannot be written: No space left on device"):
-        with atomic_write(tmp_path / "f", force=call == "replace") as file:
+        with atomic_write(tmp_path / "f", overwrite=call == "replace") as file:
             file.write(b"new")
     assert names(tmp_path) == []
 
@@ -98,7 +98,7 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
 def test_a_symbolic_link_is_replaced_not_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(b"precious")
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    with atomic_write(tmp_path / "link", force=True) as file:
+    with atomic_write(tmp_path / "link", overwrite=True) as file:
         file.write(b"new")
     assert (tmp_path / "target").read_bytes() == b"precious"
     assert not (tmp_path / "link").is_symlink()
@@ -107,7 +107,7 @@ def test_a_symbolic_link_is_replaced_not_followed(tmp_path: Path) -> None:
 def test_a_file_may_be_saved_over_itself(tmp_path: Path) -> None:
     save(growing_trace(), tmp_path / "t.tsc")
     trace = load(tmp_path / "t.tsc")
-    save(trace, tmp_path / "t.tsc", force=True)
+    save(trace, tmp_path / "t.tsc", overwrite=True)
     assert len(load(tmp_path / "t.tsc")) == len(trace)
     trace.snapshot()  # the old file, still open, is still whole
     check(tmp_path / "t.tsc")

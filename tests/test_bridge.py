@@ -14,6 +14,7 @@ from formats.errors import MismatchError, UnsupportedCacheError
 from tests import models
 from tsc_cli import capture, load, save, to_cache
 from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import Sampler, continue_from, feed, prefill
 from tsc_cli.session.resume import resume
 
@@ -22,11 +23,11 @@ STEPS, MORE = 12, 24
 
 def uninterrupted(model: Any, prompt: list[int]) -> tuple[list[int], list[torch.Tensor]]:
     """Tokens and logits of one greedy run: STEPS + MORE tokens after the prompt."""
-    cache, logits = prefill(model, prompt, chunk=1024)
+    cache, logits = prefill(ModelAdapter(model), prompt, chunk=1024)
     token, tokens, seen = int(logits.argmax()), [], []
     for _ in range(STEPS + MORE):
         tokens.append(token)
-        seen.append(feed(model, cache, [token], last_only=True)[-1])
+        seen.append(feed(ModelAdapter(model), cache, [token], last_only=True)[-1])
         token = int(seen[-1].argmax())
     return tokens, seen
 
@@ -54,7 +55,10 @@ def test_every_snapshot_resumes_bit_identically(family: str, dtype: torch.dtype,
     for number in range(len(trace)):
         cache = to_cache(trace, model, number)
         for step in range(number, number + MORE):
-            assert torch.equal(feed(model, cache, [tokens[step]], last_only=True)[-1], logits[step]), (number, step)
+            assert torch.equal(feed(ModelAdapter(model), cache, [tokens[step]], last_only=True)[-1], logits[step]), (
+                number,
+                step,
+            )
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
@@ -78,9 +82,9 @@ def test_sliding_layers_store_only_their_window() -> None:
 
 def test_fork_leaves_the_original_alone() -> None:
     model = models.gemma3_mixed()
-    cache, logits = prefill(model, models.prompt(20), chunk=64)
+    cache, logits = prefill(ModelAdapter(model), models.prompt(20), chunk=64)
     before = [(keys.clone(), values.clone()) for keys, values in caches.rows_of(cache)]
-    list(islice(continue_from(model, caches.fork(cache), int(logits.argmax()), Sampler()), 5))
+    list(islice(continue_from(ModelAdapter(model), caches.fork(cache), int(logits.argmax()), Sampler()), 5))
     assert all(
         torch.equal(a, b)
         for old, new in zip(before, caches.rows_of(cache), strict=True)
@@ -105,7 +109,7 @@ def test_restoring_checks_every_layer_before_building() -> None:
     moment, specs = trace.snapshot(), trace.geometry.layers
     moment.keys[2] = moment.keys[2][:, :, :-1]
     with pytest.raises(MismatchError, match="layer 2 has 8 rows, layer 0 has 9"):
-        restore.restore(moment, model, specs)
+        restore.restore(moment, ModelAdapter(model), specs)
     moment.keys.pop()
     with pytest.raises(MismatchError, match="the file has 2 layers, the model 3"):
-        restore.restore(moment, model, specs[:-1])
+        restore.restore(moment, ModelAdapter(model), specs[:-1])

@@ -47,6 +47,7 @@ from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate, coded, curve
 from tsc_cli.calibration.gather import CalibrationOptions, Gatherer
 from tsc_cli.calibration.texts import library_texts, windows
 from tsc_cli.calibration.texts import written as written_texts
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.scoring.fidelity import ENOUGH_POSITIONS
 
@@ -420,8 +421,8 @@ def test_a_calibration_says_what_it_did(calibrated: Any) -> None:
 def test_a_quick_curve_has_fewer_points_and_positions(calibrated: Any) -> None:
     model, profile, _ = calibrated
     window = models.prompt(96, seed=8)
-    whole = curve(model, profile, [window], lambda _: None, (300, 420))
-    short = curve(model, profile, [window[: 76 + 1 + 10]], lambda _: None, (300, 420))
+    whole = curve(ModelAdapter(model), profile, [window], lambda _: None, (300, 420))
+    short = curve(ModelAdapter(model), profile, [window[: 76 + 1 + 10]], lambda _: None, (300, 420))
     assert [p["fineness"] for p in short] == [300, 420]
     assert [p["bits"] for p in short] == [p["bits"] for p in whole]
     assert all(a["kl"] != b["kl"] for a, b in zip(short, whole, strict=True))
@@ -438,9 +439,9 @@ def test_the_curve_is_what_files_give(calibrated: Any) -> None:
     assert points[-1]["top1"] >= points[0]["top1"]
     assert all(p["kl"] > 0 for p in points)
     window = models.prompt(96, seed=8)
-    (first, *_) = curve(model, profile, [window], lambda _: None)
-    cache, _ = prefill(model, window[:76], chunk=76)
-    bits, twin = coded(cache, model, profile, 260)
+    (first, *_) = curve(ModelAdapter(model), profile, [window], lambda _: None)
+    cache, _ = prefill(ModelAdapter(model), window[:76], chunk=76)
+    bits, twin = coded(cache, ModelAdapter(model), profile, 260)
     assert bits == first["bits"]
     assert twin.get_seq_length() == 76
 
@@ -475,7 +476,7 @@ def test_counted_tables_save_bits() -> None:
 def test_windows_follow_the_models_positions() -> None:
     assert window_size(tiny_model()) == (1024, 256)
     assert window_size(short_model()) == (76, 20)
-    assert window_size(models.gpt2()) == (204, 52)
+    assert window_size(ModelAdapter(models.gpt2())) == (204, 52)
 
 
 def test_without_texts_the_library_and_the_model_itself_serve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,11 +497,11 @@ def test_every_python_has_texts() -> None:
 def test_a_model_writes_texts_of_its_own() -> None:
     model, tokenizer = short_model(), models.byte_tokenizer()
     ticks: list[int] = []
-    found = list(written_texts(model, tokenizer, 18, 12, 5, ticks.append))
+    found = list(written_texts(ModelAdapter(model), tokenizer, 18, 12, 5, ticks.append))
     assert [len(text) for text in found] == [12] * 18
     assert sum(ticks) == 18 * 12
-    assert found == list(written_texts(model, tokenizer, 18, 12, 5))
-    assert found != list(written_texts(model, tokenizer, 18, 12, 6))
+    assert found == list(written_texts(ModelAdapter(model), tokenizer, 18, 12, 5))
+    assert found != list(written_texts(ModelAdapter(model), tokenizer, 18, 12, 6))
     assert len({tuple(text) for text in found}) == 18
 
 
@@ -510,15 +511,17 @@ def test_texts_do_not_depend_on_how_many_are_written_at_once(family: str, monkey
     model = families.SUPPORTED[family].build(torch.float32) if family else short_model()
     tokenizer = None  # each text begins with a token of its own
     states: list[torch.Tensor] = []
-    together = written_texts(model, tokenizer, 7, 20, 5, keep=lambda tokens: states.append(tokens.clone()))
-    assert written_texts(model, tokenizer, 5, 20, 5) == together[:5]
+    together = written_texts(
+        ModelAdapter(model), tokenizer, 7, 20, 5, keep=lambda tokens: states.append(tokens.clone())
+    )
+    assert written_texts(ModelAdapter(model), tokenizer, 5, 20, 5) == together[:5]
     for size in (1, 3):
         monkeypatch.setattr(calibration_texts, "_AT_ONCE", 20 * size)
-        assert written_texts(model, tokenizer, 7, 20, 5) == together
+        assert written_texts(ModelAdapter(model), tokenizer, 7, 20, 5) == together
     monkeypatch.setattr(calibration_texts, "_AT_ONCE", 64 * 20)
     assert len(states) == 20
     for at in (0, 9, 19):
-        assert written_texts(model, tokenizer, 7, 20, 5, before=states[at]) == together
+        assert written_texts(ModelAdapter(model), tokenizer, 7, 20, 5, before=states[at]) == together
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -533,12 +536,12 @@ def test_draws_follow_the_probabilities() -> None:
 def test_a_model_that_takes_no_batches_writes_one_text_at_a_time() -> None:
     """Whether it refuses them or mixes their sequences."""
     tokenizer = models.byte_tokenizer()
-    want = written_texts(short_model(), tokenizer, 3, 12, 5)
+    want = written_texts(ModelAdapter(short_model()), tokenizer, 3, 12, 5)
     mixes, refuses = short_model(), short_model()
     mixes.register_forward_hook(_mix)
     refuses.register_forward_pre_hook(lambda _, __, given: _one_only(given["input_ids"]), with_kwargs=True)
     for model in (mixes, refuses):
-        assert written_texts(model, tokenizer, 3, 12, 5) == want
+        assert written_texts(ModelAdapter(model), tokenizer, 3, 12, 5) == want
 
 
 def _mix(model: Any, given: Any, output: Any) -> None:
@@ -601,7 +604,7 @@ def test_what_cannot_be_held_is_refused_before_hours_are_spent(monkeypatch: pyte
 
 def test_gradients_beyond_the_dtype_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
-    gatherer, sound = (Gatherer(model, CalibrationOptions(Rank(64), 40)) for _ in range(2))
+    gatherer, sound = (Gatherer(ModelAdapter(model), CalibrationOptions(Rank(64), 40)) for _ in range(2))
     tokens = [models.prompt(60, seed=n) for n in range(2)]
     monkeypatch.setitem(gather._SCALE, torch.float32, float("inf"))
     gatherer.add(tokens[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from formats.repair.recover import recover
 from tests import models
 from tests.traces import same_snapshots
 from tsc_cli import capture, load
-from tsc_cli.session.capture import CaptureOptions, capture_to_file, capture_to_sink
+from tsc_cli.session.capture import capture_to_file, capture_to_sink
+from tsc_cli.session.decode_loop import CaptureOptions
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def model() -> Any:
     [(0, 1, [9]), (3, 1, [9, 10, 11, 12]), (6, 3, [9, 12, 15]), (5, 3, [9, 12, 14]), (2, 9, [9, 11])],
 )
 def test_snapshots(model: Any, steps: int, every: int, lengths: list[int]) -> None:
-    trace = capture(model, models.prompt(9), steps=steps, every=every)
+    trace = capture(model, models.prompt(9), options=CaptureOptions(steps=steps, every=every))
     assert [view.tokens_seen for view in trace.views] == lengths
     assert trace.token_ids(0) == models.prompt(9)
 
@@ -43,13 +45,18 @@ def test_a_snapshot_names_the_token_that_was_fed_next(model: Any) -> None:
 
 
 def test_a_prompt_in_chunks_gives_the_same_cache_within_rounding(model: Any) -> None:
-    whole, chunked = (capture(model, models.prompt(40), steps=0, chunk=chunk).snapshot() for chunk in (64, 7))
+    whole, chunked = (
+        capture(model, models.prompt(40), options=CaptureOptions(steps=0, chunk=chunk)).snapshot() for chunk in (64, 7)
+    )
     for a, b in zip(whole.keys + whole.values, chunked.keys + chunked.values, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_sampled_steps_follow_the_seed(model: Any) -> None:
-    runs = [capture(model, models.prompt(9), steps=8, temperature=1.0, seed=seed).token_ids() for seed in (1, 1, 2)]
+    runs = [
+        capture(model, models.prompt(9), options=CaptureOptions(steps=8, temperature=1.0, seed=seed)).token_ids()
+        for seed in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -96,7 +103,10 @@ def test_deterministic_captures_are_equal_and_others_have_an_identity_of_their_o
 )
 def test_refused(prompt: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        capture(models.gpt2() if len(prompt) > 9 else models.llama(), prompt, **settings)
+        names = {field.name for field in fields(CaptureOptions)}
+        options = CaptureOptions(**{name: value for name, value in settings.items() if name in names})
+        others = {name: value for name, value in settings.items() if name not in names}
+        capture(models.gpt2() if len(prompt) > 9 else models.llama(), prompt, options=options, **others)
 
 
 def test_a_failed_capture_leaves_nothing_behind(model: Any, tmp_path: Path) -> None:
@@ -139,7 +149,7 @@ def test_a_capture_that_is_cut_gives_the_snapshots_before(model: Any, tmp_path: 
                 with pytest.raises(CorruptError, match="no snapshot"):
                     recover(cut, saved)
                 continue
-            recover(cut, saved, force=True)
+            recover(cut, saved, overwrite=True)
             found = load(saved)
             assert len(found) == count
             assert all(same_snapshots(found.snapshot(at), load(whole).snapshot(at)) for at in range(count))

@@ -17,6 +17,7 @@ from formats.trace.eviction import FILTERS
 from tests import models
 from tsc_cli import capture, verify
 from tsc_cli.cli.app import app
+from tsc_cli.verification.verify import VerifyOptions
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 NUMBERS = [
@@ -211,9 +212,9 @@ def test_positions_are_bounded_in_the_library_too(file: Path, folder: Path, monk
     model, trace = models.loaded(folder), load(file)
     for positions in (0, -1, (1 << 16) + 1, 1 << 64):
         with pytest.raises(UsageError, match="positions are not from 1 to 65536"):
-            verify(trace, model, positions=positions)
+            verify(trace, model, options=VerifyOptions(positions=positions))
     with pytest.raises(UsageError, match="seed"):
-        verify(trace, model, seed=1 << 64)
+        verify(trace, model, options=VerifyOptions(seed=1 << 64))
     monkeypatch.setenv("TSC_MEMORY_BUDGET", "1000000")
     with pytest.raises(LimitError, match="the logits of 5000 positions take 12000000 bytes"):
-        verify(trace, model, positions=5000)
+        verify(trace, model, options=VerifyOptions(positions=5000))

@@ -15,9 +15,11 @@ import torch
 
 from tsc_cli import capture, load, save, to_cache, verify
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import Sampler, continue_from, prefill
 from tsc_cli.huggingface.models import loading as model_loading
 from tsc_cli.session.resume import resume
+from tsc_cli.verification.verify import VerifyOptions
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SMALLEST = {"fp32": 1.17, "bf16": 1.48, "fp16": 1.16}  # ratio of one 1,024-token cache, everything counted
@@ -36,7 +38,7 @@ def test_one_cache_is_small_and_bit_identical(case: tuple[str, Any, list[int]], 
     trace = capture(loaded.model, tokens[:1024], steps=0, tokenizer=loaded.tokenizer)
     size = save(trace, tmp_path / "t.tsc")
     assert trace.raw_bytes / size >= SMALLEST[name]
-    cache, _ = prefill(loaded.model, tokens[:1024], chunk=1024)
+    cache, _ = prefill(ModelAdapter(loaded.model), tokens[:1024], chunk=1024)
     assert caches.identical(cache, to_cache(load(tmp_path / "t.tsc"), loaded.model, tokenizer=loaded.tokenizer))
 
 
@@ -46,8 +48,10 @@ def test_every_snapshot_resumes_as_the_uninterrupted_run(
 ) -> None:
     _, loaded, tokens = case
     more = 8
-    cache, logits = prefill(loaded.model, tokens[:256], chunk=1024)
-    whole = list(islice(continue_from(loaded.model, cache, int(logits.argmax()), Sampler()), steps + more))
+    cache, logits = prefill(ModelAdapter(loaded.model), tokens[:256], chunk=1024)
+    whole = list(
+        islice(continue_from(ModelAdapter(loaded.model), cache, int(logits.argmax()), Sampler()), steps + more)
+    )
     save(capture(loaded.model, tokens[:256], steps=steps), tmp_path / "t.tsc")
     trace = load(tmp_path / "t.tsc")
     for number in range(steps + 1):
@@ -58,7 +62,7 @@ def test_every_snapshot_resumes_as_the_uninterrupted_run(
 def test_verify_finds_exactly_nothing_lost(case: tuple[str, Any, list[int]]) -> None:
     _, loaded, tokens = case
     trace = capture(loaded.model, tokens[:256], steps=2, reference=tokens[256:385])
-    for result in verify(trace, loaded.model, snapshots=(0,), positions=128, greedy=4):
+    for result in [verify(trace, loaded.model, 0, options=VerifyOptions(positions=128, greedy=4))]:
         assert (result.fidelity.kl_mean, result.fidelity.kl_max, result.fidelity.top1) == (0, 0, 1)
         assert result.identical
         assert result.fidelity.sufficient

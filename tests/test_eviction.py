@@ -17,9 +17,11 @@ from tests import models
 from tests.traces import same_bits
 from tsc_cli import capture
 from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.attention_observer import observed
 from tsc_cli.huggingface.generation import feed, prefill, score
 from tsc_cli.scoring.fidelity import compare
+from tsc_cli.session.decode_loop import CaptureOptions
 
 PROMPT = 60
 
@@ -43,7 +45,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def trace(model: Any) -> Trace:
-    return capture(model, models.prompt(PROMPT), steps=6, attention=True)
+    return capture(model, models.prompt(PROMPT), options=CaptureOptions(steps=6, attention=True))
 
 
 def eager_attention(kind: str, tokens: list[int]) -> list[torch.Tensor]:
@@ -61,8 +63,8 @@ def test_observed_attention_is_what_the_eager_path_computes(kind: str, chunk: in
     tokens = models.prompt(40)
     want = eager_attention(kind, tokens)
     model = models.FAMILIES[kind](torch.float32)
-    with observed(model) as observation:
-        cache, _ = prefill(model, tokens, chunk=chunk)
+    with observed(ModelAdapter(model)) as observation:
+        cache, _ = prefill(ModelAdapter(model), tokens, chunk=chunk)
     (received,) = observation.records(caches.geometry_of(cache, kind), len(tokens))
     assert torch.allclose(received.read(), torch.stack(want), atol=1e-4)
     assert torch.allclose(received.read().sum((1, 2)), torch.tensor(40.0 * model.config.num_attention_heads))
@@ -71,7 +73,7 @@ def test_observed_attention_is_what_the_eager_path_computes(kind: str, chunk: in
 def test_observing_changes_nothing() -> None:
     model, tokens = models.llama(), models.prompt(30)
     plain = capture(model, tokens, steps=2)
-    watched = capture(model, tokens, steps=2, attention=True)
+    watched = capture(model, tokens, options=CaptureOptions(steps=2, attention=True))
     for a, b in zip(plain.snapshot().keys, watched.snapshot().keys, strict=True):
         assert same_bits(a, b)
     assert not plain.attention
@@ -82,7 +84,7 @@ def test_a_model_that_cannot_be_observed_is_refused() -> None:
     model = models.llama()
     model.set_attn_implementation("eager")
     with pytest.raises(UnsupportedCacheError, match="runs with eager attention"):
-        capture(model, models.prompt(9), steps=0, attention=True)
+        capture(model, models.prompt(9), options=CaptureOptions(steps=0, attention=True))
 
 
 def test_attention_survives_a_file(trace: Trace, tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_model_goes_on_as_with_the_evicted_rows_masked(model: Any, trace: Trac
     recipe = Recipe("lossless", evict="streaming", evict_settings={"sinks": 2, "window": 20})
     restored = restore.to_cache(compressed(trace, recipe, tmp_path), model, 0)
     tokens = models.prompt(5, seed=9)
-    have = score(model, restored, tokens)
+    have = score(ModelAdapter(model), restored, tokens)
     visible = torch.ones(1, 1, len(tokens), PROMPT + len(tokens)).tril(PROMPT).bool()
     visible[..., 2 : PROMPT - 20] = False
     full = restore.to_cache(trace, model, 0)
@@ -170,7 +172,7 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
         )[0, len(history) :].tolist()
     cache, want = restore.to_cache(evicted, model, 0), [first]
     for _ in range(6):
-        want.append(int(feed(model, cache, want[-1:])[-1].argmax()))
+        want.append(int(feed(ModelAdapter(model), cache, want[-1:])[-1].argmax()))
     assert generated == want
     assert cache.get_seq_length() == PROMPT + 6
 
@@ -178,14 +180,14 @@ def test_generate_goes_on_at_the_right_position(model: Any, trace: Trace, tmp_pa
 def test_wrong_positions_cost_several_times_the_kl(model: Any, trace: Trace, tmp_path: Path) -> None:
     evicted = compressed(trace, Recipe("lossless", evict="h2o", evict_settings={"keep": 0.75}), tmp_path)
     tokens = models.prompt(40, seed=4)
-    exact = score(model, restore.to_cache(trace, model, 0), tokens)
-    right = compare(exact, score(model, restore.to_cache(evicted, model, 0), tokens), tokens)
+    exact = score(ModelAdapter(model), restore.to_cache(trace, model, 0), tokens)
+    right = compare(exact, score(ModelAdapter(model), restore.to_cache(evicted, model, 0), tokens), tokens)
     # what a cache does that does not know what was evicted: the next position is the number of its rows
     naive = DynamicCache(config=model.config)
     moment = evicted.snapshot(0)
     for layer, (keys, values) in enumerate(zip(moment.keys, moment.values, strict=True)):
         naive.update(keys, values, layer)
-    wrong = compare(exact, score(model, naive, tokens), tokens)
+    wrong = compare(exact, score(ModelAdapter(model), naive, tokens), tokens)
     assert wrong.kl_mean > 3 * right.kl_mean
 
 
@@ -195,7 +197,7 @@ def test_the_last_row_can_be_fed_again(model: Any, trace: Trace, tmp_path: Path)
     before = caches.rows_of(cache)[0][0].clone()
     cache.crop(-1)
     assert cache.get_seq_length() == PROMPT + 2
-    feed(model, cache, evicted.token_ids(3)[-1:])
+    feed(ModelAdapter(model), cache, evicted.token_ids(3)[-1:])
     assert cache.get_seq_length() == PROMPT + 3
     # the first layer's keys depend on the token and its position alone
     assert torch.allclose(before, caches.rows_of(cache)[0][0], atol=1e-5)
@@ -203,14 +205,14 @@ def test_the_last_row_can_be_fed_again(model: Any, trace: Trace, tmp_path: Path)
 
 def test_sliding_layers_are_left_alone(tmp_path: Path) -> None:
     model = models.gemma3_mixed()
-    trace = capture(model, models.prompt(40), steps=2, attention=True)
+    trace = capture(model, models.prompt(40), options=CaptureOptions(steps=2, attention=True))
     evicted = compressed(trace, Recipe("lossless", evict="h2o", evict_settings={"keep": 0.5}), tmp_path)
     kinds = [spec.kind for spec in trace.geometry.layers]
     rows = [keys.shape[2] for keys in evicted.snapshot(0).keys]
     assert rows == [20 if kind == "full" else 15 for kind in kinds]
     cache = restore.to_cache(evicted, model, 0)
-    together = score(model, cache, models.prompt(6, seed=2))
-    one_by_one = torch.cat([feed(model, cache, [token]) for token in models.prompt(6, seed=2)])
+    together = score(ModelAdapter(model), cache, models.prompt(6, seed=2))
+    one_by_one = torch.cat([feed(ModelAdapter(model), cache, [token]) for token in models.prompt(6, seed=2)])
     assert torch.allclose(together, one_by_one, atol=1e-4)
 
 

@@ -21,7 +21,9 @@ from tests.family_runs import AFTER, STEPS, capture_small
 from tests.test_foreign import build
 from tsc_cli import compress, verify
 from tsc_cli.huggingface import families
-from tsc_cli.session.capture import CaptureOptions, capture_to_file
+from tsc_cli.session.capture import capture_to_file
+from tsc_cli.session.decode_loop import CaptureOptions
+from tsc_cli.verification.verify import VerifyOptions
 
 ROOT = Path(__file__).parent.parent
 # one of each kind of cache; in the quick suite these alone are followed over twelve snapshots, some in bfloat16, too
@@ -137,13 +139,13 @@ def test_fewer_bits_cost_more(family: str, tmp_path: Path) -> None:
         compress(trace, path, recipe=Recipe("scalar", {"bits": bits}))
         # the exact cache is made again once; not for Whisper, as the file does not hold what it heard
         against = None if bits == 8 and sample.model_type != "whisper" else trace
-        [verified] = verify(load(path), model, positions=16, greedy=0, against=against)
+        verified = verify(load(path), model, options=VerifyOptions(positions=16, greedy=0), against=against)
         kl.append(verified.fidelity.kl_mean)
     assert 0 < kl[0] < kl[1] < kl[2]
     for codec, settings in (("vq", {}), ("pq", {}), ("delta", {"keyframe_bits": 6})):
         path = tmp_path / f"{codec}.tsc"
         compress(trace, path, recipe=Recipe(codec, settings))
-        [verified] = verify(load(path), model, positions=8, greedy=0, against=trace)
+        verified = verify(load(path), model, options=VerifyOptions(positions=8, greedy=0), against=trace)
         assert 0 < verified.fidelity.kl_mean < 5
 
 

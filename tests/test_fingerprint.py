@@ -73,7 +73,7 @@ def test_a_file_that_does_not_say_what_it_belongs_to_is_refused(field: str) -> N
     del trace.fingerprint[field]
     with pytest.raises(MismatchError, match=f"does not say what model it belongs to: it has no {field}"):
         to_cache(trace, model)
-    to_cache(trace, model, force=True)
+    to_cache(trace, model, allow_model_mismatch=True)
 
 
 def test_the_same_model_built_twice_is_the_same() -> None:
@@ -98,5 +98,5 @@ def test_another_attention_kernel_means_the_same_cache() -> None:
 
 def test_force_goes_on_and_converts_the_dtype() -> None:
     trace = capture(models.llama(), models.prompt(9), steps=0)
-    cache = to_cache(trace, models.llama(torch.bfloat16), force=True)
+    cache = to_cache(trace, models.llama(torch.bfloat16), allow_model_mismatch=True)
     assert cache.layers[0].keys.dtype == torch.bfloat16

@@ -17,6 +17,7 @@ from formats.errors import MismatchError
 from tests import models
 from tsc_cli import capture, to_cache
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import feed
 
@@ -171,8 +172,8 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_one_change_is_refused_by_name_and_nothing_is_touched(change: str) -> None:
     field, (kind, make) = REFUSED[change]
     (_, trace), model = original(kind), make()
-    live = caches.new_cache(model)
-    feed(model, live, [1, 2, 3])
+    live = caches.new_cache(ModelAdapter(model))
+    feed(ModelAdapter(model), live, [1, 2, 3])
     before, kept = state(model), caches.fork(live)
     rows = [(keys.clone(), values.clone()) for keys, values in caches.rows_of(live)]
     with pytest.raises(MismatchError, match=rf"another model: {re.escape(field)}(:| is | differs|\.)"):

@@ -30,7 +30,9 @@ from tsc_cli import (
     verify,
 )
 from tsc_cli.huggingface import cache_layers, caches, self_test
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed, prefill
+from tsc_cli.verification.verify import VerifyOptions
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
 # one of each kind in the quick suite
@@ -95,7 +97,7 @@ def test_a_batch_of_four_prompts_generates_the_same(family: str, tmp_path: Path)
         assert torch.equal(made[:, number - 11 :], want[:, number + 1 :])
     second = trace.sequence(2)
     assert second.token_ids(0) == ids[2, -23:].tolist()
-    [verified] = verify(second, model, snapshots=(0,), positions=4, greedy=2)
+    verified = verify(second, model, 0, options=VerifyOptions(positions=4, greedy=2))
     # an indexer chooses among other rows, and the switch of LongRoPE lies at another length, when padding is counted
     assert verified.fidelity.kl_mean < (1e-2 if family in ("deepseek_v32", "glm_moe_dsa", "phi3-longrope") else 1e-9)
 
@@ -121,10 +123,10 @@ def test_generate_takes_more_text(family: str) -> None:
     model, more = build(family), [9, 8, 7]
     trace = capture_small(SUPPORTED[family], model, steps=0)
     cache = to_cache(trace, model)
-    logits = feed(model, cache, more, last_only=True)[-1]
+    logits = feed(ModelAdapter(model), cache, more, last_only=True)[-1]
     want = [int(logits.argmax())]
     for _ in range(3):
-        want.append(int(feed(model, cache, want[-1:])[-1].argmax()))
+        want.append(int(feed(ModelAdapter(model), cache, want[-1:])[-1].argmax()))
     inputs = generate_inputs(trace, model, append=more)
     assert model.generate(**inputs, max_new_tokens=4, **GREEDY)[0, -4:].tolist() == want
 
@@ -137,7 +139,7 @@ def test_generate_would_put_a_start_token_in_front() -> None:
 
 def test_generate_needs_a_token_to_go_on_with() -> None:
     model = models.llama()
-    cache, _ = prefill(model, [1, 2, 3], chunk=8)
+    cache, _ = prefill(ModelAdapter(model), [1, 2, 3], chunk=8)
     with pytest.raises(UsageError, match="chose no next token"):
         generate_inputs(from_cache(cache, model, [1, 2, 3]), model)
 
@@ -147,8 +149,8 @@ def test_several_tokens_mean_the_same_as_one_by_one(family: str) -> None:
     model = build(family)
     trace = capture_small(SUPPORTED[family], model, steps=0)
     one, other = to_cache(trace, model), to_cache(trace, model)
-    together = feed(model, one, PROMPT[:6])
-    assert torch.equal(together, torch.cat([feed(model, other, [token]) for token in PROMPT[:6]]))
+    together = feed(ModelAdapter(model), one, PROMPT[:6])
+    assert torch.equal(together, torch.cat([feed(ModelAdapter(model), other, [token]) for token in PROMPT[:6]]))
     assert caches.identical(one, other)
 
 
@@ -157,15 +159,15 @@ def test_branches_and_repeats(family: str) -> None:
     model = build(family)
     cache = to_cache(capture_small(SUPPORTED[family], model, steps=0), model)
     kept, other = branch(cache), branch(cache)
-    feed(model, other, [5])
+    feed(ModelAdapter(model), other, [5])
     assert caches.identical(cache, kept)
     assert not caches.identical(cache, other)
     three = repeat(cache, 3)
     ids = torch.tensor([[5], [6], [7]])
-    together = feed(model, three, ids)
+    together = feed(ModelAdapter(model), three, ids)
     assert caches.identical(cache, kept)
     for row, token in enumerate((5, 6, 7)):
-        alone = feed(model, branch(cache), [token])
+        alone = feed(ModelAdapter(model), branch(cache), [token])
         assert torch.allclose(together[row], alone, atol=1e-4)
 
 
@@ -264,7 +266,9 @@ def test_a_cache_to_fill_must_keep_what_the_model_keeps() -> None:
         with pytest.raises(MismatchError, match=message):
             to_cache(captured, bart, into=static(room, encoded))
     filled = to_cache(captured, bart, into=static(64, 23))
-    assert torch.allclose(feed(bart, filled, [5]), feed(bart, to_cache(captured, bart), [5]), atol=1e-5)
+    assert torch.allclose(
+        feed(ModelAdapter(bart), filled, [5]), feed(ModelAdapter(bart), to_cache(captured, bart), [5]), atol=1e-5
+    )
     for use in (branch, lambda cache: repeat(cache, 2)):
         with pytest.raises(UnsupportedCacheError, match="a StaticLayer is written in place"):
             use(filled)
@@ -385,12 +389,12 @@ def test_the_drill_looks_at_what_the_model_may_say(fill: float) -> None:
         return logits
 
     model.lm_head.forward = masked
-    self_test.require_restorable(model)
+    self_test.require_restorable(ModelAdapter(model))
     stateful = keeping_state(models.llama())
     head = stateful.lm_head.forward
     stateful.lm_head.forward = masked
     with pytest.raises(UnsupportedCacheError, match="keeps a part of its state elsewhere"):
-        self_test.require_restorable(stateful)
+        self_test.require_restorable(ModelAdapter(stateful))
 
 
 @pytest.mark.skipif(
@@ -426,7 +430,7 @@ def test_caches_of_another_kind_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedCacheError, match="keeps 8 tokens, the model's window is 16"):
         from_cache(short, model, PROMPT[:6])
     full = models.llama()
-    cache, _ = prefill(full, PROMPT, chunk=64)
+    cache, _ = prefill(ModelAdapter(full), PROMPT, chunk=64)
     for ids, message in (
         ([*PROMPT[:-1], 300], "the model has no token 300"),
         (PROMPT[:-1], "has seen 40 tokens, input_ids has 39"),
@@ -437,7 +441,7 @@ def test_caches_of_another_kind_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="2 next tokens for 1 sequences"):
         from_cache(cache, full, PROMPT, next_tokens=[1, 2])
     with pytest.raises(UnsupportedCacheError, match="the cache has 2 layers, that of LlamaForCausalLM 3"):
-        from_cache(prefill(models.llama(layers=2), PROMPT, chunk=64)[0], full, PROMPT)
+        from_cache(prefill(ModelAdapter(models.llama(layers=2)), PROMPT, chunk=64)[0], full, PROMPT)
 
     class Own(DynamicCache):
         pass
@@ -456,7 +460,7 @@ def test_tuples(family: str) -> None:
     back = from_tuples(tuples, model)
     assert type(back) is type(cache)
     assert caches.identical(back, cache)
-    assert torch.equal(feed(model, branch(back), [5]), feed(model, branch(cache), [5]))
+    assert torch.equal(feed(ModelAdapter(model), branch(back), [5]), feed(ModelAdapter(model), branch(cache), [5]))
     with pytest.raises(UsageError, match="the model has"):
         from_tuples(tuples[:1], model)
     with pytest.raises(UsageError, match="layer 0: keys and values of"):
@@ -493,7 +497,7 @@ def keeping_state(model: Any) -> Any:
 
 def test_a_model_that_keeps_state_elsewhere_is_refused() -> None:
     model = keeping_state(models.llama())
-    cache, _ = prefill(model, PROMPT, chunk=64)
+    cache, _ = prefill(ModelAdapter(model), PROMPT, chunk=64)
     for job in (lambda: capture(model, models.prompt(20), steps=1), lambda: from_cache(cache, model, PROMPT)):
         with pytest.raises(UnsupportedCacheError, match="LlamaForCausalLM cannot be captured: restored, its cache"):
             job()
@@ -502,10 +506,10 @@ def test_a_model_that_keeps_state_elsewhere_is_refused() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes_the_drill_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(family)
-    self_test.require_restorable(model)
+    self_test.require_restorable(ModelAdapter(model))
     monkeypatch.setattr(model, "forward", model.forward)  # to be put back
     models.must_not_run(model)
-    self_test.require_restorable(model)
+    self_test.require_restorable(ModelAdapter(model))
 
 
 def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +537,7 @@ def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monke
 def test_not_even_force_restores_into_another_kind_of_cache(of: str, into: str, message: str) -> None:
     trace = capture_small(SUPPORTED[of], build(of), steps=0)
     with pytest.raises(MismatchError, match=message):
-        to_cache(trace, build(into), force=True)
+        to_cache(trace, build(into), allow_model_mismatch=True)
 
 
 def test_encoders_are_fed_alike(tmp_path: Path) -> None:
@@ -543,11 +547,11 @@ def test_encoders_are_fed_alike(tmp_path: Path) -> None:
     trace = load(tmp_path / "t.tsc")
     assert trace.info["encoder"] == "input_features"
     with pytest.raises(UsageError, match="does not hold what the encoder was fed"):
-        verify(trace, model, positions=4, greedy=0)
-    [verified] = verify(trace, model, positions=4, greedy=0, against=trace)
+        verify(trace, model, options=VerifyOptions(positions=4, greedy=0))
+    verified = verify(trace, model, options=VerifyOptions(positions=4, greedy=0), against=trace)
     assert verified.identical
     assert isinstance(to_cache(trace, model), EncoderDecoderCache)
     text = build("bart")
     start = capture(text, PROMPT[:9], steps=1)
     assert start.token_ids(0) == [text.config.decoder_start_token_id]
-    assert verify(start, text, positions=4, greedy=2)[0].identical
+    assert verify(start, text, options=VerifyOptions(positions=4, greedy=2)).identical

@@ -40,7 +40,9 @@ from tests import models
 from tests.traces import same_bits, same_snapshots
 from tsc_cli import capture
 from tsc_cli.calibration.gather import CalibrationOptions, Gatherer, joint_blocks, profile_of
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
+from tsc_cli.session.decode_loop import CaptureOptions
 
 CONTEXT, FOLLOWING = 64, 32
 Rows = dict[Part, torch.Tensor]
@@ -50,7 +52,7 @@ def profile_for(
     model: Any, *, windows: int = 8, rank: int = 4096, context: int = CONTEXT, name: str = "tiny"
 ) -> Profile:
     """The profile of a model out of a few windows of random tokens."""
-    gatherer = Gatherer(model, CalibrationOptions(Rank(rank), context))
+    gatherer = Gatherer(ModelAdapter(model), CalibrationOptions(Rank(rank), context))
     for number in range(windows):
         gatherer.add(models.prompt(context + FOLLOWING, seed=100 + number))
     return profile_of(
@@ -84,7 +86,7 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @lru_cache(maxsize=8)
 def rows_of(length: int = 96, seed: int = 7) -> Rows:
     """The cache of a prompt of the tiny model, as the codec takes it."""
-    cache, _ = prefill(tiny_model(), models.prompt(length, seed=seed), chunk=length)
+    cache, _ = prefill(ModelAdapter(tiny_model()), models.prompt(length, seed=seed), chunk=length)
     ((rows, _),) = joint_blocks(cache, Geometry("float32", (LayerSpec("full", 2, 12, 12),) * 3))
     return rows
 
@@ -332,7 +334,7 @@ def test_damaged_payloads_are_refused(profile: Profile, change: Any) -> None:
 
 @pytest.fixture(scope="module")
 def trace() -> Trace:
-    return capture(tiny_model(), models.prompt(90, seed=5), steps=6, attention=True)
+    return capture(tiny_model(), models.prompt(90, seed=5), options=CaptureOptions(steps=6, attention=True))
 
 
 def test_a_file_holds_every_snapshot(profile: Profile, trace: Trace, tmp_path: Path) -> None:

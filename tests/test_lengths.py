@@ -18,12 +18,15 @@ from tests.families import SUPPORTED
 from tests.traces import same_snapshots
 from tsc_cli import capture, compress, generate_inputs, to_cache, verify
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed
-from tsc_cli.huggingface.positions import end_of, reach_of
+from tsc_cli.huggingface.positions import Positions
 from tsc_cli.scoring.scorer import Judge
 from tsc_cli.session.append import append
+from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.session.resume import resume
 from tsc_cli.verification.recompute import recompute
+from tsc_cli.verification.verify import VerifyOptions
 
 BASE = {"rope_theta": 10000.0}
 
@@ -55,14 +58,14 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [
 )
 def test_the_scaling_factor_counts(reach: int, stated: int, rope: dict[str, Any]) -> None:
     model = scaled(stated, **rope)
-    assert reach_of(model) == reach
+    assert Positions(model).reach == reach
     assert len(capture(model, models.prompt(reach - 2), steps=2)) == 3
     with pytest.raises(UsageError) as refused:
         capture(model, models.prompt(reach - 1), steps=2)
     total = f"{reach - 1} tokens and 2 steps make {reach + 1}, which do not fit into the model's {reach} positions"
     assert refused.value.message == total
     assert "at most --steps 1" in str(refused.value.hint)
-    beyond = capture(model, models.prompt(reach - 1), steps=2, allow_beyond_positions=True)
+    beyond = capture(model, models.prompt(reach - 1), options=CaptureOptions(steps=2, allow_beyond_positions=True))
     assert beyond.views[-1].tokens_seen == reach + 1
 
 
@@ -71,7 +74,7 @@ def test_layers_that_are_scaled_each_in_its_way_go_by_what_is_stated() -> None:
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
-    assert reach_of(models.gemma3_mixed(max_position_embeddings=90, rope_parameters=ropes)) == 90
+    assert Positions(models.gemma3_mixed(max_position_embeddings=90, rope_parameters=ropes)).reach == 90
 
 
 @pytest.mark.parametrize("family", sorted(SUPPORTED))
@@ -90,9 +93,9 @@ def test_every_family_has_an_end_or_none(family: str) -> None:
         "falcon_mamba",
         "t5",
     }
-    assert end_of(model) == hard.get(family)
+    assert Positions(model).end == hard.get(family)
     reach = None if family in without else hard.get(family, 131072 if family == "gpt_oss" else 512)
-    assert reach_of(model) == reach
+    assert Positions(model).reach == reach
 
 
 _TINY: dict[str, Any] = {"vocab_size": 300}
@@ -133,7 +136,8 @@ TABLES = {
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_the_end_is_where_the_model_itself_fails(name: str) -> None:
     model = transformers.AutoModelForCausalLM.from_config(TABLES[name]).eval()
-    assert end_of(model) == reach_of(model) == 48
+    positions = Positions(model)
+    assert positions.end == positions.reach == 48
     with torch.no_grad():
         model(torch.full((1, 48), 5))
         with pytest.raises((IndexError, RuntimeError)):
@@ -143,15 +147,15 @@ def test_the_end_is_where_the_model_itself_fails(name: str) -> None:
 def test_learned_positions_are_an_end_that_nothing_goes_beyond(tmp_path: Path) -> None:
     model, path = models.gpt2(positions=48), tmp_path / "t.tsc"
     with pytest.raises(UsageError, match="47 tokens and 2 steps make 49, which do not fit") as refused:
-        capture(model, models.prompt(47), steps=2, allow_beyond_positions=True)
+        capture(model, models.prompt(47), options=CaptureOptions(steps=2, allow_beyond_positions=True))
     assert "beyond" not in str(refused.value.hint)
     save(capture(model, models.prompt(44), steps=4), path)
     trace = load(path)
     for goes_on in (
-        lambda: append(model, [], path, steps=1, allow_beyond_positions=True),
+        lambda: append(model, [], path, options=CaptureOptions(steps=1, allow_beyond_positions=True)),
         lambda: list(islice(resume(trace, model, allow_beyond_positions=True), 2)),
         lambda: generate_inputs(trace, model, append=[1], allow_beyond_positions=True),
-        lambda: verify(trace, model, allow_beyond_positions=True),
+        lambda: verify(trace, model, options=VerifyOptions(allow_beyond_positions=True)),
     ):
         with pytest.raises(UsageError, match="48"):
             goes_on()
@@ -173,15 +177,15 @@ def test_the_rule_is_the_same_everywhere(tmp_path: Path) -> None:
         generate_inputs(trace, model, append=[1] * 6)
     assert path.read_bytes() == before
     # what is measured is cut to what there is
-    [cut] = verify(trace, model, positions=30, greedy=30)
+    cut = verify(trace, model, options=VerifyOptions(positions=30, greedy=30))
     assert (cut.fidelity.positions, cut.greedy) == (6, 7)
-    assert Judge(Source(trace), model, positions=30).of_trace(trace).positions == 6
+    assert Judge(Source(trace), ModelAdapter(model), positions=30).of_trace(trace).positions == 6
     # all of it goes on for those who mean it
-    [whole] = verify(trace, model, positions=30, greedy=30, allow_beyond_positions=True)
+    whole = verify(trace, model, options=VerifyOptions(positions=30, greedy=30, allow_beyond_positions=True))
     assert (whole.fidelity.positions, whole.greedy) == (30, 30)
     assert len(list(islice(resume(trace, model, most=20, allow_beyond_positions=True), 20))) == 20
     generate_inputs(trace, model, append=[1] * 6, allow_beyond_positions=True)
-    append(model, [1, 2, 3], path, steps=6, allow_beyond_positions=True)
+    append(model, [1, 2, 3], path, options=CaptureOptions(steps=6, allow_beyond_positions=True))
     longer = load(path)
     assert longer.views[-1].tokens_seen == 44
     for measure in (
@@ -225,18 +229,20 @@ def test_dynamic_scaling_goes_on_after_another_text(tmp_path: Path) -> None:
     parts = load(path)
     assert same_snapshots(parts.snapshot(), whole.snapshot())
     assert caches.identical(to_cache(parts, model), to_cache(whole, model))
-    assert verify(parts, model, snapshots=(0, 15, 20), positions=9)[2].identical
+    assert verify(parts, model, 20, options=VerifyOptions(positions=9)).identical
     assert not recompute(parts, model).lies
     fresh = scaled(32, rope_type="dynamic", factor=4.0)  # transformers alone, on a model that has seen nothing else
-    cache, tokens = caches.new_cache(fresh), whole.token_ids()
+    cache, tokens = caches.new_cache(ModelAdapter(fresh)), whole.token_ids()
     with torch.no_grad():
         fresh(torch.tensor([tokens[:30]]), past_key_values=cache, use_cache=True)
         for token in tokens[30:]:
             fresh(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
     assert caches.identical(cache, to_cache(whole, model))
-    long = capture(model, models.prompt(50), steps=2, chunk=8)  # in one pass, as `generate` feeds it
+    long = capture(
+        model, models.prompt(50), options=CaptureOptions(steps=2, chunk=8)
+    )  # in one pass, as `generate` feeds it
     assert same_snapshots(long.snapshot(), capture(model, models.prompt(50), steps=2).snapshot())
-    feed(model, to_cache(long, model), [1])
+    feed(ModelAdapter(model), to_cache(long, model), [1])
 
 
 def test_an_encoder_has_an_end_of_its_own() -> None:

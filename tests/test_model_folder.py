@@ -13,6 +13,7 @@ import pytest
 from tests import models
 from tests.odd_folders import CONFIG, ODD, SETTINGS, TOKENIZER, Odd, filled, pickled, state, then, without
 from tsc_cli.cli import main
+from tsc_cli.session.decode_loop import CaptureOptions
 
 CODE = "open({mark!r}, 'w').close()\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
 
@@ -181,7 +182,7 @@ def test_trust_is_for_a_model_that_somebody_named(sound: Path, tmp_path: Path, t
 
 
 def test_a_file_that_names_a_model_with_code_runs_none_of_it(sound: Path, tmp_path: Path) -> None:
-    from tsc_cli.session.capture import CaptureOptions, capture_to_file
+    from tsc_cli.session.capture import capture_to_file
 
     mark, file = tmp_path / "ran", tmp_path / "x.tsc"
     capture_to_file(
@@ -273,22 +274,22 @@ def test_no_command_goes_on_with_weights_that_are_none(
 def test_logits_that_rule_tokens_out_are_numbers_enough() -> None:
     import torch
 
-    from tsc_cli.huggingface.finite import NotFiniteError, require_finite
+    from tsc_cli.huggingface.adapter import ModelAdapter, NotFiniteError
 
     model, logits = models.llama(), torch.zeros(2, 300)
     logits[0, 7] = -torch.inf
-    require_finite(model, logits)
+    ModelAdapter(model).require_finite(logits)
     for bad in (
         torch.full((1, 300), -torch.inf),
         logits.index_fill(1, torch.tensor([3]), torch.inf),
         logits.index_fill(1, torch.tensor([3]), torch.nan),
     ):
         with pytest.raises(NotFiniteError, match="all of its weights are"):
-            require_finite(model, bad)
+            ModelAdapter(model).require_finite(bad)
     with torch.no_grad():
         model.lm_head.weight[7, 0] = -torch.inf
     with pytest.raises(NotFiniteError, match=r"lm_head\.weight"):
-        require_finite(model, logits.index_fill(1, torch.tensor([9]), torch.nan))
+        ModelAdapter(model).require_finite(logits.index_fill(1, torch.tensor([9]), torch.nan))
 
 
 def test_a_folder_without_tokenizer_files_has_no_tokenizer(sound: Path, tmp_path: Path, tsc: Any) -> None:

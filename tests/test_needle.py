@@ -10,6 +10,7 @@ from formats.errors import UsageError
 from tests import models
 from tests.test_recall import Copier, filled, without
 from tsc_cli.bench.needle import APART, CODES, FACT, NOUNS, QUESTION, Needle, answers, needles
+from tsc_cli.huggingface.adapter import ModelAdapter
 
 COUNT = 40
 
@@ -73,13 +74,13 @@ def test_an_exact_cache_answers_and_one_without_the_fact_does_not(tokenizer: Any
     model = Copier()
     for needle in found[:4]:
         cache = filled(model, needle.context)
-        assert answers(model, tokenizer, cache, needle)
+        assert answers(ModelAdapter(model), tokenizer, cache, needle)
         assert cache.get_seq_length() == len(needle.context)
         digits = needle.start + tokenizer.decode(needle.context[needle.start :]).index(needle.answer)
-        assert not answers(model, tokenizer, without(cache, digits, digits + 4), needle)
-        assert not answers(model, tokenizer, without(cache, digits + 3, digits + 4), needle)
+        assert not answers(ModelAdapter(model), tokenizer, without(cache, digits, digits + 4), needle)
+        assert not answers(ModelAdapter(model), tokenizer, without(cache, digits + 3, digits + 4), needle)
         # what stands after the fact is no part of it
-        assert answers(model, tokenizer, without(cache, digits + 40, digits + 240), needle)
+        assert answers(ModelAdapter(model), tokenizer, without(cache, digits + 40, digits + 240), needle)
 
 
 def test_what_cannot_be_built_is_refused(tokenizer: Any, texts: list[list[int]]) -> None:

@@ -12,45 +12,49 @@ import transformers
 from formats.errors import UnsupportedCacheError, UsageError
 from tests import models
 from tests.traces import same_snapshots
-from tsc_cli import capture, to_cache, verify
-from tsc_cli.huggingface.positions import end_of, reach_of, room, switch_of
+from tsc_cli import capture, to_cache, verify, verify_snapshots
+from tsc_cli.huggingface.positions import Positions
+from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.session.resume import resume
+from tsc_cli.verification.verify import VerifyOptions
 
 
 def test_learned_positions_bound_what_is_measured() -> None:
     model = models.gpt2(positions=48)
     trace = capture(model, models.prompt(36), steps=4, reference=models.prompt(120, seed=3))
-    first, last = verify(trace, model, snapshots=(0, -1), positions=100, greedy=64, recall=True)
+    first, last = verify_snapshots(trace, model, (0, -1), options=VerifyOptions(positions=100, greedy=64, recall=True))
     assert (first.fidelity.positions, last.fidelity.positions) == (12, 8)
     assert (first.greedy, last.greedy) == (13, 9)  # the last token of them is not fed
     assert first.recall is not None
     assert first.recall.predicted <= 12
     full = capture(model, models.prompt(44), steps=4)
     with pytest.raises(UsageError, match="snapshot 4 takes all positions of the model"):
-        verify(full, model, snapshots=(-1,))
+        verify(full, model)
     with pytest.raises(UsageError, match="48 tokens and 1 steps make 49, which do not fit"):
         list(islice(resume(full, model), 2))
 
 
 def test_what_is_known_of_positions() -> None:
-    assert (end_of(models.gpt2()), switch_of(models.gpt2()), room(models.gpt2(), 250)) == (256, None, 6)
+    learned = Positions(models.gpt2())
+    assert (learned.end, learned.longrope_switch, learned.room(250)) == (256, None, 6)
     long = models.phi3_long()
-    assert (switch_of(long), reach_of(long), room(long, 30), room(long, 32)) == (32, 4096, 2, 0)
-    assert (room(long, 33), room(long, 4096), room(long, 4096, beyond=True) > 1 << 60) == (4063, 0, True)
+    turned = Positions(long)
+    assert (turned.longrope_switch, turned.reach, turned.room(30), turned.room(32)) == (32, 4096, 2, 0)
+    assert (turned.room(33), turned.room(4096), turned.room(4096, beyond=True) > 1 << 60) == (4063, 0, True)
 
 
 def test_a_prompt_beyond_the_switch_of_longrope_is_fed_in_one_pass() -> None:
     """In chunks, keys before the switch would turn at other rates than `generate` and one pass give them."""
     model = models.phi3_long()
     tokens = models.prompt(40)
-    in_chunks = capture(model, tokens, steps=3, chunk=16)
+    in_chunks = capture(model, tokens, options=CaptureOptions(steps=3, chunk=16))
     at_once = capture(model, tokens, steps=3)
     assert same_snapshots(in_chunks.snapshot(), at_once.snapshot())
     with torch.no_grad():
         exact = model(torch.tensor([tokens]), use_cache=True)
     cache = to_cache(in_chunks, model, 0)
     assert torch.equal(cache.layers[0].keys, models.cache_in(exact).layers[0].keys)
-    assert verify(in_chunks, model, greedy=4)[0].identical
+    assert verify(in_chunks, model, options=VerifyOptions(greedy=4)).identical
 
 
 def test_steps_do_not_cross_the_switch_of_longrope() -> None:

@@ -30,6 +30,7 @@ from tests.test_foreign import batch
 from tests.traces import FULL, full_trace, same_snapshots
 from tsc_cli import append, capture, compress, from_cache, verify
 from tsc_cli.verification.recompute import recompute
+from tsc_cli.verification.verify import VerifyOptions
 
 SECRET = Secret.random()
 KEEP = {"evict": "streaming", "evict_settings": {"sinks": 2, "window": 20}}
@@ -88,7 +89,7 @@ def refused_everywhere(path: Path, model: Any, lost_by: str) -> None:
     with pytest.raises(UsageError, match=named):
         compress(trace, path.with_name("never.tsc"), recipe=Recipe("scalar"))
     with pytest.raises(UsageError, match=named):
-        verify(trace, model, against=trace, positions=4)
+        verify(trace, model, against=trace, options=VerifyOptions(positions=4))
     assert path.read_bytes() == before
     assert not path.with_name("never.tsc").exists()
 
@@ -101,7 +102,7 @@ def test_what_is_lost_is_known_however_often_it_is_saved(
     compress(captured, small, recipe=LOSSY[name])
     refused_everywhere(small, model, name)
     save(load(small), again)
-    save(load(again), again, force=True)
+    save(load(again), again, overwrite=True)
     assert (load(again).codec, load(again).tier) == ("lossless", "")
     assert second_reader.read(again.read_bytes()).model["lost_by"] == name
     refused_everywhere(again, model, name)
@@ -124,7 +125,7 @@ def test_what_is_lost_is_known_when_the_header_is_not(name: str, again: bool, ca
     path, left = tmp_path / "t.tsc", tmp_path / "left.tsc"
     compress(captured, path, recipe=LOSSY[name])
     if again:
-        save(load(path), path, force=True)
+        save(load(path), path, overwrite=True)
     offset, _ = TraceFile(path).entries[-1]
     data = bytearray(path.read_bytes())
     data[offset + 70] ^= 0x55
@@ -192,11 +193,11 @@ def test_rows_that_are_exact_say_nothing(model: Any, captured: Trace, tmp_path: 
 def test_a_loss_before_the_file_is_no_lie_of_the_file(model: Any, captured: Trace, tmp_path: Path) -> None:
     compress(captured, tmp_path / "t.tsc", recipe=LOSSY["scalar"])
     assert recompute(load(tmp_path / "t.tsc"), model).lies == []
-    save(load(tmp_path / "t.tsc"), tmp_path / "t.tsc", force=True)
+    save(load(tmp_path / "t.tsc"), tmp_path / "t.tsc", overwrite=True)
     with pytest.raises(UsageError, match=r"lossy before they came into it \(scalar\)"):
         recompute(load(tmp_path / "t.tsc"), model)
     compress(captured, tmp_path / "e.tsc", recipe=LOSSY["streaming+lossless"])
-    save(load(tmp_path / "e.tsc"), tmp_path / "e.tsc", force=True)
+    save(load(tmp_path / "e.tsc"), tmp_path / "e.tsc", overwrite=True)
     assert recompute(load(tmp_path / "e.tsc"), model).lies == []  # the rows that are left are the captured ones
 
 
@@ -208,7 +209,7 @@ def test_an_append_keeps_its_tier_or_states_none(model: Any, captured: Trace, tm
     save(captured, path)
     ratio = float(ratio_of(path))
     for tier, kept in ((f"{ratio - 0.5:.2f}x", False), ("2x", True)):
-        compress(captured, path, tier=tier, force=True)
+        compress(captured, path, tier=tier, overwrite=True)
         assert (load(path).tier, load(path).codec) == (tier, "lossless")
         done = append(model, models.prompt(60), path, steps=0)
         assert ratio_of(path) < ratio - 0.5
@@ -221,9 +222,9 @@ def test_a_saved_trace_states_a_ratio_only_if_it_has_it(captured: Trace, tmp_pat
     save(captured, small)
     wide, close = f"{float(ratio_of(small)) * 0.5:.3f}x", f"{float(ratio_of(small)) * 1.2:.3f}x"
     for tier, kept in ((wide, wide), (close, "")):
-        compress(captured, small, tier=close, force=True)
+        compress(captured, small, tier=close, overwrite=True)
         assert load(small).codec != "lossless"
-        save(replace(load(small), tier=tier), again, force=True)
+        save(replace(load(small), tier=tier), again, overwrite=True)
         assert load(again).tier == kept
     assert ratio_of(again) < Fraction(close[:-1]) <= ratio_of(small)
 
@@ -269,7 +270,7 @@ def test_a_header_that_states_what_the_file_has_not_is_refused(captured: Trace, 
         with pytest.raises(second_reader.Refused, match="tier"):
             second_reader.read(liar.read_bytes())
         assert any(f"states tier {tier}" in one.message and one.damage for one in diagnose(liar).problems)
-        plan, _ = recover.recover(liar, left, force=True)
+        plan, _ = recover.recover(liar, left, overwrite=True)
         assert (plan.untrue, len(plan.numbers), load(left).tier) == (tier, len(captured), "")
         assert same_snapshots(load(left).snapshot(-1), captured.snapshot(-1))
     for fine in ("2x", "1x", "0.5x", "high", "60X", "+60x", "6e1x", "60,0x", "1x.", "x", "kl0.05", "9" * 21 + "x"):
@@ -345,7 +346,7 @@ def test_the_command_line_says_what_a_file_does_not_keep(tsc: Any, captured: Tra
     assert tsc("recover", liar, "-o", left, "-f", "--json").json["tier_not_kept"] == "125x"
     assert re.search(r"^tier +none$", tsc("inspect", left).out, re.MULTILINE)
     assert tsc("doctor", left).code == 0
-    compress(captured, path, recipe=LOSSY["scalar"], force=True)
+    compress(captured, path, recipe=LOSSY["scalar"], overwrite=True)
     save(load(path), again)
     assert re.search(r"^lost by +scalar: the rows are not as captured$", tsc("inspect", again).out, re.MULTILINE)
     assert "lost by" not in tsc("inspect", path).out

@@ -13,10 +13,12 @@ from transformers import DynamicCache
 
 from formats.errors import UsageError
 from tests import models
-from tsc_cli import capture, load, save, verify
+from tsc_cli import capture, load, save, verify, verify_snapshots
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.caches import fork
 from tsc_cli.huggingface.generation import feed
 from tsc_cli.scoring.recall import PASSAGES, measure_recall, passages
+from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.verification.verify import VerifyOptions, passes
 
 
@@ -52,7 +54,7 @@ class Copier(torch.nn.Module):
 
 def filled(model: Any, tokens: list[int]) -> DynamicCache:
     cache = DynamicCache()
-    feed(model, cache, tokens)
+    feed(ModelAdapter(model), cache, tokens)
     return cache
 
 
@@ -71,7 +73,7 @@ def test_a_passage_that_was_lost_is_missed_more_than_other_rows() -> None:
     starts, predicted = passages(len(tokens), 40)
     assert (starts, predicted) == ((4, 131, 259), 40)
     nothing, passage, elsewhere = (
-        measure_recall(model, exact, cache, tokens, 40)
+        measure_recall(ModelAdapter(model), exact, cache, tokens, 40)
         for cache in (exact, without(exact, 131, 172), without(exact, 190, 231))
     )
     assert (nothing.fidelity.kl_mean, nothing.fidelity.top1) == (0, 1)
@@ -110,25 +112,25 @@ def test_what_holds_no_passage_is_refused(tokens: int, positions: int) -> None:
 @pytest.mark.parametrize("build", [models.llama, models.mistral_sliding])
 def test_a_restored_file_recalls_what_the_exact_cache_does(build: Any, tmp_path: Path) -> None:
     model = build()
-    save(capture(model, models.prompt(90), steps=2, chunk=32), tmp_path / "t.tsc")
-    options = VerifyOptions((0, -1), positions=20, greedy=0, recall=True)
+    save(capture(model, models.prompt(90), options=CaptureOptions(steps=2, chunk=32)), tmp_path / "t.tsc")
+    wanted, options = (0, -1), VerifyOptions(positions=20, greedy=0, recall=True)
     done: list[int] = []
-    results = verify(load(tmp_path / "t.tsc"), model, options=options, progress=done.append)
+    results = verify_snapshots(load(tmp_path / "t.tsc"), model, wanted, options=options, progress=done.append)
     for result in results:
         assert result.recall is not None
         assert (result.recall.fidelity.kl_mean, result.recall.fidelity.top1) == (0, 1)
         assert result.recall.fidelity.positions == 60
-    assert sum(done) == passes(load(tmp_path / "t.tsc"), options, against=False)
+    assert sum(done) == passes(load(tmp_path / "t.tsc"), wanted, options, against=False)
 
 
 def test_a_context_of_one_token_is_verified_but_not_recalled() -> None:
     model = models.llama()
     trace = capture(model, models.prompt(1), steps=0)
     options = VerifyOptions(positions=2, greedy=0)
-    assert passes(trace, options, against=False) > 0
-    assert verify(trace, model, options=options)[0].recall is None
+    assert passes(trace, [-1], options, against=False) > 0
+    assert verify(trace, model, options=options).recall is None
     with pytest.raises(UsageError, match="nothing can be recalled"):
-        verify(trace, model, positions=2, greedy=0, recall=True)
+        verify(trace, model, options=VerifyOptions(positions=2, greedy=0, recall=True))
 
 
 def test_recall_is_shown_and_recorded_when_it_is_asked_for(tsc: Any, tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ from tests.test_foreign import batch
 from tests.test_klt import profile_for
 from tsc_cli import capture, verify
 from tsc_cli.session.append import append
+from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.verification.recompute import Findings, recompute
 from tsc_cli.verification.recomputed_rows import passes
 from tsc_cli.verification.tolerances import HEAD, ROUNDING, Distances, judge
+from tsc_cli.verification.verify import VerifyOptions
 
 RECIPES = {
     "lossless": Recipe("lossless"),
@@ -52,13 +54,13 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def trace(model: Any) -> Trace:
-    return capture(model, models.prompt(60), steps=4, chunk=16, attention=True)
+    return capture(model, models.prompt(60), options=CaptureOptions(steps=4, chunk=16, attention=True))
 
 
 @pytest.fixture(scope="module")
 def other(model: Any) -> Trace:
     """Of another text."""
-    return capture(model, models.prompt(60, seed=7), steps=4, chunk=16)
+    return capture(model, models.prompt(60, seed=7), options=CaptureOptions(steps=4, chunk=16))
 
 
 def coded(trace: Trace, recipe: Recipe, path: Path, quality: list[dict[str, Any]] | None = None) -> Trace:
@@ -164,7 +166,7 @@ def test_a_batch_with_padding_and_an_appended_file(tmp_path: Path) -> None:
 
     assert "layer 1, values, sequence 1" in recompute(changed(together, second_sequence), small).lies[0]
     save(capture(small, [5, 6, 7, 8], steps=2), tmp_path / "t.tsc")
-    append(small, [9, 8, 7, 6, 5], tmp_path / "t.tsc", steps=2, chunk=3)
+    append(small, [9, 8, 7, 6, 5], tmp_path / "t.tsc", options=CaptureOptions(steps=2, chunk=3))
     append(small, [], tmp_path / "t.tsc", steps=2)
     found = recompute(load(tmp_path / "t.tsc"), small)
     assert (found.lies, verdicts(found), len(found.snapshots)) == ([], {"identical"}, 8)
@@ -173,7 +175,7 @@ def test_a_batch_with_padding_and_an_appended_file(tmp_path: Path) -> None:
 def test_snapshots_of_several_texts_and_keyframes(model: Any, trace: Trace, other: Trace) -> None:
     own = deduplicate([one.snapshot(n) for one in (trace, other) for n in (0, 4)], trace.geometry)
     assert recompute(own, model).lies == []
-    keyed = capture(model, models.prompt(30), steps=5, keyframe_interval=2)
+    keyed = capture(model, models.prompt(30), options=CaptureOptions(steps=5, keyframe_interval=2))
     found = recompute(keyed, model)
     assert (found.lies, verdicts(found)) == ([], {"identical"})
 
@@ -395,7 +397,7 @@ def test_a_stated_quality_that_is_too_good(model: Any, trace: Trace, tsc: Any, t
 def test_the_command(model: Any, other: Trace, tsc: Any, tmp_path: Path) -> None:
     folder, path = models.save_small_model(tmp_path / "model", model), tmp_path / "t.tsc"
     model = models.loaded(folder)
-    trace = capture(model, models.prompt(60), steps=4, chunk=16, attention=True)
+    trace = capture(model, models.prompt(60), options=CaptureOptions(steps=4, chunk=16, attention=True))
     save(trace, path)
     words = (path, "-m", folder, "--positions", 4, "--greedy", 0, "--recompute")
     done = tsc("verify", *words, "--require-identical", "--json")
@@ -403,8 +405,8 @@ def test_the_command(model: Any, other: Trace, tsc: Any, tmp_path: Path) -> None
     assert (done.code, facts["schema"], facts["lies"]) == (0, "tsc.recompute/1", [])
     assert [one["verdict"] for one in facts["snapshots"]] == ["identical"] * 5
     assert facts["snapshots"][0]["new_tensors"] == facts["snapshots"][0]["identical_tensors"] == 360
-    save(replace(other, labels=trace.labels), path, force=True)
-    assert verify(load(path), model, positions=4, greedy=0)[0].fidelity.kl_mean > 0
+    save(replace(other, labels=trace.labels), path, overwrite=True)
+    assert verify(load(path), model, options=VerifyOptions(positions=4, greedy=0)).fidelity.kl_mean > 0
     assert tsc("verify", *words[:-1]).code == 0  # a measurement is none: only a threshold or --recompute refuses
     refused = tsc("verify", *words)
     assert refused.code == 1
@@ -412,7 +414,7 @@ def test_the_command(model: Any, other: Trace, tsc: Any, tmp_path: Path) -> None
     assert "FAILED: snapshot 0, layer 0, keys, head 0: row 0 is " in refused.out
     labels = Labels(trace.labels.token_ids[:], trace.labels.positions[:])
     labels.positions[7] = 3
-    save(replace(trace, labels=labels), path, force=True)
+    save(replace(trace, labels=labels), path, overwrite=True)
     refused = tsc("verify", *words, "--json")
     assert (refused.code, refused.json["results"], refused.json["recomputed"]["snapshots"]) == (1, [], [])
     for wrong in (["--against", path, "--recompute"], ["--force-model-mismatch", "--recompute"]):

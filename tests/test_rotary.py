@@ -10,6 +10,7 @@ import transformers
 
 from formats.codecs.klt.rotary import Rotary
 from tsc_cli.huggingface import caches, rotary_detection
+from tsc_cli.huggingface.adapter import ModelAdapter
 
 from . import models
 
@@ -65,7 +66,7 @@ ROTARY: dict[str, tuple[Any, list[int], bool]] = {
 @pytest.mark.parametrize("name", ROTARY)
 def test_each_family_says_how_it_turns_its_keys(name: str) -> None:
     make, channels, interleaved = ROTARY[name]
-    found = rotary_detection.layers_of(make())
+    found = rotary_detection.layers_of(ModelAdapter(make()))
     assert [one.channels for one in found] == channels
     assert all(one.interleaved is interleaved for one in found if one.channels)
 
@@ -73,8 +74,8 @@ def test_each_family_says_how_it_turns_its_keys(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, (_, channels, _) in ROTARY.items() if any(channels)])
 def test_turned_back_the_first_layer_depends_on_the_token_alone(name: str) -> None:
     model = ROTARY[name][0]()
-    found = rotary_detection.layers_of(model)
-    cache = caches.new_cache(model)
+    found = rotary_detection.layers_of(ModelAdapter(model))
+    cache = caches.new_cache(ModelAdapter(model))
     with torch.no_grad():  # 14 equal tokens: below every window
         model(input_ids=torch.full((1, 14), 7), **models.given(model, cache))
     keys, _ = caches.rows_of(cache)[0]
@@ -86,19 +87,20 @@ def test_turned_back_the_first_layer_depends_on_the_token_alone(name: str) -> No
 
 def test_scalings_differ_from_the_plain_embedding() -> None:
     plain, llama3, yarn = (
-        rotary_detection.layers_of(ROTARY[name][0]())[0] for name in ("llama", "llama3-scaling", "yarn")
+        rotary_detection.layers_of(ModelAdapter(ROTARY[name][0]()))[0] for name in ("llama", "llama3-scaling", "yarn")
     )
     assert len({plain.frequencies, llama3.frequencies, yarn.frequencies}) == 3
 
 
 def test_mixed_layers_have_frequencies_of_their_own() -> None:
-    found = rotary_detection.layers_of(models.gemma3_mixed())
+    found = rotary_detection.layers_of(ModelAdapter(models.gemma3_mixed()))
     assert len({one.frequencies for one in found}) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_model_turns_as_its_float32_twin(dtype: torch.dtype) -> None:
-    found, twin = rotary_detection.layers_of(models.llama(dtype)), rotary_detection.layers_of(models.llama())
+    found = rotary_detection.layers_of(ModelAdapter(models.llama(dtype)))
+    twin = rotary_detection.layers_of(ModelAdapter(models.llama()))
     assert [one.channels for one in found] == [one.channels for one in twin]
     for one, other in zip(found, twin, strict=True):
         assert torch.allclose(torch.tensor(one.frequencies), torch.tensor(other.frequencies), rtol=1e-2)

@@ -16,11 +16,13 @@ from tests import models
 from tests.families import PROMPT, SUPPORTED
 from tests.test_foreign import batch
 from tsc_cli import capture, from_cache
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.huggingface.restore import to_cache
 from tsc_cli.huggingface.sampling import Sampler, tokens_before
 from tsc_cli.scoring.continuations import sample_after
 from tsc_cli.session.append import append
+from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.session.resume import resume
 
 HOT: dict[str, Any] = {"temperature": 1.5, "seed": 7}
@@ -28,9 +30,9 @@ HOT: dict[str, Any] = {"temperature": 1.5, "seed": 7}
 
 def test_appends_with_one_seed_draw_differently(tmp_path: Path) -> None:
     model, path = models.llama(), tmp_path / "t.tsc"
-    save(capture(model, models.prompt(20), steps=0, **HOT), path)
+    save(capture(model, models.prompt(20), options=CaptureOptions(steps=0, **HOT)), path)
     for _ in range(3):
-        append(model, [], path, steps=8, **HOT)
+        append(model, [], path, options=CaptureOptions(steps=8, **HOT))
     made = load(path).token_ids()[20:]
     assert len({tuple(made[at : at + 8]) for at in (0, 8, 16)}) == 3
     # nor a part of one in the others
@@ -45,8 +47,8 @@ def test_an_unbroken_sampled_run_is_the_same_run_in_parts(family: str, tmp_path:
     model = sample.build(torch.float32)
     whole = capture_small(sample, model, steps=24, **HOT)
     save(capture_small(sample, model, steps=12, **HOT), path)
-    append(model, [], path, steps=5, **HOT)
-    append(model, [], path, steps=7, **HOT)
+    append(model, [], path, options=CaptureOptions(steps=5, **HOT))
+    append(model, [], path, options=CaptureOptions(steps=7, **HOT))
     parts = load(path)
     assert parts.token_ids() == whole.token_ids()
     assert parts.pending == whole.pending
@@ -56,11 +58,11 @@ def test_an_unbroken_sampled_run_is_the_same_run_in_parts(family: str, tmp_path:
 
 def test_a_sampled_resume_goes_on_as_the_sampled_run_did() -> None:
     model = models.llama()
-    whole = capture(model, models.prompt(20), steps=24, **HOT)
-    again = list(islice(resume(whole, model, snapshot=9, choose=Sampler(**HOT)), 15))
+    whole = capture(model, models.prompt(20), options=CaptureOptions(steps=24, **HOT))
+    again = list(islice(resume(whole, model, snapshot=9, sampler=Sampler(**HOT)), 15))
     assert again == whole.token_ids()[29:]
     sampler = Sampler(**HOT)  # is a setting: two resumes with it are equal
-    first, second = (list(islice(resume(whole, model, choose=sampler), 12)) for _ in range(2))
+    first, second = (list(islice(resume(whole, model, sampler=sampler), 12)) for _ in range(2))
     assert first == second
 
 
@@ -76,23 +78,23 @@ def test_the_turn_before_a_token_changes_its_draw(tmp_path: Path) -> None:
 
 def test_the_sequences_of_a_batch_draw_each_for_itself() -> None:
     model = models.llama()
-    same = capture(model, torch.tensor([models.prompt(12)] * 4), steps=10, **HOT)
+    same = capture(model, torch.tensor([models.prompt(12)] * 4), options=CaptureOptions(steps=10, **HOT))
     made = [tuple(same.sequence(number).token_ids()[12:]) for number in range(4)]
     assert len(set(made)) == 4
     # the first of a batch draws as it would alone, whatever stands beside it
-    assert list(made[0]) == capture(model, models.prompt(12), steps=10, **HOT).token_ids()[12:]
+    assert list(made[0]) == capture(model, models.prompt(12), options=CaptureOptions(steps=10, **HOT)).token_ids()[12:]
 
 
 def test_padding_is_no_history() -> None:
     model = SUPPORTED["llama"].build(torch.float64)
     ids, mask = batch()
-    trace = capture(model, ids, attention_mask=mask, steps=6, **HOT)
+    trace = capture(model, ids, attention_mask=mask, options=CaptureOptions(steps=6, **HOT))
     for number in range(len(ids)):
         alone = trace.sequence(number)
         history = alone.token_ids(0)
         assert tokens_before(trace, 0, number) == history
         choose = Sampler(**HOT, sequence=number)
-        assert list(islice(resume(alone, model, snapshot=2, choose=choose), 5)) == [
+        assert list(islice(resume(alone, model, snapshot=2, sampler=choose), 5)) == [
             *alone.token_ids()[len(history) + 2 :],
             alone.pending[0],
         ]
@@ -102,9 +104,9 @@ def test_what_verify_samples_depends_on_what_came_before() -> None:
     model = models.llama()
     made = []
     for prompt in (models.prompt(20), models.prompt(20, seed=1)):
-        cache, _ = prefill(model, prompt, chunk=64)
+        cache, _ = prefill(ModelAdapter(model), prompt, chunk=64)
         trace = from_cache(cache, model, prompt)
-        made.append(sample_after(trace, model, to_cache(trace, model), 12, 0))
+        made.append(sample_after(trace, ModelAdapter(model), to_cache(trace, model), 12, 0))
     assert made[0] != made[1]
 
 
@@ -126,7 +128,7 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
         assert Sampler(temperature, 5).after([1])(given) == int(given.argmax())
     tied = torch.tensor([1.0, 3.0, 3.0])
     assert {Sampler(temperature, 0).after([number])(tied) for number in range(40)} == {1, 2}
-    assert len(capture(models.llama(), PROMPT, steps=2, temperature=temperature)) == 3
+    assert len(capture(models.llama(), PROMPT, options=CaptureOptions(steps=2, temperature=temperature))) == 3
 
 
 def test_the_largest_temperature_is_no_preference() -> None:
@@ -137,18 +139,18 @@ def test_the_largest_temperature_is_no_preference() -> None:
 @pytest.mark.parametrize("temperature", [math.nan, math.inf, -1.0])
 def test_what_is_no_temperature(temperature: float) -> None:
     with pytest.raises(UsageError, match="temperature"):
-        capture(models.llama(), PROMPT, steps=1, temperature=temperature)
+        capture(models.llama(), PROMPT, options=CaptureOptions(steps=1, temperature=temperature))
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 63, 1 << 64, 10**40, 1.5, "1"])
 def test_what_is_no_seed(seed: Any, tmp_path: Path) -> None:
     model, path = models.llama(), tmp_path / "t.tsc"
     with pytest.raises(UsageError, match="seed"):
-        capture(model, PROMPT, steps=1, seed=seed)
-    save(capture(model, PROMPT, steps=1, seed=(1 << 63) - 1, temperature=1.0), path)
+        capture(model, PROMPT, options=CaptureOptions(steps=1, seed=seed))
+    save(capture(model, PROMPT, options=CaptureOptions(steps=1, seed=(1 << 63) - 1, temperature=1.0)), path)
     before = path.read_bytes()
     with pytest.raises(UsageError, match="seed"):
-        append(model, [], path, steps=1, seed=seed)
+        append(model, [], path, options=CaptureOptions(steps=1, seed=seed))
     assert path.read_bytes() == before
 
 

@@ -87,7 +87,7 @@ def test_a_file_gives_back_every_bit(batch: int, tmp_path: Path) -> None:
     for number in range(len(trace)):
         assert same_snapshots(back.snapshot(number), trace.snapshot(number))
     save(back, tmp_path / "again.tsc", deterministic=True)
-    save(trace, tmp_path / "t.tsc", deterministic=True, force=True)
+    save(trace, tmp_path / "t.tsc", deterministic=True, overwrite=True)
     assert (tmp_path / "again.tsc").read_bytes() == (tmp_path / "t.tsc").read_bytes()
 
 
@@ -192,7 +192,7 @@ def test_a_state_that_is_not_finite_is_refused_by_layer_and_name(tmp_path: Path)
         pytest.raises(UsageError, match=rf"the {name} of layer {key.first_layer} hold a value that is not finite"),
     ):
         write(Source(trace), Recipe("scalar"), sink)
-    save(trace, tmp_path / "t.tsc", force=True)  # lossless keeps it
+    save(trace, tmp_path / "t.tsc", overwrite=True)  # lossless keeps it
     assert bool(load(tmp_path / "t.tsc").snapshot(key.first_snapshot).states[key.first_layer][name].isnan().any())
 
 

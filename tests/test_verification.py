@@ -15,8 +15,9 @@ from formats.container.records import Part
 from formats.errors import MismatchError, UsageError
 from formats.trace.blocks import MemoryBlock
 from tests import models
-from tsc_cli import capture, load, save, verify
+from tsc_cli import capture, load, save, verify, verify_snapshots
 from tsc_cli.huggingface.sampling import Sampler
+from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.session.resume import resume
 from tsc_cli.verification.verify import VerifyOptions, passes
 
@@ -28,7 +29,9 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def trace(model: Any) -> Trace:
-    return capture(model, models.prompt(40), steps=6, chunk=16, reference=models.prompt(120, seed=3))
+    return capture(
+        model, models.prompt(40), options=CaptureOptions(steps=6, chunk=16), reference=models.prompt(120, seed=3)
+    )
 
 
 def damaged(trace: Trace, scale: float) -> Trace:
@@ -45,7 +48,9 @@ def damaged(trace: Trace, scale: float) -> Trace:
 
 def test_nothing_is_lost_at_any_snapshot(model: Any, trace: Trace, tmp_path: Path) -> None:
     save(trace, tmp_path / "t.tsc")
-    results = verify(load(tmp_path / "t.tsc"), model, snapshots=range(7), positions=100, greedy=8)
+    results = verify_snapshots(
+        load(tmp_path / "t.tsc"), model, range(7), options=VerifyOptions(positions=100, greedy=8)
+    )
     assert [r.snapshot for r in results] == list(range(7))
     assert [r.reference for r in results] == ["text"] + ["sampled"] * 6
     for result in results:
@@ -57,7 +62,7 @@ def test_nothing_is_lost_at_any_snapshot(model: Any, trace: Trace, tmp_path: Pat
 
 
 def test_noise_shows_and_more_noise_shows_more(model: Any, trace: Trace) -> None:
-    small, large = (verify(damaged(trace, scale), model, positions=100)[0] for scale in (0.02, 0.5))
+    small, large = (verify(damaged(trace, scale), model, options=VerifyOptions(positions=100)) for scale in (0.02, 0.5))
     assert not small.identical
     assert 0 < small.fidelity.kl_mean < large.fidelity.kl_mean
     assert large.fidelity.top1 < 1
@@ -66,8 +71,8 @@ def test_noise_shows_and_more_noise_shows_more(model: Any, trace: Trace) -> None
 
 def test_against_another_file_gives_the_same_as_recomputing(model: Any, trace: Trace) -> None:
     lossy = damaged(trace, 0.1)
-    recomputed = verify(lossy, model, snapshots=(0, -1), positions=50, greedy=4)
-    compared = verify(lossy, model, against=trace, snapshots=(0, -1), positions=50, greedy=4)
+    recomputed = verify_snapshots(lossy, model, (0, -1), options=VerifyOptions(positions=50, greedy=4))
+    compared = verify_snapshots(lossy, model, (0, -1), against=trace, options=VerifyOptions(positions=50, greedy=4))
     assert [r.fidelity for r in recomputed] == [r.fidelity for r in compared]
     assert {r.exact for r in compared} == {"file"}
 
@@ -88,22 +93,22 @@ def test_another_model_is_refused(trace: Trace) -> None:
 def test_progress_reaches_what_was_announced(
     model: Any, trace: Trace, snapshots: tuple[int, ...], against: bool
 ) -> None:
-    options = VerifyOptions(snapshots, positions=20, greedy=3)
+    options = VerifyOptions(positions=20, greedy=3)
     done: list[int] = []
-    verify(trace, model, against=trace if against else None, options=options, progress=done.append)
-    assert sum(done) == passes(trace, options, against=against)
+    verify_snapshots(trace, model, snapshots, against=trace if against else None, options=options, progress=done.append)
+    assert sum(done) == passes(trace, snapshots, options, against=against)
 
 
 def test_the_reference_of_an_early_snapshot_is_what_the_run_did_next(model: Any, trace: Trace) -> None:
     # the run's own later tokens are the beginning: scoring them needs no sampling to reach the same figures
-    one = verify(trace, model, snapshots=(2,), positions=4, greedy=0, seed=0)[0]
-    other = verify(trace, model, snapshots=(2,), positions=3, greedy=0, seed=1)[0]
+    one = verify(trace, model, 2, options=VerifyOptions(positions=4, greedy=0, seed=0))
+    other = verify(trace, model, 2, options=VerifyOptions(positions=3, greedy=0, seed=1))
     assert one.fidelity.positions == 4
     assert other.fidelity.positions == 3
 
 
 def test_a_result_is_plain_json_values(model: Any, trace: Trace) -> None:
-    record = verify(trace, model, positions=1, greedy=0)[0].to_dict()
+    record = verify(trace, model, options=VerifyOptions(positions=1, greedy=0)).to_dict()
     assert record["kl_mean_se"] is None  # one position has no standard error
     assert record["sufficient"] is False
     assert all(isinstance(value, int | float | str | bool | None) for value in record.values())
@@ -111,7 +116,7 @@ def test_a_result_is_plain_json_values(model: Any, trace: Trace) -> None:
 
 def test_a_trace_of_caches_of_ones_own_can_be_verified(model: Any, trace: Trace) -> None:
     own = deduplicate([replace(trace.snapshot(n), next_token=None) for n in (0, 6)], trace.geometry)
-    (result,) = verify(own, model, positions=20, greedy=4)
+    result = verify(own, model, options=VerifyOptions(positions=20, greedy=4))
     assert result.tokens == 46
     # its prompt was prefilled in other chunks than at capture: equal within rounding only
     assert result.fidelity.kl_mean < 1e-9
@@ -124,4 +129,4 @@ def test_resuming_from_a_snapshot_without_next_token_feeds_the_last_one_again(mo
     sliding = models.mistral_sliding()
     windowed = capture(sliding, models.prompt(40), steps=0)
     with pytest.raises(UsageError, match="cannot give up its last token"):
-        resume(windowed, sliding, choose=Sampler(temperature=1.0))
+        resume(windowed, sliding, sampler=Sampler(temperature=1.0))

@@ -23,11 +23,12 @@ from formats.trace.geometry import LayerSpec
 from tests import models, smoke
 from tests.families import PROMPT, SUPPORTED
 from tsc_cli import capture, verify
-from tsc_cli.huggingface import forward
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import config_versions, fingerprint
 from tsc_cli.huggingface.generation import Sampler, continue_from
 from tsc_cli.huggingface.restore import restore
 from tsc_cli.session.resume import resume
+from tsc_cli.verification.verify import VerifyOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,7 +71,7 @@ def test_the_models_own_signature_names_its_cache(kind: Any) -> None:
     trace, exact = capture(model, models.prompt(20), steps=3), capture(plain, models.prompt(20), steps=3)
     assert trace.token_ids() == exact.token_ids()
     assert list(islice(resume(trace, model), 5)) == list(islice(resume(exact, plain), 5))
-    assert verify(trace, model, positions=8)[0].identical
+    assert verify(trace, model, options=VerifyOptions(positions=8)).identical
 
 
 def test_a_model_that_returns_another_cache_is_refused() -> None:
@@ -91,9 +92,9 @@ def test_a_model_that_returns_another_cache_is_refused() -> None:
 def test_generate_is_asked_by_the_name_that_it_knows() -> None:
     """A warning, as of a name that it no longer knows, is an error here."""
     model = SUPPORTED["mamba"].build(torch.float32)
-    assert forward.generate_argument(model) in ("cache", "cache_params")
+    assert ModelAdapter(model).generate_argument in ("cache", "cache_params")
     for one in (models.llama(), model):
-        assert models.cache_name(one.forward) == forward.cache_argument(one)
+        assert models.cache_name(one.forward) == ModelAdapter(one).cache_argument
 
 
 MISSING = """
@@ -231,10 +232,10 @@ def test_layers_that_only_one_version_has_are_no_difference() -> None:
     layers = trace.geometry.layers
     held = tuple(spec for spec in layers if spec.kind != "none")
     for specs in (held, layers, (*held, LayerSpec("none"), LayerSpec("none"), LayerSpec("none"))):
-        cache = restore(trace.snapshot(), model, specs)
-        assert list(islice(continue_from(model, cache, want[0], Sampler()), 5)) == want
+        cache = restore(trace.snapshot(), ModelAdapter(model), specs)
+        assert list(islice(continue_from(ModelAdapter(model), cache, want[0], Sampler()), 5)) == want
     with pytest.raises(MismatchError, match="layers, the model"):
-        restore(trace.snapshot(), model, held[:-1])
+        restore(trace.snapshot(), ModelAdapter(model), held[:-1])
 
 
 def test_the_ranges_have_floors() -> None:

@@ -31,6 +31,7 @@ from tsc_cli.calibration.calibrate import Effort
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.session.resume import resume
 from tsc_cli.verification.recompute import recompute
+from tsc_cli.verification.verify import VerifyOptions
 
 PROMPT = models.prompt(24)
 
@@ -83,8 +84,8 @@ def test_a_wrapped_model_is_the_model(kind: str) -> None:
     plain, wrapped = models.gemma3_mixed(), WRAPPERS[kind](models.gemma3_mixed())
     assert fingerprint.of(wrapped) == fingerprint.of(plain)
     ours, theirs = capture(plain, PROMPT, steps=2), capture(wrapped, PROMPT, steps=2)
-    assert verify(theirs, plain, positions=8, greedy=4)[0].identical
-    assert verify(ours, wrapped, positions=8, greedy=4)[0].identical
+    assert verify(theirs, plain, options=VerifyOptions(positions=8, greedy=4)).identical
+    assert verify(ours, wrapped, options=VerifyOptions(positions=8, greedy=4)).identical
     want = list(islice(resume(ours, plain), 6))
     assert list(islice(resume(ours, wrapped), 6)) == want
     made = plain.generate(**generate_inputs(ours, wrapped), max_new_tokens=5, do_sample=False, eos_token_id=None)
@@ -100,7 +101,7 @@ def test_a_model_that_was_changed_in_place_is_run_as_it_is(kind: str, fresh_comp
     assert fingerprint.of(changed) == fingerprint.of(plain)
     trace = capture(changed, PROMPT, steps=2)
     assert trace.token_ids() == capture(plain, PROMPT, steps=2).token_ids()
-    assert verify(trace, plain, positions=8, greedy=4)[0].fidelity.kl_mean < 1e-9
+    assert verify(trace, plain, options=VerifyOptions(positions=8, greedy=4)).fidelity.kl_mean < 1e-9
     assert list(islice(resume(trace, changed), 4)) == list(islice(resume(trace, plain), 4))
 
 
@@ -149,7 +150,7 @@ def test_an_adapter_in_pefts_wrapper_is_part_of_the_model() -> None:
     wrapped = lora(models.llama())
     trace = capture(wrapped, PROMPT, steps=3)
     assert '"lora_alpha":16' in trace.fingerprint["adapters"]
-    assert verify(trace, wrapped.get_base_model(), positions=8, greedy=4)[0].identical
+    assert verify(trace, wrapped.get_base_model(), options=VerifyOptions(positions=8, greedy=4)).identical
     assert fingerprint.difference(trace.fingerprint, fingerprint.of(lora(models.llama()))) is None
     others = {"adapters": models.llama(), "adapters.default.lora_alpha": lora(models.llama(), 8)}
     for field, other in others.items():

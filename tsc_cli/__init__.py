@@ -2,15 +2,14 @@
 
     from tsc_cli import capture, compress, generate_inputs, load, save, to_cache, verify
 
-    trace = capture(model, input_ids, steps=64)             # snapshots of the cache, rows held once
-    save(trace, "session.tsc")                              # lossless
-    compress(trace, "small.tsc", tier="219x", model=model)  # 219 times smaller than the snapshots, at the best quality
-    cache = to_cache(load("session.tsc"), model)            # a transformers Cache
-    model.generate(**generate_inputs(load("session.tsc"), model))  # the cache, its tokens, its masks
-    report = verify(load("session.tsc"), model)
+    trace = capture(model, input_ids)                       # the cache of the prompt
+    save(trace, "prompt.tsc")                               # lossless
+    compress(trace, "small.tsc", tier="60x", model=model)   # 60 times smaller, at the best quality
+    cache = to_cache(load("prompt.tsc"), model)             # a transformers Cache
+    model.generate(**generate_inputs(load("prompt.tsc"), model))  # the cache, its tokens, its masks
+    result = verify(load("small.tsc"), model)               # KL, top-1 agreement
 
-`save` and `load` are those of `formats`.  Names are imported when they are first used, so that the command line's
-help does not wait for torch.
+Names are imported when they are first used, so that the command line's help does not wait for torch.
 """
 
 from __future__ import annotations
@@ -20,55 +19,81 @@ from typing import TYPE_CHECKING, Any
 from formats.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from formats import Secret, load, save
-    from tsc_cli.calibration.calibrate import calibrate
-    from tsc_cli.compression.compressor import compress
-    from tsc_cli.huggingface.chat import chat_tokens
-    from tsc_cli.huggingface.convert import branch, from_cache, from_tuples, repeat, to_tuples
-    from tsc_cli.huggingface.restore import to_cache
-    from tsc_cli.session.append import append
-    from tsc_cli.session.capture import capture
-    from tsc_cli.session.resume import generate_inputs
-    from tsc_cli.verification.verify import verify
+    from formats.codecs.klt.profile import Profile as Profile
+    from formats.container.encryption import Secret as Secret
+    from formats.encode.recipe import Recipe as Recipe
+    from formats.errors import CorruptError as CorruptError
+    from formats.errors import LimitError as LimitError
+    from formats.errors import LockedError as LockedError
+    from formats.errors import MismatchError as MismatchError
+    from formats.errors import PromiseError as PromiseError
+    from formats.errors import StorageError as StorageError
+    from formats.errors import TscError as TscError
+    from formats.errors import UnsupportedCacheError as UnsupportedCacheError
+    from formats.errors import UnsupportedFileError as UnsupportedFileError
+    from formats.errors import UsageError as UsageError
+    from formats.file.reader import load as load
+    from formats.file.writer import save as save
+    from formats.trace.trace import Snapshot as Snapshot
+    from formats.trace.trace import Trace as Trace
+    from tsc_cli.calibration.calibrate import Effort as Effort
+    from tsc_cli.calibration.calibrate import calibrate as calibrate
+    from tsc_cli.compression.compressor import compress as compress
+    from tsc_cli.huggingface.adapter import ModelAdapter as ModelAdapter
+    from tsc_cli.huggingface.chat import chat_tokens as chat_tokens
+    from tsc_cli.huggingface.convert import branch as branch
+    from tsc_cli.huggingface.convert import from_cache as from_cache
+    from tsc_cli.huggingface.convert import from_tuples as from_tuples
+    from tsc_cli.huggingface.convert import repeat as repeat
+    from tsc_cli.huggingface.convert import to_tuples as to_tuples
+    from tsc_cli.huggingface.restore import to_cache as to_cache
+    from tsc_cli.huggingface.sampling import Sampler as Sampler
+    from tsc_cli.scoring.result import Verified as Verified
+    from tsc_cli.session.append import append as append
+    from tsc_cli.session.capture import capture as capture
+    from tsc_cli.session.capture import capture_to_file as capture_to_file
+    from tsc_cli.session.decode_loop import CaptureOptions as CaptureOptions
+    from tsc_cli.session.resume import generate_inputs as generate_inputs
+    from tsc_cli.session.resume import resume as resume
+    from tsc_cli.verification.verify import VerifyOptions as VerifyOptions
+    from tsc_cli.verification.verify import verify as verify
+    from tsc_cli.verification.verify import verify_snapshots as verify_snapshots
 
-__all__ = [
-    "Secret",
-    "__version__",
-    "append",
-    "branch",
-    "calibrate",
-    "capture",
-    "chat_tokens",
-    "compress",
-    "from_cache",
-    "from_tuples",
-    "generate_inputs",
-    "load",
-    "repeat",
-    "save",
-    "to_cache",
-    "to_tuples",
-    "verify",
-]
-
-_HOMES = {
-    "Secret": "formats",
-    "append": "tsc_cli.session.append",
-    "branch": "tsc_cli.huggingface.convert",
-    "calibrate": "tsc_cli.calibration.calibrate",
-    "capture": "tsc_cli.session.capture",
-    "chat_tokens": "tsc_cli.huggingface.chat",
-    "compress": "tsc_cli.compression.compressor",
-    "from_cache": "tsc_cli.huggingface.convert",
-    "from_tuples": "tsc_cli.huggingface.convert",
-    "generate_inputs": "tsc_cli.session.resume",
-    "load": "formats",
-    "repeat": "tsc_cli.huggingface.convert",
-    "save": "formats",
-    "to_cache": "tsc_cli.huggingface.restore",
-    "to_tuples": "tsc_cli.huggingface.convert",
-    "verify": "tsc_cli.verification.verify",
+_NAMES_BY_MODULE = {
+    "formats.codecs.klt.profile": ("Profile",),
+    "formats.container.encryption": ("Secret",),
+    "formats.encode.recipe": ("Recipe",),
+    "formats.errors": (
+        "CorruptError",
+        "LimitError",
+        "LockedError",
+        "MismatchError",
+        "PromiseError",
+        "StorageError",
+        "TscError",
+        "UnsupportedCacheError",
+        "UnsupportedFileError",
+        "UsageError",
+    ),
+    "formats.file.reader": ("load",),
+    "formats.file.writer": ("save",),
+    "formats.trace.trace": ("Snapshot", "Trace"),
+    "tsc_cli.calibration.calibrate": ("Effort", "calibrate"),
+    "tsc_cli.compression.compressor": ("compress",),
+    "tsc_cli.huggingface.adapter": ("ModelAdapter",),
+    "tsc_cli.huggingface.chat": ("chat_tokens",),
+    "tsc_cli.huggingface.convert": ("branch", "from_cache", "from_tuples", "repeat", "to_tuples"),
+    "tsc_cli.huggingface.restore": ("to_cache",),
+    "tsc_cli.huggingface.sampling": ("Sampler",),
+    "tsc_cli.scoring.result": ("Verified",),
+    "tsc_cli.session.append": ("append",),
+    "tsc_cli.session.capture": ("capture", "capture_to_file"),
+    "tsc_cli.session.decode_loop": ("CaptureOptions",),
+    "tsc_cli.session.resume": ("generate_inputs", "resume"),
+    "tsc_cli.verification.verify": ("VerifyOptions", "verify", "verify_snapshots"),
 }
+_HOMES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from formats.errors import StorageError, UsageError
 _NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise UsageError where `path` cannot become an output: early, before work is done for it."""
     if path.is_dir():
         raise UsageError("is a folder, a file name was expected", path=str(path))
@@ -24,22 +24,22 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise UsageError("the folder does not exist", path=str(path.parent))
     if path.exists() and not path.is_file():  # a device would become a file
         raise UsageError("is not a regular file", path=str(path))
-    if not force and os.path.lexists(path):
+    if not overwrite and os.path.lexists(path):
         raise UsageError("the file exists already", path=str(path), hint="--force replaces it")
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` when the block ends well, and is gone when it does not.
 
     Mode 0600, since a KV cache is the prompt.  A symbolic link at `path` is replaced, not followed.
 
     Raises:
-        UsageError: `path` exists and `force` is not set, or its folder does not exist.
+        UsageError: `path` exists and `overwrite` is not set, or its folder does not exist.
         StorageError: the operating system refused; nothing is left behind.
     """
     target = Path(path)
-    refuse_existing(target, force=force)
+    refuse_existing(target, overwrite=overwrite)
     temporary: str | None = None
     try:
         # named before it exists, unlike by mkstemp: Ctrl-C may strike while it is being created
@@ -49,7 +49,7 @@ def atomic_write(path: str | os.PathLike[str], *, force: bool = False) -> Iterat
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _publish(temporary, target, force=force)
+        _publish(temporary, target, overwrite=overwrite)
         temporary = None
         _sync_folder(target.parent)
     except OSError as error:
@@ -60,8 +60,8 @@ def atomic_write(path: str | os.PathLike[str], *, force: bool = False) -> Iterat
                 os.unlink(temporary)
 
 
-def _publish(temporary: str, target: Path, *, force: bool) -> None:
-    if force:
+def _publish(temporary: str, target: Path, *, overwrite: bool) -> None:
+    if overwrite:
         os.replace(temporary, target)
         return
     try:
@@ -71,7 +71,7 @@ def _publish(temporary: str, target: Path, *, force: bool) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        refuse_existing(target, force=False)
+        refuse_existing(target, overwrite=False)
         os.replace(temporary, target)
     else:
         os.unlink(temporary)

@@ -47,7 +47,7 @@ def record_quality(
         if measured is not None and _content(measured) != _content(file):
             raise StorageError("changed while it was being measured: nothing was recorded", path=os.fspath(path))
         header = replace(file.header, quality=[dict(record) for record in quality])
-        with atomic_write(target, force=True) as sink:
+        with atomic_write(target, overwrite=True) as sink:
             os.fchmod(sink.fileno(), stat.S_IMODE(os.stat(target).st_mode))
             stated, _ = _write(file, sink, file.reader.file_id, file.reader.minor, file.reader.secret, header)
             require_readable(sink, file.reader.secret, path)

@@ -305,14 +305,14 @@ def minor_for(geometry: Geometry, label_width: int, lost_by: str = "") -> int:
     return max(geometry.minor, OWN_TOKENS if label_width > 1 else 0, LOST_BY if lost_by else 0)
 
 
-def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, deterministic: bool = False) -> int:
+def save(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False, deterministic: bool = False) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
     `formats.encode.recipe` writes smaller ones.  The file is encrypted if the trace has a secret.  Of a trace whose
     rows are not as captured it says by what they lost; a tier that it does not keep is not stated.
 
     Args:
-        force: replace an existing file (the file from which the trace was loaded may be replaced, too).
+        overwrite: replace an existing file (the file from which the trace was loaded may be replaced, too).
         deterministic: derive the file's identity from the content, so that the same trace gives the same bytes.
     """
     spans, next_tokens = viewing.to_table(trace.views, trace.labels.width)
@@ -321,7 +321,7 @@ def save(trace: Trace, path: str | os.PathLike[str], *, force: bool = False, det
         geometry_json.to_json(trace.geometry, trace.fingerprint, lost_by),
         repr((list(trace.labels.token_ids), list(trace.labels.positions), spans, next_tokens)).encode(),
     )
-    with atomic_write(path, force=force) as file:
+    with atomic_write(path, overwrite=overwrite) as file:
         writer = TraceWriter(
             file,
             trace.geometry,

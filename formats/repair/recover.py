@@ -231,7 +231,11 @@ def refuse_input(path: str | os.PathLike[str], output: str | os.PathLike[str]) -
 
 
 def recover(
-    path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False, key: KeySource | None = None
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    key: KeySource | None = None,
 ) -> tuple[Plan, int]:
     """Write what is left of a file as a new one, atomically; returns what was saved and the new file's length.
 
@@ -241,12 +245,12 @@ def recover(
     Args:
         key: the secret of an encrypted file, or what gives it.
     Raises:
-        UsageError: the output exists and `force` is not set, or is the input.
+        UsageError: the output exists and `overwrite` is not set, or is the input.
         and what `salvage` raises.
     """
     refuse_input(path, output)
     found = salvage(path, key)
-    with atomic_write(output, force=force) as sink:
+    with atomic_write(output, overwrite=overwrite) as sink:
         length = Writing(found).write(sink)
         sink.flush()
         try:

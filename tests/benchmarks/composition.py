@@ -25,6 +25,7 @@ from tsc_cli import capture, load, save, to_cache
 from tsc_cli.calibration.texts import library_texts, windows
 from tsc_cli.compression.compressor import Compressor
 from tsc_cli.huggingface import caches as bridge
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import score
 from tsc_cli.huggingface.models import loading
@@ -86,7 +87,10 @@ def one_model(gguf: Path, tokens: Sequence[int], folder: Path) -> None:
     path = folder / "one.tsc"
     save(capture(small.model, tokens[:CONTEXT], steps=0, tokenizer=small.tokenizer), path)
     caches = [to_cache(load(path), one.model, tokenizer=one.tokenizer) for one in (small, twin)]
-    logits = [score(one.model, cache, tokens[CONTEXT:]) for one, cache in zip((small, twin), caches, strict=True)]
+    logits = [
+        score(ModelAdapter(one.model), cache, tokens[CONTEXT:])
+        for one, cache in zip((small, twin), caches, strict=True)
+    ]
     print(f"one file restored in both: tensors {'bit-identical' if bridge.identical(*caches) else 'DIFFER'}, ", end="")
     print(f"logits of {POSITIONS} positions {'equal' if torch.equal(*logits) else 'DIFFER'}")
 
@@ -104,14 +108,16 @@ class Measuring:
         for number, tokens in enumerate(self._texts):
             trace = capture(model, tokens[:CONTEXT], steps=0)
             source, fed, targets = Source(trace), tokens[CONTEXT:-1], tokens[CONTEXT + 1 :]
-            exact = score(model, bridge.to_cache(trace, model, force=True), fed)
+            exact = score(ModelAdapter(model), bridge.to_cache(trace, model, allow_model_mismatch=True), fed)
             if number == len(self._first):  # the first model
                 self._first.append(exact)
             whole = compare(self._first[number], exact, targets)
             found.setdefault("exact", []).append((1.0, compare(exact, exact, targets), whole))
             for label, recipe in self._recipes(source):
                 with scratch_file(source, recipe) as restored:
-                    logits = score(model, bridge.to_cache(restored, model, force=True), fed)
+                    logits = score(
+                        ModelAdapter(model), bridge.to_cache(restored, model, allow_model_mismatch=True), fed
+                    )
                     size = restored.stored_bytes or 0
                 pair = compare(exact, logits, targets), compare(self._first[number], logits, targets)
                 found.setdefault(label, []).append((trace.raw_bytes / size, *pair))

@@ -57,7 +57,7 @@ def main() -> None:
         jobs = {
             "capture + save": capture_and_save,
             "compress --tier 4x": lambda: tsc_cli.compress(tsc_cli.load(file), small, tier="4x", model=model),
-            "verify": lambda: tsc_cli.verify(tsc_cli.load(file), model, positions=8),
+            "verify": lambda: tsc_cli.verify(tsc_cli.load(file), model),
         }
         for measured in (False, True):  # at first, what is imported and probed once
             for name, job in jobs.items():

@@ -16,10 +16,12 @@ from formats import Trace
 from formats.encode.recipe import Recipe, Source
 from tsc_cli import capture
 from tsc_cli.huggingface import restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import Sampler, continuation, score
 from tsc_cli.huggingface.models import loading
 from tsc_cli.scoring.fidelity import compare
 from tsc_cli.scoring.scorer import scratch_file
+from tsc_cli.session.decode_loop import CaptureOptions
 
 FILTERS = [
     ("h2o", {"keep": 0.9}),
@@ -48,19 +50,21 @@ def main(path: str | None) -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     text = Path(path).read_text("utf-8") if path else files("tsc_cli").joinpath("demo.txt").read_text("utf-8")
     ids = tokenizer(text).input_ids[: 1024 + 257]
-    trace = capture(model, ids[:1024], steps=0, attention=True)
+    trace = capture(model, ids[:1024], options=CaptureOptions(steps=0, attention=True))
     source, tokens = Source(trace), ids[1024:]
-    exact = score(model, restore.to_cache(trace, model), tokens[:-1])
+    exact = score(ModelAdapter(model), restore.to_cache(trace, model), tokens[:-1])
     for name, settings in FILTERS:
         with scratch_file(source, Recipe("lossless", evict=name, evict_settings=settings)) as evicted:
-            right = compare(exact, score(model, restore.to_cache(evicted, model), tokens[:-1]), tokens[1:])
-            wrong = compare(exact, score(model, naive(evicted, model), tokens[:-1]), tokens[1:])
+            right = compare(
+                exact, score(ModelAdapter(model), restore.to_cache(evicted, model), tokens[:-1]), tokens[1:]
+            )
+            wrong = compare(exact, score(ModelAdapter(model), naive(evicted, model), tokens[:-1]), tokens[1:])
             print(
                 f"{name} {settings}: KL {right.kl_mean:.4f} +- {right.kl_mean_se:.4f}, top-1 {right.top1:.3f}; "
                 f"with wrong position ids KL {wrong.kl_mean:.4f}, {wrong.kl_mean / right.kl_mean:.1f} times"
             )
             if settings == {"keep": 0.75}:
-                made = continuation(model, restore.to_cache(evicted, model), tokens[0], 48, Sampler())
+                made = continuation(ModelAdapter(model), restore.to_cache(evicted, model), tokens[0], 48, Sampler())
                 print(f"  goes on: {tokenizer.decode(made)!r}")
 
 

@@ -18,6 +18,7 @@ from formats.codecs.klt import profile_store
 from formats.encode.recipe import Source, write
 from tsc_cli import capture, load, to_cache
 from tsc_cli.compression.compressor import Compressor
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.huggingface.models import loading
 from tsc_cli.scoring.published import tier_of
@@ -50,7 +51,7 @@ def main() -> int:
         times: dict[str, list[float]] = {"prefill": [], "restore": [], "encode": []}
         for _ in range(ROUNDS):
             for name, job in (
-                ("prefill", lambda: prefill(model, tokens, chunk=1024)),
+                ("prefill", lambda: prefill(ModelAdapter(model), tokens, chunk=1024)),
                 ("restore", lambda: to_cache(load(path), model, tokenizer=tokenizer)),
                 ("encode", lambda: write(source, recipe, io.BytesIO())),
             ):

@@ -17,6 +17,7 @@ import transformers
 from formats.codecs.klt.fitting import Rank
 from tsc_cli.calibration.calibrate import coded
 from tsc_cli.calibration.gather import CalibrationOptions, Gatherer, profile_of
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
 
 CONTEXT, FOLLOWING, WINDOWS = 256, 64, 6
@@ -39,7 +40,7 @@ def main() -> int:
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     say(f"model {sum(p.numel() for p in model.parameters()) * 4 / 1e9:.2f} GB")
     started = time.perf_counter()
-    gatherer = Gatherer(model, CalibrationOptions(Rank(RANK), CONTEXT))
+    gatherer = Gatherer(ModelAdapter(model), CalibrationOptions(Rank(RANK), CONTEXT))
     held = sum(t.numel() * t.element_size() for t in gatherer.state().values()) / 1e9
     say(f"groups of {[shape.layer_count for shape in gatherer.shapes]} layers, statistics {held:.2f} GB")
     draws = [torch.randint(512, (CONTEXT + FOLLOWING,)).tolist() for _ in range(WINDOWS + 2)]
@@ -51,7 +52,7 @@ def main() -> int:
     say(f"fitted, rank {RANK} a group, in {time.perf_counter() - started:.0f} s")
     profile = profile_of(gatherer, groups, draws[WINDOWS : WINDOWS + 1], "8B-shaped", {})
     say(f"profile {profile.size / 1e6:.0f} MB")
-    cache, _ = prefill(model, draws[-1][:CONTEXT], chunk=CONTEXT)
+    cache, _ = prefill(ModelAdapter(model), draws[-1][:CONTEXT], chunk=CONTEXT)
     started = time.perf_counter()
     bits, _ = coded(cache, model, profile, 360)
     seconds = time.perf_counter() - started

@@ -43,14 +43,14 @@ model, path = loaded.model, sys.argv[1]
 context, steps, chunk, resumed = map(int, sys.argv[2:6])
 def prefilled():
     started = time.perf_counter()
-    cache, logits = prefill(model, tokens, chunk=chunk)
+    cache, logits = prefill(loaded.adapter, tokens, chunk=chunk)
     return cache, logits, time.perf_counter() - started
 """
 PLAIN = """
 tokens = loaded.tokenizer(Path(path).read_text("utf-8")).input_ids[:context]
 cache, logits, seconds = prefilled()
 for _ in range(steps):
-    logits = feed(model, cache, [int(logits.argmax())], last_only=True)[-1]
+    logits = feed(loaded.adapter, cache, [int(logits.argmax())], last_only=True)[-1]
 print(json.dumps({"prefill": seconds}))
 """
 RESTORE = """

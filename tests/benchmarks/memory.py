@@ -19,12 +19,13 @@ loaded = models.load(None, dtype="float32", device="cpu", say=lambda text: None)
 tokens = loaded.tokenizer(files("tsc_cli").joinpath("demo.txt").read_text("utf-8")).input_ids[:1024]
 """
 PLAIN = """
-cache, logits = prefill(loaded.model, tokens, chunk=1024)
+cache, logits = prefill(loaded.adapter, tokens, chunk=1024)
 for _ in range(64):
-    logits = feed(loaded.model, cache, [int(logits.argmax())], last_only=True)[-1]
+    logits = feed(loaded.adapter, cache, [int(logits.argmax())], last_only=True)[-1]
 """
 CAPTURING = """
-from tsc_cli.session.capture import CaptureOptions, capture_to_file
+from tsc_cli.session.capture import capture_to_file
+from tsc_cli.session.decode_loop import CaptureOptions
 capture_to_file(loaded.model, tokens, sys.argv[1], tokenizer=loaded.tokenizer, options=CaptureOptions(steps=64))
 """
 REPORT = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"

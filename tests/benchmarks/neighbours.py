@@ -17,6 +17,7 @@ import torch
 from formats import Recorder, Trace, TraceBuilder
 from formats.encode.recipe import Recipe, Source, write
 from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed, prefill, score
 from tsc_cli.huggingface.models import loading
 from tsc_cli.scoring.fidelity import compare
@@ -44,13 +45,13 @@ def centred(rows: torch.Tensor) -> torch.Tensor:
 
 def appended(model: object, tokens: list[int], prompt: int) -> Trace:
     """A trace of a text that is fed token by token behind its prompt, so that the steps are natural text."""
-    cache, _ = prefill(model, tokens[:prompt], chunk=1024)  # type: ignore[arg-type]
+    cache, _ = prefill(ModelAdapter(model), tokens[:prompt], chunk=1024)  # type: ignore[arg-type]
     geometry = caches.geometry_of(cache, "model")
     builder = TraceBuilder(geometry, {})
     recorder = Recorder(builder, geometry)
     recorder.snapshot(tokens[:prompt], caches.rows_of(cache), [tokens[prompt]])
     for at in range(prompt, len(tokens)):
-        feed(model, cache, tokens[at : at + 1])  # type: ignore[arg-type]
+        feed(ModelAdapter(model), cache, tokens[at : at + 1])  # type: ignore[arg-type]
         recorder.snapshot(tokens[at : at + 1], caches.rows_of(cache))
     recorder.finish()
     return builder.trace
@@ -76,9 +77,9 @@ def main(path: str | None) -> None:
         inside = sorted(found)
         print(f"{name}: {inside[0]:.2f} to {inside[-1]:.2f} over the layers, median {inside[len(inside) // 2]:.2f}")
     source = Source(trace)
-    exact = restore.to_cache(trace, model, -1, force=True)
+    exact = restore.to_cache(trace, model, -1, allow_model_mismatch=True)
     tokens = ids[1024 : 1024 + 257]
-    logits = score(model, exact, tokens[:-1])
+    logits = score(ModelAdapter(model), exact, tokens[:-1])
     for label, settings in (
         ("steps by themselves", {}),
         ("steps from the row before", {"prefer_append_for_growing": False}),
@@ -87,7 +88,9 @@ def main(path: str | None) -> None:
         sink = io.BytesIO()
         write(source, recipe, sink)
         with scratch_file(source, recipe) as small:
-            kl = compare(logits, score(model, restore.to_cache(small, model), tokens[:-1]), tokens[1:]).kl_mean
+            kl = compare(
+                logits, score(ModelAdapter(model), restore.to_cache(small, model), tokens[:-1]), tokens[1:]
+            ).kl_mean
             error = step_error(trace, small)
             print(f"{label}: {len(sink.getvalue())} bytes, error of the steps' rows {error:.4f}, KL {kl:.2g}")
 

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tsc_cli import capture, load, save, to_cache
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.huggingface.models import loading
@@ -37,7 +38,7 @@ def main(dtype: str) -> None:
         prefills, restores = [], []
         for _ in range(ROUNDS):
             started = time.perf_counter()
-            prefill(model, tokens, chunk=1024)
+            prefill(ModelAdapter(model), tokens, chunk=1024)
             prefills.append(time.perf_counter() - started)
             started = time.perf_counter()
             to_cache(load(path), model, tokenizer=tokenizer)

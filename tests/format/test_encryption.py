@@ -403,7 +403,7 @@ def test_a_damaged_byte_of_the_superblock_loses_nothing(every: int, path: Path, 
         data[byte] ^= 1 + 37 * byte % 255
         path.write_bytes(data)
         assert diagnose.diagnose(path, SECRET).whole == [0, 1, 2, 3]
-        found, _ = recover.recover(path, tmp_path / "new.tsc", force=True, key=SECRET)
+        found, _ = recover.recover(path, tmp_path / "new.tsc", overwrite=True, key=SECRET)
         assert found.damaged
         assert found.complete
         again = load(tmp_path / "new.tsc", SECRET)

@@ -68,7 +68,7 @@ class Bench:
         """The old numbers of the snapshots that are recovered, each compared; [] where the file is refused."""
         self.path.write_bytes(damaged)
         try:
-            plan, _ = recover(self.path, self.output, force=True)
+            plan, _ = recover(self.path, self.output, overwrite=True)
         except CorruptError:
             self.outcomes["refused"] += 1
             assert not list(self.output.parent.glob(".*.tmp"))
@@ -226,7 +226,7 @@ def without(data: bytes, *types: int) -> bytes:
 
 def recovered(data: bytes, folder: Path) -> second_reader.Document:
     (folder / "damaged.tsc").write_bytes(data)
-    recover(folder / "damaged.tsc", folder / "new.tsc", force=True)
+    recover(folder / "damaged.tsc", folder / "new.tsc", overwrite=True)
     return second_reader.read((folder / "new.tsc").read_bytes())
 
 

@@ -50,7 +50,7 @@ def test_measurements_go_into_the_file_that_was_measured(path: Path, tmp_path: P
     rewrite.record_quality(path, records(1), measured=measured)
     rewrite.record_quality(path, records(2), measured=measured)  # another header is no other content
     assert len(load(path).quality) == 2
-    save(growing_trace(lengths=(3, 4)), path, force=True)
+    save(growing_trace(lengths=(3, 4)), path, overwrite=True)
     before = path.read_bytes()
     with pytest.raises(StorageError, match="changed while it was being measured: nothing was recorded"):
         rewrite.record_quality(path, records(1), measured=measured)

@@ -29,7 +29,7 @@ WHOLE = [0, 1, 2, 3]
 def saved(data: bytes, folder: Path) -> tuple[list[int], Diagnosis]:
     """The old numbers of the snapshots that are recovered, and what the doctor says."""
     (folder / "wreck.tsc").write_bytes(data)
-    plan, _ = recover(folder / "wreck.tsc", folder / "new.tsc", force=True)
+    plan, _ = recover(folder / "wreck.tsc", folder / "new.tsc", overwrite=True)
     assert not diagnose(folder / "new.tsc").damaged
     return list(plan.numbers), diagnose(folder / "wreck.tsc")
 

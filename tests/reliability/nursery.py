@@ -38,7 +38,7 @@ def save_in_turn(path: str, lengths: list[int], times: int, stop: str = "", begu
         Path(begun).touch()
     done = 0
     while done < times or not times:
-        save(traces[done % len(traces)], path, force=True, deterministic=True)
+        save(traces[done % len(traces)], path, overwrite=True, deterministic=True)
         done += 1
     Path(stop).touch()
     return 0
@@ -80,7 +80,7 @@ def restore(path: str, model: str, headroom: int) -> int:
     _limit(headroom)
     try:
         # the weights are not hashed: Python waits for ever for a thread that dies for want of memory as it is born
-        cache = to_cache(load(path), loaded.model, force=True)
+        cache = to_cache(load(path), loaded.model, allow_model_mismatch=True)
     except Exception as error:
         _limit(-1)
         print(f"{type(error).__name__}: {error} {'half' if cache is not None else 'none'}")

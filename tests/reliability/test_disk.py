@@ -118,7 +118,7 @@ def source(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saving(path: Path) -> int:
     """`save` is not a command; its error is the line that a command would show."""
     try:
-        save(growing_trace(lengths=(900, 1_000), rows=finite_rows), path, force=True)
+        save(growing_trace(lengths=(900, 1_000), rows=finite_rows), path, overwrite=True)
     except StorageError as error:
         print(f"tsc: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -24,7 +24,7 @@ full = pytest.mark.full
 
 def saved(path: Path, length: int) -> bytes:
     """The bytes that `save_in_turn` makes."""
-    save(growing_trace(lengths=(length,)), path, deterministic=True, force=True)
+    save(growing_trace(lengths=(length,)), path, deterministic=True, overwrite=True)
     return path.read_bytes()
 
 
@@ -63,7 +63,7 @@ def test_killed_while_writing(
         counts["files that were neither old nor new"] += 0
     assert counts["of them in the middle of a file"] > moments / 4
     # leftovers are in nobody's way
-    save(growing_trace(), path, force=True)
+    save(growing_trace(), path, overwrite=True)
     check(path)
 
 

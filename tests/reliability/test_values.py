@@ -64,13 +64,13 @@ def test_special_values(dtype: str, tmp_path: Path, tally: Any) -> None:
             for layer in range(len(LAYERS)):
                 for part in (Part.KEYS, Part.VALUES):
                     trace = with_value(dtype, layer, part, value)
-                    save(trace, tmp_path / "t.tsc", force=True)
+                    save(trace, tmp_path / "t.tsc", overwrite=True)
                     assert_same(trace, tmp_path / "t.tsc")
                     counts["kept exactly by lossless"] += 1
                     finite = bool(value.double().isfinite().all())
                     for codec in LOSSY if not finite or (layer, part) == (0, Part.KEYS) else ():
                         try:
-                            with atomic_write(tmp_path / "t.tsc", force=True) as sink:
+                            with atomic_write(tmp_path / "t.tsc", overwrite=True) as sink:
                                 write(Source(trace), Recipe(codec, {}), sink)
                         except UsageError as error:
                             assert not finite

@@ -29,7 +29,8 @@ from tsc_cli.progress import Progress
 from tsc_cli.scoring.fidelity import Fidelity
 from tsc_cli.scoring.published import TABLE_1, TABLE_2_THRESHOLDS, TIERS, Published, Tier, verdict
 from tsc_cli.scoring.scorer import Judge, scratch_file
-from tsc_cli.session.capture import CaptureOptions, capture
+from tsc_cli.session.capture import capture
+from tsc_cli.session.decode_loop import CaptureOptions
 
 from . import ladder
 from .rows import Row
@@ -129,14 +130,14 @@ class Bench:
         options = CaptureOptions(steps=p.steps, seed=p.seed, attention=attention, allow_beyond_positions=beyond)
         for tokens in windows(texts, p.prompts, p.context + p.positions + 1):
             trace = capture(
-                self.loaded.model,
+                self.loaded.adapter,
                 tokens[: p.context],
                 tokenizer=self.loaded.tokenizer,
                 reference=tokens[p.context :],
                 options=options,
             )
             source = Source(trace)
-            judge = Judge(source, self.loaded.model, snapshot=0, positions=p.positions, seed=p.seed, beyond=beyond)
+            judge = Judge(source, self.loaded.adapter, snapshot=0, positions=p.positions, seed=p.seed, beyond=beyond)
             profile = profile_store.for_model(trace.fingerprint)
             self.prompts.append(Prompt(source, judge, Sizer(source, judge.device), profile))
             progress(1)

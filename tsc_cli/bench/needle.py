@@ -14,12 +14,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import UsageError
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.caches import fork
 from tsc_cli.huggingface.generation import continue_from, feed
 from tsc_cli.huggingface.sampling import Sampler
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
 FACT = "\n\nThe secret code of the {noun} is {code}.\n\n"
 QUESTION = "\n\nQuestion: What is the secret code of the {noun}? Answer: The secret code of the {noun} is"
@@ -123,7 +124,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def answers(model: PreTrainedModel, tokenizer: Any, cache: Cache, needle: Needle) -> bool:
+def answers(adapter: ModelAdapter, tokenizer: Any, cache: Cache, needle: Needle) -> bool:
     """True if the number that the model says greedily after the question is the code, white space aside.
 
     Text is compared, not tokens, since tokenizers cut digits in different ways.  It ends with the first token that
@@ -133,9 +134,9 @@ def answers(model: PreTrainedModel, tokenizer: Any, cache: Cache, needle: Needle
         cache: of the needle's context, exact or restored; it is left as it is.
     """
     twin, choose = fork(cache), Sampler()
-    first = choose(feed(model, twin, needle.question, last_only=True)[-1])
+    first = choose(feed(adapter, twin, needle.question, last_only=True)[-1])
     said: list[int] = []
-    for token in islice(continue_from(model, twin, first, choose), TRIES):
+    for token in islice(continue_from(adapter, twin, first, choose), TRIES):
         said.append(token)
         text = str(tokenizer.decode(said)).lstrip()
         if len(text) > len(needle.answer):

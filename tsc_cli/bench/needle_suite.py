@@ -13,10 +13,9 @@ from formats.errors import PromiseError, UsageError
 from tsc_cli.compression.compressor import Compressor
 from tsc_cli.huggingface import restore
 from tsc_cli.huggingface.fingerprint import fingerprint
-from tsc_cli.huggingface.positions import require_fit
 from tsc_cli.progress import Progress
 from tsc_cli.scoring.scorer import scratch_file
-from tsc_cli.session.capture import CaptureOptions, capture
+from tsc_cli.session.capture import capture
 
 from .ladder import BASELINES
 from .needle import TRIES, Needle, answers, needles
@@ -42,15 +41,15 @@ def run(
     Raises:
         UsageError: there is no profile of the model.
     """
-    profile = profile_store.for_model(fingerprint.of(loaded.model))
+    profile = profile_store.for_model(fingerprint.of(loaded.adapter))
     if profile is None:
         raise UsageError("the needle suite measures codec klt, which needs a profile", hint="tsc calibrate makes one")
     labels = [f"klt {ratio}x" for ratio in RATIOS] + ["KIVI-4", "KIVI-2"]
     kept, sizes = dict.fromkeys(labels, 0), {label: list[float]() for label in labels}
     answerable = 0
     for needle in needles(texts, loaded.tokenizer, count, seed):
-        require_fit(loaded.model, len(needle.context), len(needle.question) + TRIES)
-        trace = capture(loaded.model, needle.context, tokenizer=loaded.tokenizer, options=CaptureOptions(steps=0))
+        loaded.adapter.positions.require_fit(len(needle.context), len(needle.question) + TRIES)
+        trace = capture(loaded.adapter, needle.context, tokenizer=loaded.tokenizer)
         if _answers(loaded, trace, needle):
             answerable += 1
             compressor = Compressor(Source(trace), None, profile=profile)
@@ -87,5 +86,5 @@ def _recipe(compressor: Compressor, label: str) -> Recipe:
 
 
 def _answers(loaded: Loaded, trace: Trace, needle: Needle) -> bool:
-    cache = restore.to_cache(trace, loaded.model, -1, force=True)
-    return answers(loaded.model, loaded.tokenizer, cache, needle)
+    cache = restore.to_cache(trace, loaded.adapter, allow_model_mismatch=True)
+    return answers(loaded.adapter, loaded.tokenizer, cache, needle)

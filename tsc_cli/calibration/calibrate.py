@@ -23,11 +23,10 @@ from formats.trace.blocks import BlockShape
 from formats.trace.recorder import Rows
 from formats.version import VERSION
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import score
-from tsc_cli.huggingface.positions import reach_of
 from tsc_cli.huggingface.tokenizing import encode
-from tsc_cli.huggingface.wrappers import unwrapped
 from tsc_cli.progress import Progress, Say, Stage, no_stage, silent
 from tsc_cli.scoring.fidelity import compare
 
@@ -85,7 +84,7 @@ QUICK = Effort(
 
 
 def calibrate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     tokenizer: Any,
     *,
     name: str = "model",
@@ -110,9 +109,9 @@ def calibrate(
     """
     if texts is None and tokenizer is None:
         raise UsageError("without texts a tokenizer is needed")
-    model = unwrapped(model)
+    adapter = ModelAdapter.of(model)
     effort, stage, say = effort or Effort(), stage or no_stage, say or silent
-    context, following = window_size(model)
+    context, following = window_size(adapter)
     following = min(following, max(effort.following, effort.positions))
     wanted = -(-effort.tokens // context)
     count = wanted + min(effort.held_out, max(2, wanted // 4))
@@ -120,9 +119,9 @@ def calibrate(
     options = CalibrationOptions(
         Rank(effort.rank, effort.energy), context, effort.following, effort.fisher_every, effort.seed
     )
-    gatherer = Gatherer(model, options)
-    partial = Checkpoint(profile_store.folder(), _key(model, tokenizer, effort, texts), say)
-    chosen = _windows(model, tokenizer, texts, count, context + following, effort, partial, stage, say)
+    gatherer = Gatherer(adapter, options)
+    partial = Checkpoint(profile_store.folder(), _key(adapter, tokenizer, effort, texts), say)
+    chosen = _windows(adapter, tokenizer, texts, count, context + following, effort, partial, stage, say)
     kept = min(wanted, len(chosen) - len(chosen) // 5)
     if len(chosen) < count:
         say(f"the texts give {len(chosen)} windows of {context} tokens, {count} were wanted: longer ones serve better")
@@ -139,12 +138,12 @@ def calibrate(
         "dtype": gatherer.geometry.dtype,
         "seed": effort.seed,
     }
-    contexts = Contexts(model, context, measured)
+    contexts = Contexts(adapter, context, measured)
     with stage("counting symbols", len(held_out)) as advance:
         profile = profile_of(gatherer, groups, held_out, name, info, advance, partial, contexts)
     with stage("measuring", len(effort.finenesses) * len(measured)) as advance:
         points = curve(
-            model,
+            adapter,
             profile,
             [tokens[: context + 1 + effort.positions] for tokens in measured],
             advance,
@@ -189,16 +188,16 @@ def _fitted(
     return groups
 
 
-def window_size(model: PreTrainedModel) -> tuple[int, int]:
+def window_size(adapter: ModelAdapter) -> tuple[int, int]:
     """(context, tokens that follow it) of a calibration window: the usual, or what the model's positions allow."""
-    most = reach_of(model) or CONTEXT + CONTINUATION
+    most = adapter.positions.reach or CONTEXT + CONTINUATION
     if most >= CONTEXT + CONTINUATION:
         return CONTEXT, CONTINUATION
     return most * 4 // 5, most - most * 4 // 5
 
 
 def _windows(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     tokenizer: Any,
     texts: Sequence[Sequence[int]] | None,
     count: int,
@@ -213,14 +212,14 @@ def _windows(
     own = round(count * effort.own_share)
     rest = count - own
     prose, code = library_texts()
-    kinds = [_own_windows(model, tokenizer, own, size, effort, partial, stage, say)] if own else []
+    kinds = [_own_windows(adapter, tokenizer, own, size, effort, partial, stage, say)] if own else []
     for kind, share in ((prose, rest - rest // 2), (code, rest // 2)):
         kinds.append(windows([encode(text, tokenizer) for text in kind], share, size))
     return _spread_evenly(kinds)
 
 
 def _own_windows(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     tokenizer: Any,
     count: int,
     size: int,
@@ -238,7 +237,7 @@ def _own_windows(
         say(f"going on after {done} of {needed * length} tokens that the model wrote before")
     with stage("letting the model write", needed * length) as advance:
         found = written(
-            model,
+            adapter,
             tokenizer,
             needed,
             length,
@@ -258,7 +257,7 @@ def _spread_evenly(kinds: Sequence[Sequence[list[int]]]) -> list[list[int]]:
 
 
 def curve(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     profile: Profile,
     held_out: Sequence[Sequence[int]],
     progress: Progress,
@@ -273,8 +272,8 @@ def curve(
         partial: takes each of them, and gives back what was measured before.
         contexts: gives the windows' caches.
     """
-    context, _ = window_size(model)
-    contexts = contexts or Contexts(model, context)
+    context, _ = window_size(adapter)
+    contexts = contexts or Contexts(adapter, context)
     state = None if partial is None else partial.load("measured")
     found = torch.zeros(0, 3, dtype=torch.float64) if state is None else state["found"]
     progress(len(found))
@@ -284,10 +283,10 @@ def curve(
             continue
         cache = contexts.cache(tokens)
         fed, targets = list(tokens[context:-1]), list(tokens[context + 1 :])
-        exact = score(model, cache, fed)
+        exact = score(adapter, cache, fed)
         for fineness in todo:
-            bits, twin = coded(cache, model, profile, fineness)
-            fidelity = compare(exact, score(model, twin, fed, finite=False), targets)
+            bits, twin = coded(cache, adapter, profile, fineness)
+            fidelity = compare(exact, score(adapter, twin, fed, finite=False), targets)
             row = torch.tensor([[bits, fidelity.kl_mean, fidelity.top1]], dtype=torch.float64)
             found = torch.cat([found, row])
             if partial is not None:
@@ -298,9 +297,9 @@ def curve(
     return [{"fineness": float(f)} | dict(zip(names, m, strict=True)) for f, m in zip(finenesses, means, strict=True)]
 
 
-def coded(cache: Cache, model: PreTrainedModel, profile: Profile, fineness: int) -> tuple[float, Cache]:
+def coded(cache: Cache, adapter: ModelAdapter, profile: Profile, fineness: int) -> tuple[float, Cache]:
     """(bits a value, the cache that comes back) of a cache through codec klt, without a file."""
-    geometry = caches.geometry_of(cache, type(model).__name__)
+    geometry = caches.geometry_of(cache, adapter.name)
     restored: list[Rows] = [()] * len(geometry.layers)
     size = values = 0
     for rows, around in joint_blocks(cache, geometry):
@@ -319,14 +318,14 @@ def coded(cache: Cache, model: PreTrainedModel, profile: Profile, fineness: int)
     return 8 * size / values, caches.with_rows(cache, restored)
 
 
-def _key(model: PreTrainedModel, tokenizer: Any, effort: Effort, texts: Sequence[Sequence[int]] | None) -> str:
+def _key(adapter: ModelAdapter, tokenizer: Any, effort: Effort, texts: Sequence[Sequence[int]] | None) -> str:
     """Of everything that decides the result: an interrupted calibration goes on only with the same."""
     identity = (
-        sorted(fingerprint.of(model, tokenizer).items()),
+        sorted(fingerprint.of(adapter, tokenizer).items()),
         sorted(asdict(effort).items()),
-        window_size(model),
+        window_size(adapter),
         WIDEST,
-        next(model.parameters()).device.type,
+        adapter.device.type,
         torch.__version__,
         VERSION,
     )

@@ -22,7 +22,8 @@ from formats.errors import LimitError, UsageError
 from formats.limits import memory_budget
 from formats.trace.geometry import Geometry
 from formats.trace.recorder import Rows
-from tsc_cli.huggingface import caches, forward, rotary_detection
+from tsc_cli.huggingface import caches, rotary_detection
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.progress import Progress, nothing
@@ -30,7 +31,7 @@ from tsc_cli.progress import Progress, nothing
 from .texts import CONTEXT, CONTINUATION, drawn_at
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
     from formats.codecs.klt.rotary import Rotary
 
@@ -120,22 +121,22 @@ def _continues(shapes: Sequence[Shape], number: int, geometry: Geometry) -> bool
 class Gatherer:
     """Sums over windows, one at a time; can be put aside and taken up again between any two of them."""
 
-    def __init__(self, model: PreTrainedModel, options: CalibrationOptions) -> None:
-        self.model, self.options = model, options
-        model.requires_grad_(False)
-        if model.config.is_encoder_decoder:
+    def __init__(self, adapter: ModelAdapter, options: CalibrationOptions) -> None:
+        self.adapter, self.options = adapter, options
+        adapter.model.requires_grad_(False)
+        if adapter.config.is_encoder_decoder:
             raise UsageError(
-                f"{type(model).__name__} has an encoder: codec klt is for models without one",
+                f"{adapter.name} has an encoder: codec klt is for models without one",
                 hint="compress with --codec scalar",
             )
-        cache, _ = prefill(model, list(range(1, 9)), chunk=8)
-        self.geometry = caches.geometry_of(cache, type(model).__name__)
+        cache, _ = prefill(adapter, list(range(1, 9)), chunk=8)
+        self.geometry = caches.geometry_of(cache, adapter.name)
         if not any(spec.parts for spec in self.geometry.layers):
             raise UsageError(
-                f"{type(model).__name__} keeps states and no keys and values, which codec klt is for",
+                f"{adapter.name} keeps states and no keys and values, which codec klt is for",
                 hint="compress with --codec scalar",
             )
-        self.shapes = plan(self.geometry, rotary_detection.layers_of(model))
+        self.shapes = plan(self.geometry, rotary_detection.layers_of(adapter))
         _check_size(self.shapes, options.rank.most)
         self.statistics: list[Statistics] = []
         for number, s in enumerate(self.shapes):
@@ -149,7 +150,7 @@ class Gatherer:
         """Take up a window: rows of its context, gradients of what follows it."""
         size = self.options.context
         context, following = list(tokens[:size]), list(tokens[size : size + self.options.following])
-        cache, _ = prefill(self.model, context, chunk=CONTEXT)
+        cache, _ = prefill(self.adapter, context, chunk=CONTEXT)
         before: torch.Tensor | None = None
         every = self.options.fisher_every
         # one of so many, each time at another place among them: texts that take turns all come up
@@ -180,15 +181,15 @@ class Gatherer:
 
         Random signs make one backward pass an unbiased sample of the sum over positions of g g^T.
         """
-        device = next(self.model.parameters()).device
+        device = self.adapter.device
         twin, leaves = caches.with_leaves(cache)
         ids = torch.tensor([following], device=device)
-        logits = forward.run(self.model, twin, input_ids=ids)[0].float()
+        logits = self.adapter.run(twin, input_ids=ids)[0].float()
         logp = torch.log_softmax(logits, -1)
         generator = torch.Generator().manual_seed((self.options.seed + self.done) % (1 << 63))
         drawn = drawn_at(logp.detach(), torch.rand(len(logp), generator=generator, dtype=torch.float64))[:, None]
         signs = torch.randint(2, drawn.shape, generator=generator) * 2.0 - 1
-        scale = _SCALE.get(next(self.model.parameters()).dtype, 1.0)
+        scale = _SCALE.get(self.adapter.dtype, 1.0)
         total = (logp.gather(1, drawn.to(device)) * signs.to(device)).sum() * scale
         found = torch.autograd.grad(total, [part for rows in leaves for part in rows])
         found = tuple(one.float() / scale for one in found)  # in float32: what is small is why there is a scale
@@ -268,7 +269,7 @@ class Gatherer:
 
     def draft(self, groups: Sequence[Group]) -> Profile:
         """A profile of some groups, before anything was counted."""
-        return dumps("draft", fingerprint.of(self.model), groups, assumed(), {}, [])
+        return dumps("draft", fingerprint.of(self.adapter), groups, assumed(), {}, [])
 
 
 def profile_of(
@@ -289,7 +290,7 @@ def profile_of(
         checkpoint: takes what was counted after each of them, and gives it back.
         contexts: gives the windows' caches.
     """
-    contexts = contexts or Contexts(gatherer.model, gatherer.options.context)
+    contexts = contexts or Contexts(gatherer.adapter, gatherer.options.context)
     draft = gatherer.draft(groups)
     counter, done = Counter(draft.tables), 0
     if checkpoint is not None and (state := checkpoint.load("counted")) is not None:
@@ -306,14 +307,14 @@ def profile_of(
             counts = {table: torch.from_numpy(found) for table, found in counter.state().items()}
             checkpoint.save("counted", counts | {"done": torch.tensor(done)})
         progress(1)
-    return dumps(name, fingerprint.of(gatherer.model), groups, counter.fitted(), info, [])
+    return dumps(name, fingerprint.of(gatherer.adapter), groups, counter.fitted(), info, [])
 
 
 class Contexts:
     """The caches of windows' contexts; those that are asked for again are kept, if they are small."""
 
-    def __init__(self, model: PreTrainedModel, context: int, again: Sequence[Sequence[int]] = ()) -> None:
-        self._model, self._context = model, context
+    def __init__(self, adapter: ModelAdapter, context: int, again: Sequence[Sequence[int]] = ()) -> None:
+        self._adapter, self._context = adapter, context
         self._again = {tuple(tokens[:context]) for tokens in again}
         self._kept: dict[tuple[int, ...], Cache] = {}
 
@@ -322,7 +323,7 @@ class Contexts:
         key = tuple(tokens[: self._context])
         if key in self._kept:
             return self._kept[key]
-        cache, _ = prefill(self._model, list(key), chunk=CONTEXT)
+        cache, _ = prefill(self._adapter, list(key), chunk=CONTEXT)
         octets = sum(part.numel() * part.element_size() for rows in caches.rows_of(cache) for part in rows)
         if key in self._again and octets * len(self._again) <= memory_budget() // _KEPT_SHARE:
             self._kept[key] = cache

@@ -7,16 +7,14 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from formats.errors import UsageError
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed, prefill
 from tsc_cli.progress import Progress, nothing
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 CONTEXT, CONTINUATION = 1024, 256  # tokens: rows are those of the context, gradients come from what follows it
 OWN_SHARE = 1 / 3  # of the windows that the model writes, if no texts are given
@@ -99,7 +97,7 @@ def library_texts() -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def written(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     tokenizer: Any,
     count: int,
     size: int,
@@ -119,18 +117,18 @@ def written(
     """
     texts = torch.full((count, size), -1) if before is None else before.clone()
     progress(int((texts >= 0).sum()))
-    together = max(1, _AT_ONCE // size) if _takes_batches(model) else 1
+    together = max(1, _AT_ONCE // size) if _takes_batches(adapter) else 1
     for first in range(0, count, together):
         batch = texts[first : first + together]  # a view
         held = int((batch[0] >= 0).sum())
         if held == size:
             continue
-        draws = [_draws(model, tokenizer, seed, first + row, size) for row in range(len(batch))]
+        draws = [_draws(adapter, tokenizer, seed, first + row, size) for row in range(len(batch))]
         start, uniform = torch.stack([one for one, _ in draws]), torch.stack([some for _, some in draws])
-        cache, logits = prefill(model, torch.cat([start, batch[:, :held]], 1), chunk=CONTEXT)
+        cache, logits = prefill(adapter, torch.cat([start, batch[:, :held]], 1), chunk=CONTEXT)
         for at in range(held, size):
             if at > held:
-                logits = feed(model, cache, batch[:, at - 1 : at], last_only=True)[:, -1]
+                logits = feed(adapter, cache, batch[:, at - 1 : at], last_only=True)[:, -1]
             batch[:, at] = drawn_at(logits, uniform[:, at])
             if keep is not None:
                 keep(texts)
@@ -138,11 +136,11 @@ def written(
     return texts.tolist()
 
 
-def _draws(model: PreTrainedModel, tokenizer: Any, seed: int, number: int, size: int) -> tuple[torch.Tensor, ...]:
+def _draws(adapter: ModelAdapter, tokenizer: Any, seed: int, number: int, size: int) -> tuple[torch.Tensor, ...]:
     """The token that a text begins after, (1,), and a number from 0 to 1 for each token of it, (size,)."""
     digest = hashlib.sha256(f"text {number} of seed {seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    start = torch.randint(model.config.get_text_config().vocab_size, (1,), generator=generator)
+    start = torch.randint(adapter.config.get_text_config().vocab_size, (1,), generator=generator)
     known = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")]
     token = next((one for one in known if one is not None), None)
     if token is not None:
@@ -157,14 +155,14 @@ def drawn_at(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return passed[:, 0].clamp_max(sums.shape[-1] - 1)
 
 
-def _takes_batches(model: PreTrainedModel) -> bool:
+def _takes_batches(adapter: ModelAdapter) -> bool:
     """Whether a model gives the same for two sequences together as for each alone, but for rounding."""
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = adapter.config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, (2, 4), generator=torch.Generator().manual_seed(0))
     try:
-        together = prefill(model, tokens, chunk=4)[1].float()
+        together = prefill(adapter, tokens, chunk=4)[1].float()
     except (RuntimeError, ValueError, IndexError):  # what a model's own code raises
         return False
-    alone = torch.cat([prefill(model, one[None], chunk=4)[1].float() for one in tokens])
+    alone = torch.cat([prefill(adapter, one[None], chunk=4)[1].float() for one in tokens])
     error = float((torch.log_softmax(together, -1) - torch.log_softmax(alone, -1)).abs().max())
-    return error <= _SAME.get(next(model.parameters()).dtype, _SAME_OTHERS)
+    return error <= _SAME.get(adapter.dtype, _SAME_OTHERS)

@@ -20,11 +20,11 @@ from .output import Output, go_nowhere, message
 _RANGE = re.compile(r"(-?\d{1,9})(?:-(\d{1,9}))?")
 
 
-def check_output(path: str, *, force: bool, read: Iterable[str | None] = ()) -> None:
+def check_output(path: str, *, overwrite: bool, read: Iterable[str | None] = ()) -> None:
     """Refuse an output before the work is done.  `-` is stdout, which must not be a terminal.
 
     Args:
-        read: keys and texts that the command reads, over which nothing is written even if `force` is set.
+        read: keys and texts that the command reads, over which nothing is written even if `overwrite` is set.
     """
     if not path:
         raise UsageError("the name of the output is empty", hint="-o FILE, or -o - for stdout")
@@ -35,11 +35,11 @@ def check_output(path: str, *, force: bool, read: Iterable[str | None] = ()) -> 
         for one in read:  # first: the other refusal would recommend --force
             if one is not None and os.path.exists(path) and os.path.exists(one) and os.path.samefile(path, one):
                 raise UsageError("is read by this command, so that nothing is written over it", path=path)
-        refuse_existing(Path(path), force=force)
+        refuse_existing(Path(path), overwrite=overwrite)
 
 
 @contextlib.contextmanager
-def open_output(path: str, *, force: bool) -> Iterator[BinaryIO]:
+def open_output(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
     """The output file (atomic), or stdout for `-`."""
     if path == "-":
         try:
@@ -49,7 +49,7 @@ def open_output(path: str, *, force: bool) -> Iterator[BinaryIO]:
             go_nowhere()
             raise StorageError("stdout was closed before everything was written") from error
     else:
-        with atomic_write(path, force=force) as file:
+        with atomic_write(path, overwrite=overwrite) as file:
             yield file
 
 

@@ -40,7 +40,7 @@ _DEVICE = re.compile(r"[a-z]{1,20}(:[0-9]{1,3})?")
 File = Annotated[str, typer.Argument(metavar="FILE", help="A .tsc file.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the headline only, and no messages.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
+Overwrite = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -244,7 +244,7 @@ def compress(
     profile: Profile | None = None,
     positions: int = 256,
     seed: int = 0,
-    force: bool = False,
+    overwrite: bool = False,
     allow_beyond_positions: bool = False,
 ) -> Compressed:
     """Write a captured trace as a small file.  Without a target, the smallest of quality "high".
@@ -256,7 +256,7 @@ def compress(
         model: measures the KL of candidates and of the result; without it their relative error decides.
         profile: for codec klt; by default the one on this machine that fits the model, if there is one.
         positions, seed, allow_beyond_positions: of the measurement; see `verify`.
-        force: replace an existing file.
+        overwrite: replace an existing file.
     Raises:
         PromiseError: the promise cannot be kept; nothing was written.
         UsageError: two targets; a quality without a model; a value is not finite; the model is another one.
@@ -267,13 +267,13 @@ def compress(
     goal = Goal(f"KL {spelled(max_kl)}", max_kl) if max_kl is not None else goal_of(quality or "high")
     source, judge = Source(trace), None
     if model is not None:
+        from tsc_cli.huggingface.adapter import ModelAdapter
         from tsc_cli.huggingface.fingerprint import fingerprint
-        from tsc_cli.huggingface.wrappers import unwrapped
         from tsc_cli.scoring.scorer import Judge
 
-        model = unwrapped(model)
-        fingerprint.require_same(trace.fingerprint, fingerprint.of(model))
-        judge = Judge(source, model, positions=positions, seed=seed, beyond=allow_beyond_positions)
+        adapter = ModelAdapter.of(model)
+        fingerprint.require_same(trace.fingerprint, fingerprint.of(adapter))
+        judge = Judge(source, adapter, positions=positions, seed=seed, beyond=allow_beyond_positions)
     compressor = Compressor(source, judge, profile=profile or profile_store.for_model(trace.fingerprint))
     if recipe is not None and recipe.codec == Klt.name and compressor.profile is not None:
         recipe = replace(recipe, settings={"profile": compressor.profile.digest, **recipe.settings})
@@ -281,5 +281,5 @@ def compress(
         recipe = compressor.smallest(goal) if promise is None else compressor.choose(promise).winner.recipe
         promise = promise or Tier(goal.name, None, goal.max_kl)
     measured = [] if judge is None else [judge.record(recipe)]
-    with atomic_write(path, force=force) as sink:
+    with atomic_write(path, overwrite=overwrite) as sink:
         return compressor.write(recipe, sink, tier=promise, quality=measured)

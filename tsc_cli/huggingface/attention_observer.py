@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,8 +18,7 @@ from formats import Geometry
 from formats.errors import UnsupportedCacheError
 from formats.trace.trace import MemoryReceived
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .adapter import ModelAdapter
 
 _OBSERVABLE = "sdpa"
 _SCORES = 1 << 25  # attention scores held at once
@@ -30,7 +29,6 @@ class Observation:
     """Attention received so far, by layer: (KV heads, rows), float32."""
 
     received: dict[int, torch.Tensor] = field(default_factory=dict)
-    enabled: bool = True
 
     def add(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
@@ -65,8 +63,6 @@ class Observation:
         Raises:
             UnsupportedCacheError: a layer computed its attention unobserved.
         """
-        if not self.enabled:
-            return
         for first, count, spec in geometry.runs():
             if spec.kind != "full":
                 continue
@@ -83,22 +79,19 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def observed(model: PreTrainedModel, *, enabled: bool = True) -> Iterator[Observation]:
+def observed(adapter: ModelAdapter) -> Iterator[Observation]:
     """Observe the model's attention inside the context.
 
     Raises:
         UnsupportedCacheError: the model does not compute attention by transformers' `sdpa` function.
     """
-    observation = Observation(enabled=enabled)
-    if not enabled:
-        yield observation
-        return
+    observation = Observation()
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    used = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None)
+    used = getattr(adapter.config.get_text_config(decoder=True), "_attn_implementation", None)
     if used != _OBSERVABLE:
         raise UnsupportedCacheError(
-            f"{type(model).__name__} runs with {used} attention, which cannot be observed",
+            f"{adapter.name} runs with {used} attention, which cannot be observed",
             hint="capture without --attention, or load the model with attn_implementation='sdpa'",
         )
     original: Any = ALL_ATTENTION_FUNCTIONS[_OBSERVABLE]

@@ -1,4 +1,4 @@
-"""Hugging Face caches: made, looked into, copied.  `restoring` fills them again.
+"""Hugging Face caches: made, looked into, copied.  `restore` fills them again.
 
 A cache that cannot be restored faithfully is refused by name before anything is captured: a snapshot that restores
 "successfully" into a wrong state is the worst thing that this tool could do.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache
@@ -17,34 +17,31 @@ from formats.errors import UnsupportedCacheError
 from formats.trace.geometry import DTYPE_BYTES, Geometry
 from formats.trace.recorder import Rows
 
-from . import cache_layers, families, forward
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from . import cache_layers, families
+from .adapter import ModelAdapter
 
 
-def new_cache(model: PreTrainedModel) -> Cache:
+def new_cache(adapter: ModelAdapter) -> Cache:
     """An empty cache of the kind that the model generates with.
 
     Raises:
         UnsupportedCacheError: the model needs a kind of cache that cannot be stored; it is named.
     """
-    config = model.config
-    name = type(model).__name__
+    config, name = adapter.config, adapter.name
     reason = families.refusal_of(config.model_type)
-    if any(hasattr(module, "rope_deltas") for module in model.modules()):
+    if any(hasattr(module, "rope_deltas") for module in adapter.model.modules()):
         reason = families.MROPE  # an image of another prompt would shift what follows a restored cache
     if reason is not None:
         raise UnsupportedCacheError(f"{name} cannot be captured: {reason}", hint=families.HINT)
     cache: Cache
     if config.is_encoder_decoder:
         # T5 counts the decoder's layers in its decoder's config only
-        decoder = model.get_decoder().config  # type: ignore[no-untyped-call]
+        decoder = adapter.model.get_decoder().config  # type: ignore[no-untyped-call]
         cache = EncoderDecoderCache(DynamicCache(config=decoder), DynamicCache(config=decoder))
     else:
         cache = DynamicCache(config=config)
     refuse_unsupported(cache, name)
-    if forward.cache_argument(model) is None:
+    if adapter.cache_argument is None:
         raise UnsupportedCacheError(f"{name} does not take a cache that was filled before", hint=families.HINT)
     if not layers_of(cache):
         raise UnsupportedCacheError(f"{name} does not say which cache layers it has", hint=families.HINT)

@@ -17,9 +17,9 @@ from formats.trace.recorder import Rows
 from tsc_cli.huggingface.fingerprint import fingerprint
 
 from . import cache_layers, caches, families, probe_run
-from .prompts import as_ids, by_row, check_ids, padding_of
+from .adapter import ModelAdapter
+from .prompts import as_ids, by_row, padding_of
 from .self_test import require_restorable
-from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ Tuples = Sequence[tuple[torch.Tensor, ...]]
 
 def from_cache(
     cache: Cache,
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     input_ids: Any,
     *,
     attention_mask: Any = None,
@@ -52,16 +52,16 @@ def from_cache(
         UnsupportedCacheError: a layer of another class, or the cache is not of the kind that the model makes.
         UsageError: the cache has seen another number of tokens than there are, or another batch.
     """
-    model = unwrapped(model)
-    name = type(model).__name__
-    expected = caches.layers_of(caches.new_cache(model))
+    adapter = ModelAdapter.of(model)
+    name = adapter.name
+    expected = caches.layers_of(caches.new_cache(adapter))
     if type(cache) not in (DynamicCache, StaticCache, QuantizedCache, EncoderDecoderCache):
         raise UnsupportedCacheError(f"a {type(cache).__name__} cannot be stored", hint=families.HINT)
     _check_layers(caches.layers_of(cache), expected, name)
-    fingerprint.require_repeatable(model)
-    require_restorable(model)
+    fingerprint.require_repeatable(adapter)
+    require_restorable(adapter)
     ids = as_ids(input_ids)
-    check_ids(model, ids)
+    adapter.check_tokens(ids)
     geometry = caches.geometry_of(cache, name, padding_of(attention_mask, ids))
     seen = caches.tokens_seen(cache)
     if ids.shape[0] != geometry.batch:
@@ -71,14 +71,14 @@ def from_cache(
             f"the cache has seen {seen} tokens, input_ids has {ids.shape[1]}",
             hint="give the tokens that were fed: the last one that generate returned was not",
         )
-    _check_held(caches.self_layers(cache), geometry, model, ids.shape[1])
-    builder = TraceBuilder(geometry, fingerprint.of(model, tokenizer), geometry.batch)
+    _check_held(caches.self_layers(cache), geometry, adapter, ids.shape[1])
+    builder = TraceBuilder(geometry, fingerprint.of(adapter, tokenizer), geometry.batch)
     recorder = Recorder(builder, geometry, label_width=geometry.batch)
     recorder.encoder([0] * (caches.encoded_rows(cache) * geometry.batch))
     chosen = () if next_tokens is None else [int(token) for token in as_ids(next_tokens).reshape(-1)]
     if len(chosen) not in (0, geometry.batch):
         raise UsageError(f"{len(chosen)} next tokens for {geometry.batch} sequences")
-    check_ids(model, as_ids(chosen))
+    adapter.check_tokens(as_ids(chosen))
     recorder.snapshot(by_row(ids), caches.rows_of(cache), chosen, caches.states_of(cache))
     recorder.finish()
     trace = builder.trace
@@ -118,13 +118,13 @@ def _check_layers(layers: Sequence[Any], expected: Sequence[Any], name: str) -> 
             )
 
 
-def _check_held(layers: Sequence[Any], geometry: Geometry, model: PreTrainedModel, fed: int) -> None:
+def _check_held(layers: Sequence[Any], geometry: Geometry, adapter: ModelAdapter, fed: int) -> None:
     """Raise UnsupportedCacheError unless each layer still holds all that the next token looks at.
 
     Of a layer that records its past for assisted decoding, what lies there decides: it may hold more than that, or,
     cropped more than once between two passes, less.
     """
-    hint = "feed the tokens to the model anew: capture(model, input_ids, steps=0)"
+    hint = "feed the tokens to the model anew: capture(model, input_ids)"
     for number, (layer, spec) in enumerate(zip(layers, geometry.layers, strict=False)):
         known = cache_layers.class_of(layer)
         if known.kind != "none" and cache_layers.tokens_seen(layer) != fed:
@@ -140,17 +140,17 @@ def _check_held(layers: Sequence[Any], geometry: Geometry, model: PreTrainedMode
                     hint=hint,
                 )
         if known.states and cache_layers.records(layer):
-            _check_states(number, layer, spec, model, fed, hint)
+            _check_states(number, layer, spec, adapter, fed, hint)
 
 
-def _check_states(number: int, layer: Any, spec: LayerSpec, model: PreTrainedModel, fed: int, hint: str) -> None:
+def _check_states(number: int, layer: Any, spec: LayerSpec, adapter: ModelAdapter, fed: int, hint: str) -> None:
     """Raise UnsupportedCacheError unless the states of a layer that records its past are those of its last token."""
     if any(state.name.startswith("recurrent") for state in spec.states):
         raise UnsupportedCacheError(
             f"layer {number} was told to record its past, to be cropped, which its recurrent states do not follow",
             hint=hint,
         )
-    own = {state.name: state.shape for state in probe_run.geometry(model).layers[number].states}
+    own = {state.name: state.shape for state in probe_run.geometry(adapter).layers[number].states}
     for state in spec.states:
         columns = layer.conv_states[int(state.name.partition(".")[2])].shape[-1]
         if state.shape != own.get(state.name) or columns < min(fed, state.shape[-1]):
@@ -161,7 +161,7 @@ def _check_states(number: int, layer: Any, spec: LayerSpec, model: PreTrainedMod
             )
 
 
-def from_tuples(tuples: Tuples, model: PreTrainedModel) -> Any:
+def from_tuples(tuples: Tuples, model: PreTrainedModel | ModelAdapter) -> Any:
     """A cache out of (keys, values) of each layer, (batch, heads, tokens, head size), as older programs pass them on.
 
     With four tensors a layer, the last two are those of cross-attention.
@@ -170,8 +170,8 @@ def from_tuples(tuples: Tuples, model: PreTrainedModel) -> Any:
         UnsupportedCacheError: the model's layers keep more than keys and values of every token.
         UsageError: another number of layers, or shapes that do not fit together.
     """
-    model = unwrapped(model)
-    cache = caches.new_cache(model)
+    adapter = ModelAdapter.of(model)
+    cache = caches.new_cache(adapter)
     layers = caches.layers_of(cache)
     rows: list[Rows] = [tuple(one[:2]) for one in tuples] + [tuple(one[2:4]) for one in tuples if len(one) == 4]
     if len(rows) != len(layers):
@@ -180,8 +180,7 @@ def from_tuples(tuples: Tuples, model: PreTrainedModel) -> Any:
         known = cache_layers.class_of(layer)
         if known.kind != "full" or known.states or hasattr(layer, "indexer_keys"):
             raise UnsupportedCacheError(
-                f"layer {number} of {type(model).__name__} keeps more than keys and values: it is a "
-                f"{type(layer).__name__}",
+                f"layer {number} of {adapter.name} keeps more than keys and values: it is a {type(layer).__name__}",
                 hint="from_cache takes a whole cache",
             )
         if len(parts) != 2 or any(part.dim() != 4 for part in parts) or parts[0].shape[:3] != parts[1].shape[:3]:

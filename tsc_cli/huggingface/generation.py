@@ -10,23 +10,21 @@ from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from formats.errors import UsageError
-from tsc_cli.huggingface.finite import require_finite
 from tsc_cli.progress import Progress, nothing
 
-from . import forward
+from .adapter import ModelAdapter
 from .caches import encoded_rows, fork, new_cache, rows_of, states_of, takes_several, tokens_seen
-from .positions import one_pass_beyond, require_room, settle
 from .sampling import Sampler
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
 Tokens = Sequence[int] | torch.Tensor  # of one sequence, or (batch, tokens)
 
 
 @torch.no_grad()
 def prefill(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     token_ids: Tokens,
     *,
     chunk: int,
@@ -49,23 +47,23 @@ def prefill(
         UnsupportedCacheError: the model cannot be captured.
         NotFiniteError: the logits are NaN or infinite.
     """
-    cache = new_cache(model)
-    ids = _as_tensor(model, token_ids)
+    cache = new_cache(adapter)
+    ids = _as_tensor(adapter, token_ids)
     logits = torch.empty(0)
-    longest, length = one_pass_beyond(model), ids.shape[1]
+    longest, length = adapter.positions.one_pass_beyond, ids.shape[1]
     if (longest is not None and length > longest) or not takes_several(cache):
         chunk = length
     for start in range(0, length, chunk):
         piece = ids[:, start : start + chunk]
-        logits = _run(model, cache, piece, start, padding, encoded, last_only=True)[:, -1]
-        require_finite(model, logits)
+        logits = _run(adapter, cache, piece, start, padding, encoded, last_only=True)[:, -1]
+        adapter.require_finite(logits)
         progress(piece.shape[1])
     return cache, logits if isinstance(token_ids, torch.Tensor) else logits[0]
 
 
 @torch.no_grad()
 def feed(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     cache: Cache,
     token_ids: Tokens,
     *,
@@ -86,28 +84,28 @@ def feed(
         NotFiniteError: the logits are NaN or infinite.
         UnsupportedCacheError: the model does not return the cache that it was given.
     """
-    ids, seen = _as_tensor(model, token_ids), tokens_seen(cache)
+    ids, seen = _as_tensor(adapter, token_ids), tokens_seen(cache)
     padding = padding if seen else ()  # states alone count no tokens, and have padding behind them
     passes = [ids] if takes_several(cache) else list(torch.split(ids, 1, dim=1))
-    found: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for piece in passes:
-        logits = _run(model, cache, piece, seen, padding, encoded, last_only=last_only)
+        logits = _run(adapter, cache, piece, seen, padding, encoded, last_only=last_only)
         if finite:
-            require_finite(model, logits)
-        found = [logits] if last_only else [*found, logits]
+            adapter.require_finite(logits)
+        parts = [logits] if last_only else [*parts, logits]
         seen += piece.shape[1]
-    whole = torch.cat(found, 1)
-    return whole if isinstance(token_ids, torch.Tensor) else whole[0]
+    joined = torch.cat(parts, 1)
+    return joined if isinstance(token_ids, torch.Tensor) else joined[0]
 
 
-def _as_tensor(model: PreTrainedModel, token_ids: Tokens) -> torch.Tensor:
+def _as_tensor(adapter: ModelAdapter, token_ids: Tokens) -> torch.Tensor:
     """(batch, tokens) on the model's device."""
     ids = token_ids if isinstance(token_ids, torch.Tensor) else torch.tensor([list(token_ids)])
-    return ids.to(next(model.parameters()).device)
+    return ids.to(adapter.device)
 
 
 def _run(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     cache: Cache,
     ids: torch.Tensor,
     seen: int,
@@ -117,54 +115,53 @@ def _run(
     last_only: bool,
 ) -> torch.Tensor:
     """One forward pass; logits, (batch, tokens or 1, vocabulary)."""
-    require_room(model, seen, ids.shape[1])
-    settle(model)
+    adapter.positions.require_room(seen, ids.shape[1])
+    adapter.positions.settle()
     arguments: dict[str, Any] = {}
-    if last_only and forward.takes(model, "logits_to_keep"):
+    if last_only and adapter.takes("logits_to_keep"):
         arguments["logits_to_keep"] = 1
     if any(padding):
-        arguments |= padded(model, padding, seen, ids.shape[1])
+        arguments |= padded(adapter, padding, seen, ids.shape[1])
     if isinstance(cache, EncoderDecoderCache):
         arguments["decoder_input_ids"] = ids
-        hidden = placeholder(model, cache) if encoded is None else encoded
+        hidden = placeholder(adapter, cache) if encoded is None else encoded
         arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden)
     else:
         arguments["input_ids"] = ids
-    logits = forward.run(model, cache, **arguments)
+    logits = adapter.run(cache, **arguments)
     return logits[:, -1:] if last_only else logits
 
 
-def padded(model: PreTrainedModel, padding: Sequence[int], seen: int, count: int) -> dict[str, torch.Tensor]:
+def padded(adapter: ModelAdapter, padding: Sequence[int], seen: int, count: int) -> dict[str, torch.Tensor]:
     """What tells a model of padding: `attention_mask`, (batch, seen + count), and `position_ids`, (batch, count)."""
-    device = next(model.parameters()).device
+    device = adapter.device
     before = torch.tensor(list(padding), device=device)[:, None]
     places = torch.arange(seen + count, device=device)[None]
-    found = {"attention_mask": (places >= before).long()}
-    if forward.takes(model, "position_ids"):
-        found["position_ids"] = (places[:, seen:] - before).clamp(min=0)
-    return found
+    arguments = {"attention_mask": (places >= before).long()}
+    if adapter.takes("position_ids"):
+        arguments["position_ids"] = (places[:, seen:] - before).clamp(min=0)
+    return arguments
 
 
-def placeholder(model: PreTrainedModel, cache: Cache) -> torch.Tensor:
+def placeholder(adapter: ModelAdapter, cache: Cache) -> torch.Tensor:
     """Zeros in the shape of what the encoder made; beside a filled cross-attention cache no more of it is read."""
-    parameter = next(model.parameters())
     batch = next(rows[0].shape[0] for rows in rows_of(cache) if rows)
-    return parameter.new_zeros(batch, encoded_rows(cache), model.config.hidden_size)
+    shape = batch, encoded_rows(cache), adapter.config.hidden_size
+    return torch.zeros(shape, dtype=adapter.dtype, device=adapter.device)
 
 
 @torch.no_grad()
-def encode(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
+def encode(adapter: ModelAdapter, **inputs: Any) -> torch.Tensor:
     """What the encoder makes of its input, (batch, tokens, width)."""
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     moved = {
-        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        name: value.to(adapter.device, adapter.dtype) if value.is_floating_point() else value.to(adapter.device)
         for name, value in inputs.items()
     }
-    hidden: torch.Tensor = model.get_encoder()(**moved).last_hidden_state
+    hidden: torch.Tensor = adapter.model.get_encoder()(**moved).last_hidden_state
     return hidden
 
 
-def feed_last_again(model: PreTrainedModel, cache: Cache, tokens: Sequence[int]) -> torch.Tensor:
+def feed_last_again(adapter: ModelAdapter, cache: Cache, tokens: Sequence[int]) -> torch.Tensor:
     """Logits after the last of the tokens that `cache` holds, (vocabulary,): its row is taken off and computed anew.
 
     Raises:
@@ -179,24 +176,24 @@ def feed_last_again(model: PreTrainedModel, cache: Cache, tokens: Sequence[int])
             "the cache cannot give up its last token: a sliding window has moved on, or states were replaced",
             hint="resume greedily, or with a prompt",
         ) from error
-    return feed(model, cache, tokens[-1:], last_only=True)[-1]
+    return feed(adapter, cache, tokens[-1:], last_only=True)[-1]
 
 
-def continue_from(model: PreTrainedModel, cache: Cache, next_token: int, choose: Sampler) -> Iterator[int]:
+def continue_from(adapter: ModelAdapter, cache: Cache, next_token: int, choose: Sampler) -> Iterator[int]:
     """Yield `next_token` and what follows it, for ever; the cache grows by each token after it was yielded."""
     while True:
         yield next_token
-        logits = feed(model, cache, [next_token], last_only=True)[-1]
+        logits = feed(adapter, cache, [next_token], last_only=True)[-1]
         choose.fed([next_token])
         next_token = choose(logits)
 
 
 def continuation(
-    model: PreTrainedModel, cache: Cache, next_token: int, count: int, choose: Sampler, progress: Progress = nothing
+    adapter: ModelAdapter, cache: Cache, next_token: int, count: int, choose: Sampler, progress: Progress = nothing
 ) -> list[int]:
     """The next `count` tokens; `cache` itself is left as it is."""
     tokens = []
-    for token in continue_from(model, fork(cache), next_token, choose):
+    for token in continue_from(adapter, fork(cache), next_token, choose):
         tokens.append(token)
         progress(1)
         if len(tokens) == count:
@@ -204,10 +201,10 @@ def continuation(
     return tokens
 
 
-def score(model: PreTrainedModel, cache: Cache, token_ids: Sequence[int], *, finite: bool = True) -> torch.Tensor:
+def score(adapter: ModelAdapter, cache: Cache, token_ids: Sequence[int], *, finite: bool = True) -> torch.Tensor:
     """Teacher-forced logits after each of the tokens, (tokens, vocabulary); `cache` itself is left as it is.
 
     Args:
         finite: logits that are NaN or infinite are refused; not where a cache is on trial.
     """
-    return feed(model, fork(cache), token_ids, finite=finite)
+    return feed(adapter, fork(cache), token_ids, finite=finite)

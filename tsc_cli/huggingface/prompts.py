@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from formats import Trace
 from formats.errors import UsageError
 
+from .adapter import ModelAdapter
 from .generation import encode
-from .positions import require_encodable, require_fit
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ class Prompt:
         """Of each sequence, with padding."""
         return self.ids.shape[1]
 
-    def encoded(self, model: PreTrainedModel) -> torch.Tensor | None:
+    def encoded(self, adapter: ModelAdapter) -> torch.Tensor | None:
         """What the encoder makes of its input, (batch, tokens, width), or None without one."""
-        return encode(model, **dict(self.encoder)) if self.encoder else None
+        return encode(adapter, **dict(self.encoder)) if self.encoder else None
 
     def encoder_labels(self, rows: int) -> list[int]:
         """A token id for each sequence of each of the encoder's rows, row by row; zeros if it is not fed tokens."""
@@ -52,12 +49,12 @@ class Prompt:
 
     def facts(self) -> dict[str, Any]:
         """What the tier header says of it."""
-        found: dict[str, Any] = {"prompt_tokens": self.tokens}
+        facts: dict[str, Any] = {"prompt_tokens": self.tokens}
         if self.batch > 1:
-            found["sequences"] = self.batch
+            facts["sequences"] = self.batch
         if self.encoder:
-            found["encoder"] = self.encoder[0][0]
-        return found
+            facts["encoder"] = self.encoder[0][0]
+        return facts
 
 
 def by_row(ids: torch.Tensor) -> list[int]:
@@ -66,7 +63,7 @@ def by_row(ids: torch.Tensor) -> list[int]:
 
 
 def prompt_of(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     input_ids: Any,
     *,
     attention_mask: Any = None,
@@ -83,13 +80,13 @@ def prompt_of(
     Raises:
         UsageError: padding that is not at the left, or an encoder's input with padding.
     """
-    if not model.config.is_encoder_decoder:
+    if not adapter.config.is_encoder_decoder:
         if decoder_input_ids is not None or input_features is not None:
-            raise UsageError(f"{type(model).__name__} has no encoder: it takes input_ids alone")
+            raise UsageError(f"{adapter.name} has no encoder: it takes input_ids alone")
         ids = as_ids(input_ids)
         return Prompt(ids, padding_of(attention_mask, ids))
-    if (input_features is not None) != (model.main_input_name == "input_features"):
-        raise UsageError(f"the encoder of {type(model).__name__} is fed {model.main_input_name}")
+    if (input_features is not None) != (adapter.model.main_input_name == "input_features"):
+        raise UsageError(f"the encoder of {adapter.name} is fed {adapter.model.main_input_name}")
     encoder = (
         ("input_ids", as_ids(input_ids))
         if input_features is None
@@ -98,19 +95,19 @@ def prompt_of(
     if attention_mask is not None and not bool(torch.as_tensor(attention_mask).bool().all()):
         raise UsageError("an encoder's input with padding cannot be captured", hint="one sequence at a time")
     if decoder_input_ids is None:
-        decoder_input_ids = [[_start_token(model)]] * encoder[1].shape[0]
+        decoder_input_ids = [[_start_token(adapter)]] * encoder[1].shape[0]
     ids = as_ids(decoder_input_ids)
     if ids.shape[0] != encoder[1].shape[0]:
         raise UsageError(f"{encoder[1].shape[0]} sequences for the encoder, {ids.shape[0]} for the decoder")
     return Prompt(ids, (), (encoder,))
 
 
-def _start_token(model: PreTrainedModel) -> int:
-    for config in (model.generation_config, model.config):
+def _start_token(adapter: ModelAdapter) -> int:
+    for config in (adapter.model.generation_config, adapter.config):
         token = getattr(config, "decoder_start_token_id", None)
         if isinstance(token, int):
             return token
-    raise UsageError(f"{type(model).__name__} does not say what its decoder begins with", hint="give decoder_input_ids")
+    raise UsageError(f"{adapter.name} does not say what its decoder begins with", hint="give decoder_input_ids")
 
 
 def as_ids(input_ids: Any) -> torch.Tensor:
@@ -143,7 +140,7 @@ def padding_of(attention_mask: Any, ids: torch.Tensor) -> tuple[int, ...]:
     return tuple(padding.tolist()) if bool(padding.any()) else ()
 
 
-def check(model: PreTrainedModel, prompt: Prompt, steps: int, *, beyond: bool = False) -> None:
+def check(adapter: ModelAdapter, prompt: Prompt, steps: int, *, beyond: bool = False) -> None:
     """Raise UsageError unless the model knows all tokens of the prompt and has room for it and the steps after it.
 
     Args:
@@ -151,25 +148,14 @@ def check(model: PreTrainedModel, prompt: Prompt, steps: int, *, beyond: bool = 
     """
     if not prompt.ids.numel() or any(not tensor.numel() for _, tensor in prompt.encoder):
         raise UsageError("the prompt is empty")
-    check_ids(model, prompt.ids)
+    adapter.check_tokens(prompt.ids)
     for ids in (tensor for name, tensor in prompt.encoder if name == "input_ids"):
-        check_ids(model, ids)
-        require_encodable(model, ids.shape[1])
-    require_fit(model, prompt.tokens, steps, beyond=beyond)
+        adapter.check_tokens(ids)
+        adapter.positions.require_encodable(ids.shape[1])
+    adapter.positions.require_fit(prompt.tokens, steps, beyond=beyond)
 
 
-def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:
-    """Raise UsageError unless the model knows all of these tokens."""
-    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    wrong = [token for token in torch.unique(ids).tolist() if not 0 <= token < known]
-    if wrong:
-        raise UsageError(
-            f"the model has no token {wrong[0]}: its ids go from 0 to {known - 1}",
-            hint="take the tokenizer that belongs to the model",
-        )
-
-
-def encoded_of(trace: Trace, model: PreTrainedModel) -> torch.Tensor | None:
+def encoded_of(trace: Trace, adapter: ModelAdapter) -> torch.Tensor | None:
     """What the encoder made of the input of a captured trace, made again; None for a model without an encoder.
 
     Raises:
@@ -185,4 +171,4 @@ def encoded_of(trace: Trace, model: PreTrainedModel) -> torch.Tensor | None:
         )
     spans = trace.views[0].layers[cross[0]]
     ids = [trace.labels.tokens(spans, sequence) for sequence in range(trace.geometry.batch)]
-    return encode(model, input_ids=torch.tensor(ids))
+    return encode(adapter, input_ids=torch.tensor(ids))

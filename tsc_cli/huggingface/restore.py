@@ -15,9 +15,9 @@ from formats.trace.trace import Snapshot, Trace
 from tsc_cli.huggingface.fingerprint import fingerprint
 
 from . import cache_layers, probe_run
+from .adapter import ModelAdapter
 from .caches import layers_of, new_cache, self_layers
 from .evicted_layer import EvictedLayer
-from .wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpec], into: Any = None) -> Any:
+def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec], into: Any = None) -> Any:
     """The cache that the model had at that moment.
 
     Everything is checked before the cache is built, so that nothing half-restored is ever handed out.
@@ -37,7 +37,7 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
     Raises:
         MismatchError: the snapshot's layers do not fit the model's cache.
     """
-    expected = new_cache(model)
+    expected = new_cache(adapter)
     cache = expected if into is None else into
     layers: Sequence[Any] = layers_of(cache)
     own: Sequence[Any] = layers_of(expected)
@@ -49,7 +49,7 @@ def restore(snapshot: Snapshot, model: PreTrainedModel, specs: Sequence[LayerSpe
         if count != len(specs):
             raise MismatchError(f"the file has {len(specs)} layers, the {what} {count}")
     seen = len(snapshot.token_ids)
-    _check_kinds(specs, own, len(self_layers(expected)), model)
+    _check_kinds(specs, own, len(self_layers(expected)), adapter)
     evicted = _check_rows(snapshot, specs, seen)
     if into is not None:
         _check_empty(layers, snapshot, specs, seen, evicted=evicted)
@@ -93,7 +93,7 @@ def _rows(snapshot: Snapshot, number: int, spec: LayerSpec) -> Rows:
     return tuple(part for part in parts if part is not None) if spec.parts else ()
 
 
-def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int, model: PreTrainedModel) -> None:
+def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int, adapter: ModelAdapter) -> None:
     """Raise MismatchError unless the model's layers are of the kinds of the file's."""
     for number, (spec, layer) in enumerate(zip(specs, layers, strict=True)):
         known = cache_layers.class_of(layer)
@@ -104,7 +104,7 @@ def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int, mo
                 f"{_named(kind, getattr(layer, 'sliding_window', None))} in the model"
             )
         states = known.states and not (
-            cache_layers.MAY_BE_UNUSED and not probe_run.geometry(model).layers[number].states
+            cache_layers.MAY_BE_UNUSED and not probe_run.geometry(adapter).layers[number].states
         )
         if states != bool(spec.states):
             raise MismatchError(f"layer {number} {'lacks' if known.states else 'has'} states in the file")
@@ -184,11 +184,11 @@ def _check_empty(
 
 def to_cache(
     trace: Trace,
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     snapshot: int = -1,
     *,
     tokenizer: Any = None,
-    force: bool = False,
+    allow_model_mismatch: bool = False,
     into: Any = None,
 ) -> Any:
     """Restore a snapshot into a transformers cache, as `model.generate(past_key_values=...)` takes it.
@@ -199,29 +199,28 @@ def to_cache(
         trace: from `load` or `capture`.
         snapshot: which one; negative numbers count from the end.
         tokenizer: if given, it must be the one of the capture, too.
-        force: skip the check that the model is the one of the capture, for research; the dtype is converted, and the
-            layers must still be of the same kinds and sizes.
+        allow_model_mismatch: skip the check that the model is the one of the capture, for research.  The dtype is
+            converted; the layers must still be of the same kinds and sizes.
         into: an empty cache to fill, such as a StaticCache; by default a new one of the model's own kind.
     Raises:
         MismatchError: another model, the field that differs is named; or `into` is not such a cache. Nothing has been
             touched.
         CorruptError: the file is damaged.
     """
-    model = unwrapped(model)
-    device = next(model.parameters()).device
-    if not force:
-        fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
-    if force or not trace.fingerprint:
-        _check_sizes(trace.geometry.layers, probe_run.geometry(model).layers)
-    restored = trace.snapshot(snapshot, device=device)
-    if force:
-        dtype = next(model.parameters()).dtype
+    adapter = ModelAdapter.of(model)
+    if not allow_model_mismatch:
+        fingerprint.require_same(trace.fingerprint, fingerprint.of(adapter, tokenizer))
+    if allow_model_mismatch or not trace.fingerprint:
+        _check_sizes(trace.geometry.layers, probe_run.geometry(adapter).layers)
+    restored = trace.snapshot(snapshot, device=adapter.device)
+    if allow_model_mismatch:
+        dtype = adapter.dtype
         restored.keys[:] = [keys.to(dtype) for keys in restored.keys]
         restored.values[:] = [values.to(dtype) for values in restored.values]
-        restored.indexer_keys[:] = [None if one is None else one.to(dtype) for one in restored.indexer_keys]
+        restored.indexer_keys[:] = [None if keys is None else keys.to(dtype) for keys in restored.indexer_keys]
         captured = getattr(torch, trace.geometry.dtype)  # a state of another dtype than the rows has it in any model
         restored.states[:] = [
             {name: state.to(dtype) if state.dtype == captured else state for name, state in states.items()}
             for states in restored.states
         ]
-    return restore(restored, model, trace.geometry.layers, into)
+    return restore(restored, adapter, trace.geometry.layers, into)

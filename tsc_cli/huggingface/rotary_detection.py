@@ -9,34 +9,31 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from formats.codecs.klt.rotary import Rotary
 
-from . import forward
+from .adapter import ModelAdapter
 from .caches import new_cache, rows_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _TOKENS, _SHIFT = 8, 17
 _EXPLAINED = 0.05  # relative difference of the keys that remains, at most; bfloat16 leaves about 0.01
 _NONE = Rotary(())
 
 
-def layers_of(model: PreTrainedModel) -> list[Rotary]:
+def layers_of(adapter: ModelAdapter) -> list[Rotary]:
     """The rotary embedding of every cache layer; one without frequencies where keys do not turn.
 
     A layer whose keys depend on the position in a way that no rotary module explains (learned positions, say) has none:
     its keys are taken as they are.
     """
-    if not forward.takes(model, "position_ids"):
-        return [_NONE] * len(new_cache(model).layers)
-    here, there = _keys_at(model, 0), _keys_at(model, _SHIFT)
+    if not adapter.takes("position_ids"):
+        return [_NONE] * len(new_cache(adapter).layers)
+    here, there = _keys_at(adapter, 0), _keys_at(adapter, _SHIFT)
     candidates = [
-        Rotary(rates, interleaved) for rates in dict.fromkeys(_frequencies(model)) for interleaved in (False, True)
+        Rotary(rates, interleaved) for rates in dict.fromkeys(_frequencies(adapter)) for interleaved in (False, True)
     ]
     return [_explaining(candidates, one, other) for one, other in zip(here, there, strict=True)]
 
@@ -56,28 +53,26 @@ def _explaining(candidates: list[Rotary], here: torch.Tensor, there: torch.Tenso
 
 
 @torch.no_grad()
-def _keys_at(model: PreTrainedModel, start: int) -> list[torch.Tensor]:
+def _keys_at(adapter: ModelAdapter, start: int) -> list[torch.Tensor]:
     """Keys of every layer, (1, heads, tokens, head size) in float32, of some tokens that begin at this position."""
-    device, cache = next(model.parameters()).device, new_cache(model)
-    tokens = torch.arange(1, 1 + _TOKENS, device=device)[None] % model.config.get_text_config().vocab_size
-    forward.run(model, cache, input_ids=tokens, position_ids=torch.arange(start, start + _TOKENS, device=device)[None])
+    device, cache = adapter.device, new_cache(adapter)
+    tokens = torch.arange(1, 1 + _TOKENS, device=device)[None] % adapter.config.get_text_config().vocab_size
+    adapter.run(cache, input_ids=tokens, position_ids=torch.arange(start, start + _TOKENS, device=device)[None])
     nothing = torch.empty(1, 0, 0, 0)
     return [rows[0].float().cpu() if rows else nothing for rows in rows_of(cache)]
 
 
-def _frequencies(model: PreTrainedModel) -> Iterator[tuple[float, ...]]:
+def _frequencies(adapter: ModelAdapter) -> Iterator[tuple[float, ...]]:
     """Radians a position of every rotary module: the angles that it gives at position 1, which are below one turn."""
-    kinds = sorted(set(getattr(model.config.get_text_config(), "layer_types", None) or [])) or [None]
-    device = next(model.parameters()).device
-    for module in model.modules():
+    kinds = sorted(set(getattr(adapter.config.get_text_config(), "layer_types", None) or [])) or [None]
+    for module in adapter.model.modules():
         if not type(module).__name__.endswith("RotaryEmbedding"):
             continue
         takes = inspect.signature(module.forward).parameters
         for kind in kinds if "layer_type" in takes else [None]:
             extra = {} if kind is None or "layer_type" not in takes else {"layer_type": kind}
-            angles = _angles(
-                module(torch.zeros(1, 2, 1, device=device), torch.tensor([[0, 1]], device=device), **extra)
-            )
+            places = torch.tensor([[0, 1]], device=adapter.device)
+            angles = _angles(module(torch.zeros(1, 2, 1, device=adapter.device), places, **extra))
             if angles is not None:
                 yield tuple(angles.tolist())
 

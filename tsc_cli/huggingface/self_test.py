@@ -1,4 +1,4 @@
-"""A drill before a capture: does a cache that is taken apart and put together again go on as the live one does?
+"""A self-test before a capture: does a cache that is taken apart and put together go on as the live one does?
 
 transformers shows what a cache layer is, not what a model keeps elsewhere.  So a few tokens are tried on the model at
 hand, with another text in between, which would disturb whatever is kept outside of the cache.
@@ -7,7 +7,6 @@ hand, with another text in between, which would disturb whatever is kept outside
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,13 +14,10 @@ from formats import Recorder, TraceBuilder
 from formats.errors import TscError, UnsupportedCacheError
 
 from . import caches, families, probe_run
+from .adapter import ModelAdapter
 from .generation import feed
-from .positions import end_of
 from .prompts import by_row
 from .restore import restore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _STEPS = 2
 _TOLERANCE = 1e-3  # of the largest logit; what is missing moved them by 0.0004 to 1 of it, rounding on one machine by 0
@@ -29,45 +25,44 @@ _TOLERANCE = 1e-3  # of the largest logit; what is missing moved them by 0.0004 
 _passed: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
-def require_restorable(model: PreTrainedModel) -> None:
+def require_restorable(adapter: ModelAdapter) -> None:
     """Raise UnsupportedCacheError if the cache of a few tokens is not all that the model goes on from; once a model."""
-    limit = end_of(model)
-    if model in _passed or (limit is not None and limit < probe_run.TOKENS + _STEPS):
+    limit = adapter.positions.end
+    if adapter.model in _passed or (limit is not None and limit < probe_run.TOKENS + _STEPS):
         return
     try:
-        alike = _goes_on(model)
+        alike = _goes_on(adapter)
     except TscError:
         raise
     except Exception as error:  # whatever a model that nobody tried does with a cache that it is handed
         raise UnsupportedCacheError(
-            f"{type(model).__name__} cannot be captured: a few tokens fed to it end in {type(error).__name__}: {error}",
+            f"{adapter.name} cannot be captured: a few tokens fed to it end in {type(error).__name__}: {error}",
             hint=families.HINT,
         ) from error
     if not alike:
         raise UnsupportedCacheError(
-            f"{type(model).__name__} cannot be captured: restored, its cache does not go on as it did, so that it "
+            f"{adapter.name} cannot be captured: restored, its cache does not go on as it did, so that it "
             "keeps a part of its state elsewhere",
             hint=families.HINT,
         )
-    _passed.add(model)
+    _passed.add(adapter.model)
 
 
-def _goes_on(model: PreTrainedModel) -> bool:
+def _goes_on(adapter: ModelAdapter) -> bool:
     """Whether a cache that was taken apart and put together gives the logits that the live one gives."""
-    cache, after = probe_run.filled(model, 3), probe_run.tokens_from(model, 90)
-    encoded = probe_run.encoded(model, 3)
-    geometry = caches.geometry_of(cache, type(model).__name__)
+    cache, after = probe_run.filled(adapter, 3), probe_run.tokens_from(adapter, 90)
+    encoded = probe_run.encoded(adapter, 3)
+    geometry = caches.geometry_of(cache, adapter.name)
     builder = TraceBuilder(geometry, {})
     recorder = Recorder(builder, geometry)
     recorder.encoder([0] * caches.encoded_rows(cache))
-    recorder.snapshot(by_row(probe_run.tokens_from(model, 3)), caches.rows_of(cache), (), caches.states_of(cache))
+    recorder.snapshot(by_row(probe_run.tokens_from(adapter, 3)), caches.rows_of(cache), (), caches.states_of(cache))
     recorder.finish()
     # the live cache beside what the encoder made, the restored one beside zeros
-    exact = [feed(model, cache, after[:, step : step + 1], encoded=encoded) for step in range(_STEPS)]
-    probe_run.filled(model, 41)
-    device = next(model.parameters()).device
-    restored = restore(builder.trace.snapshot(device=device), model, geometry.layers)
-    again = [feed(model, restored, after[:, step : step + 1]) for step in range(_STEPS)]
+    exact = [feed(adapter, cache, after[:, step : step + 1], encoded=encoded) for step in range(_STEPS)]
+    probe_run.filled(adapter, 41)
+    restored = restore(builder.trace.snapshot(device=adapter.device), adapter, geometry.layers)
+    again = [feed(adapter, restored, after[:, step : step + 1]) for step in range(_STEPS)]
     return all(map(_alike, again, exact))
 
 

@@ -8,13 +8,13 @@ is given a model looks through it first, and runs the model itself.  What is don
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import torch
 
 from formats.errors import UnsupportedCacheError
-
-from .peft_config import refuse_prompts
 
 # the attribute in which each keeps the model; by name, as most of them are in libraries that need not be installed
 _KEPT_IN = {
@@ -52,7 +52,7 @@ def _inside(model: Any) -> Any:
     """What this one is wrapped around, or None."""
     kind = type(model)
     if kind.__module__.split(".")[0] == "peft" or _is_peft(model):
-        refuse_prompts(model)
+        refuse_virtual_tokens(model)
         return model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "model", None)
     known = next((one for one in kind.__mro__ if one.__name__ in _KEPT_IN), None)
     if known is None or known.__module__.split(".")[0] not in _LIBRARIES:
@@ -66,3 +66,26 @@ def _is_peft(model: Any) -> bool:
         kind for name in ("PeftModel", "PeftMixedModel") if isinstance(kind := getattr(peft, name, None), type)
     )
     return isinstance(model, kinds)
+
+
+def refuse_virtual_tokens(model: Any) -> None:
+    """Raise UnsupportedCacheError for prompt and prefix tuning, whose rows stand for no token of the history."""
+    for name, config in adapter_configs(model).items():
+        if getattr(config, "is_prompt_learning", False) or getattr(config, "num_virtual_tokens", None):
+            raise UnsupportedCacheError(
+                f"adapter {name!r} is {json_value(getattr(config, 'peft_type', 'prompt tuning'))}: "
+                "its virtual tokens take cache rows that no token id stands for"
+            )
+
+
+def adapter_configs(model: Any) -> Mapping[str, Any]:
+    """The configuration of each adapter, by name; none of a model without adapters."""
+    configs = getattr(model, "peft_config", None)
+    return configs if isinstance(configs, Mapping) else {}
+
+
+def json_value(value: Any) -> Any:
+    """A value of a configuration as JSON has it: of an enumeration its value, of a set a sorted list."""
+    if isinstance(value, Enum):
+        return value.value
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else value

@@ -82,5 +82,5 @@ def _remembered(note: Path, state: State) -> str | None:
 def _remember(note: Path, state: State, digest: str) -> None:
     with contextlib.suppress(OSError, TscError):  # then it is read again next time
         note.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(note, force=True) as file:
+        with atomic_write(note, overwrite=True) as file:
             file.write(json.dumps({"state": state, "sha256": digest}).encode())

@@ -9,24 +9,23 @@ from formats import Trace
 from formats.errors import LimitError, UsageError
 from formats.limits import memory_budget
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import continuation, feed_last_again
-from tsc_cli.huggingface.positions import room
 from tsc_cli.huggingface.sampling import Sampler, tokens_before
 from tsc_cli.progress import Progress, nothing
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
 
 MOST_POSITIONS = 1 << 16
 
 
-def check_positions(model: PreTrainedModel, positions: int) -> None:
+def check_positions(adapter: ModelAdapter, positions: int) -> None:
     """Raise UsageError or LimitError unless so many positions can be measured: their logits stand in memory, twice."""
     if not 1 <= positions <= MOST_POSITIONS:
         raise UsageError(f"{positions} positions are not from 1 to {MOST_POSITIONS}")
-    known = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    needed = 2 * 4 * known * positions
+    needed = 2 * 4 * adapter.vocabulary * positions
     if needed > memory_budget():
         raise LimitError(
             f"the logits of {positions} positions take {needed} bytes, more than the budget of {memory_budget()}",
@@ -51,7 +50,7 @@ def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str
 
 
 def followed(
-    trace: Trace, model: PreTrainedModel, number: int, reference: list[int], positions: int, *, beyond: bool = False
+    trace: Trace, adapter: ModelAdapter, number: int, reference: list[int], positions: int, *, beyond: bool = False
 ) -> list[int]:
     """What both caches of a snapshot are fed, and the last target: as much of the reference as the model has room for.
 
@@ -61,9 +60,9 @@ def followed(
         UsageError: nothing can follow the snapshot.
     """
     held = len(trace.token_ids(number))
-    count = min(positions, room(model, held, beyond=beyond))
+    count = min(positions, adapter.positions.room(held, beyond=beyond))
     if count < 1:
-        more = not beyond and room(model, held, beyond=True) > 0
+        more = not beyond and adapter.positions.room(held, beyond=True) > 0
         raise UsageError(
             f"nothing can be measured: snapshot {number} takes all positions of the model with its {held} tokens",
             hint="--allow-beyond-positions measures there all the same, and an earlier snapshot has room"
@@ -75,7 +74,7 @@ def followed(
 
 def sample_after(
     trace: Trace,
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     exact: Cache,
     positions: int,
     seed: int,
@@ -90,6 +89,6 @@ def sample_after(
     sampler = Sampler(temperature=1.0, seed=seed).after(tokens_before(trace))
     next_token = trace.views[-1].next_token
     if next_token is None:
-        next_token = sampler(feed_last_again(model, caches.fork(exact), trace.token_ids(-1)))
-    fed = min(positions, room(model, len(trace.token_ids(-1)), beyond=beyond))
-    return continuation(model, exact, next_token, fed + 1, sampler, progress)
+        next_token = sampler(feed_last_again(adapter, caches.fork(exact), trace.token_ids(-1)))
+    fed = min(positions, adapter.positions.room(len(trace.token_ids(-1)), beyond=beyond))
+    return continuation(adapter, exact, next_token, fed + 1, sampler, progress)

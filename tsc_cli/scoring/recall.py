@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from formats.errors import UsageError
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import score
 from tsc_cli.progress import Progress, nothing
 
 from .fidelity import Fidelity, compare
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
 PASSAGES = 3  # the beginning, the middle and the end of the context
 _SINKS = 4  # the first tokens of a context, which every codec treats with care: no sample of the rest
@@ -88,7 +89,7 @@ def recall_passes(tokens: int, positions: int) -> int:
 
 
 def measure_recall(
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     exact: Cache,
     restored: Cache,
     token_ids: Sequence[int],
@@ -114,7 +115,7 @@ def measure_recall(
     for cache in (exact, restored):
         pieces = []
         for passage in fed:
-            pieces.append(score(model, cache, passage))
+            pieces.append(score(adapter, cache, passage))
             progress(1)
         logits.append(torch.cat(pieces))
     return Recall(starts, predicted, compare(logits[0], logits[1], targets))

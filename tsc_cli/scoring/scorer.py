@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ from formats import Trace, load
 from formats.encode.recipe import Recipe, Source, write
 from formats.trace.recorder import Rows
 from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import score
 from tsc_cli.huggingface.sampling import check_seed
 from tsc_cli.progress import Progress, nothing
@@ -21,9 +22,6 @@ from tsc_cli.scoring.result import Verified
 
 from .continuations import check_positions, followed, reference_of, sample_after
 from .fidelity import Fidelity, compare
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Judge:
@@ -35,7 +33,7 @@ class Judge:
     def __init__(
         self,
         source: Source,
-        model: PreTrainedModel,
+        adapter: ModelAdapter,
         *,
         snapshot: int = -1,
         positions: int = 256,
@@ -44,31 +42,35 @@ class Judge:
         beyond: bool = False,
     ) -> None:
         """Run the exact cache; `beyond` goes on beyond the positions that the model was made for."""
-        check_positions(model, positions)
+        check_positions(adapter, positions)
         check_seed(seed)
         trace = source.trace
         self.source = source
         self.snapshot = trace.index(snapshot)
-        self._model = model
+        self._adapter = adapter
         self._known: dict[str, Fidelity] = {}
-        exact = restore.to_cache(trace, model, self.snapshot, force=True)
+        exact = restore.to_cache(trace, adapter, self.snapshot, allow_model_mismatch=True)
         sampled: list[int] = []
         if not (self.snapshot == 0 and len(trace.reference) > 1):
-            last = exact if self.snapshot == len(trace) - 1 else restore.to_cache(trace, model, -1, force=True)
-            sampled = sample_after(trace, model, last, positions, seed, progress, beyond=beyond)
+            last = (
+                exact
+                if self.snapshot == len(trace) - 1
+                else restore.to_cache(trace, adapter, -1, allow_model_mismatch=True)
+            )
+            sampled = sample_after(trace, adapter, last, positions, seed, progress, beyond=beyond)
         self.reference, tokens = reference_of(trace, self.snapshot, sampled)
-        self._tokens = followed(trace, model, self.snapshot, tokens, positions, beyond=beyond)
-        self._exact = score(model, exact, self._tokens[:-1])
+        self._tokens = followed(trace, adapter, self.snapshot, tokens, positions, beyond=beyond)
+        self._exact = score(adapter, exact, self._tokens[:-1])
         self._cache = exact
 
     @property
     def device(self) -> torch.device:
-        return next(self._model.parameters()).device
+        return self._adapter.device
 
     def of_trace(self, trace: Trace) -> Fidelity:
         """The fidelity of a restored trace at the judge's snapshot."""
-        restored = restore.to_cache(trace, self._model, self.snapshot, force=True)
-        return compare(self._exact, score(self._model, restored, self._tokens[:-1], finite=False), self._tokens[1:])
+        restored = restore.to_cache(trace, self._adapter, self.snapshot, allow_model_mismatch=True)
+        return compare(self._exact, score(self._adapter, restored, self._tokens[:-1], finite=False), self._tokens[1:])
 
     def exact_rows(self) -> list[Rows]:
         """Keys and values of every layer of the exact cache, (batch, heads, rows, head size)."""
@@ -77,12 +79,12 @@ class Judge:
     @property
     def config(self) -> Any:
         """The model's."""
-        return self._model.config
+        return self._adapter.config
 
     def of_rows(self, rows: Sequence[Rows]) -> Fidelity:
         """The fidelity of a cache that holds these rows instead of the exact ones."""
         restored = caches.with_rows(self._cache, rows)
-        return compare(self._exact, score(self._model, restored, self._tokens[:-1], finite=False), self._tokens[1:])
+        return compare(self._exact, score(self._adapter, restored, self._tokens[:-1], finite=False), self._tokens[1:])
 
     def of_recipe(self, recipe: Recipe) -> Fidelity:
         """The fidelity of the file that a recipe gives; every recipe is measured once."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from formats import Recorder
+from formats import Recorder, Trace
 from formats.container.atomic_write import atomic_write
 from formats.container.encryption import KeySource
 from formats.container.locking import only_writer
@@ -22,13 +22,13 @@ from formats.file.finish import require_readable
 from formats.file.reader import TraceFile
 from formats.file.writer import TraceWriter
 from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed
-from tsc_cli.huggingface.positions import require_fit
-from tsc_cli.huggingface.prompts import as_ids, check_ids
+from tsc_cli.huggingface.prompts import as_ids
 from tsc_cli.huggingface.sampling import Sampler, tokens_before
-from tsc_cli.huggingface.wrappers import unwrapped
 from tsc_cli.progress import Progress, nothing
 
+from .decode_loop import CaptureOptions, DecodeLoop
 from .replay import Feed, feeds_of, feeds_text
 
 if TYPE_CHECKING:
@@ -57,21 +57,17 @@ class Appended:
 
 
 def append(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     prompt: Sequence[int],
     path: str | os.PathLike[str],
     *,
+    steps: int | None = None,
+    options: CaptureOptions | None = None,
     tokenizer: Any = None,
-    steps: int = 64,
-    every: int = 1,
-    chunk: int = 1024,
-    temperature: float = 0.0,
-    seed: int = 0,
     timeout: float = 0,
-    force: bool = False,
+    allow_model_mismatch: bool = False,
     progress: Progress = nothing,
     key: KeySource | None = None,
-    allow_beyond_positions: bool = False,
 ) -> Appended:
     """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
 
@@ -80,48 +76,46 @@ def append(
 
     Args:
         prompt: token ids to feed behind it; without any, decoding goes on with the token that was chosen next.
-        steps, every, chunk, temperature, seed, allow_beyond_positions: as in `CaptureOptions`.
+        steps: tokens to decode, instead of the `steps` of the options; none by default.
+        options: how the tokens are fed and chosen; without a keyframe interval and attention.
         timeout: seconds to wait for another writer.
-        force: skip the check that the model is the one of the file.
+        allow_model_mismatch: skip the check that the model is the one of the file.
         key: the secret of an encrypted file, or what gives it; the file stays encrypted.
     Raises:
         UsageError: the file was compressed, or made of one that was; it is a batch, or its last snapshot is not the
             end of a run.
         MismatchError: another model.  StorageError: another process appends, or the disk refuses.
     """
-    model = unwrapped(model)
+    adapter, options = ModelAdapter.of(model), options or CaptureOptions()
+    options = options if steps is None else replace(options, steps=steps)
     path = os.path.realpath(path)  # a link stays a link: its target grows
     with only_writer(path, timeout):
         file = TraceFile(path, key)
         trace = file.trace()
-        if lost_by := loss.of_trace(trace):
-            raise UsageError(
-                f"was compressed ({lost_by}): a session can only go on from what is exact",
-                path=str(path),
-                hint="append to the captured file, and compress that",
-            )
-        if file.geometry.batch > 1:
-            raise UsageError("holds a batch, to which nothing is appended", path=str(path))
-        if steps < 0 or every < 1 or chunk < 1 or (not prompt and not steps):
-            raise UsageError("there is nothing to append: neither a prompt nor steps")
-        check_ids(model, as_ids([*prompt, *trace.pending]))
+        _check(file, trace, prompt, options)
+        adapter.check_tokens(as_ids([*prompt, *trace.pending]))
         upcoming = trace.pending if prompt else trace.views[-1].next_tokens
         if not prompt and not upcoming:
             raise UsageError("the last run chose no next token", path=str(path), hint="give a prompt")
-        cache = restore.to_cache(trace, model, tokenizer=tokenizer, force=force)
-        more = len(trace.pending if prompt else ()) + len(prompt)
-        require_fit(model, more, steps, held=len(trace.token_ids()), beyond=allow_beyond_positions)
+        cache = restore.to_cache(trace, adapter, tokenizer=tokenizer, allow_model_mismatch=allow_model_mismatch)
+        adapter.positions.require_fit(
+            len(trace.pending if prompt else ()) + len(prompt),
+            options.steps,
+            held=len(trace.token_ids()),
+            beyond=options.allow_beyond_positions,
+        )
         if len(caches.layers_of(cache)) != len(file.geometry.layers):
             raise UsageError(
                 "was captured by another version of transformers, with other cache layers: append there", path=str(path)
             )
-        with atomic_write(path, force=True) as sink:
+        with atomic_write(path, overwrite=True) as sink:
             os.fchmod(sink.fileno(), os.stat(path).st_mode & 0o777)
             writer = TraceWriter.going_on(sink, file)
             recorder = Recorder(writer, file.geometry)
             recorder.go_on(file.labels, file.views)
-            choose = Sampler(temperature, seed).after(tokens_before(trace))
-            feeds = _run(model, cache, recorder, prompt, upcoming, steps, every, chunk, choose, progress)
+            sampler = Sampler(options.temperature, options.seed).after(tokens_before(trace))
+            loop = DecodeLoop(adapter, cache, recorder, [sampler], progress=progress, next_tokens=list(upcoming[:1]))
+            feeds = _run(loop, prompt, options)
             ends = trace.text_ends
             if prompt:
                 ends = (*ends[-_MOST_ENDS:], len(trace.token_ids()) + len(trace.pending) + len(prompt))
@@ -132,62 +126,58 @@ def append(
             )
             header, length = writer.finish(tier=trace.tier, capture=info, quality=trace.quality)
             require_readable(sink, file.reader.secret, path)
-            new = writer.snapshots
-    fed = sum(one.tokens for one in feeds)
-    untrue = trace.tier if header.tier != trace.tier else ""
+    fed = sum(feed.tokens for feed in feeds)
     return Appended(
-        length,
-        len(file.views) + new,
-        new,
-        len(trace.token_ids()) + fed,
-        fed,
-        header.raw_bytes_trace,
-        header.tier,
-        untrue,
+        file_bytes=length,
+        snapshots=len(file.views) + writer.snapshots,
+        new_snapshots=writer.snapshots,
+        tokens=len(trace.token_ids()) + fed,
+        new_tokens=fed,
+        raw_bytes_trace=header.raw_bytes_trace,
+        tier=header.tier,
+        untrue=trace.tier if header.tier != trace.tier else "",
     )
 
 
-def _times(trace: Any) -> int:
-    found = trace.info.get("appended", 0)
-    return found if isinstance(found, int) else 0
+def _check(file: TraceFile, trace: Trace, prompt: Sequence[int], options: CaptureOptions) -> None:
+    """Raise UsageError for a file that cannot be appended to, and for options that an append does not have."""
+    if lost_by := loss.of_trace(trace):
+        raise UsageError(
+            f"was compressed ({lost_by}): a session can only go on from what is exact",
+            path=trace.path,
+            hint="append to the captured file, and compress that",
+        )
+    if file.geometry.batch > 1:
+        raise UsageError("holds a batch, to which nothing is appended", path=trace.path)
+    options.check()
+    if options.keyframe_interval is not None or options.attention:
+        raise UsageError("an append takes neither a keyframe interval nor attention: these belong to the capture")
+    if not prompt and not options.steps:
+        raise UsageError("there is nothing to append: neither a prompt nor steps")
 
 
-def _run(
-    model: PreTrainedModel,
-    cache: Any,
-    recorder: Recorder,
-    prompt: Sequence[int],
-    pending: Sequence[int],
-    steps: int,
-    every: int,
-    chunk: int,
-    choose: Sampler,
-    progress: Progress,
-) -> list[Feed]:
-    """Feed the prompt and decode, with a snapshot after the prompt and after each `every` steps; what was fed."""
+def _times(trace: Trace) -> int:
+    """How often something was appended before."""
+    times = trace.info.get("appended", 0)
+    return times if isinstance(times, int) else 0
+
+
+def _run(loop: DecodeLoop, prompt: Sequence[int], options: CaptureOptions) -> list[Feed]:
+    """Feed the prompt behind the pending token and decode; returns in which passes tokens were fed."""
     feeds = []
-    next_token = next(iter(pending), None)
     if prompt:
+        pending = loop.next_tokens
         if pending:
-            feed(model, cache, pending, last_only=True)
+            feed(loop.adapter, loop.cache, pending, last_only=True)
             feeds.append(Feed(1, 1))
-        for start in range(0, len(prompt), chunk):
-            logits = feed(model, cache, prompt[start : start + chunk], last_only=True)[-1]
-            progress(len(prompt[start : start + chunk]))
-        choose.fed([*pending, *prompt])
-        next_token = choose(logits)
-        recorder.snapshot([*pending, *prompt], caches.rows_of(cache), [next_token], caches.states_of(cache))
-        feeds.append(Feed(len(prompt), chunk))
-    fed: list[int] = []
-    for step in range(1, steps + 1):
-        assert next_token is not None
-        fed.append(next_token)
-        logits = feed(model, cache, [next_token], last_only=True)[-1]
-        choose.fed([next_token])
-        next_token = choose(logits)
-        progress(1)
-        if step % every == 0 or step == steps:
-            recorder.snapshot(fed, caches.rows_of(cache), [next_token], caches.states_of(cache))
-            fed = []
-    recorder.finish()
-    return [*feeds, *([Feed(steps, 1)] if steps else [])]
+        for start in range(0, len(prompt), options.chunk):
+            piece = prompt[start : start + options.chunk]
+            logits = feed(loop.adapter, loop.cache, piece, last_only=True)
+            loop.progress(len(piece))
+        loop.samplers[0].fed([*pending, *prompt])
+        loop.choose(logits)
+        loop.snapshot([*pending, *prompt])
+        feeds.append(Feed(len(prompt), options.chunk))
+    loop.decode(options.steps, options.every)
+    loop.recorder.finish()
+    return [*feeds, Feed(options.steps, 1)] if options.steps else feeds

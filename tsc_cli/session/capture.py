@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
-
-import torch
 
 from formats import Geometry, Recorder, Trace, TraceBuilder, TraceWriter
 from formats.container.atomic_write import atomic_write
@@ -17,43 +16,22 @@ from formats.errors import UsageError
 from formats.file.writer import content_id
 from formats.trace.recorder import RowSink
 from tsc_cli.huggingface import caches
-from tsc_cli.huggingface.attention_observer import observed
+from tsc_cli.huggingface.adapter import ModelAdapter
+from tsc_cli.huggingface.attention_observer import Observation, observed
 from tsc_cli.huggingface.fingerprint import fingerprint
-from tsc_cli.huggingface.generation import feed, prefill
+from tsc_cli.huggingface.generation import prefill
 from tsc_cli.huggingface.prompts import Prompt, by_row, check, prompt_of
 from tsc_cli.huggingface.sampling import Sampler
 from tsc_cli.huggingface.self_test import require_restorable
-from tsc_cli.huggingface.wrappers import unwrapped
 from tsc_cli.progress import Progress, nothing
 
+from .decode_loop import CaptureOptions, DecodeLoop
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+    from transformers import Cache, PreTrainedModel
 
 REFERENCE_TOKENS = 257  # 256 positions to score, and the target of the last
-
-
-@dataclass(frozen=True)
-class CaptureOptions:
-    """How a capture runs.
-
-    Attributes:
-        steps: tokens to decode after the prompt.
-        every: a snapshot after each `every` of them (and after the last).
-        chunk: tokens of the prompt in one forward pass.
-        temperature, seed: how the decoded tokens are chosen; 0 is greedy.
-        keyframe_interval: store all rows again at every such snapshot (the reports' kf); None never does.
-        attention: observe which attention the prompt's rows receive, which `h2o` eviction goes by.
-        allow_beyond_positions: go on beyond the positions that the model was made for; never beyond those it has.
-    """
-
-    steps: int = 64
-    every: int = 1
-    chunk: int = 1024
-    temperature: float = 0.0
-    seed: int = 0
-    keyframe_interval: int | None = None
-    attention: bool = False
-    allow_beyond_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,58 +48,54 @@ class Captured:
 
 
 def capture(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     input_ids: Any = None,
     *,
+    steps: int | None = None,
+    options: CaptureOptions | None = None,
     attention_mask: Any = None,
     decoder_input_ids: Any = None,
     input_features: Any = None,
     tokenizer: Any = None,
     reference: Sequence[int] = (),
-    options: CaptureOptions | None = None,
-    **settings: Any,
 ) -> Trace:
     """Capture a trace into memory (each row once).
 
     Args:
         input_ids: the prompt's token ids, a sequence or a tensor of shape (tokens,) or (batch, tokens).
+        steps: tokens to decode after the prompt, instead of the `steps` of the options; none by default.
         attention_mask: (batch, tokens), 0 at padding, which must be at the left.
         decoder_input_ids, input_features: for models with an encoder, as `model.generate` takes them.
         tokenizer: if given, its hash becomes part of the fingerprint.
         reference: the text that followed, as token ids, for `verify`.
-        options, settings: `CaptureOptions`, or its fields by name, such as `steps=64`.
     Returns:
-        a trace of `steps / every + 1` snapshots: the prompt's, and one after each decoded token.
+        a trace of the prompt's snapshot, and of one after each decoded token (`CaptureOptions.every`).
     Raises:
         UnsupportedCacheError: the model's cache cannot be stored faithfully.
         UsageError: the prompt is empty or too long for the model.
     """
-    model = unwrapped(model)
-    options = options or CaptureOptions(**settings)
-    caches.new_cache(model)  # a model that cannot be captured is refused before anything is said of its prompt
+    adapter, options = ModelAdapter.of(model), options or CaptureOptions()
+    options = options if steps is None else replace(options, steps=steps)
+    caches.new_cache(adapter)  # a model that cannot be captured is refused before anything is said of its prompt
     prompt = prompt_of(
-        model,
+        adapter,
         input_ids,
         attention_mask=attention_mask,
         decoder_input_ids=decoder_input_ids,
         input_features=input_features,
     )
     _check_reference(prompt, reference)
-    builders: list[TraceBuilder] = []
-
-    def open_sink(geometry: Geometry) -> RowSink:
-        builders.append(TraceBuilder(geometry, fingerprint.of(model, tokenizer), geometry.batch))
-        return builders[0]
-
-    record(model, prompt, options, open_sink)
-    trace = builders[0].trace
+    prefilled = prefill_prompt(adapter, prompt, options)
+    builder = TraceBuilder(prefilled.geometry, fingerprint.of(adapter, tokenizer), prefilled.geometry.batch)
+    record(adapter, prompt, options, prefilled, builder)
+    trace = builder.trace
     trace.reference = list(reference)
     trace.info = capture_info(options, prompt)
     return trace
 
 
 def capture_to_file(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     prompt: Prompt | Sequence[int],
     path: str | os.PathLike[str],
     *,
@@ -129,13 +103,13 @@ def capture_to_file(
     reference: Sequence[int] = (),
     options: CaptureOptions,
     info: dict[str, Any] | None = None,
-    force: bool = False,
+    overwrite: bool = False,
     deterministic: bool = False,
     progress: Progress = nothing,
-    secret: Secret | None = None,
+    key: Secret | None = None,
 ) -> Captured:
     """Capture straight into a .tsc file; rows are written as they come and never held twice."""
-    with atomic_write(path, force=force) as file:
+    with atomic_write(path, overwrite=overwrite) as file:
         return capture_to_sink(
             model,
             prompt,
@@ -146,12 +120,12 @@ def capture_to_file(
             info=info,
             deterministic=deterministic,
             progress=progress,
-            secret=secret,
+            key=key,
         )
 
 
 def capture_to_sink(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     prompt: Prompt | Sequence[int],
     sink: BinaryIO,
     *,
@@ -161,92 +135,109 @@ def capture_to_sink(
     info: dict[str, Any] | None = None,
     deterministic: bool = False,
     progress: Progress = nothing,
-    secret: Secret | None = None,
+    key: Secret | None = None,
 ) -> Captured:
     """As `capture_to_file`, to anything that can be written to in order, such as a pipe.
 
     Args:
         prompt: from `prompt_of`, or the token ids of one sequence.
-        secret: encrypt the file with it.
+        key: encrypt the file with it.
     """
-    model = unwrapped(model)
-    caches.new_cache(model)
-    prompt = prompt if isinstance(prompt, Prompt) else prompt_of(model, prompt)
+    adapter = ModelAdapter.of(model)
+    caches.new_cache(adapter)
+    prompt = prompt if isinstance(prompt, Prompt) else prompt_of(adapter, prompt)
     _check_reference(prompt, reference)
-    identity = fingerprint.of(model, tokenizer)
+    identity = fingerprint.of(adapter, tokenizer)
     facts = capture_info(options, prompt) | (info or {})
-    writers: list[TraceWriter] = []
-
-    def open_sink(geometry: Geometry) -> RowSink:
-        given = repr((geometry, identity, facts, prompt.ids.tolist())).encode()
-        fed = [tensor.numpy().tobytes() for _, tensor in prompt.encoder]
-        file_id = content_id(given, *fed) if deterministic else None
-        writers.append(
-            TraceWriter(sink, geometry, identity, file_id=file_id, label_width=geometry.batch, secret=secret)
-        )
-        return writers[0]
-
-    seconds = record(model, prompt, options, open_sink, progress)
-    header, length = writers[0].finish(reference=reference, capture=facts)
-    values = writers[0].geometry.values(header.raw_bytes_final)
+    prefilled = prefill_prompt(adapter, prompt, options, progress)
+    geometry = prefilled.geometry
+    file_id = None
+    if deterministic:
+        text = repr((geometry, identity, facts, prompt.ids.tolist())).encode()
+        file_id = content_id(text, *(tensor.numpy().tobytes() for _, tensor in prompt.encoder))
+    writer = TraceWriter(sink, geometry, identity, file_id=file_id, label_width=geometry.batch, secret=key)
+    record(adapter, prompt, options, prefilled, writer, progress)
+    header, length = writer.finish(reference=reference, capture=facts)
     return Captured(
-        length, header.raw_bytes_trace, header.raw_bytes_final, values, prompt.tokens, writers[0].snapshots, seconds
+        file_bytes=length,
+        raw_bytes_trace=header.raw_bytes_trace,
+        raw_bytes_final=header.raw_bytes_final,
+        values_final=geometry.values(header.raw_bytes_final),
+        prompt_tokens=prompt.tokens,
+        snapshots=writer.snapshots,
+        prefill_seconds=prefilled.seconds,
     )
 
 
-def record(
-    model: PreTrainedModel,
-    prompt: Prompt,
-    options: CaptureOptions,
-    open_sink: Callable[[Geometry], RowSink],
-    progress: Progress = nothing,
-) -> float:
-    """Run the model and record every snapshot in the sink; returns the seconds of the prefill.
+@dataclass(frozen=True)
+class Prefilled:
+    """A cache that holds a prompt.
 
-    The sink is opened after the prefill, when the cache's shape is known, and before any row is handed to it.
+    Attributes:
+        logits: after the last token, (batch, vocabulary).
+        seconds: what the passes took.
+        observation: of the attention, if the options ask for it.
     """
-    _check(model, prompt, options)
-    require_restorable(model)
-    samplers = [Sampler(options.temperature, options.seed, sequence) for sequence in range(prompt.batch)]
+
+    cache: Cache
+    logits: torch.Tensor
+    geometry: Geometry
+    seconds: float
+    observation: Observation | None
+
+
+def prefill_prompt(
+    adapter: ModelAdapter, prompt: Prompt, options: CaptureOptions, progress: Progress = nothing
+) -> Prefilled:
+    """Check everything that can be checked before the model runs, and feed it the prompt."""
+    options.check()
+    if options.attention and (prompt.batch > 1 or prompt.encoder):
+        raise UsageError("attention is observed in one sequence of a model without an encoder only")
+    check(adapter, prompt, options.steps, beyond=options.allow_beyond_positions)
+    fingerprint.require_repeatable(adapter)
+    require_restorable(adapter)
     started = time.perf_counter()
-    with observed(model, enabled=options.attention) as observation:
+    with observed(adapter) if options.attention else nullcontext() as observation:
         cache, logits = prefill(
-            model,
+            adapter,
             prompt.ids,
             chunk=options.chunk,
             padding=prompt.padding,
-            encoded=prompt.encoded(model),
+            encoded=prompt.encoded(adapter),
             progress=progress,
         )
     seconds = time.perf_counter() - started
-    geometry = caches.geometry_of(cache, type(model).__name__, prompt.padding)
-    sink = open_sink(geometry)
+    geometry = caches.geometry_of(cache, adapter.name, prompt.padding)
+    return Prefilled(cache, logits, geometry, seconds, observation)
+
+
+def record(
+    adapter: ModelAdapter,
+    prompt: Prompt,
+    options: CaptureOptions,
+    prefilled: Prefilled,
+    sink: RowSink,
+    progress: Progress = nothing,
+) -> None:
+    """Record the prompt's snapshot, decode, and record the snapshots of that, into the sink."""
+    geometry = prefilled.geometry
+    samplers = [Sampler(options.temperature, options.seed, sequence) for sequence in range(prompt.batch)]
     recorder = Recorder(sink, geometry, keyframe_interval=options.keyframe_interval, label_width=geometry.batch)
     if prompt.encoder:
-        labels = prompt.encoder_labels(caches.encoded_rows(cache))
+        labels = prompt.encoder_labels(caches.encoded_rows(prefilled.cache))
         recorder.encoder(labels)
-        for number, sampler in enumerate(samplers):
-            sampler.fed(labels[number :: prompt.batch])
+        for sequence, sampler in enumerate(samplers):
+            sampler.fed(labels[sequence :: prompt.batch])
     for sampler, ids, padding in zip(samplers, prompt.ids, prompt.padding or [0] * prompt.batch, strict=True):
         sampler.fed(ids[padding:].tolist())
-    next_tokens = [choose(one) for choose, one in zip(samplers, logits, strict=True)]
-    recorder.snapshot(by_row(prompt.ids), caches.rows_of(cache), next_tokens, caches.states_of(cache))
-    fed: list[int] = []
-    for step in range(1, options.steps + 1):
-        fed += next_tokens
-        ids = torch.tensor(next_tokens)[:, None]
-        logits = feed(model, cache, ids, padding=prompt.padding, last_only=True)[:, -1]
-        for choose, token in zip(samplers, next_tokens, strict=True):
-            choose.fed([token])
-        next_tokens = [choose(one) for choose, one in zip(samplers, logits, strict=True)]
-        progress(1)
-        if step % options.every == 0 or step == options.steps:
-            recorder.snapshot(fed, caches.rows_of(cache), next_tokens, caches.states_of(cache))
-            fed = []
+    loop = DecodeLoop(adapter, prefilled.cache, recorder, samplers, prompt.padding, progress)
+    loop.choose(prefilled.logits)
+    loop.snapshot(by_row(prompt.ids))
+    loop.decode(options.steps, options.every)
     recorder.finish()
-    for received in observation.records(geometry, prompt.tokens):
-        sink.add_attention(received)
-    return seconds
+    if prefilled.observation is not None:
+        for received in prefilled.observation.records(geometry, prompt.tokens):
+            sink.add_attention(received)
 
 
 def capture_info(options: CaptureOptions, prompt: Prompt) -> dict[str, Any]:
@@ -266,15 +257,3 @@ def capture_info(options: CaptureOptions, prompt: Prompt) -> dict[str, Any]:
 def _check_reference(prompt: Prompt, reference: Sequence[int]) -> None:
     if reference and prompt.batch > 1:
         raise UsageError("a batch has no one text that followed it: leave the reference out")
-
-
-def _check(model: PreTrainedModel, prompt: Prompt, options: CaptureOptions) -> None:
-    for name in ("every", "chunk"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} must be at least 1")
-    if options.steps < 0 or options.temperature < 0 or (options.keyframe_interval or 1) < 1:
-        raise UsageError("steps, temperature and keyframe interval must not be negative")
-    if options.attention and (prompt.batch > 1 or prompt.encoder):
-        raise UsageError("attention is observed in one sequence of a model without an encoder only")
-    check(model, prompt, options.steps, beyond=options.allow_beyond_positions)
-    fingerprint.require_repeatable(model)

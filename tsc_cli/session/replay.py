@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import Tokens, feed, prefill
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from formats import Trace
 
 _TEXT = re.compile(r"\d{1,9}/\d{1,9}(,\d{1,9}/\d{1,9})*")
@@ -25,20 +24,16 @@ class Feed(NamedTuple):
     tokens: int
     chunk: int
 
-    @property
-    def passes(self) -> int:
-        return -(-self.tokens // self.chunk)
-
 
 def feeds_text(feeds: Sequence[Feed]) -> str:
     """As the tier header's `capture` object holds it, such as 1024/1024,64/1."""
     merged: list[Feed] = []
-    for one in feeds:
-        if merged and merged[-1].chunk == one.chunk == 1:
-            merged[-1] = Feed(merged[-1].tokens + one.tokens, 1)
+    for fed in feeds:
+        if merged and merged[-1].chunk == fed.chunk == 1:
+            merged[-1] = Feed(merged[-1].tokens + fed.tokens, 1)
         else:
-            merged.append(one)
-    return ",".join(f"{one.tokens}/{one.chunk}" for one in merged)
+            merged.append(fed)
+    return ",".join(f"{fed.tokens}/{fed.chunk}" for fed in merged)
 
 
 def feeds_of(trace: Trace) -> list[Feed]:
@@ -46,32 +41,32 @@ def feeds_of(trace: Trace) -> list[Feed]:
     total = trace.views[-1].tokens_seen
     text = trace.info.get("feeds")
     if isinstance(text, str) and _TEXT.fullmatch(text):
-        found = [Feed(*map(int, one.split("/"))) for one in text.split(",")]
-        if sum(one.tokens for one in found) == total and all(min(one) > 0 for one in found):
-            return found
+        feeds = [Feed(*map(int, piece.split("/"))) for piece in text.split(",")]
+        if sum(fed.tokens for fed in feeds) == total and all(min(fed) > 0 for fed in feeds):
+            return feeds
     first = trace.views[0].tokens_seen
     prompt = trace.info.get("prompt_tokens", first)
     prompt = int(prompt) if isinstance(prompt, int) and 0 < prompt <= first else first
     chunk = trace.info.get("chunk", 1024)
-    found = [Feed(prompt, chunk if isinstance(chunk, int) and chunk > 0 else 1024)]
-    return [*found, Feed(total - prompt, 1)] if total > prompt else found
+    feeds = [Feed(prompt, chunk if isinstance(chunk, int) and chunk > 0 else 1024)]
+    return [*feeds, Feed(total - prompt, 1)] if total > prompt else feeds
 
 
 def passes_to(trace: Trace, length: int) -> int:
     """Passes that it takes to feed the first `length` tokens again; the prompt counts as one."""
-    found, at = 0, 0
-    for number, one in enumerate(feeds_of(trace)):
-        if at >= length:
+    passes, done = 0, 0
+    for number, fed in enumerate(feeds_of(trace)):
+        if done >= length:
             break
-        held = min(one.tokens, length - at)
-        found += 1 if number == 0 else -(-held // one.chunk)
-        at += held
-    return found
+        tokens = min(fed.tokens, length - done)
+        passes += 1 if number == 0 else -(-tokens // fed.chunk)
+        done += tokens
+    return passes
 
 
 def replayed(
     trace: Trace,
-    model: PreTrainedModel,
+    adapter: ModelAdapter,
     tokens: Tokens,
     lengths: Sequence[int],
     encoded: Any,
@@ -88,18 +83,18 @@ def replayed(
     ids = tokens if isinstance(tokens, torch.Tensor) else torch.tensor([list(tokens)])
     total = ids.shape[1]
     first = min(feeds[0].tokens, total)
-    cache, _ = prefill(model, ids[:, :first], chunk=feeds[0].chunk, padding=padding, encoded=encoded)
+    cache, _ = prefill(adapter, ids[:, :first], chunk=feeds[0].chunk, padding=padding, encoded=encoded)
     progress(1)
     if first in wanted:
         yield first, caches.fork(cache)
-    at = first
+    done = first
     with torch.no_grad():
-        for one in feeds[1:]:
-            stop = min(at + one.tokens, total)
-            while at < stop:
-                piece = ids[:, at : min(at + one.chunk, stop)]
-                feed(model, cache, piece, padding=padding, last_only=True)
+        for fed in feeds[1:]:
+            stop = min(done + fed.tokens, total)
+            while done < stop:
+                piece = ids[:, done : min(done + fed.chunk, stop)]
+                feed(adapter, cache, piece, padding=padding, last_only=True)
                 progress(1)
-                at += piece.shape[1]
-                if at in wanted:
-                    yield at, caches.fork(cache)
+                done += piece.shape[1]
+                if done in wanted:
+                    yield done, caches.fork(cache)

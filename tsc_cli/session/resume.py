@@ -11,12 +11,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from formats import Trace
 from formats.errors import UsageError
-from tsc_cli.huggingface import caches, forward, restore
+from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import continue_from, feed, feed_last_again, padded, placeholder
-from tsc_cli.huggingface.positions import require_fit, settle
-from tsc_cli.huggingface.prompts import as_ids, check_ids
+from tsc_cli.huggingface.prompts import as_ids
 from tsc_cli.huggingface.sampling import Sampler, tokens_before
-from tsc_cli.huggingface.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
 
 def resume(
     trace: Trace,
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     *,
     snapshot: int = -1,
     prompt: Sequence[int] = (),
-    choose: Sampler | None = None,
+    sampler: Sampler | None = None,
     tokenizer: Any = None,
-    force: bool = False,
+    allow_model_mismatch: bool = False,
     allow_beyond_positions: bool = False,
     most: int | None = None,
 ) -> Iterator[int]:
@@ -40,6 +39,7 @@ def resume(
     tokens as the uninterrupted run.  If it chose none, or if tokens are sampled, the last token is fed again.
 
     Args:
+        sampler: chooses the tokens; greedily by default.
         prompt: tokens to feed before generating, behind the snapshot's and a pending one (`Trace.pending_at`).
         allow_beyond_positions: go on beyond the positions that the model was made for.
         most: so many tokens will be taken: refuse at once if there are not as many positions.
@@ -48,48 +48,48 @@ def resume(
         UsageError: there is no position left, for the prompt or for the next token; the first token is not known and
             the cache cannot give up its last token; or the trace is a batch.
     """
-    model = unwrapped(model)
-    choose = (choose or Sampler()).after(tokens_before(trace, snapshot))
+    adapter = ModelAdapter.of(model)
+    sampler = (sampler or Sampler()).after(tokens_before(trace, snapshot))
     history = trace.token_ids(snapshot)
     recorded = trace.views[trace.index(snapshot)].next_token
     pending = list(trace.pending_at(snapshot))
-    check_ids(model, as_ids([*pending, *prompt]))
+    adapter.check_tokens(as_ids([*pending, *prompt]))
     fed = len([*pending, *prompt]) if prompt else 0
-    _require_fit(model, len(history), fed, max((most or 1) - 1, 0), beyond=allow_beyond_positions)
-    cache = restore.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force)
+    _require_fit(adapter, len(history), fed, max((most or 1) - 1, 0), beyond=allow_beyond_positions)
+    cache = restore.to_cache(trace, adapter, snapshot, tokenizer=tokenizer, allow_model_mismatch=allow_model_mismatch)
     if prompt:
         if pending:  # by itself, as the run that chose it would have fed it
-            feed(model, cache, pending, last_only=True)
-        logits = feed(model, cache, prompt, last_only=True)[-1]
-        choose.fed([*pending, *prompt])
-        first = choose(logits)
-    elif recorded is not None and choose.temperature == 0:
+            feed(adapter, cache, pending, last_only=True)
+        logits = feed(adapter, cache, prompt, last_only=True)[-1]
+        sampler.fed([*pending, *prompt])
+        first = sampler(logits)
+    elif recorded is not None and sampler.temperature == 0:
         first = recorded
     else:
-        first = choose(feed_last_again(model, cache, history))
-    tokens = continue_from(model, cache, first, choose)
-    return _within(tokens, model, len(history) + fed, beyond=allow_beyond_positions)
+        first = sampler(feed_last_again(adapter, cache, history))
+    tokens = continue_from(adapter, cache, first, sampler)
+    return _within(tokens, adapter, len(history) + fed, beyond=allow_beyond_positions)
 
 
-def _within(tokens: Iterator[int], model: PreTrainedModel, held: int, *, beyond: bool) -> Iterator[int]:
+def _within(tokens: Iterator[int], adapter: ModelAdapter, held: int, *, beyond: bool) -> Iterator[int]:
     """The tokens, until the next one would need a position that is not to be taken."""
     for count, token in enumerate(tokens, 1):
         yield token
-        _require_fit(model, held, 0, count, beyond=beyond)
+        _require_fit(adapter, held, 0, count, beyond=beyond)
 
 
-def _require_fit(model: PreTrainedModel, held: int, prompt: int, steps: int, *, beyond: bool) -> None:
-    require_fit(model, prompt, steps, held=held, beyond=beyond, option="-n", unfed=1)
+def _require_fit(adapter: ModelAdapter, held: int, prompt: int, steps: int, *, beyond: bool) -> None:
+    adapter.positions.require_fit(prompt, steps, held=held, beyond=beyond, option="-n", unfed=1)
 
 
 def generate_inputs(
     trace: Trace,
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
     snapshot: int = -1,
     *,
     append: Any = None,
     tokenizer: Any = None,
-    force: bool = False,
+    allow_model_mismatch: bool = False,
     into: Any = None,
     allow_beyond_positions: bool = False,
 ) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def generate_inputs(
     Args:
         append: token ids to feed next, (tokens,) or (batch, tokens), behind pending ones (`Trace.pending_at`), which
             are always fed first; by default the tokens that the capturing run chose next.
-        tokenizer, force, into: as `to_cache` takes them.
+        tokenizer, allow_model_mismatch, into: as `to_cache` takes them.
         allow_beyond_positions: go on beyond the positions that the model was made for; what `generate` makes of that is
             its own affair.
     Raises:
@@ -109,44 +109,47 @@ def generate_inputs(
         UsageError: the capturing run chose no token, and none is given; or `generate` would put a decoder's start token
             in front of a prompt that has none.
     """
-    model = unwrapped(model)
+    adapter = ModelAdapter.of(model)
     view = trace.views[trace.index(snapshot)]
     batch, padding = trace.geometry.batch, trace.geometry.padding
-    device = next(model.parameters()).device
     upcoming = view.next_tokens if append is None else trace.pending_at(snapshot)
     pending = torch.tensor(upcoming, dtype=torch.int64).reshape(-1, 1) if upcoming else as_ids([])
     more = as_ids([] if append is None else append)
     if more.shape[0] not in (1, batch):
         raise UsageError(f"{more.shape[0]} sequences to append to {batch}")
-    following = torch.cat([pending.expand(batch, -1), more.expand(batch, -1)], 1).to(device)
+    following = torch.cat([pending.expand(batch, -1), more.expand(batch, -1)], 1).to(adapter.device)
     if not following.numel():
         raise UsageError("the capturing run chose no next token", hint="append= gives the tokens to go on with")
-    check_ids(model, following)
-    require_fit(model, following.shape[1], 0, held=view.tokens_seen, beyond=allow_beyond_positions)
-    cache = restore.to_cache(trace, model, snapshot, tokenizer=tokenizer, force=force, into=into)
-    held = torch.tensor([trace.labels.tokens(view.history, sequence) for sequence in range(batch)], device=device)
+    adapter.check_tokens(following)
+    adapter.positions.require_fit(following.shape[1], 0, held=view.tokens_seen, beyond=allow_beyond_positions)
+    cache = restore.to_cache(
+        trace, adapter, snapshot, tokenizer=tokenizer, allow_model_mismatch=allow_model_mismatch, into=into
+    )
+    held = torch.tensor(
+        [trace.labels.tokens(view.history, sequence) for sequence in range(batch)], device=adapter.device
+    )
     if not caches.takes_several(cache) and following.shape[1] > 1:
-        feed(model, cache, following[:, :-1], padding=padding, last_only=True)
+        feed(adapter, cache, following[:, :-1], padding=padding, last_only=True)
         held, following = torch.cat([held, following[:, :-1]], 1), following[:, -1:]
-    settle(model)
+    adapter.positions.settle()
     ids = torch.cat([held, following], 1)
-    mask = padded(model, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
+    mask = padded(adapter, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
     if isinstance(cache, EncoderDecoderCache):
-        _require_start(model, ids)
+        _require_start(adapter, ids)
         return {
             "decoder_input_ids": ids,
             "decoder_attention_mask": mask,
-            forward.generate_argument(model): cache,
-            "encoder_outputs": BaseModelOutput(last_hidden_state=placeholder(model, cache)),
+            adapter.generate_argument: cache,
+            "encoder_outputs": BaseModelOutput(last_hidden_state=placeholder(adapter, cache)),
         }
     if not caches.tokens_seen(cache):  # states alone count no tokens: `generate` would feed all of them again
-        return {"input_ids": following, forward.generate_argument(model): cache}
-    return {"input_ids": ids, "attention_mask": mask, forward.generate_argument(model): cache}
+        return {"input_ids": following, adapter.generate_argument: cache}
+    return {"input_ids": ids, "attention_mask": mask, adapter.generate_argument: cache}
 
 
-def _require_start(model: PreTrainedModel, ids: torch.Tensor) -> None:
-    start = getattr(model.generation_config, "decoder_start_token_id", None)
-    if model.config.model_type != "whisper" and isinstance(start, int) and bool((ids[:, 0] != start).all()):
+def _require_start(adapter: ModelAdapter, ids: torch.Tensor) -> None:
+    start = getattr(adapter.model.generation_config, "decoder_start_token_id", None)
+    if adapter.config.model_type != "whisper" and isinstance(start, int) and bool((ids[:, 0] != start).all()):
         raise UsageError(
             f"the decoder was not begun with its start token {start}, which generate would put in front",
             hint="resume goes on without it",

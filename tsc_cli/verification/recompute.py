@@ -19,8 +19,8 @@ import torch
 from formats import Trace
 from formats.encode.recipe import Recipe, Source
 from formats.errors import UsageError
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
-from tsc_cli.huggingface.wrappers import unwrapped
 from tsc_cli.progress import Progress, nothing
 from tsc_cli.scoring.scorer import scratch_file
 
@@ -104,7 +104,9 @@ class Findings:
     snapshots: list[Compared] = field(default_factory=list)
 
 
-def recompute(trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, progress: Progress = nothing) -> Findings:
+def recompute(
+    trace: Trace, model: PreTrainedModel | ModelAdapter, *, tokenizer: Any = None, progress: Progress = nothing
+) -> Findings:
     """Compare everything that a file stores with a new prefill of its tokens.
 
     Args:
@@ -115,14 +117,14 @@ def recompute(trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, pr
         UsageError: it cannot be fed again: the file does not hold what its encoder was fed; or its rows lost something
             before its own codec had them, of which nothing is known but the name.
     """
-    model = unwrapped(model)
+    adapter = ModelAdapter.of(model)
     if lost_by := header_claims.lost_before(trace):
         raise UsageError(
             f"holds rows that were lossy before they came into it ({lost_by}): no prefill gives these",
             path=trace.path,
             hint="tsc verify without --recompute measures them",
         )
-    fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
+    fingerprint.require_same(trace.fingerprint, fingerprint.of(adapter, tokenizer))
     found = Findings(list(header_claims.labels(trace)))
     if found.lies:  # rows of which it is not known what they are cannot be compared
         return found
@@ -130,13 +132,12 @@ def recompute(trace: Trace, model: PreTrainedModel, *, tokenizer: Any = None, pr
         recipe = header_claims.recipe(trace)
     except UsageError as error:
         return Findings([header_claims.refused(error)])
-    exact = recomputed(trace, model, progress)
+    exact = recomputed(trace, adapter, progress)
     under = exact.under(trace)
-    parameter = next(model.parameters())
-    with _coded(under, recipe, parameter.device) as own:
+    with _coded(under, recipe, adapter.device) as own:
         found.lies += header_claims.codec(trace, {"lossless"} if own is None else header_claims.codecs_of(own))
         table = {number: Compared(number) for number in range(len(trace))}
-        dtype = coarser(trace.geometry.dtype, str(parameter.dtype).removeprefix("torch."))
+        dtype = coarser(trace.geometry.dtype, adapter.dtype_name)
         promise = header_claims.promise(recipe)
         for layer, part, distances, first, numbers in of_rows(trace, own, exact):
             _enter(table, layer, part, judge(distances, dtype, promise), distances, first, numbers)

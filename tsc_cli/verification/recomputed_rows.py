@@ -17,13 +17,12 @@ from formats.trace.row_store import needed_spans
 from formats.trace.states import of_snapshot
 from formats.trace.views import BlockKey, Labels, View
 from tsc_cli.huggingface import caches
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.prompts import encoded_of
 from tsc_cli.progress import Progress
 from tsc_cli.session.replay import passes_to, replayed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from formats.trace.states import MemoryStates
 
 
@@ -104,7 +103,7 @@ def passes(trace: Trace) -> int:
     return sum(passes_to(trace, trace.views[run[-1]].tokens_seen) for run in runs_of(trace))
 
 
-def recomputed(trace: Trace, model: PreTrainedModel, progress: Progress) -> Recomputed:
+def recomputed(trace: Trace, adapter: ModelAdapter, progress: Progress) -> Recomputed:
     """Feed the tokens of the file again, as its header says that they were fed, and keep what its snapshots name.
 
     Every row is held once, beside the cache that grows.
@@ -117,15 +116,15 @@ def recomputed(trace: Trace, model: PreTrainedModel, progress: Progress) -> Reco
     """
     geometry, labels = trace.geometry, trace.labels
     found = Recomputed(_columns(trace))
-    encoded = encoded_of(trace, model)
+    encoded = encoded_of(trace, adapter)
     for run in runs_of(trace):
         history = trace.views[run[-1]].history
         ids = torch.tensor([labels.tokens(history, sequence) for sequence in range(geometry.batch)])
         by_length: dict[int, list[int]] = {}
         for number in run:
             by_length.setdefault(trace.views[number].tokens_seen, []).append(number)
-        for length, cache in replayed(trace, model, ids, list(by_length), encoded, progress, geometry.padding):
-            _require_shape(trace, cache, model)
+        for length, cache in replayed(trace, adapter, ids, list(by_length), encoded, progress, geometry.padding):
+            _require_shape(trace, cache, adapter)
             rows = caches.rows_of(cache)
             for number in by_length.pop(length):
                 _fill(found.columns, trace, number, rows)
@@ -138,9 +137,9 @@ def recomputed(trace: Trace, model: PreTrainedModel, progress: Progress) -> Reco
     return found
 
 
-def _require_shape(trace: Trace, cache: Any, model: PreTrainedModel) -> None:
+def _require_shape(trace: Trace, cache: Any, adapter: ModelAdapter) -> None:
     """Raise MismatchError unless the layers of the file are those of the model's cache."""
-    mine = caches.geometry_of(cache, type(model).__name__, trace.geometry.padding)
+    mine = caches.geometry_of(cache, adapter.name, trace.geometry.padding)
     if (mine.dtype, mine.batch, len(mine.layers)) != (
         trace.geometry.dtype,
         trace.geometry.batch,

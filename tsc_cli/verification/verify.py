@@ -14,12 +14,11 @@ from formats import Trace
 from formats.errors import UsageError
 from formats.file import loss
 from tsc_cli.huggingface import caches, restore
+from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import continuation, score
-from tsc_cli.huggingface.positions import room
 from tsc_cli.huggingface.prompts import encoded_of
 from tsc_cli.huggingface.sampling import Sampler, check_seed
-from tsc_cli.huggingface.wrappers import unwrapped
 from tsc_cli.progress import Progress, nothing
 from tsc_cli.scoring.continuations import (
     MOST_POSITIONS,
@@ -43,7 +42,6 @@ class VerifyOptions:
     """What to measure.
 
     Attributes:
-        snapshots: which snapshots, as indices; negative ones count from the end.
         positions: teacher-forced positions.
         greedy: tokens generated greedily from both caches to find where they part; 0 skips it.
         seed: of the sampled continuation.
@@ -51,7 +49,6 @@ class VerifyOptions:
         allow_beyond_positions: measure beyond the positions that the model was made for, too.
     """
 
-    snapshots: Sequence[int] = (-1,)
     positions: int = 256
     greedy: int = 64
     seed: int = 0
@@ -61,86 +58,116 @@ class VerifyOptions:
 
 def verify(
     trace: Trace,
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelAdapter,
+    snapshot: int = -1,
     *,
-    tokenizer: Any = None,
-    against: Trace | None = None,
     options: VerifyOptions | None = None,
-    force: bool = False,
-    progress: Progress = nothing,
-    **settings: Any,
-) -> list[Verified]:
-    """Score restored snapshots against the exact cache.
+    against: Trace | None = None,
+    tokenizer: Any = None,
+    allow_model_mismatch: bool = False,
+) -> Verified:
+    """Score a restored snapshot against the exact cache.
 
     Args:
+        snapshot: which one; negative numbers count from the end.
         against: take the exact rows from this trace of the same tokens instead of recomputing them.
-        options, settings: `VerifyOptions`, or its fields by name, such as `positions=256`.
-        force: go on although the fingerprint differs.
-        progress: called with the number of passes done; `passes` says how many there will be.
-    Returns:
-        one result a snapshot, in the order of the trace.
+        tokenizer: if given, it must be the one of the capture.
+        allow_model_mismatch: go on although the trace belongs to another model.
     Raises:
         MismatchError: the trace belongs to another model.
         UsageError: no such snapshot, `against` was compressed or holds other tokens, one token is all there is to
-            recall, or the model has no position left after a snapshot.
+            recall, or the model has no position left after the snapshot.
     """
-    model = unwrapped(model)
-    options = options or VerifyOptions(**settings)
+    return verify_snapshots(
+        trace,
+        model,
+        [snapshot],
+        options=options,
+        against=against,
+        tokenizer=tokenizer,
+        allow_model_mismatch=allow_model_mismatch,
+    )[0]
+
+
+def verify_snapshots(
+    trace: Trace,
+    model: PreTrainedModel | ModelAdapter,
+    snapshots: Sequence[int],
+    *,
+    options: VerifyOptions | None = None,
+    against: Trace | None = None,
+    tokenizer: Any = None,
+    allow_model_mismatch: bool = False,
+    progress: Progress = nothing,
+) -> list[Verified]:
+    """Score several snapshots, as `verify` does one; the exact run and the sampled continuation are made once.
+
+    Args:
+        progress: called with the number of passes done; `passes` says how many there will be.
+    Returns:
+        one result a snapshot, in the order of the trace.
+    """
+    adapter, options = ModelAdapter.of(model), options or VerifyOptions()
     if against is not None and (lost_by := loss.of_trace(against)):
         raise UsageError(
             f"was compressed ({lost_by}): its rows are not the exact ones",
             path=against.path,
             hint="--against takes the captured file",
         )
-    wanted = sorted({trace.index(number) for number in options.snapshots})
-    if not force:
-        fingerprint.require_same(trace.fingerprint, fingerprint.of(model, tokenizer))
-    check_positions(model, options.positions)
+    wanted = sorted({trace.index(number) for number in snapshots})
+    if not allow_model_mismatch:
+        fingerprint.require_same(trace.fingerprint, fingerprint.of(adapter, tokenizer))
+    check_positions(adapter, options.positions)
     check_seed(options.seed)
     if not 0 <= options.greedy <= MOST_POSITIONS:
         raise UsageError(f"greedy is not from 0 to {MOST_POSITIONS}")
-    beyond = options.allow_beyond_positions
     plan = _Plan.of(trace, wanted, against=against is not None)
-    kept = dict(_exact_caches(trace, model, plan.first_pass, against, progress))
+    kept = dict(_exact_caches(trace, adapter, plan.first_pass, against, progress))
     sampled: list[int] = []
     if plan.sample:
-        sampled = sample_after(
-            trace, model, kept[len(trace) - 1], options.positions, options.seed, progress, beyond=beyond
-        )
-    results = []
-    second = _exact_caches(trace, model, plan.second_pass, against, progress)
-    for number, exact in second if plan.second_pass else kept.items():
-        if number not in wanted:
-            continue
-        restored = restore.to_cache(trace, model, number, force=True)
-        name, reference = reference_of(trace, number, sampled)
-        tokens = followed(trace, model, number, reference, options.positions, beyond=beyond)
-        free = room(model, len(trace.token_ids(number)), beyond=beyond)
-        greedy = min(options.greedy, free + 1)  # the last of them is not fed
-        fidelity = compare(score(model, exact, tokens[:-1]), score(model, restored, tokens[:-1]), tokens[1:])
-        progress(2)
-        diverges = None
-        if greedy:
-            paths = [
-                continuation(model, cache, reference[0], greedy, Sampler(), progress) for cache in (exact, restored)
-            ]
-            diverges = first_difference(*paths)
-        again = (model, exact, restored, trace.token_ids(number), min(options.positions, free), progress)
-        results.append(
-            Verified(
-                number,
-                len(trace.token_ids(number)),
-                name,
-                "recomputed" if against is None else "file",
-                caches.identical(exact, restored),
-                fidelity,
-                greedy,
-                diverges,
-                measure_recall(*again) if options.recall else None,
-            )
-        )
-        del exact, restored, again  # or they would stand beside the next snapshot's, a whole cache each
-    return results
+        beyond = options.allow_beyond_positions
+        last = kept[len(trace) - 1]
+        sampled = sample_after(trace, adapter, last, options.positions, options.seed, progress, beyond=beyond)
+    source = "recomputed" if against is None else "file"
+    exact_caches = (
+        _exact_caches(trace, adapter, plan.second_pass, against, progress) if plan.second_pass else kept.items()
+    )
+    # each exact cache and its restored one are let go before the next snapshot's are made
+    return [
+        _score(trace, adapter, number, exact, sampled, source, options, progress)
+        for number, exact in exact_caches
+        if number in wanted
+    ]
+
+
+def _score(
+    trace: Trace,
+    adapter: ModelAdapter,
+    number: int,
+    exact: Cache,
+    sampled: Sequence[int],
+    source: str,
+    options: VerifyOptions,
+    progress: Progress,
+) -> Verified:
+    """Restore one snapshot and compare it with its exact cache."""
+    restored = restore.to_cache(trace, adapter, number, allow_model_mismatch=True)
+    history = trace.token_ids(number)
+    name, reference = reference_of(trace, number, sampled)
+    beyond = options.allow_beyond_positions
+    tokens = followed(trace, adapter, number, reference, options.positions, beyond=beyond)
+    free = adapter.positions.room(len(history), beyond=beyond)
+    greedy = min(options.greedy, free + 1)  # the last of them is not fed
+    fidelity = compare(score(adapter, exact, tokens[:-1]), score(adapter, restored, tokens[:-1]), tokens[1:])
+    progress(2)
+    diverges = recall = None
+    if greedy:
+        paths = [continuation(adapter, cache, reference[0], greedy, Sampler(), progress) for cache in (exact, restored)]
+        diverges = first_difference(*paths)
+    if options.recall:
+        recall = measure_recall(adapter, exact, restored, history, min(options.positions, free), progress)
+    identical = caches.identical(exact, restored)
+    return Verified(number, len(history), name, source, identical, fidelity, greedy, diverges, recall)
 
 
 _KEPT = 4  # exact caches held at once; with more snapshots the run is replayed instead
@@ -174,9 +201,9 @@ class _Plan:
         return cls(first, second, sample, feeds)
 
 
-def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
-    """How many forward passes `verify` will report to its `progress`."""
-    wanted = sorted({trace.index(number) for number in options.snapshots})
+def passes(trace: Trace, snapshots: Sequence[int], options: VerifyOptions, *, against: bool) -> int:
+    """How many forward passes `verify_snapshots` will report to its `progress`."""
+    wanted = sorted({trace.index(number) for number in snapshots})
     plan = _Plan.of(trace, wanted, against=against)
     recalled = wanted if options.recall else []
     again = sum(recall_passes(len(trace.token_ids(number)), options.positions) for number in recalled)
@@ -184,7 +211,7 @@ def passes(trace: Trace, options: VerifyOptions, *, against: bool) -> int:
 
 
 def _exact_caches(
-    trace: Trace, model: PreTrainedModel, wanted: Sequence[int], against: Trace | None, progress: Progress
+    trace: Trace, adapter: ModelAdapter, wanted: Sequence[int], against: Trace | None, progress: Progress
 ) -> Iterator[tuple[int, Cache]]:
     """(number, exact cache) of each wanted snapshot, in order."""
     if not wanted:
@@ -193,7 +220,7 @@ def _exact_caches(
         for number in wanted:
             if number >= len(against) or against.token_ids(number) != trace.token_ids(number):
                 raise UsageError(f"the file to compare with holds other tokens at snapshot {number}")
-            yield number, restore.to_cache(against, model, number, force=True)
+            yield number, restore.to_cache(against, adapter, number, allow_model_mismatch=True)
         return
     tokens = trace.token_ids(wanted[-1])
     for number in wanted:
@@ -204,5 +231,5 @@ def _exact_caches(
                 hint=f"--snapshots {number}",
             )
     lengths = {len(trace.token_ids(number)): number for number in wanted}
-    for length, cache in replayed(trace, model, tokens, list(lengths), encoded_of(trace, model), progress):
+    for length, cache in replayed(trace, adapter, tokens, list(lengths), encoded_of(trace, adapter), progress):
         yield lengths[length], cache

@@ -53,7 +53,7 @@ def install(profile: Profile) -> Path:
     target = path_of(profile)
     if not (target.is_file() and target.read_bytes() == profile.data):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target, force=True) as file:
+        with atomic_write(target, overwrite=True) as file:
             file.write(profile.data)
     return target
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tsc_cli.huggingface.peft_config import configs_of, plain, refuse_prompts
+from tsc_cli.huggingface.wrappers import adapter_configs, json_value, refuse_virtual_tokens
 
 from .config_fields import canonical, digest
 
@@ -34,7 +34,7 @@ _IGNORED = {
 
 def names_of(model: Any) -> list[str]:
     """Names of active adapters."""
-    if not (getattr(model, "_hf_peft_config_loaded", False) or configs_of(model)):
+    if not (getattr(model, "_hf_peft_config_loaded", False) or adapter_configs(model)):
         return []
     tuned = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
     if tuned:  # also where peft's own wrapper was taken off, of which transformers' method knows nothing
@@ -53,8 +53,8 @@ def adapters_of(model: Any) -> str:
     Raises:
         UnsupportedCacheError: an adapter puts rows of its own into the cache.
     """
-    refuse_prompts(model)
-    names, configs = names_of(model), configs_of(model)
+    refuse_virtual_tokens(model)
+    names, configs = names_of(model), adapter_configs(model)
     if not names or not configs:
         return ",".join(names) or "none"
     return canonical({name: _described(model, name, configs.get(name)) for name in names})
@@ -63,7 +63,7 @@ def adapters_of(model: Any) -> str:
 def _described(model: Any, name: str, config: Any) -> dict[str, Any]:
     settings = config.to_dict() if callable(getattr(config, "to_dict", None)) else dict(vars(config)) if config else {}
     # what is empty or off is left out: the next peft has more of it
-    settings = {key: plain(value) for key, value in settings.items() if value and key not in _IGNORED}
+    settings = {key: json_value(value) for key, value in settings.items() if value and key not in _IGNORED}
     told = {key: settings.pop(key) for key in _TOLD if key in settings}
     layers = {
         path: module.scaling[name]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from formats.errors import MismatchError, UsageError
-from tsc_cli.huggingface.peft_config import refuse_prompts
-from tsc_cli.huggingface.wrappers import unwrapped
+from tsc_cli.huggingface.adapter import ModelAdapter
+from tsc_cli.huggingface.wrappers import refuse_virtual_tokens
 
 from . import adapters, config_fields, config_versions, rope_buffers
 from .config_fields import canonical
@@ -55,7 +55,7 @@ class Fingerprint(dict[str, str]):
         self.before = before
 
 
-def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
+def of(model: PreTrainedModel | ModelAdapter, tokenizer: Any = None) -> Fingerprint:
     """The fingerprint of a loaded model; the tokenizer's field is there only when one is given.
 
     Hashing the weights takes about a second a gigabyte and core, once a loaded model.
@@ -63,13 +63,14 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
     Raises:
         UnsupportedCacheError: a weight cannot be hashed, or an adapter keeps rows of its own in the cache.
     """
-    model = unwrapped(model)
+    adapter = ModelAdapter.of(model)
+    model = adapter.model
     config = config_fields.config_of(model)
     settings = config_fields.meaningful(model)
     experts = str(getattr(model.config, "_experts_implementation", None) or "")
     heads = getattr(config, "num_attention_heads", None)
     fields = {
-        "architecture": type(model).__name__,
+        "architecture": adapter.name,
         "layers": str(getattr(config, "num_hidden_layers", "")),
         "heads": str(heads or ""),
         "kv_heads": str(getattr(config, "num_key_value_heads", None) or heads or ""),
@@ -78,7 +79,7 @@ def of(model: PreTrainedModel, tokenizer: Any = None) -> Fingerprint:
         "config": config_fields.hash_of(settings),
         "config_fields": config_fields.changed_fields(model, settings),
         "config_usual": config_versions.usual_fields(settings, config_fields.defaults(model)),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": adapter.dtype_name,
         "rope_frequencies": rope_buffers.frequencies_of(model),
         "adapters": adapters.adapters_of(model),
         "weights": weights_of(model),
@@ -108,7 +109,7 @@ def require_same(recorded: Mapping[str, str], found: Mapping[str, str], *, only:
     if silent is not None:
         raise MismatchError(
             f"the file does not say what model it belongs to: it has no {silent}",
-            hint="--force-model-mismatch (force=True in Python) takes it at your word",
+            hint="--force-model-mismatch (allow_model_mismatch=True in Python) takes it at your word",
         )
     differs = difference(recorded, found, only=only)
     if differs is not None:
@@ -191,15 +192,15 @@ def another_version(recorded: Mapping[str, str]) -> str | None:
     )
 
 
-def require_repeatable(model: PreTrainedModel) -> None:
+def require_repeatable(adapter: ModelAdapter) -> None:
     """Raise UsageError for a model that drops out at random; UnsupportedCacheError for one with virtual tokens."""
-    active = config_fields.dropouts(model)
+    active = config_fields.dropouts(adapter.model)
     if active:
         raise UsageError(
             f"the model is in training mode, and drops out at random ({active[0]}): no cache of it can be had again",
             hint="model.eval()",
         )
-    refuse_prompts(model)
+    refuse_virtual_tokens(adapter.model)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

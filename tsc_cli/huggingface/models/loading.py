@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from .folder_names import readable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tsc_cli.huggingface.adapter import ModelAdapter
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -35,6 +38,12 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: Any
     name: str
+
+    @cached_property
+    def adapter(self) -> ModelAdapter:
+        from tsc_cli.huggingface.adapter import ModelAdapter  # imports torch
+
+        return ModelAdapter(self.model)
 
 
 def load(

@@ -64,7 +64,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
-    from tsc_cli.huggingface import probe_run  # imports torch, which not every user of this module waits for
+    # imports torch, which not every user of this module waits for
+    from tsc_cli.huggingface import probe_run
+    from tsc_cli.huggingface.adapter import ModelAdapter
 
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     if folder is not None:
@@ -86,7 +88,7 @@ def load_model(
         model.to(device)
     model.eval()
     with explained(shown, folder, folder_checks.CONFIG):  # what a config gets wrong may show in the first pass only
-        probe_run.geometry(model)
+        probe_run.geometry(ModelAdapter(model))
     loaded: PreTrainedModel = model
     return loaded
 

@@ -55,9 +55,9 @@ def turning_of(
     from tsc_cli.huggingface import rotary_detection as rotary
     from tsc_cli.huggingface.fingerprint import fingerprint
 
-    loaded = model_for(trace, model, "cpu", stage, say, trust_remote_code=trust_remote_code).model
-    fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded), only=_FIELDS)
-    layers = tuple(rotary.layers_of(loaded))
+    loaded = model_for(trace, model, "cpu", stage, say, trust_remote_code=trust_remote_code)
+    fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.adapter), only=_FIELDS)
+    layers = tuple(rotary.layers_of(loaded.adapter))
     if len(layers) != len(trace.geometry.layers):
         raise MismatchError(f"the file has {len(trace.geometry.layers)} layers, the model {len(layers)}")
     return Turning(layers, "model")

@@ -19,10 +19,10 @@ from tsc_cli.cli.options import (
     Device,
     Dtype,
     Encrypt,
-    Force,
     Json,
     KeyFile,
     Model,
+    Overwrite,
     Quiet,
     Seed,
     System,
@@ -37,6 +37,7 @@ from tsc_cli.text_format import columns, printable, ratio, size
 
 if TYPE_CHECKING:
     from tsc_cli.session.capture import Captured
+    from tsc_cli.session.decode_loop import CaptureOptions
 
 
 def command(
@@ -136,7 +137,7 @@ def command(
     ] = False,
     encrypt: Encrypt = False,
     key_file: KeyFile = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -154,6 +155,8 @@ def command(
     if list_supported:
         _show_supported(Output(as_json, quiet))
         return
+    from tsc_cli.session.decode_loop import CaptureOptions
+
     if append_to is not None:
         given = {
             "--output": output,
@@ -162,13 +165,14 @@ def command(
             "--deterministic": deterministic or None,
             "--attention": attention or None,
             "--encrypt": encrypt or None,
-            "--force": force or None,
+            "--force": overwrite or None,
             "--dtype": None if dtype == "auto" else dtype,
             "--no-special-tokens": no_special_tokens or None,
         }
         wrong = next((name for name, value in given.items() if value is not None), None)
         if wrong is not None:
             raise UsageError(f"{wrong} has no meaning with --append", hint="tsc capture --help")
+        options = CaptureOptions(steps, every, chunk, temperature, seed, allow_beyond_positions=beyond)
         _append(
             append_to,
             prompt,
@@ -177,14 +181,7 @@ def command(
             model,
             device,
             trust_remote_code,
-            {
-                "steps": steps,
-                "every": every,
-                "chunk": chunk,
-                "temperature": temperature,
-                "seed": seed,
-                "allow_beyond_positions": beyond,
-            },
+            options,
             key_file,
             Output(as_json, quiet),
         )
@@ -201,7 +198,7 @@ def command(
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
     if key_file is not None and not encrypt:
         raise UsageError("--key-file goes with --encrypt")
-    check_output(output, force=force, read=(prompt_file, messages, key_file))
+    check_output(output, overwrite=overwrite, read=(prompt_file, messages, key_file))
     check_dtype(dtype)
     out = Output(as_json, quiet)
     # what is wrong with a prompt shows before the model is loaded
@@ -210,7 +207,7 @@ def command(
     )
     text = read_prompt(prompt, prompt_file, out.note)
     secret = Keys(key_file).new() if encrypt else None
-    from tsc_cli.session.capture import REFERENCE_TOKENS, CaptureOptions, capture_to_sink
+    from tsc_cli.session.capture import REFERENCE_TOKENS, capture_to_sink
 
     with out.progress("loading the model"):
         loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
@@ -226,9 +223,9 @@ def command(
         if loaded.model.config.is_encoder_decoder:  # what follows in the source is not what the decoder goes on with
             reference = []
     options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention, beyond)
-    with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, force=force) as sink:
+    with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, overwrite=overwrite) as sink:
         captured = capture_to_sink(
-            loaded.model,
+            loaded.adapter,
             tokens,
             sink,
             tokenizer=loaded.tokenizer,
@@ -237,7 +234,7 @@ def command(
             info={"model": loaded.name},
             deterministic=deterministic,
             progress=advance,
-            secret=secret,
+            key=secret,
         )
     if output == "-":  # stdout holds the file
         out.note(summary(captured, len(reference)))
@@ -254,7 +251,7 @@ def _append(
     model: str | None,
     device: str,
     trust_remote_code: bool,
-    settings: dict[str, Any],
+    options: CaptureOptions,
     key_file: str | None,
     out: Output,
 ) -> None:
@@ -275,9 +272,15 @@ def _append(
         tokens = chat.tokens(loaded.tokenizer, out.note, trace=trace)
     else:
         tokens = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
-    with out.progress("appending", len(tokens) + settings["steps"]) as advance:
+    with out.progress("appending", len(tokens) + options.steps) as advance:
         done = append(
-            loaded.model, tokens, path, tokenizer=loaded.tokenizer, progress=advance, key=trace.secret, **settings
+            loaded.adapter,
+            tokens,
+            path,
+            options=options,
+            tokenizer=loaded.tokenizer,
+            progress=advance,
+            key=trace.secret,
         )
     facts = {
         "path": path,

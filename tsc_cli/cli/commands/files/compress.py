@@ -16,9 +16,9 @@ from tsc_cli.cli.options import (
     Encrypt,
     File,
     FileModel,
-    Force,
     Json,
     KeyFile,
+    Overwrite,
     Positions,
     Quiet,
     Seed,
@@ -162,7 +162,7 @@ def command(
     ] = False,
     encrypt: Encrypt = False,
     key_file: KeyFile = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -192,7 +192,7 @@ def command(
     path = output or f"{PurePath(file).with_suffix('')}.{codec or target.name}.tsc"
     by_hand = recipe_of(codec, evict, pairs(settings or [])) if codec is not None else None
     if not dry_run:
-        check_output(path, force=force, read=(key_file,))
+        check_output(path, overwrite=overwrite, read=(key_file,))
     keys = Keys(key_file)
     trace = load(file, keys if encrypt else keys.source)
     if encrypt and trace.secret is None:
@@ -227,7 +227,7 @@ def command(
     if chosen is None and codec is None and not as_published:
         out.note("there is no profile of this model; with one (tsc calibrate) files are several times smaller")
     recipe = by_hand or _recipe(compressor, target, as_published, out)
-    _write(compressor, recipe, target, as_published, file, path, deterministic, force, out)
+    _write(compressor, recipe, target, as_published, file, path, deterministic, overwrite, out)
 
 
 def _profile(asked: str | None, trace: Trace) -> Profile | None:
@@ -285,9 +285,9 @@ def compressor_for(
     from tsc_cli.scoring.scorer import Judge
 
     loaded = model_for(trace, model, device, out.progress, out.note, trust_remote_code=trust_remote_code)
-    fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.model, loaded.tokenizer))
+    fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.adapter, loaded.tokenizer))
     with out.progress("running the exact cache", positions + 1) as advance:
-        judge = Judge(source, loaded.model, positions=positions, seed=seed, progress=advance, beyond=beyond)
+        judge = Judge(source, loaded.adapter, positions=positions, seed=seed, progress=advance, beyond=beyond)
     return Compressor(source, judge, profile=profile, embed_profile=embed_profile)
 
 
@@ -315,7 +315,7 @@ def _write(
     file: str,
     path: str,
     deterministic: bool,
-    force: bool,
+    overwrite: bool,
     out: Output,
 ) -> None:
     from tsc_cli.cli.files import open_output
@@ -331,7 +331,7 @@ def _write(
     kept = None if as_published else target.promise
     with (
         out.progress("writing", raw_row_bytes(compressor.source.trace)) as advance,
-        open_output(path, force=force) as sink,
+        open_output(path, overwrite=overwrite) as sink,
     ):
         done = compressor.write(recipe, sink, tier=kept, quality=quality, deterministic=deterministic, progress=advance)
     facts = facts_of(done, recipe, tier, fidelity, as_published)

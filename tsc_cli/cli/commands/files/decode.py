@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from formats.errors import UnsupportedFileError, UsageError
-from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet, Snapshot
+from tsc_cli.cli.options import File, Json, KeyFile, Overwrite, Quiet, Snapshot
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
@@ -29,7 +29,7 @@ def command(
     snapshot: Snapshot = -1,
     layers: Annotated[str, typer.Option("--layers", metavar="LIST", help="Such as 0-3,7.")] = "all",
     key_file: KeyFile = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -48,7 +48,7 @@ def command(
 
     if output != "-" and not output.endswith(".safetensors"):
         raise UsageError("only safetensors files are written", path=output, hint="name it OUT.safetensors")
-    check_output(output, force=force, read=(key_file,))
+    check_output(output, overwrite=overwrite, read=(key_file,))
     trace = load(file, Keys(key_file).source)
     number = trace.index(snapshot)
     wanted = numbers(layers, len(trace.geometry.layers), "layer")
@@ -70,7 +70,7 @@ def command(
         "fingerprint": json.dumps(trace.fingerprint, sort_keys=True),
     }
     data = pack(_tensors(trace, number, moment, wanted), metadata)
-    with open_output(output, force=force) as sink:
+    with open_output(output, overwrite=overwrite) as sink:
         sink.write(data)
     if output != "-":
         facts = {"path": output, "snapshot": number, "layers": wanted, "file_bytes": len(data)}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet
+from tsc_cli.cli.options import File, Json, KeyFile, Overwrite, Quiet
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
@@ -23,7 +23,7 @@ def encrypt(
     file: File,
     output: Target,
     key_file: KeyFile = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -41,12 +41,12 @@ def encrypt(
     from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.cli.keys import Keys
 
-    check_output(output, force=force, read=(key_file,))
+    check_output(output, overwrite=overwrite, read=(key_file,))
     out = Output(as_json, quiet)
     keys = Keys(key_file)
     opened = TraceFile(file, keys)
     secret = keys.new()
-    with out.progress("encrypting"), open_output(output, force=force) as sink:
+    with out.progress("encrypting"), open_output(output, overwrite=overwrite) as sink:
         header, length = write(opened, sink, secret)
     say_tier(opened, header, out)
     if output != "-":
@@ -58,7 +58,7 @@ def decrypt(
     file: File,
     output: Target,
     key_file: KeyFile = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,10 +71,10 @@ def decrypt(
     from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.cli.keys import Keys
 
-    check_output(output, force=force, read=(key_file,))
+    check_output(output, overwrite=overwrite, read=(key_file,))
     out = Output(as_json, quiet)
     opened = TraceFile(file, Keys(key_file).source)
-    with out.progress("decrypting"), open_output(output, force=force) as sink:
+    with out.progress("decrypting"), open_output(output, overwrite=overwrite) as sink:
         header, length = write(opened, sink)
     say_tier(opened, header, out)
     if output != "-":

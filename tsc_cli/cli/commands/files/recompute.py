@@ -66,7 +66,7 @@ def compared(trace: Trace, loaded: Loaded, out: Output, *, identical: bool) -> R
         identical: what is within rounding only is a lie, too.
     """
     with out.progress("recomputing", passes(trace)) as advance:
-        found = recompute(trace, loaded.model, tokenizer=loaded.tokenizer, progress=advance)
+        found = recompute(trace, loaded.adapter, tokenizer=loaded.tokenizer, progress=advance)
     if identical:
         found.lies += [
             f"snapshot {one.snapshot}: {one.tensors - one.identical} of {one.tensors} tensors are not bit-identical"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import File, Force, Json, KeyFile, Quiet
+from tsc_cli.cli.options import File, Json, KeyFile, Overwrite, Quiet
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
@@ -24,7 +24,7 @@ def command(
         str, typer.Option("--output", "-o", metavar="OUT.tsc", help="The file to write.", show_default=False)
     ],
     key_file: KeyFile = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -41,10 +41,10 @@ def command(
     if output == "-":
         raise UsageError("a recovered file is checked before it takes its name: stdout will not do", hint="-o OUT.tsc")
     refuse_input(file, output)
-    check_output(output, force=force, read=(key_file,))
+    check_output(output, overwrite=overwrite, read=(key_file,))
     out, keys = Output(as_json, quiet), Keys(key_file).ready(file)
     with out.progress(f"recovering {file}"):
-        plan, length = recover(file, output, force=force, key=keys)
+        plan, length = recover(file, output, overwrite=overwrite, key=keys)
     facts = {"path": file, "output": output, "file_bytes": length, **facts_of(plan)}
     out.report("tsc.recover/1", facts, _text(file, output, length, plan), output)
 

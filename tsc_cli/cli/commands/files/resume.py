@@ -107,12 +107,12 @@ def command(
         fed = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
     tokens = resume(
         trace,
-        loaded.model,
+        loaded.adapter,
         snapshot=number,
         prompt=fed,
-        choose=Sampler(temperature, seed, sequence),
+        sampler=Sampler(temperature, seed, sequence),
         tokenizer=loaded.tokenizer,
-        force=force_model_mismatch,
+        allow_model_mismatch=force_model_mismatch,
         allow_beyond_positions=beyond,
         most=max_tokens,
     )

@@ -124,7 +124,7 @@ def command(
     from tsc_cli.cli.files import numbers, one_sequence, say_differences
     from tsc_cli.cli.keys import Keys
     from tsc_cli.huggingface.models.of_trace import model_for
-    from tsc_cli.verification.verify import VerifyOptions, passes, verify
+    from tsc_cli.verification.verify import VerifyOptions, passes, verify_snapshots
 
     from .encryption import say_tier
     from .recompute import compared
@@ -155,18 +155,19 @@ def command(
         trust_remote_code=trust_remote_code,
     )
     say_differences(trace, loaded, out, forced=force_model_mismatch)
-    options = VerifyOptions(wanted, positions, greedy, seed, recall, beyond)
+    options = VerifyOptions(positions, greedy, seed, recall, beyond)
     found = compared(whole, loaded, out, identical=require_identical) if recompute else None
     results: list[Verified] = []
     if found is None or found.labelled:
-        with out.progress("verifying", passes(trace, options, against=raw is not None)) as advance:
-            results = verify(
+        with out.progress("verifying", passes(trace, wanted, options, against=raw is not None)) as advance:
+            results = verify_snapshots(
                 trace,
-                loaded.model,
+                loaded.adapter,
+                wanted,
                 tokenizer=loaded.tokenizer,
                 against=raw,
                 options=options,
-                force=force_model_mismatch,
+                allow_model_mismatch=force_model_mismatch,
                 progress=advance,
             )
     failures = missed(results, max_kl, min_top1)

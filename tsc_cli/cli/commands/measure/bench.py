@@ -17,9 +17,9 @@ from tsc_cli.cli.options import (
     Beyond,
     Device,
     Dtype,
-    Force,
     Json,
     Model,
+    Overwrite,
     Positions,
     Quiet,
     Seed,
@@ -83,7 +83,7 @@ def command(
     device: Device = "auto",
     seed: Seed = 0,
     beyond: Beyond = False,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -103,7 +103,7 @@ def command(
         raise UsageError(f"there is no suite {suite!r}", hint=f"suites: {', '.join(SUITES)}, needle")
     if not output.endswith(".json") or output == "-":
         raise UsageError("name the JSON file to write", hint="-o OUT.json")
-    check_output(output, force=force)
+    check_output(output, overwrite=overwrite)
     check_dtype(dtype)
     needle = suite == "needle" and not codec
     for name in ("context", "steps", "positions") if needle else ():
@@ -118,7 +118,7 @@ def command(
         loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
     hashed = [(os.path.basename(name), text.encode()) for name, text in zip(names, read, strict=True)]
     if needle:
-        _needles(loaded, read, hashed, prompts, seed, output, force, texts, out)
+        _needles(loaded, read, hashed, prompts, seed, output, overwrite, texts, out)
         return
     rows = rows or SUITES[suite]()
     ladder = suite == "ladder" and not codec
@@ -129,7 +129,7 @@ def command(
     with out.progress("measuring", len(rows) * prompts) as advance:
         measured = bench.run(rows, advance)
     facts = document("codecs" if codec else suite, bench, measured, hashed, ["tsc", *_arguments(output, texts)])
-    _deliver(facts, table(facts), output, force, out)
+    _deliver(facts, table(facts), output, overwrite, out)
 
 
 def _needles(
@@ -139,7 +139,7 @@ def _needles(
     prompts: int,
     seed: int,
     output: str,
-    force: bool,
+    overwrite: bool,
     texts: list[str] | None,
     out: Output,
 ) -> None:
@@ -166,15 +166,15 @@ def _needles(
         ]
         for r in rows
     ]
-    _deliver(facts, columns(lines, ("row", "of fp32", f"kept ({prompts} asked)")), output, force, out)
+    _deliver(facts, columns(lines, ("row", "of fp32", f"kept ({prompts} asked)")), output, overwrite, out)
 
 
-def _deliver(facts: dict[str, Any], text: str, output: str, force: bool, out: Output) -> None:
+def _deliver(facts: dict[str, Any], text: str, output: str, overwrite: bool, out: Output) -> None:
     """Write the document, and say what is in it."""
     from tsc_cli.cli.files import open_output
 
     shown = finite(facts)
-    with open_output(output, force=force) as sink:
+    with open_output(output, overwrite=overwrite) as sink:
         sink.write((json.dumps(shown, indent=1) + "\n").encode())
     schema = shown.pop("schema")
     out.report(schema, {"path": output, **shown}, f"{text}\n\n{printable(output)}", output)

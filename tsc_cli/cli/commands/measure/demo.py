@@ -45,11 +45,11 @@ def command(
     from tsc_cli.huggingface.fingerprint.fingerprint import of as fingerprint_of
     from tsc_cli.huggingface.models.loading import load
     from tsc_cli.huggingface.restore import to_cache
-    from tsc_cli.huggingface.sampling import Sampler
     from tsc_cli.huggingface.tokenizing import encode
-    from tsc_cli.session.capture import REFERENCE_TOKENS, CaptureOptions, capture_to_file
+    from tsc_cli.session.capture import REFERENCE_TOKENS, capture_to_file
+    from tsc_cli.session.decode_loop import CaptureOptions
     from tsc_cli.session.resume import resume
-    from tsc_cli.verification.verify import VerifyOptions, passes, verify
+    from tsc_cli.verification.verify import VerifyOptions, passes, verify_snapshots
 
     out = Output(as_json, quiet)
     if output is None:
@@ -57,37 +57,39 @@ def command(
     path = output or str(cache_folder() / "demo.tsc")
     with out.progress("loading the model"):
         loaded = load(model, device=device, trust_remote_code=trust_remote_code, say=out.note)
-        fingerprint_of(loaded.model, loaded.tokenizer)  # once a loaded model; not part of a restore
+        fingerprint_of(loaded.adapter, loaded.tokenizer)  # once a loaded model; not part of a restore
     tokens = encode(files("tsc_cli").joinpath("demo.txt").read_text("utf-8"), loaded.tokenizer)
     prompt, reference = tokens[:CONTEXT], tokens[CONTEXT : CONTEXT + REFERENCE_TOKENS]
 
     out.note(f"capturing {len(prompt)} tokens and {STEPS} decode steps")
     with out.progress("capturing", len(prompt) + STEPS) as advance:
         captured = capture_to_file(
-            loaded.model,
+            loaded.adapter,
             prompt,
             path,
             tokenizer=loaded.tokenizer,
             reference=reference,
             options=CaptureOptions(steps=STEPS),
             info={"model": loaded.name},
-            force=True,
+            overwrite=True,
             progress=advance,
         )
 
     trace = open_file(path)
     started = time.perf_counter()
-    to_cache(open_file(path), loaded.model, 0, tokenizer=loaded.tokenizer)
+    to_cache(open_file(path), loaded.adapter, 0, tokenizer=loaded.tokenizer)
     restore_seconds = time.perf_counter() - started
 
     out.note("verifying the first and the last snapshot against the exact cache")
-    options = VerifyOptions((0, -1), greedy=RESUMED)
-    with out.progress("verifying", passes(trace, options, against=False)) as advance:
-        results = verify(trace, loaded.model, tokenizer=loaded.tokenizer, options=options, progress=advance)
+    wanted, options = (0, -1), VerifyOptions(greedy=RESUMED)
+    with out.progress("verifying", passes(trace, wanted, options, against=False)) as advance:
+        results = verify_snapshots(
+            trace, loaded.adapter, wanted, tokenizer=loaded.tokenizer, options=options, progress=advance
+        )
 
     # the capturing run itself is the uninterrupted one: its tokens are in the file's later snapshots
     uninterrupted = trace.token_ids(-1)[len(trace.token_ids(BRANCH)) :][:RESUMED]
-    resumed = list(islice(resume(trace, loaded.model, snapshot=BRANCH, choose=Sampler()), RESUMED))
+    resumed = list(islice(resume(trace, loaded.adapter, snapshot=BRANCH), RESUMED))
     facts = _facts(path, captured, results, restore_seconds, uninterrupted, resumed)
     facts["text_uninterrupted"] = loaded.tokenizer.decode(uninterrupted)
     facts["text_resumed"] = loaded.tokenizer.decode(resumed)

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import Force, Json, Quiet
+from tsc_cli.cli.options import Json, Overwrite, Quiet
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
 KINDS = (".png", ".svg")
 
 
-def figure_target(plot: str | None, *, force: bool) -> Path | None:
+def figure_target(plot: str | None, *, overwrite: bool) -> Path | None:
     """Where a figure that was asked for with --plot goes.
 
     Raises:
@@ -30,7 +30,7 @@ def figure_target(plot: str | None, *, force: bool) -> Path | None:
     target = Path(plot)
     if target.suffix.lower() not in KINDS:
         raise UsageError("only PNG and SVG are drawn", path=plot, hint="name it FILE.png or FILE.svg")
-    refuse_existing(target, force=force)
+    refuse_existing(target, overwrite=overwrite)
     return target
 
 
@@ -49,7 +49,7 @@ def command(
         ),
     ],
     title: Annotated[str | None, typer.Option("--title", help="A line above the figure.", show_default=False)] = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -61,7 +61,7 @@ def command(
         raise UsageError("only PNG and SVG are drawn", path=output, hint="name it OUT.png or OUT.svg")
     targets = [Path(output)] if suffix else [Path(output + kind) for kind in KINDS]
     for target in targets:
-        refuse_existing(target, force=force)
+        refuse_existing(target, overwrite=overwrite)
     documents = [(os.path.basename(name).removesuffix(".json"), read(name)) for name in files]
     from tsc_cli.bench.plot import draw
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, File, FileModel, Force, Json, KeyFile, Quiet, Snapshot, TrustRemoteCode
+from tsc_cli.cli.options import MOST_TOKENS, File, FileModel, Json, KeyFile, Overwrite, Quiet, Snapshot, TrustRemoteCode
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
@@ -40,7 +40,7 @@ def command(
         ),
     ] = None,
     key_file: KeyFile = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -58,7 +58,7 @@ def command(
 
     from .plot import figure_target
 
-    target = figure_target(plot, force=force)
+    target = figure_target(plot, overwrite=overwrite)
     if model is not None and not rope:
         raise UsageError("-m MODEL says how keys turn, and --no-rope does not ask")
     opened = TraceFile(file, Keys(key_file).source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, Device, Dtype, Force, Json, Model, Quiet, Seed, TrustRemoteCode, number
+from tsc_cli.cli.options import MOST_TOKENS, Device, Dtype, Json, Model, Overwrite, Quiet, Seed, TrustRemoteCode, number
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable, size
 
@@ -75,7 +75,7 @@ def command(
     dtype: Dtype = "float32",
     device: Device = "auto",
     seed: Seed = 0,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -97,7 +97,7 @@ def command(
     if output == "-":
         raise UsageError("a profile is written to a file", hint="-o PROFILE.safetensors")
     if output is not None:
-        check_output(output, force=force)
+        check_output(output, overwrite=overwrite)
     check_dtype(dtype)
     effort = QUICK if quick else Effort()
     effort = replace(
@@ -118,7 +118,7 @@ def command(
     )
     path = profile_store.path_of(profile)
     if output is not None:
-        with open_output(output, force=force) as file:
+        with open_output(output, overwrite=overwrite) as file:
             file.write(profile.data)
     shown = output or os.fspath(path)
     out.report("tsc.profile/1", facts(profile, shown), f"{printable(shown)}\n{described(profile)}", shown)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, MOST_WINDOWS, Force, Json, Quiet
+from tsc_cli.cli.options import MOST_TOKENS, MOST_WINDOWS, Json, Overwrite, Quiet
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
@@ -54,7 +54,7 @@ def command(
         str | None,
         typer.Option("--plot", metavar="FILE", help="Draw r by layer; FILE.png or FILE.svg.", show_default=False),
     ] = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -74,7 +74,7 @@ def command(
     from tsc_cli.probes.weights.probe import check_same, judged, probe
     from tsc_cli.probes.weights.stacks import stack_of
 
-    target = figure_target(plot, force=force)
+    target = figure_target(plot, overwrite=overwrite)
     asked = [] if types is None else [name.strip() for name in types.split(",") if name.strip()]
     out = Output(as_json, quiet)
     with out.progress("reading what the files hold"):

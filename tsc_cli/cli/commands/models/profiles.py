@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import Force, Json, Quiet
+from tsc_cli.cli.options import Json, Overwrite, Quiet
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable, size
 
@@ -28,7 +28,7 @@ def command(
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="For --export.", show_default=False)
     ] = None,
-    force: Force = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,9 +52,9 @@ def command(
         out.report("tsc.profile/1", facts(profile, path), f"{printable(path)}\n{described(profile)}", path)
         return
     if export is not None and output is not None:
-        check_output(output, force=force)
+        check_output(output, overwrite=overwrite)
         _, profile = profile_store.find(export)
-        with open_output(output, force=force) as file:
+        with open_output(output, overwrite=overwrite) as file:
             file.write(profile.data)
         if output != "-":
             out.report("tsc.profile/1", facts(profile, output), f"{printable(output)}\n{described(profile)}", output)
