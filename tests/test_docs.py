@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -31,7 +32,12 @@ def test_the_generated_page_is_fresh(page: str, script: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "script", "tables"),
-    [("claims.md", "generate_claims", 5), ("klt.md", "generate_claims", 6), ("probes.md", "generate_probes", 5)],
+    [
+        ("claims.md", "generate_claims", 5),
+        ("klt.md", "generate_claims", 6),
+        ("../README.md", "generate_claims", 1),
+        ("probes.md", "generate_probes", 5),
+    ],
 )
 def test_the_tables_are_the_measurements(page: str, script: str, tables: int) -> None:
     code = (
@@ -42,6 +48,21 @@ def test_the_tables_are_the_measurements(page: str, script: str, tables: int) ->
     text = (ROOT / "docs" / page).read_text("utf-8")
     assert done.stdout == text, f"run python docs/{script}.py"
     assert text.count("<!-- table ") == tables
+
+
+def test_the_picture_shows_every_row_of_the_measurement(tmp_path: Path) -> None:
+    code = (
+        "import sys, json; sys.path.insert(0, 'docs'); import generate_picture as g; from pathlib import Path; "
+        f"g.draw(Path({str(tmp_path / 'ratio.png')!r})); print(json.dumps(g.points()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    points = json.loads(done.stdout)
+    rows = json.loads((ROOT / "docs" / "benchmarks" / "ladder.json").read_text("utf-8"))["rows"]
+    assert points == {
+        kind: {row["label"]: [row["ratio_final_fp32"] / 2, row["kl_mean"]] for row in rows if row["kind"] == kind}
+        for kind in ("klt", "baseline", "peer")
+    }
+    assert (tmp_path / "ratio.png").stat().st_size > 10_000
 
 
 def test_the_readme_gives_exactly_two_setup_lines() -> None:
