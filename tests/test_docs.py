@@ -103,6 +103,8 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
         ("at most 1 MiB", limits.MAX_JSON_BYTES == 1 << 20),
         ("nested at most 16 deep", limits.MAX_JSON_DEPTH == 16),
         ("65,536 code points", limits.MAX_STRING == 65536),
+        ("outside ±(2^63 − 1)", limits.MAX_INTEGER == 2**63 - 1),
+        ("At most 4,096 tensors of at most 8", (limits.MAX_TENSORS, limits.MAX_TENSOR_RANK) == (4096, 8)),
         ("in all 1 to 4,096", limits.MAX_LAYERS == 4096),
         ("H, DK, DV, W from 1 to 2^20", limits.MAX_EXTENT == 1 << 20),
         ("at most 2^26 rows, and 2^26 token ids, in all", limits.MAX_ROWS == 1 << 26),
