@@ -291,9 +291,9 @@ def test_options_that_do_not_go_together(tsc: Any, folder: Path, tmp_path: Path)
     chat, out = tmp_path / "m.json", tmp_path / "t.tsc"
     chat.write_text(json.dumps([USER]))
     for words, reason in (
-        (("hi", "--system", "x"), "--system goes with --messages"),
-        (("hi", "--enable-thinking"), "--enable-thinking goes with --messages"),
-        (("hi", "--template", "a=1"), "--template goes with --messages"),
+        (("hi", "--system", "x"), "--system needs --messages"),
+        (("hi", "--enable-thinking"), "--enable-thinking needs --messages"),
+        (("hi", "--template", "a=1"), "--template needs --messages"),
         (("hi", "--messages", chat), "give one prompt"),
         (("--messages", chat, "--template", "a"), "is not KEY=VALUE"),
         (("--messages", chat, "--template", "tokenize=1"), "tokenize is no variable of a template"),

@@ -283,7 +283,7 @@ def test_wrong_words_are_refused(tsc: Any, place: Path, elsewhere: Path, tmp_pat
     refused(compress(tsc, place, *model, "--quality", "x"), "there is no quality 'x'", "near-exact, high, balanced")
     refused(
         compress(tsc, place, *model, "--quality", "high", "--max-kl", 0.1),
-        "--quality and --max-kl or --min-top1 ask for different things",
+        "--quality and --max-kl or --min-top1 cannot be combined",
         "",
     )
     refused(compress(tsc, place, *model, "--bits", 2, "-t", "63x"), "--tier and --bits ask for different", "")

@@ -41,7 +41,7 @@ class CaptureOptions:
         every: a snapshot after each `every` of them (and after the last).
         chunk: tokens of the prompt in one forward pass.
         temperature, seed: how the decoded tokens are chosen; 0 is greedy.
-        keyframe_interval: store all rows again at every such snapshot (the reports' kf); None never does.
+        keyframe_interval: store all rows again at every such snapshot (a keyframe); None never does.
         attention: observe which attention the prompt's rows receive, which `h2o` eviction goes by.
         allow_beyond_positions: go on beyond the positions that the model was made for; never beyond those it has.
     """
