@@ -128,7 +128,7 @@ NextMessages = Annotated[
         "--messages",
         metavar="FILE",
         show_default=False,
-        help="The next messages as JSON: new turns of a chat, or the whole chat if it begins with the session's.",
+        help="The next messages as JSON: new turns, or the whole chat if its tokens begin with the session's.",
     ),
 ]
 System = Annotated[
