@@ -218,7 +218,7 @@ def test_a_whole_conversation_is_told_from_new_turns() -> None:
 @pytest.mark.parametrize(
     ("template", "held", "reason"),
     [
-        (CHATML, "Once upon a time", "no chat of this template"),
+        (CHATML, "Once upon a time", "not a chat of this template"),
         (FORGETS, f"{FIRST}<think>x</think>Well", "writes earlier turns anew"),
         (LAST_ONLY, f"{FIRST}Well", "writes earlier turns anew"),
         (SYSTEM_LAST, f"{FIRST}Well", "writes earlier turns anew"),
