@@ -1,6 +1,7 @@
-"""Fills the tables of docs/claims.md and docs/klt.md from docs/benchmarks/*.json: `python docs/generate_claims.py`.
+"""Fills the tables of README.md, docs/claims.md and docs/klt.md from docs/benchmarks/*.json.
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test fails when it differs from the measurements.
+Run `python docs/generate_claims.py`.  A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test
+fails when it differs from the measurements.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 import tables
 
 DOCS = Path(__file__).parent
-PAGES = [DOCS / "claims.md", DOCS / "klt.md"]
+PAGES = [DOCS / "claims.md", DOCS / "klt.md", DOCS.parent / "README.md"]
+IN_SHORT = ["q8_0", "KIVI-4", "nexusquant K4V4", "KIVI-2"]  # of other projects, beside codec klt in the README
 
 
 def table(name: str) -> str:
@@ -20,7 +22,8 @@ def table(name: str) -> str:
     suite, _, kind = name.partition(":")
     facts = json.loads((DOCS / "benchmarks" / f"{suite}.json").read_text("utf-8"))
     if suite.startswith("ladder"):
-        return _compared(facts) if kind == "comparison" else _ladder(facts, kind)
+        by_kind = {"comparison": _compared, "short": _in_short}
+        return by_kind[kind](facts) if kind in by_kind else _ladder(facts, kind)
     if suite == "needle":
         return _needle(facts)
     rows = [row for row in facts["rows"] if not kind or row["kind"] == kind]
@@ -72,6 +75,26 @@ def _ladder(facts: dict[str, Any], kind: str) -> str:
                 *([f"{asked['max_kl']:g}"] if limits else []),
                 f"{row['top1']:.4f} ± {row['top1_se_prompts']:.1g}",
                 *([f"{asked['min_top1']:g}"] if limits else []),
+            ]
+        )
+    return tables.lines(lines)
+
+
+def _in_short(facts: dict[str, Any]) -> str:
+    """The README's table, with ratios to float32 and to bfloat16."""
+    lines = [["", "of fp32", "of bf16", "bits a value", "mean KL", "same top-1"]]
+    rows = {row["label"]: row for row in facts["rows"]}
+    chosen = [label for label, row in rows.items() if row["kind"] == "klt"] + IN_SHORT
+    for label in chosen:
+        ratio = rows[label]["ratio_final_fp32"]
+        lines.append(
+            [
+                f"`--tier {label.removeprefix('klt ')}`" if label.startswith("klt ") else label,
+                f"{ratio:.4g}x",
+                f"{ratio / 2:.4g}x",
+                f"{32 / ratio:.3f}",
+                f"{rows[label]['kl_mean']:.2g}",
+                f"{rows[label]['top1']:.4f}",
             ]
         )
     return tables.lines(lines)

@@ -140,7 +140,7 @@ def test_template_variables() -> None:
     said(tokenizer, [USER], template={"nosuch": 1}, say=notes.append)
     assert notes == ["the chat template has no variable nosuch, so that it changes nothing"]
     for key in ("tokenize", "messages", "conversation", "return_tensors", "continue_final_message"):
-        with pytest.raises(UsageError, match=f"{key} is no variable"):
+        with pytest.raises(UsageError, match=f"{key} is not a variable"):
             chat_tokens(tokenizer, [USER], template={key: 1})
     with pytest.raises(UsageError, match="begin with a system message already"):
         chat_tokens(tokenizer, [{"role": "system", "content": "x"}, USER], system="y")
@@ -218,7 +218,7 @@ def test_a_whole_conversation_is_told_from_new_turns() -> None:
 @pytest.mark.parametrize(
     ("template", "held", "reason"),
     [
-        (CHATML, "Once upon a time", "no chat of this template"),
+        (CHATML, "Once upon a time", "not a chat of this template"),
         (FORGETS, f"{FIRST}<think>x</think>Well", "writes earlier turns anew"),
         (LAST_ONLY, f"{FIRST}Well", "writes earlier turns anew"),
         (SYSTEM_LAST, f"{FIRST}Well", "writes earlier turns anew"),
@@ -291,13 +291,13 @@ def test_options_that_do_not_go_together(tsc: Any, folder: Path, tmp_path: Path)
     chat, out = tmp_path / "m.json", tmp_path / "t.tsc"
     chat.write_text(json.dumps([USER]))
     for words, reason in (
-        (("hi", "--system", "x"), "--system goes with --messages"),
-        (("hi", "--enable-thinking"), "--enable-thinking goes with --messages"),
-        (("hi", "--template", "a=1"), "--template goes with --messages"),
+        (("hi", "--system", "x"), "--system needs --messages"),
+        (("hi", "--enable-thinking"), "--enable-thinking needs --messages"),
+        (("hi", "--template", "a=1"), "--template needs --messages"),
         (("hi", "--messages", chat), "give one prompt"),
         (("--messages", chat, "--template", "a"), "is not KEY=VALUE"),
-        (("--messages", chat, "--template", "tokenize=1"), "tokenize is no variable of a template"),
-        (("--messages", chat, "--template", "self=1"), "self is no variable of a template"),
+        (("--messages", chat, "--template", "tokenize=1"), "tokenize is not a variable of a template"),
+        (("--messages", chat, "--template", "self=1"), "self is not a variable of a template"),
         (("--messages", chat, "--system", "a\udce9"), "--system is not UTF-8 text"),
     ):
         done = tsc("capture", *words, "-m", folder, "-o", out)

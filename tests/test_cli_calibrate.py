@@ -283,10 +283,10 @@ def test_wrong_words_are_refused(tsc: Any, place: Path, elsewhere: Path, tmp_pat
     refused(compress(tsc, place, *model, "--quality", "x"), "there is no quality 'x'", "near-exact, high, balanced")
     refused(
         compress(tsc, place, *model, "--quality", "high", "--max-kl", 0.1),
-        "--quality and --max-kl or --min-top1 ask for different things",
+        "--quality and --max-kl or --min-top1 cannot be combined",
         "",
     )
-    refused(compress(tsc, place, *model, "--bits", 2, "-t", "63x"), "--tier and --bits ask for different", "")
+    refused(compress(tsc, place, *model, "--bits", 2, "-t", "63x"), "--tier and --bits cannot be combined", "")
     refused(compress(tsc, place, *model, "--dry-run", "--max-kl", 0.1), "--dry-run shows tiers", "without --quality")
     refused(compress(tsc, place, "--no-verify", "-q", "-o", tmp_path / "x.tsc"), "the model is needed", "-m MODEL")
     refused(compress(tsc, place, *model, "--codec", "klt"), "codec klt needs a profile", "tsc calibrate makes one")

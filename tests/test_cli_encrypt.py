@@ -236,7 +236,7 @@ def test_nothing_is_written_over_a_key(tsc: Any, plain: Path, locked: Path, fold
         ("recover", locked),
     ):
         done = tsc(*command, *(words if command[0] != "decode" else ("-o", hard_link(key), *words[2:])))
-        assert_says(done, 2, "is read by this command, so that nothing is written over it")
+        assert_says(done, 2, "is an input of this command, and is not overwritten")
         assert key.read_bytes() == KEY
 
 
@@ -253,7 +253,7 @@ def test_the_environment_of_other_files(tsc: Any, plain: Path, locked: Path, mon
     assert "ok as far as shows without the key" in tsc("test", locked).out
     monkeypatch.setenv("TSC_KEY", "abc")
     done = tsc("inspect", locked)
-    assert_says(done, 2, f"{locked}: TSC_KEY is no key: 64 hexadecimal digits were expected")
+    assert_says(done, 2, f"{locked}: TSC_KEY is not a valid key: 64 hexadecimal digits were expected")
     assert "byte" not in done.err
     monkeypatch.delenv("TSC_KEY")
     assert_says(tsc("encrypt", plain, "-o", locked.with_name("x")), 2, "TSC_PASSPHRASE: ")
@@ -263,7 +263,7 @@ def test_key_files_that_are_none(tsc: Any, plain: Path, tmp_path: Path) -> None:
     for number, data in enumerate((b"", KEY[:31], KEY + b"\0", KEY.hex().encode()[:-2], b"g" * 64, bytes(8192))):
         path = key_file(tmp_path, data, f"k{number}")
         done = tsc("encrypt", plain, "-o", tmp_path / "x.tsc", "--key-file", path)
-        assert_says(done, 2, f"k{number}: is no key: 32 bytes or 64 hexadecimal digits were expected")
+        assert_says(done, 2, f"k{number}: is not a valid key: 32 bytes or 64 hexadecimal digits were expected")
     for path, text in ((tmp_path / "missing", "No such file"), (tmp_path, "Is a directory")):
         done = tsc("encrypt", plain, "-o", tmp_path / "x.tsc", "--key-file", path)
         assert_says(done, 2, f"cannot be read: {text}")
@@ -280,7 +280,7 @@ def test_a_key_file_that_others_may_read(tsc: Any, locked: Path, tmp_path: Path)
     for mode, told in ((0o600, False), (0o640, True), (0o604, True), (0o400, False)):
         done = tsc("inspect", locked, "--key-file", key_file(tmp_path, name=f"mode{mode:o}", mode=mode))
         assert done.code == 0
-        assert ("can be read by others than you: chmod 600 mends that" in done.err) is told
+        assert ("can be read by others: run chmod 600 on it" in done.err) is told
 
 
 def test_variables_that_hold_no_key(
@@ -291,7 +291,7 @@ def test_variables_that_hold_no_key(
         monkeypatch.setenv("TSC_KEY", text)
         for words in (["inspect", locked], ["encrypt", plain, "-o", tmp_path / "x.tsc"]):
             done = tsc(*words)
-            assert_says(done, 2, "TSC_KEY is no key: 64 hexadecimal digits were expected")
+            assert_says(done, 2, "TSC_KEY is not a valid key: 64 hexadecimal digits were expected")
             assert not text or text not in done.err
     monkeypatch.delenv("TSC_KEY")
     monkeypatch.setenv("TSC_PASSPHRASE", "")
@@ -301,7 +301,7 @@ def test_variables_that_hold_no_key(
 def test_a_passphrase_that_is_typed(tsc: Any, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "x.tsc"
     words = ["encrypt", plain, "-o", target, "-q"]
-    assert_says(tsc(*words), 2, "nothing to encrypt with")  # nobody is there
+    assert_says(tsc(*words), 2, "no key or passphrase to encrypt with")  # nobody is there
     for answers, message in (
         ((PASSPHRASE, PASSPHRASE + "x"), "the two passphrases differ"),
         (("", ""), "the passphrase is empty"),
@@ -394,8 +394,8 @@ def test_capture_writes_nothing_in_the_clear(
 
 def test_capture_and_its_options(tsc: Any, folder: Path, key: list[object], tmp_path: Path) -> None:
     words = ["capture", TEXT, "-m", folder, "--steps", 1, "-o", tmp_path / "t.tsc"]
-    assert_says(tsc(*words, *key), 2, "--key-file goes with --encrypt")
-    assert_says(tsc(*words, "--encrypt"), 2, "nothing to encrypt with")
+    assert_says(tsc(*words, *key), 2, "--key-file needs --encrypt")
+    assert_says(tsc(*words, "--encrypt"), 2, "no key or passphrase to encrypt with")
     assert_says(tsc(*words, "--encrypt", *key, "--deterministic"), 2, "an encrypted file is never the same twice")
     assert not (tmp_path / "t.tsc").exists()
 

@@ -144,7 +144,7 @@ BAD = {
     "figure nowhere": (["FILE", "--plot", "no/where.png"], 2, "the folder does not exist"),
     "skip": (["FILE", "--skip", "310"], 2, "has 14 rows after the first 310 tokens"),
     "negative skip": (["FILE", "--skip", "-1"], 2, "Invalid value for '--skip'"),
-    "model unused": (["FILE", "-m", "x", "--no-rope"], 2, "--no-rope does not ask"),
+    "model unused": (["FILE", "-m", "x", "--no-rope"], 2, "--no-rope leaves that out"),
     "no model": (["FILE", "-m", "./nowhere"], 2, "no such model"),
     "one token": (["ONE"], 2, "has 0 rows after the first 4 tokens"),
     "damaged": (["CUT"], 3, ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -31,7 +32,12 @@ def test_the_generated_page_is_fresh(page: str, script: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "script", "tables"),
-    [("claims.md", "generate_claims", 5), ("klt.md", "generate_claims", 6), ("probes.md", "generate_probes", 5)],
+    [
+        ("claims.md", "generate_claims", 5),
+        ("klt.md", "generate_claims", 6),
+        ("../README.md", "generate_claims", 1),
+        ("probes.md", "generate_probes", 5),
+    ],
 )
 def test_the_tables_are_the_measurements(page: str, script: str, tables: int) -> None:
     code = (
@@ -42,6 +48,21 @@ def test_the_tables_are_the_measurements(page: str, script: str, tables: int) ->
     text = (ROOT / "docs" / page).read_text("utf-8")
     assert done.stdout == text, f"run python docs/{script}.py"
     assert text.count("<!-- table ") == tables
+
+
+def test_the_picture_shows_every_row_of_the_measurement(tmp_path: Path) -> None:
+    code = (
+        "import sys, json; sys.path.insert(0, 'docs'); import generate_picture as g; from pathlib import Path; "
+        f"g.draw(Path({str(tmp_path / 'ratio.png')!r})); print(json.dumps(g.points()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    points = json.loads(done.stdout)
+    rows = json.loads((ROOT / "docs" / "benchmarks" / "ladder.json").read_text("utf-8"))["rows"]
+    assert points == {
+        kind: {row["label"]: [row["ratio_final_fp32"] / 2, row["kl_mean"]] for row in rows if row["kind"] == kind}
+        for kind in ("klt", "baseline", "peer")
+    }
+    assert (tmp_path / "ratio.png").stat().st_size > 10_000
 
 
 def test_the_readme_gives_exactly_two_setup_lines() -> None:
@@ -82,6 +103,8 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
         ("at most 1 MiB", limits.MAX_JSON_BYTES == 1 << 20),
         ("nested at most 16 deep", limits.MAX_JSON_DEPTH == 16),
         ("65,536 code points", limits.MAX_STRING == 65536),
+        ("outside ±(2^63 − 1)", limits.MAX_INTEGER == 2**63 - 1),
+        ("At most 4,096 tensors of at most 8", (limits.MAX_TENSORS, limits.MAX_TENSOR_RANK) == (4096, 8)),
         ("in all 1 to 4,096", limits.MAX_LAYERS == 4096),
         ("H, DK, DV, W from 1 to 2^20", limits.MAX_EXTENT == 1 << 20),
         ("at most 2^26 rows, and 2^26 token ids, in all", limits.MAX_ROWS == 1 << 26),

@@ -66,7 +66,7 @@ def test_a_panic_inside_a_tokenizer_prints_nothing_of_its_own(
     broken = state(TOKENIZER, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
     assert main.run(["capture", "hi", "-m", str(changed(sound, tmp_path, broken)), "-o", str(tmp_path / "x.tsc")]) == 2
     error, hint = capfd.readouterr().err.splitlines()
-    assert error.startswith(f"tsc: error: {tmp_path}/model/tokenizer.json: is no tokenizer: ")
+    assert error.startswith(f"tsc: error: {tmp_path}/model/tokenizer.json: is not a tokenizer: ")
     assert hint.startswith("hint: ")
 
 

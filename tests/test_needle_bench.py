@@ -85,4 +85,4 @@ def test_a_profile_is_needed(tsc: Any, place: Path) -> None:
 def test_what_the_suite_does_not_heed_is_refused(tsc: Any, place: Path, option: str) -> None:
     done = tsc("bench", place / "text.txt", "--suite", "needle", option, "64", "-o", place / "n.json")
     assert done.code == 2
-    assert f"{option} does not go with the needle suite" in done.err
+    assert f"{option} cannot be used with the needle suite" in done.err

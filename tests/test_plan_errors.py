@@ -145,7 +145,7 @@ FILES: dict[str, tuple[bytes | Values | list[Any], int, str]] = {
     "encoder and decoder": ({**LLAMA_3_8B, "is_encoder_decoder": True}, 3, "'is_encoder_decoder': True is not known"),
     "both directions": (gemma(use_bidirectional_attention=True), 3, "'text_config.use_bidirectional_attention': True"),
     "no dtype": (without(LLAMA_3_8B, "torch_dtype"), 3, "field 'dtype': is missing"),
-    "odd dtype": ({**LLAMA_3_8B, "torch_dtype": "int8"}, 3, "field 'torch_dtype': 'int8' is no dtype of a cache"),
+    "odd dtype": ({**LLAMA_3_8B, "torch_dtype": "int8"}, 3, "field 'torch_dtype': 'int8' is not a dtype of a cache"),
     "dtype no string": ({**LLAMA_3_8B, "torch_dtype": 16}, 3, "field 'torch_dtype': a string was expected"),
     "a quantized cache": (
         {**LLAMA_3_8B, "quantization_config": {"kv_cache_scheme": {"num_bits": 8}}},

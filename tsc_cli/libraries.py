@@ -1,4 +1,4 @@
-"""Other libraries: their bars and warnings are kept out of a command's output, their want of memory is recognized."""
+"""Other libraries: their bars and warnings are kept quiet, and their out-of-memory errors are recognized."""
 
 from __future__ import annotations
 

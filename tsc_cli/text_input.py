@@ -101,7 +101,7 @@ def of_system(text: str, name: str) -> str:
         data = os.fsencode(text)
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{name} holds half of a surrogate pair at character {error.start}, which is no text"
+            f"{name} holds half of a surrogate pair at character {error.start}, which is not valid text"
         ) from None
     try:
         return data.decode("utf-8")
@@ -138,7 +138,7 @@ def is_text(value: Any) -> bool:
 def require_text(value: Any, what: str) -> None:
     """Raise UsageError for text or JSON that holds half of a surrogate pair."""
     if not is_text(value):
-        raise UsageError(f"{what} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text")
+        raise UsageError(f"{what} holds half of a surrogate pair (\\ud800 to \\udfff), which is not valid text")
 
 
 def shown(name: str) -> str:

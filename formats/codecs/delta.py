@@ -56,7 +56,7 @@ class DeltaSettings:
         max_delta_error: largest relative error |x - x'| / |x| of a row; 0 calibrates it on the rows of each record,
             to twice the median error that they have by themselves.
         kf: longest chain of residuals; the next row of the chain stands by itself.
-        prefer_append_for_growing: code the rows that a growing cache appends by themselves, as the reports do; false
+        prefer_append_for_growing: code the rows that a growing cache appends by themselves, as published; false
             predicts each from the row before it where that helps (keys: mostly; values: rarely; docs/claims.md).
         keyframe_bits: of the first snapshot's rows, 2 to 16 (codec scalar); 0 keeps them exactly.
     """

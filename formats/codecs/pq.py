@@ -1,4 +1,4 @@
-"""Product quantization with a fallback (the TSC reports' tier 219x; Jegou, Douze and Schmid, PAMI 2011)."""
+"""Product quantization with a fallback (tier 219x as published; Jegou, Douze and Schmid, PAMI 2011)."""
 
 from __future__ import annotations
 

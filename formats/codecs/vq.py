@@ -1,4 +1,4 @@
-"""Vector quantization with a fallback (the TSC reports' tiers 125x, 429x and 1034x)."""
+"""Vector quantization with a fallback (tiers 125x, 429x and 1034x as published)."""
 
 from __future__ import annotations
 

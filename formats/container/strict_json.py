@@ -25,14 +25,14 @@ def dumps(value: Any) -> bytes:
     """The canonical text of `value`: sorted keys, no spaces, UTF-8.  Equal values give equal bytes.
 
     Raises:
-        UsageError: a string holds half of a surrogate pair, which is no text and which no reader would take.
+        UsageError: a string holds half of a surrogate pair, which is not valid text and which no reader would take.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         near = ascii(text[max(error.start - 20, 0) : error.start + 1])
-        raise UsageError(f"half of a surrogate pair is no text, and cannot be stored: near {near}") from None
+        raise UsageError(f"half of a surrogate pair is not valid text, and cannot be stored: near {near}") from None
 
 
 def loads(

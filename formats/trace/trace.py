@@ -210,7 +210,7 @@ class Trace:
 
     @property
     def raw_bytes(self) -> int:
-        """Sum over the snapshots of their tensors' bytes as captured: what the TSC reports divide by."""
+        """Sum over the snapshots of their tensors' bytes as captured: the numerator of a ratio."""
         if self.captured_bytes is not None:
             return self.captured_bytes[0]
         return sum(viewing.raw_bytes(self.geometry, view) for view in self.views)

@@ -142,7 +142,7 @@ def test_a_state_does_not_take_the_place_of_keys(tsc: Any, tmp_path: Path) -> No
     (tmp_path / "states.tsc").write_bytes(craft.build())
     done = tsc("decode", tmp_path / "states.tsc", "-o", tmp_path / "out.safetensors")
     assert done.code == 3
-    assert f"layer {layer} has a state named 'keys', as its rows are in the output" in done.err
+    assert f"layer {layer} has a state with the name of its rows, 'keys'" in done.err
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -29,62 +29,62 @@ TESTS = [
     "tests/attacks",
 ]
 FOUND = ROOT / "docs" / "reliability.json"
-HEAD = """# What was done to files and processes, and what came of it
+HEAD = """# Faults: what was tried, and what happened
 
-Written by `python -m tests.reliability --full -n 2 --dist worksteal`, which replaces the rows that it runs: each row
-stands as it was last run, and says which share; of a row without long tests the quick share is all. The counts are
-those that the tests made, and stand in [reliability.json](reliability.json). `python -m pytest` runs the quick share,
-`python -m pytest -m full` the rest. A row passes if each of its tests does; a test fails on the first wrong tensor,
-lost file, other error or other exit code.
+`python -m tests.reliability --full -n 2 --dist worksteal` writes this page and
+[reliability.json](reliability.json), which has the counts. It replaces the rows that it runs.
+`python -m pytest` runs the quick share of a row, and `python -m pytest -m full` the rest; a row
+without long tests has only the quick share. A row passes if each of its tests does. A test fails at
+the first wrong tensor, lost file, unexpected error or unexpected exit code.
 
 | fault | what is done | share | count | result |
 | --- | --- | --- | --- | --- |
 """
 TAIL = """
-## A file is damaged: what to do
+## What to do with a damaged file
 
-1. Where the disk gives errors, copy the file first.
-2. `tsc doctor FILE` says what is wrong, and how many snapshots can be saved. An encrypted file needs its key, here and
-   below.
-3. `tsc recover FILE -o SAVED.tsc` writes them into a new file, under new numbers. The input is not changed. Exit code 0
-   says that something was saved, not that all was: `"complete"` of `--json` tells. Where the format wants something
-   that is lost and that no snapshot needs, zeros stand for it.
-4. `tsc test SAVED.tsc`, then `tsc verify SAVED.tsc`: the new file promises no tier.
+1. If the disk reports errors, copy the file first: `doctor` and `recover` stop at an I/O error.
+2. `tsc doctor FILE` says what is wrong and how many snapshots can be saved. An encrypted file needs
+   its key.
+3. `tsc recover FILE -o SAVED.tsc` writes them into a new file, under new numbers, and leaves the
+   input as it is. Exit code 0 says that something was saved; `"complete"` of `--json` says whether
+   all was. Where the format requires something that is lost and that no snapshot needs, zeros stand
+   for it.
+4. Run `tsc test SAVED.tsc`, then `tsc verify SAVED.tsc`. The new file promises no tier.
 
-What a killed capture left is such a file, too: `.NAME.*.tmp` beside the output.
+A capture that was killed leaves such a file, too: `.NAME.*.tmp` beside the output. Labels and
+snapshots are written with each block of rows, that is when the prompt has 256 tokens, and after 256
+decoded ones. Later snapshots, and all of a shorter capture, are lost with the process. A session
+that is appended to keeps every acknowledged snapshot.
 
-## What these rows do not say
+## Limits of these tests
 
-- A process that is killed cannot clean up after itself. What it was writing stays beside the output as `.NAME.*.tmp`
-  (mode 0600, or that of the session that it appended to), harmless to every reader and writer; nothing removes it but
-  you. It holds what the output would have held: remove it where the text is private. All other ways of ending remove
-  it.
-- `compress`, `bench` and `verify --recompute` write scratch files into a folder `tsc-*` (mode 0700) of the system's
-  temporary folder. A process that is killed leaves it there, with a cache in it: remove it, too. Those of an encrypted
-  file are encrypted with a key that is gone.
-- `tsc recover` takes such a remainder of a capture, too. Labels and snapshots are written with each block of rows, that
-  is when the prompt has 256 tokens, and after 256 decoded ones: snapshots since then, and all of a capture that has not
-  come so far, are lost with the process. A session that is appended to loses nothing that was acknowledged.
-- When the very last step, the sync of the folder, fails, the new file is in place and whole; the command says that it
-  failed, since nobody knows whether the name survives a power cut.
-- Disks that fail are imitated (a call that returns an error, a kernel limit on the length of files), and so is want of
-  memory (a limit on address space, for processes that have imported their libraries). Python itself may wait for ever
-  for a thread that dies for want of memory as it is born; `tsc` hashes weights in threads when a model is compared.
-  Libraries written in Rust (that of codec klt's entropy coder, tokenizers) may end the process where they get none:
-  then a temporary file stays, as if it had been killed.
-- A cache of yours that is being filled (`to_cache(..., into=cache)`) is not emptied again if memory runs out on the
-  way.
-- Records that are exchanged by somebody who makes the checksums right again make a valid file that says something
-  else; see [SECURITY.md](../SECURITY.md).
-- `recover` keeps a snapshot whole or not at all. What it is tested against are files whose snapshots come one after
-  the other; in a file that `compress` or `save` wrote, labels and snapshots stand at the end, so that one that was cut
-  off before them gives no snapshot.
-- A session's lock keeps out other processes that append to it or record into it with `tsc`, on file systems that know
-  locks; it keeps out nobody who writes to the file by other means. `.NAME.lock` stays beside the file, empty.
-- A second `tsc capture --append` does not wait: it is refused (exit 2). Callers of the library may give it time.
-- Where a file cannot be read (an I/O error, not damage), `recover` and `doctor` stop: copy the disk first.
-- That a line was run does not say that a test looks at what it did. `python -m tests.reliability.coverage` measures the
-  one (`--missing` lists what is left), `python -m tests.reliability.guards` the other, for checks: it removes each.
+- A process that is killed leaves `.NAME.*.tmp` beside the output (mode 0600, or that of the session
+  that it appended to). Readers and writers ignore it. It holds what the output would have held:
+  remove it where the text is private.
+- `compress`, `bench` and `verify --recompute` write scratch files into a folder `tsc-*` (mode 0700)
+  of the system's temporary folder. A process that is killed leaves it there, with a cache in it:
+  remove it, too. Those of an encrypted file are encrypted with a key that is gone.
+- If the sync of the folder, the last step of writing, fails, the new file is complete and in place.
+  The command reports the failure, since the name may not survive a power cut.
+- Failing disks are simulated (a call that returns an error, a kernel limit on the length of files),
+  and so is a lack of memory (a limit on address space, for processes that have imported their
+  libraries). Python may wait forever for a thread that runs out of memory as it starts; `tsc`
+  hashes weights in threads. Libraries written in Rust (codec klt's entropy coder, tokenizers) may
+  end the process when they run out of memory, which leaves a temporary file.
+- If memory runs out while `to_cache(..., into=cache)` fills your cache, the cache is not emptied
+  again.
+- Somebody who exchanges records and recomputes the checksums makes a valid file with other
+  contents; see [SECURITY.md](../SECURITY.md).
+- `recover` keeps a snapshot whole or not at all. It is tested on files whose snapshots follow one
+  another. `compress` and `save` write labels and snapshots at the end, and a file that was cut off
+  before them gives no snapshot.
+- A session's lock keeps out other `tsc` processes that append or record, on file systems with
+  locks; other programs can still write. `.NAME.lock` stays beside the file, empty. A second `tsc
+  capture --append` is refused (exit 2) and does not wait; callers of the library may give it time.
+- A line that was run may still be untested. `python -m tests.reliability.coverage` measures which
+  lines are run (`--missing` lists the rest). `python -m tests.reliability.guards` removes each
+  check and expects a test to fail.
 """
 
 

@@ -79,7 +79,7 @@ def restore(path: str, model: str, headroom: int) -> int:
     cache = None
     _limit(headroom)
     try:
-        # the weights are not hashed: Python waits for ever for a thread that dies for want of memory as it is born
+        # the weights are not hashed: Python waits forever for a thread that runs out of memory as it starts
         cache = to_cache(load(path), loaded.model, allow_model_mismatch=True)
     except Exception as error:
         _limit(-1)

@@ -219,8 +219,8 @@ def test_out_of_memory(headrooms: list[float], nursery: Nursery, large: Path, tm
                 assert (code, lines.count("tsc: error: out of memory")) == (2, 1), (words, megabytes, log)
                 assert not any("Traceback" in line or "bug" in line for line in lines)
                 assert list(tmp_path.iterdir()) == []
-                counts["refused for want of memory"] += 1
-    assert counts["refused for want of memory"] >= len(headrooms)
+                counts["refused for lack of memory"] += 1
+    assert counts["refused for lack of memory"] >= len(headrooms)
 
 
 @pytest.mark.parametrize("headrooms", [pytest.param(FEW, id="some"), pytest.param(MANY, id="many", marks=full)])
@@ -238,8 +238,8 @@ def test_no_half_restored_cache(
             counts["half-restored caches"] += 0
             last = log.splitlines()[-1]
             assert (code, last) == (0, "restored 3") or (code == 2 and last.endswith("none")), log
-            counts["refused for want of memory"] += code == 2
-    assert counts["refused for want of memory"] > 1
+            counts["refused for lack of memory"] += code == 2
+    assert counts["refused for lack of memory"] > 1
 
 
 def test_the_large_file_is_what_it_says(large: Path) -> None:

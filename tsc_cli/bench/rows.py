@@ -23,7 +23,7 @@ class Row:
     """One line of a table: a recipe, a tier whose recipe is to be found for each prompt, or another project's codec.
 
     Attributes:
-        kind: "published" (the reports' recipe), "promised" (rate control), "hand", "klt", "baseline" or "peer".
+        kind: "published" (the published recipe), "promised" (rate control), "hand", "klt", "baseline" or "peer".
     """
 
     label: str

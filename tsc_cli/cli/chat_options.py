@@ -1,4 +1,4 @@
-"""`--messages` and what goes with it, as several commands take them."""
+"""The option `--messages` and those that need it, shared by several commands."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Chat:
             given = {"--system": system, "--enable-thinking": thinking, "--template": template or None}
             alone = next((name for name, value in given.items() if value is not None), None)
             if alone is not None:
-                raise UsageError(f"{alone} goes with --messages", hint="--messages FILE gives a chat as JSON")
+                raise UsageError(f"{alone} needs --messages", hint="--messages FILE gives a chat as JSON")
             return None
         if beside is not None:
             raise UsageError("give one prompt", hint="as text, or as a chat with --messages")

@@ -34,7 +34,7 @@ def check_output(path: str, *, overwrite: bool, read: Iterable[str | None] = ())
     else:
         for one in read:  # first: the other refusal would recommend --force
             if one is not None and os.path.exists(path) and os.path.exists(one) and os.path.samefile(path, one):
-                raise UsageError("is read by this command, so that nothing is written over it", path=path)
+                raise UsageError("is an input of this command, and is not overwritten", path=path)
         refuse_existing(Path(path), overwrite=overwrite)
 
 
@@ -68,7 +68,9 @@ def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) 
     except UnsupportedCacheError as error:
         if not forced:
             raise
-        message(f"--force-model-mismatch: nothing was compared, {error.message}; the results may be meaningless")
+        message(
+            f"--force-model-mismatch: the models were not compared: {error.message}; the results may be meaningless"
+        )
         return
     differs = fingerprint.difference(trace.fingerprint, found)
     if forced and differs is not None:

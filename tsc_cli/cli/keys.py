@@ -44,7 +44,7 @@ class Keys:
         """`source`, with what has to be typed for this file typed: later a progress bar would write over the question.
 
         Raises:
-            UsageError: what was typed is no passphrase.
+            UsageError: the typed text is not a valid passphrase.
         """
         if self._key is None and self._may_ask:
             scheme = _scheme_of(path)
@@ -63,7 +63,7 @@ class Keys:
 
         Raises:
             LockedError: there is none.
-            UsageError: what there is, is no key or no passphrase.
+            UsageError: it is not a valid key or passphrase.
         """
         if scheme is Scheme.KEY:
             found = self._key or _key_of_environment()
@@ -90,7 +90,7 @@ class Keys:
             return found
         if not self._may_ask:
             where = f"--key-file KEYFILE, {KEY_VARIABLE} or {PASSPHRASE_VARIABLE}"
-            raise UsageError("nothing to encrypt with", hint=f"{where} gives it; {_MAKE}")
+            raise UsageError("no key or passphrase to encrypt with", hint=f"{where} gives it; {_MAKE}")
         first = _type("new passphrase: ")
         if _type("the same again: ") != first:
             raise UsageError("the two passphrases differ")
@@ -126,10 +126,12 @@ def read_key(path: str) -> Secret:
     digits = data if len(data) == KEY_BYTES else _from_hex(data.decode("ascii", "replace"))
     if digits is None:
         raise UsageError(
-            f"is no key: {KEY_BYTES} bytes or {2 * KEY_BYTES} hexadecimal digits were expected", path=path, hint=_MAKE
+            f"is not a valid key: {KEY_BYTES} bytes or {2 * KEY_BYTES} hexadecimal digits were expected",
+            path=path,
+            hint=_MAKE,
         )
     if mode & (stat.S_IRWXG | stat.S_IRWXO) and stat.S_ISREG(mode):
-        message(f"{printable(path)} can be read by others than you: chmod 600 mends that")
+        message(f"{printable(path)} can be read by others: run chmod 600 on it")
     return Secret.of_key(digits)
 
 
@@ -139,7 +141,7 @@ def _key_of_environment() -> Secret | None:
         return None
     digits = _from_hex(text)
     if digits is None:
-        raise UsageError(f"{KEY_VARIABLE} is no key: {2 * KEY_BYTES} hexadecimal digits were expected")
+        raise UsageError(f"{KEY_VARIABLE} is not a valid key: {2 * KEY_BYTES} hexadecimal digits were expected")
     return Secret.of_key(digits)
 
 

@@ -1,7 +1,7 @@
 """The program's entry: runs the Typer app and turns every way of ending into a line and an exit code.
 
-0 ok; 1 a check ran and failed its threshold; 2 usage or I/O; 3 corrupt or unsupported file; 4 the asked tier or
-quality cannot be met; 101 a bug of ours; 130 interrupted.
+0 ok; 1 a check ran and failed its threshold; 2 usage or I/O; 3 corrupt or unsupported file; 4 the requested
+tier or quality cannot be met; 101 a bug of ours; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _explain(problem: Exception) -> int:
         return 2
     if isinstance(problem, UnicodeEncodeError) and not text_input.is_text(problem.object):
         output.error(
-            f"{text_input.shown(problem.object[:200])!r} is no text: a byte or half of a surrogate pair is not UTF-8"
+            f"{text_input.shown(problem.object[:200])!r} is not valid text: "
+            "a byte or half of a surrogate pair is not UTF-8"
         )
         return 2
     output.error(f"{type(problem).__name__}: {problem}", "this is a bug in tsc; TSC_DEBUG=1 shows where")

@@ -65,7 +65,7 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Let the model given with -m run Python code of its own: only if you know who wrote it.",
+        help="Let the model given with -m run its own Python code. Use it only if you trust the author.",
     ),
 ]
 Device = Annotated[
@@ -75,7 +75,7 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16; auto is the checkpoint's.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_INTEGER, help="Seed of whatever is sampled.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_INTEGER, help="Seed of everything that is sampled.")]
 Temperature = Annotated[
     float, typer.Option("--temperature", min=0.0, max=MOST_HEAT, callback=number, help="0 is greedy.")
 ]
@@ -103,14 +103,14 @@ Beyond = Annotated[
     bool,
     typer.Option(
         "--allow-beyond-positions",
-        help="Go on beyond the positions that the model was made for; never beyond those that it has.",
+        help="Allow positions beyond those that the model was made for, up to those that it has.",
     ),
 ]
 AnyModel = Annotated[
     bool,
     typer.Option(
         "--force-model-mismatch",
-        help="Go on although the file belongs to another model: the result is meaningless unless you know why.",
+        help="Continue although the file belongs to another model; the result is usually meaningless.",
     ),
 ]
 ChatMessages = Annotated[
@@ -128,7 +128,7 @@ NextMessages = Annotated[
         "--messages",
         metavar="FILE",
         show_default=False,
-        help="What comes next as JSON: new turns of a chat, or all of it if its tokens begin with the session's.",
+        help="The next messages as JSON: new turns, or the whole chat if its tokens begin with the session's.",
     ),
 ]
 System = Annotated[

@@ -39,7 +39,7 @@ class Target:
         given |= {"--bits": bits is not None, "--codec": codec is not None}
         if sum(given.values()) > 1:
             named = " and ".join(name for name, is_given in given.items() if is_given)
-            raise UsageError(f"{named} ask for different things: give one of them")
+            raise UsageError(f"{named} cannot be combined: give one of them")
         if codec is not None:
             return cls(codec)
         if tier is not None:

@@ -88,7 +88,7 @@ def summary(
 
 
 def published_text(tier: Tier) -> str:
-    """What the reports state of a tier."""
+    """The published figures of a tier."""
     one = tier.published
     assert one is not None
     stated = [f"{one.ratio:g}x"]

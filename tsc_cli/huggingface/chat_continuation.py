@@ -150,7 +150,7 @@ class _Turns:
         places = [session.rfind(one) + len(one) for one in self._headers() if one in session]
         if not places:
             raise UsageError(
-                "the session is no chat of this template: it has no assistant's turn",
+                "the session is not a chat of this template: it has no assistant's turn",
                 hint="give the prompt as text, or capture a chat with --messages",
             )
         answer = session[max(places) :]

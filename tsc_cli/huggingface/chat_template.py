@@ -53,7 +53,7 @@ def template_variables(tokenizer: Any, given: Mapping[str, Any], say: Say) -> di
     for key, value in given.items():
         require_text(value, f"the template variable {key}")
         if key in taken:
-            raise UsageError(f"{key} is no variable of a template")
+            raise UsageError(f"{key} is not a variable of a template")
         if not re.search(rf"\b{re.escape(key)}\b", sources):
             say(f"the chat template has no variable {key}, so that it changes nothing")
     return {"add_generation_prompt": True, **given}

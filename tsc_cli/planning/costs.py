@@ -59,7 +59,7 @@ def token_bytes(layers: Sequence[Layer], dtype: str, context: int) -> int:
 
 
 def by_query_heads(model: Model, context: int) -> int:
-    """Bytes of one cache if every query head had a KV head, as the TSC reports' Table 4 counts."""
+    """Bytes of one cache if every query head had a KV head, as the published Table 4 counts."""
     dtype_bytes = DTYPE_BYTES[model.dtype]
     return state_bytes(model) + sum(
         layer.row_bytes(context, dtype_bytes) * (layer.query_heads // layer.kv_heads if layer.kv_heads else 1)

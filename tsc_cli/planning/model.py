@@ -172,6 +172,6 @@ def _dtype(fields: Fields, outer: Fields) -> str:
             continue
         plain = text.removeprefix("torch.")
         if plain not in DTYPE_BYTES:
-            raise one.unsupported(name, f"{shown(text)} is no dtype of a cache", hint)
+            raise one.unsupported(name, f"{shown(text)} is not a dtype of a cache", hint)
         return plain
     raise fields.unsupported("dtype", "is missing", hint)

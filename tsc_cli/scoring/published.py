@@ -1,7 +1,7 @@
-"""Tiers: named promises about a file, and the recipes under these names in the TSC reports (March 2026).
+"""Tiers: named promises about a file, and the recipes published under these names (docs/claims.md).
 
 `Nx` promises that the bytes of the captured trace over the bytes of the file are at least N, everything counted and
-nothing rounded (`promises` holds a file against it), and that the KL is no worse than any that the reports state for a
+nothing rounded (`promises` holds a file against it), and that the KL is no worse than any that was published for a
 file at least as small: a larger file never has a worse limit than a smaller one.  A file that keeps the ratio only at
 a worse KL does not keep the tier.
 """
@@ -18,10 +18,10 @@ from formats.file import promises
 
 @dataclass(frozen=True)
 class Published:
-    """What the reports state of a tier, and the recipe that they describe.
+    """The published figures and recipe of a tier.
 
     Attributes:
-        where: the table or section of the reports.
+        where: the published table or section.
         ratio: trace over file, as stated.
         kl, top1, perplexity_change: as stated; None where they state none.
     """
@@ -42,7 +42,7 @@ class Tier:
     Attributes:
         ratio: trace over file, at least; None promises bit-exactness instead of a size.
         max_kl: mean KL that the promise includes.
-        published: the reports' tier of this name, if there is one.
+        published: the published tier of this name, if there is one.
     """
 
     name: str
@@ -100,7 +100,7 @@ _MOST = 10**9  # times smaller that may be asked for
 
 
 def tier_of(name: str) -> Tier:
-    """The tier of this name; any `Nx` is one, with the lowest KL of the reports' tiers that are at least as small.
+    """The tier of this name; any `Nx` is one, with the lowest KL of the published tiers that are at least as small.
 
     Raises:
         UsageError: it is neither.
@@ -150,7 +150,7 @@ def goal_of(quality: str) -> Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word for a measured KL, as the reports use them."""
+    """A published word for a measured KL."""
 
     word: str
     below: float
@@ -160,7 +160,7 @@ class Verdict:
 VERDICTS = (
     Verdict("exact", 1e-6, "no difference but rounding"),
     Verdict("proven", 0.01, "as good as the best 4-bit cache types"),
-    Verdict("defensible", 0.1, "the reports' own bound"),
+    Verdict("defensible", 0.1, "the published bound"),
     Verdict("borderline", 0.5, "text goes on sensibly, facts may be lost"),
     Verdict("archival", float("inf"), "keeps the gist; do not generate from it"),
 )

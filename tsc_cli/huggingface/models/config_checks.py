@@ -127,7 +127,7 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
     for name in (*_WIDTHS, "vocab_size"):
         value = values.get(name)
         if type(value) is int and value not in extents:
-            raise fields.error(name, f"is {value}, which is no extent of any tensor of the weights", _HINT)
+            raise fields.error(name, f"is {value}, which is not the extent of any tensor of the weights", _HINT)
     for name in ("num_hidden_layers", "n_layer"):
         value = values.get(name)
         if type(value) is int and value > len(tensors):

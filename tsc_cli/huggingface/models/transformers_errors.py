@@ -238,7 +238,7 @@ def _broken_tokenizer(folder: Path | None) -> UsageError | None:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         return UsageError(
-            f"is no tokenizer: {_reason(error).removeprefix('Exception: ')}",
+            f"is not a tokenizer: {_reason(error).removeprefix('Exception: ')}",
             path=path,
             hint="fetch the model again, or mend the file",
         )

@@ -1,4 +1,7 @@
-"""The reports' Figure 2: the ratio of adjacent layers and of the best reference, layer by layer, one panel a type."""
+"""The figure of the weight probe, layer by layer: the ratio of adjacent layers and of the best reference.
+
+One panel a type.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,7 @@ def _name_clipped(axes: Any, one: TypeReport, field: str, top: float, colour: st
 
 
 def _bits(axes: Any, reports: Sequence[TypeReport]) -> None:
-    """The decisive figure beside the reports': what coding the differences saves."""
+    """The decisive figure beside the published one: what coding the differences saves."""
     some = [one for one in reports if one.saved is not None]
     saved = [one.saved or 0.0 for one in some]
     axes.bar(range(len(some)), saved, color=[_ADJACENT if value < 0 else "#55a868" for value in saved], width=0.6)

@@ -1,6 +1,6 @@
 """What the tensors of a layer are called, and what is fused in them: one table for every family of models.
 
-To teach the probe a family, add a line to `TABLE`.  Types of matrices have the reports' names: q, k, v, o of attention,
+To teach the probe a family, add a line to `TABLE`.  Types of matrices have short names: q, k, v, o of attention,
 gate, up, down of the feed-forward part; an expert's are `expert.gate` and so on.
 """
 

@@ -33,7 +33,7 @@ class Entry:
     Attributes:
         layer, expert: whose matrix W it is.
         reference: the layer of the reference R: the one before, or the same of another model.
-        ratio: max|W - R| / max|R|, the reports' r.
+        ratio: max|W - R| / max|R|, called r.
         best, best_reference: the least r over all other layers, and which gives it; not against another model.
         frobenius: |W - R|_F / |W|_F.
         cosine: of W and R as vectors.

@@ -1,8 +1,8 @@
 """Every layer's matrix against every other's: largest difference, largest value, and all inner products.
 
-r = max|W_l - W_m| / max|W_m| is the reports' measure (Table 3).  The inner products give the rest for every pair at
-once: Frobenius norms, cosines, and what the best scalar factor leaves.  All layers are read side by side, a block of
-rows at a time, so that each weight is read once and memory does not depend on the size of the matrices.
+r = max|W_l - W_m| / max|W_m| is the published measure (docs/probes.md).  The inner products give the rest for every
+pair at once: Frobenius norms, cosines, and what the best scalar factor leaves.  All layers are read side by side, a
+block of rows at a time, so that each weight is read once and memory does not depend on the size of the matrices.
 """
 
 from __future__ import annotations

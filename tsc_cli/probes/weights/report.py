@@ -112,7 +112,7 @@ def text(reports: Sequence[TypeReport], stack: Stack, name: str, against: str | 
 
 
 def sentence(reports: Sequence[TypeReport], verdict: Verdict | None) -> str:
-    """The verdict in one line, as the reports give theirs."""
+    """The verdict in one line, for a person."""
     if verdict is None:
         return "global: none, all matrices are zero"
     ranges = [

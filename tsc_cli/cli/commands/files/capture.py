@@ -64,7 +64,9 @@ def command(
     template: Template = None,
     no_special_tokens: Annotated[
         bool,
-        typer.Option("--no-special-tokens", help="Add no beginning-of-text token and the like: the text has its own."),
+        typer.Option(
+            "--no-special-tokens", help="Do not add special tokens such as beginning-of-text; the text has its own."
+        ),
     ] = False,
     context: Annotated[
         int | None,
@@ -90,7 +92,7 @@ def command(
             min=1,
             max=MOST_TOKENS,
             metavar="K",
-            help="A snapshot only after every K steps, and after the last.",
+            help="Take a snapshot only after every K steps, and after the last.",
         ),
     ] = 1,
     keyframe_interval: Annotated[
@@ -118,7 +120,7 @@ def command(
             "--append",
             metavar="FILE",
             show_default=False,
-            help="Go on with a captured session: the prompt behind its last snapshot, and steps.",
+            help="Continue this session: feed the prompt after its last snapshot, then decode.",
         ),
     ] = None,
     temperature: Temperature = 0.0,
@@ -143,12 +145,12 @@ def command(
 ) -> None:
     """Capture a model's KV cache into a .tsc file.
 
-    The cache after the prompt, and after each of some decode steps, lossless. `--steps N` makes N + 1 snapshots: the
-    prompt's, and one after each decoded token (decoding goes on through an end-of-text token).
+    The cache is stored losslessly after the prompt and after each decode step. `--steps N` makes N + 1 snapshots: the
+    prompt's, and one after each decoded token (decoding continues through an end-of-text token).
 
-    With `--append FILE` a session grows: its last snapshot is restored, the prompt is fed behind it, and the new
-    snapshots are on the disk when the command returns. One process appends at a time; others read the session before
-    or after. With `--messages` the new turns of a chat are fed, or the rest of a whole one: see tsc resume.
+    `--append FILE` continues a session: it restores the last snapshot, feeds the prompt, and has the new snapshots on
+    the disk when it returns. One process appends at a time; others read the session before or after. `--messages` feeds
+    the new turns of a chat, or the rest of a whole one: see tsc resume.
 
     A KV cache reveals its prompt: treat the file as you treat the text.
     """
@@ -197,7 +199,7 @@ def command(
     if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
     if key_file is not None and not encrypt:
-        raise UsageError("--key-file goes with --encrypt")
+        raise UsageError("--key-file needs --encrypt")
     check_output(output, overwrite=overwrite, read=(prompt_file, messages, key_file))
     check_dtype(dtype)
     out = Output(as_json, quiet)

@@ -79,7 +79,7 @@ def command(
             max=MOST_KL,
             callback=number,
             show_default=False,
-            help="The smallest file whose mean KL in nats, measured on this very cache, is at most this.",
+            help="The smallest file whose mean KL in nats, measured on this cache, is at most this.",
         ),
     ] = None,
     min_top1: Annotated[
@@ -103,7 +103,7 @@ def command(
             max=128,
             callback=number,
             show_default=False,
-            help="The best file of at most so many bits a stored value, everything counted.",
+            help="The best file of at most this many bits a stored value, everything counted.",
         ),
     ] = None,
     profile: Annotated[
@@ -116,11 +116,10 @@ def command(
         ),
     ] = None,
     embed_profile: Annotated[
-        bool, typer.Option("--embed-profile", help="Hold the profile in the file, so that it can be read anywhere.")
+        bool, typer.Option("--embed-profile", help="Store the profile in the file, so that it can be read anywhere.")
     ] = False,
     as_published: Annotated[
-        bool,
-        typer.Option("--as-published", help="Use the TSC reports' own recipe for the tier, whatever ratio comes out."),
+        bool, typer.Option("--as-published", help="Use the published recipe of the tier, whatever ratio results.")
     ] = False,
     codec: Annotated[
         str | None,
@@ -141,7 +140,7 @@ def command(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing; show what the tier, or every tier, would give.")
+        bool, typer.Option("--dry-run", help="Only show what the tier, or every tier, would give.")
     ] = False,
     verify: Annotated[
         bool | None,
@@ -168,10 +167,9 @@ def command(
 ) -> None:
     """Compress a captured file.
 
-    Ask for a quality, and the smallest file that keeps it is written; or for a size. A tier is a promise of size: raw
-    bytes of the captured trace over bytes of the file, everything counted, and the KL that goes with it. If nothing
-    keeps the promise, nothing is written (exit 4). A profile of the model (tsc calibrate) makes files several times
-    smaller.
+    Ask for a quality to get the smallest file that keeps it, or for a size to get the best one. A tier promises a size
+    (raw bytes of the captured trace over bytes of the file, everything counted) and a KL. If no file can keep the
+    promise, no file is written (exit 4). A profile of the model (tsc calibrate) makes files several times smaller.
     """
     from formats import load
     from formats.codecs.klt import profile_store
@@ -184,9 +182,9 @@ def command(
     if codec is None and (settings or evict):
         raise UsageError("--set and --evict go with --codec")
     if as_published and tier is None and not (dry_run and target.default):
-        raise UsageError("--as-published goes with --tier")
+        raise UsageError("--as-published needs --tier")
     if as_published and target.tier is not None and target.tier.published is None:
-        raise UsageError(f"the reports have no tier {tier}", hint=f"they have {', '.join(TIERS)}")
+        raise UsageError(f"no recipe was published for tier {tier}", hint=f"published: {', '.join(TIERS)}")
     if dry_run and not target.default and target.tier is None and codec is None:
         raise UsageError("--dry-run shows tiers", hint="without --quality, --max-kl, --min-top1 and --bits")
     path = output or f"{PurePath(file).with_suffix('')}.{codec or target.name}.tsc"
@@ -279,7 +277,7 @@ def compressor_for(
         source.captured_bytes  # noqa: B018 - read now, under the bar
     if not wanted:
         if verify is None:
-            out.note("the model is not on this machine: nothing is measured (-m gives one)")
+            out.note("the model is not on this machine, so the KL is not measured (-m gives one)")
         return Compressor(source, None, profile=profile, embed_profile=embed_profile)
     from tsc_cli.huggingface.fingerprint import fingerprint
     from tsc_cli.scoring.scorer import Judge

@@ -54,7 +54,7 @@ def command(
     wanted = numbers(layers, len(trace.geometry.layers), "layer")
     out = Output(as_json, quiet)
     if trace.secret is not None:
-        out.note("the tensors are not encrypted: the text can be made of them")
+        out.note("the tensors are not encrypted, and the text can be reconstructed from them")
     with out.progress("decoding"):
         moment = trace.snapshot(number, layers=wanted)
     from formats.container.safetensors_buffer import pack
@@ -98,6 +98,6 @@ def _tensors(trace: Trace, number: int, moment: Moment, wanted: list[int]) -> di
         for name, state in moment.states[slot].items():
             title = f"layers.{layer}.{name}"
             if title in tensors:  # one of the two would be lost
-                raise UnsupportedFileError(f"layer {layer} has a state named {name!r}, as its rows are in the output")
+                raise UnsupportedFileError(f"layer {layer} has a state with the name of its rows, {name!r}")
             tensors[title] = state.contiguous()
     return tensors

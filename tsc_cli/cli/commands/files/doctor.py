@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def command(file: File, key_file: KeyFile = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """List everything that is wrong with a .tsc file, or unusual, with byte offsets.
 
-    Goes on after the first problem, unlike tsc test, and says what tsc recover could save. Needs no model and no torch.
-    Exit code 3 if the file is damaged or unsupported; what is only unusual is no damage.
+    Unlike tsc test, it continues after the first problem, and it says what tsc recover could save. It needs neither a
+    model nor torch. The exit code is 3 if the file is damaged or unsupported, but 0 if it is only unusual.
     """
     from formats.repair.diagnose import diagnose
     from tsc_cli.cli.keys import Keys

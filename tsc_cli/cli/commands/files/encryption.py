@@ -29,12 +29,12 @@ def encrypt(
 ) -> None:
     """Write an encrypted copy of a .tsc file.
 
-    AES-256-GCM, record by record. The key is that of --key-file (32 bytes or 64 hexadecimal digits), else of TSC_KEY;
-    else it is made of the passphrase in TSC_PASSPHRASE, or of one that is typed, by scrypt. The commands that read the
-    copy take the key in the same ways, and what they make of it is encrypted, too.
+    Each record is encrypted with AES-256-GCM. The key comes from --key-file (32 bytes or 64 hexadecimal digits) or
+    TSC_KEY; otherwise scrypt derives it from the passphrase in TSC_PASSPHRASE, or from one that is typed. Commands that
+    read the copy take the key in the same ways, and encrypt the files that they make from it.
 
-    What anybody can still read: how many tokens, snapshots, layers and bytes there are. The original is
-    kept, unless it is the output, too.
+    The numbers of tokens, snapshots, layers and bytes stay readable. The original is kept, unless it is also the
+    output.
     """
     from formats.file.reader import TraceFile
     from formats.file.rewrite import encrypt as write
@@ -64,7 +64,7 @@ def decrypt(
 ) -> None:
     """Write a copy of an encrypted .tsc file that anybody can read.
 
-    Every record is authenticated on the way; a file that was changed is refused, and nothing is written.
+    Every record is authenticated; if the file was changed, it is refused and no output is written.
     """
     from formats.file.reader import TraceFile
     from formats.file.rewrite import decrypt as write

@@ -30,16 +30,18 @@ def command(
 ) -> None:
     """Save what is left of a truncated or damaged .tsc file as a valid one.
 
-    Keeps every snapshot all of whose rows, states and labels are intact, bit for bit, and says which snapshots, layers
-    and rows are lost. Snapshots are numbered anew. The input is only read. Exit code 0 also if some are lost (--json
-    says "complete"), 3 if no snapshot can be saved.
+    It keeps every snapshot whose rows, states and labels are all intact, bit for bit, and says which snapshots, layers
+    and rows are lost. Snapshots are numbered anew, and the input is not changed. The exit code is 3 if no snapshot can
+    be saved, and 0 also if some are lost ("complete" of --json).
     """
     from formats.repair.recover import recover, refuse_input
     from tsc_cli.cli.files import check_output
     from tsc_cli.cli.keys import Keys
 
     if output == "-":
-        raise UsageError("a recovered file is checked before it takes its name: stdout will not do", hint="-o OUT.tsc")
+        raise UsageError(
+            "a recovered file is checked before it takes its name, so it cannot go to stdout", hint="-o OUT.tsc"
+        )
     refuse_input(file, output)
     check_output(output, overwrite=overwrite, read=(key_file,))
     out, keys = Output(as_json, quiet), Keys(key_file).ready(file)
@@ -118,7 +120,7 @@ def _text(path: str, output: str, length: int, plan: Plan) -> str:
         return (
             f"{printable(path)}: its header was wrong, its rows are whole\n{head}\n{untrue}" if plan.untrue else sound
         )
-    lines = [head, "nothing is lost: only what can be made anew was damaged"] if plan.complete else [head]
+    lines = [head, "no snapshot is lost: the damaged records can be rebuilt"] if plan.complete else [head]
     lines += [f"  lost: {named(numbers)}: {printable(why)}" for numbers, why in lost_together(remains)]
     if any(old != new for old, new in plan.numbers.items()):
         lines.append(f"  snapshots are numbered anew: {_renamed(plan.numbers)}")
@@ -144,7 +146,7 @@ def _renamed(numbers: Mapping[int, int]) -> str:
 
 def _in_words(header: Any) -> str:
     if header is None:
-        return "a record of which nothing is known"
+        return "an unknown record"
     layers = f" of layers {header.first_layer} to {header.first_layer + header.layer_count - 1}"
     span = f" {header.first} to {header.first + header.count - 1}"
     words = {

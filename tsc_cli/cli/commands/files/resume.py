@@ -50,9 +50,9 @@ def command(
     snapshot: Snapshot = -1,
     sequence: Sequence = 0,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", min=1, max=MOST_STEPS, help="Stop after so many tokens.")
+        int, typer.Option("--max-tokens", "-n", min=1, max=MOST_STEPS, help="Stop after this many tokens.")
     ] = 64,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on through an end-of-text token.")] = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Continue through an end-of-text token.")] = False,
     model: FileModel = None,
     trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
@@ -66,7 +66,7 @@ def command(
 ) -> None:
     """Continue generating from a snapshot.
 
-    The text streams to stdout. `--snapshot K` goes back to an earlier moment. Without PROMPT a greedy continuation
+    The text streams to stdout. `--snapshot K` resumes from an earlier moment. Without PROMPT a greedy continuation
     gives the same tokens as the run that was captured.
 
     With `--messages` a chat goes on. If the tokens or the text of the messages begin with the session's, they are the

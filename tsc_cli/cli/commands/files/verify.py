@@ -58,20 +58,19 @@ def command(
         ),
     ] = 64,
     recall: Annotated[
-        bool,
-        typer.Option("--recall", help="Also repeat passages of the context, which only a cache that holds them finds."),
+        bool, typer.Option("--recall", help="Also measure passages of the context, fed again word for word.")
     ] = False,
     recompute: Annotated[
         bool,
         typer.Option(
             "--recompute",
-            help="Also compare all that the file stores with a new prefill of its tokens; exit 1 if it is not theirs.",
+            help="Also compare the whole cache with a new prefill of the file's tokens; exit 1 if it differs.",
         ),
     ] = False,
     require_identical: Annotated[
         bool,
         typer.Option(
-            "--require-identical", help="With --recompute: no rounding is excused, as for a file of this very machine."
+            "--require-identical", help="With --recompute, allow no rounding; for a file made on this machine."
         ),
     ] = False,
     seed: Seed = 0,
@@ -114,9 +113,9 @@ def command(
     With --recall, up to three passages of the context, each of at most --positions predictions, are fed again word for
     word, and the predictions of both caches compared in the same way; the thresholds do not apply to it.
 
-    With --recompute, every stored row and state of every snapshot is compared with what the model makes of the file's
-    tokens, within what rounding and the file's own codec explain, and what the header states with what is found: a
-    valid file can hold the cache of another text.
+    With --recompute, every row and state of every snapshot is compared with what the model computes from the file's
+    tokens, within the tolerances of rounding and of the file's codec, and the header's claims with the results. A valid
+    file can hold the cache of another text.
     """
     from formats import load
     from formats.file.reader import TraceFile

@@ -50,9 +50,8 @@ def command(
         typer.Option(
             "--suite",
             metavar="NAME",
-            help="block-size (the reports' Table 1), threshold (Table 2, Figure 1), hierarchy (every tier), "
-            "ladder (codec klt on one cache beside other projects) or needle (codes stated early, asked for at the "
-            "end).",
+            help="block-size, threshold, hierarchy (every tier), ladder (codec klt on one cache beside other "
+            "projects) or needle (codes stated early, asked for at the end).",
         ),
     ] = "hierarchy",
     codec: Annotated[
@@ -109,7 +108,7 @@ def command(
     for name in ("context", "steps", "positions") if needle else ():
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"--{name} does not go with the needle suite", hint="--prompts says how many needles")
+            raise UsageError(f"--{name} cannot be used with the needle suite", hint="--prompts says how many needles")
     rows = [Row(name, "hand", recipe_from(name)) for name in codec] if codec else []
     names = texts or default_texts()
     out = Output(as_json, quiet)
@@ -206,7 +205,7 @@ def finite(value: Any) -> Any:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The rows for a person, the reports' figures beside ours."""
+    """The rows for a person, with published figures beside measured ones."""
     lines = []
     for row in facts["rows"]:
         report = row["report"] or {}

@@ -60,7 +60,7 @@ def command(
 
     target = figure_target(plot, overwrite=overwrite)
     if model is not None and not rope:
-        raise UsageError("-m MODEL says how keys turn, and --no-rope does not ask")
+        raise UsageError("-m MODEL says how keys are rotated, and --no-rope leaves that out")
     opened = TraceFile(file, Keys(key_file).source)
     trace = opened.trace()
     number = trace.index(snapshot)

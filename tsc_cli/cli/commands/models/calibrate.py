@@ -48,7 +48,7 @@ def command(
             min=1024,
             max=MOST_TOKENS,
             show_default=False,
-            help="Tokens to take in. [default: 98304, quick 7168]",
+            help="Tokens to calibrate on. [default: 98304, quick 7168]",
         ),
     ] = None,
     rank: Annotated[
@@ -81,9 +81,9 @@ def command(
 ) -> None:
     """Make the profile of a model, for codec klt.
 
-    Gathers how the model's caches vary and what their errors cost (by backpropagation through the cache), and measures
-    what the result is worth. Stop it at any time: the next call with the same options goes on. The profile is kept in
-    the user's cache folder, where compress finds it; files that are made with it name it, and need it to be read.
+    It measures how the model's caches vary and what their errors cost (by backpropagation through the cache), and then
+    the quality of the profile. You can stop it at any time; the next call with the same options continues. The profile
+    is kept in the user's cache folder, where compress finds it. Files made with it name it, and need it to be read.
     """
     from formats.codecs.klt import profile_store
     from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate

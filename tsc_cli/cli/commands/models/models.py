@@ -25,12 +25,12 @@ def command(
 ) -> None:
     """List the models on this machine, add one, or remove one.
 
-    Without a command: the default model, the models with a name of their own and those in the local hub cache, with
-    size, source and place.
+    Without a command, it lists the default model, named models and those in the local hub cache, with size, source and
+    place.
     """
     if context.invoked_subcommand is not None:
         if fetch:
-            raise UsageError(f"--fetch does not go with {context.invoked_subcommand}")
+            raise UsageError(f"--fetch cannot be used with {context.invoked_subcommand}")
         return
     from tsc_cli.model_store import default_model
 
@@ -61,7 +61,10 @@ def add(
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", metavar="NAME", help="What -m takes for it. [default: after the source]", show_default=False
+            "--name",
+            metavar="NAME",
+            help="The name that -m takes. [default: derived from the source]",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
@@ -104,7 +107,7 @@ def remove(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Forget a name; what tsc converted for it is deleted.
+    """Forget a name, and delete what tsc converted for it.
 
     Folders and the hub cache, which other programs share, are left as they are.
     """

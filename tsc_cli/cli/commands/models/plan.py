@@ -62,7 +62,9 @@ def command(
     ] = None,
     dtype: Annotated[
         str,
-        typer.Option("--dtype", help="Of the cache: auto, float32, bfloat16, float16, float8; auto is the config's."),
+        typer.Option(
+            "--dtype", help="Dtype of the cache: auto, float32, bfloat16, float16, float8; auto is the config's."
+        ),
     ] = "auto",
     parameters: Annotated[
         str | None,
@@ -70,7 +72,7 @@ def command(
             "--parameters",
             metavar="COUNT",
             show_default=False,
-            help="What each token meets in the layers, such as 6.98B, where it cannot be computed.",
+            help="Parameters of the layers that each token uses, such as 6.98B, where they cannot be computed.",
         ),
     ] = None,
     ignore: Annotated[
@@ -79,7 +81,7 @@ def command(
             "--ignore",
             metavar="FIELD",
             show_default=False,
-            help="Go on although this field of the config is not known; may be repeated.",
+            help="Ignore this unknown field of the config; may be repeated.",
         ),
     ] = None,
     as_json: Json = False,

@@ -58,7 +58,7 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask whether differences of layers could compress weights.
+    """Measure whether differences between layers could compress weights.
 
     For every type of weight matrix: the largest difference of adjacent layers over the largest weight, the same for
     the best of all pairs of layers, other distances, and the bits that coding the difference saves or costs at equal
