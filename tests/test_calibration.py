@@ -162,13 +162,13 @@ def test_what_costs_much_is_weighted_much() -> None:
 def test_a_gatherer_is_put_aside_between_windows() -> None:
     options = CalibrationOptions(context=CONTEXT)
     texts = [models.prompt(CONTEXT + FOLLOWING, seed=seed) for seed in range(6)]
-    whole, parts = Gatherer(tiny_model(), options), Gatherer(tiny_model(), options)
+    whole, parts = Gatherer(ModelAdapter(tiny_model()), options), Gatherer(ModelAdapter(tiny_model()), options)
     for text in texts:
         whole.add(text)
     for text in texts[:5]:
         parts.add(text)
     state = {name: tensor.clone() for name, tensor in parts.state().items()}
-    resumed = Gatherer(tiny_model(), options)
+    resumed = Gatherer(ModelAdapter(tiny_model()), options)
     resumed.load(state)
     assert resumed.done == 5
     resumed.add(texts[5])
@@ -474,8 +474,8 @@ def test_counted_tables_save_bits() -> None:
 
 
 def test_windows_follow_the_models_positions() -> None:
-    assert window_size(tiny_model()) == (1024, 256)
-    assert window_size(short_model()) == (76, 20)
+    assert window_size(ModelAdapter(tiny_model())) == (1024, 256)
+    assert window_size(ModelAdapter(short_model())) == (76, 20)
     assert window_size(ModelAdapter(models.gpt2())) == (204, 52)
 
 
@@ -570,7 +570,7 @@ def test_texts_that_are_too_short_are_refused() -> None:
 
 
 def test_geometry_of_the_tiny_model_is_what_these_tests_assume() -> None:
-    gatherer = Gatherer(tiny_model(), CalibrationOptions(context=CONTEXT))
+    gatherer = Gatherer(ModelAdapter(tiny_model()), CalibrationOptions(context=CONTEXT))
     assert gatherer.geometry == Geometry("float32", (LayerSpec("full", 2, 12, 12),) * 3)
 
 
@@ -657,7 +657,7 @@ def test_models_that_codec_klt_is_not_for(family: str, message: str) -> None:
 
 def test_each_of_two_texts_is_run_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of two texts take turns, and so do those that gradients come from: one of every two, of both texts."""
-    gatherer = Gatherer(tiny_model(), CalibrationOptions(context=CONTEXT, following=3))
+    gatherer = Gatherer(ModelAdapter(tiny_model()), CalibrationOptions(context=CONTEXT, following=3))
     backwards: list[tuple[int, int]] = []
     monkeypatch.setattr(gatherer, "_gradients", lambda cache, ids: backwards.append((gatherer.done, len(ids))))
     for number in range(12):

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from formats.errors import UsageError
 from tsc_cli.huggingface.adapter import ModelAdapter
@@ -20,7 +20,7 @@ from tsc_cli.huggingface.generation import continue_from, feed
 from tsc_cli.huggingface.sampling import Sampler
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from transformers import Cache, PreTrainedTokenizerBase
 
 FACT = "\n\nThe secret code of the {noun} is {code}.\n\n"
 QUESTION = "\n\nQuestion: What is the secret code of the {noun}? Answer: The secret code of the {noun} is"
@@ -71,7 +71,7 @@ class Needle:
     start: int
 
 
-def needles(texts: Sequence[Sequence[int]], tokenizer: Any, count: int, seed: int) -> list[Needle]:
+def needles(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[Needle]:
     """Build `count` needles; the same arguments give the same ones.
 
     A context is a stretch of one text, 800 to 1,200 tokens with the fact, which begins between 5% and 40% of it and
@@ -110,7 +110,7 @@ def _unused(codes: list[str], text: str) -> str:
     raise UsageError("the text holds every code that is left")
 
 
-def _needle(tokenizer: Any, around: list[int], noun: str, code: str, depth: float) -> Needle:
+def _needle(tokenizer: PreTrainedTokenizerBase, around: list[int], noun: str, code: str, depth: float) -> Needle:
     """The needle whose context is as long as `around`: the room that the fact takes is cut off the end."""
     fact = _encode(tokenizer, FACT.format(noun=noun, code=code))
     size = len(around)
@@ -119,12 +119,12 @@ def _needle(tokenizer: Any, around: list[int], noun: str, code: str, depth: floa
     return Needle(context, _encode(tokenizer, QUESTION.format(noun=noun)), code, start)
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return ids
 
 
-def answers(adapter: ModelAdapter, tokenizer: Any, cache: Cache, needle: Needle) -> bool:
+def answers(adapter: ModelAdapter, tokenizer: PreTrainedTokenizerBase, cache: Cache, needle: Needle) -> bool:
     """True if the number that the model says greedily after the question is the code, white space aside.
 
     Text is compared, not tokens, since tokenizers cut digits in different ways.  It ends with the first token that

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -35,7 +35,7 @@ from .gather import WIDEST, CalibrationOptions, Contexts, Gatherer, joint_blocks
 from .texts import CONTEXT, CONTINUATION, OWN, OWN_SHARE, library_texts, windows, written
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 _CHECKPOINT = 4  # of what is put aside: another number where its meaning changes
 _CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
@@ -85,7 +85,7 @@ QUICK = Effort(
 
 def calibrate(
     model: PreTrainedModel | ModelAdapter,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
     *,
     name: str = "model",
     texts: Sequence[Sequence[int]] | None = None,
@@ -198,7 +198,7 @@ def window_size(adapter: ModelAdapter) -> tuple[int, int]:
 
 def _windows(
     adapter: ModelAdapter,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
     texts: Sequence[Sequence[int]] | None,
     count: int,
     size: int,
@@ -220,7 +220,7 @@ def _windows(
 
 def _own_windows(
     adapter: ModelAdapter,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
     count: int,
     size: int,
     effort: Effort,
@@ -318,7 +318,12 @@ def coded(cache: Cache, adapter: ModelAdapter, profile: Profile, fineness: int) 
     return 8 * size / values, caches.with_rows(cache, restored)
 
 
-def _key(adapter: ModelAdapter, tokenizer: Any, effort: Effort, texts: Sequence[Sequence[int]] | None) -> str:
+def _key(
+    adapter: ModelAdapter,
+    tokenizer: PreTrainedTokenizerBase | None,
+    effort: Effort,
+    texts: Sequence[Sequence[int]] | None,
+) -> str:
     """Of everything that decides the result: an interrupted calibration goes on only with the same."""
     identity = (
         sorted(fingerprint.of(adapter, tokenizer).items()),

@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,9 @@ from formats.errors import UsageError
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed, prefill
 from tsc_cli.progress import Progress, nothing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONTEXT, CONTINUATION = 1024, 256  # tokens: rows are those of the context, gradients come from what follows it
 OWN_SHARE = 1 / 3  # of the windows that the model writes, if no texts are given
@@ -98,7 +101,7 @@ def library_texts() -> tuple[list[str], list[str]]:
 @torch.no_grad()
 def written(
     adapter: ModelAdapter,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
     count: int,
     size: int,
     seed: int,
@@ -136,7 +139,9 @@ def written(
     return texts.tolist()
 
 
-def _draws(adapter: ModelAdapter, tokenizer: Any, seed: int, number: int, size: int) -> tuple[torch.Tensor, ...]:
+def _draws(
+    adapter: ModelAdapter, tokenizer: PreTrainedTokenizerBase | None, seed: int, number: int, size: int
+) -> tuple[torch.Tensor, ...]:
     """The token that a text begins after, (1,), and a number from 0 to 1 for each token of it, (size,)."""
     digest = hashlib.sha256(f"text {number} of seed {seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -18,11 +18,11 @@ from tsc_cli.huggingface.fingerprint import fingerprint
 
 from . import cache_layers, caches, families, probe_run
 from .adapter import ModelAdapter
-from .prompts import as_ids, by_row, padding_of
+from .prompts import TokenIds, as_ids, by_row, padding_of
 from .self_test import require_restorable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Tuples = Sequence[tuple[torch.Tensor, ...]]
 
@@ -30,11 +30,11 @@ Tuples = Sequence[tuple[torch.Tensor, ...]]
 def from_cache(
     cache: Cache,
     model: PreTrainedModel | ModelAdapter,
-    input_ids: Any,
+    input_ids: TokenIds,
     *,
-    attention_mask: Any = None,
-    next_tokens: Any = None,
-    tokenizer: Any = None,
+    attention_mask: TokenIds | None = None,
+    next_tokens: TokenIds | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Trace:
     """A trace of one snapshot: what a cache of the model's holds now.  `to_cache` is the inverse.
 
@@ -161,7 +161,7 @@ def _check_states(number: int, layer: Any, spec: LayerSpec, adapter: ModelAdapte
             )
 
 
-def from_tuples(tuples: Tuples, model: PreTrainedModel | ModelAdapter) -> Any:
+def from_tuples(tuples: Tuples, model: PreTrainedModel | ModelAdapter) -> Cache:
     """A cache out of (keys, values) of each layer, (batch, heads, tokens, head size), as older programs pass them on.
 
     With four tensors a layer, the last two are those of cross-attention.
@@ -212,16 +212,17 @@ def to_tuples(cache: Cache) -> tuple[tuple[torch.Tensor, ...], ...]:
     return tuple(rows)
 
 
-def branch(cache: Cache) -> Any:
+def branch(cache: Cache) -> Cache:
     """A second cache with the same contents; feeding tokens to either leaves the other alone."""
     for layer in caches.layers_of(cache):
         known = cache_layers.class_of(layer)
         if known.static or known.quantized:
             raise UnsupportedCacheError(f"a {type(layer).__name__} is written in place", hint="restore it twice")
-    return caches.fork(cache)
+    twin: Cache = caches.fork(cache)
+    return twin
 
 
-def repeat(cache: Cache, times: int) -> Any:
+def repeat(cache: Cache, times: int) -> Cache:
     """A cache with every sequence `times` times, neighbours together: for several continuations of one prompt."""
     batch = next(
         tensor.shape[0]
@@ -229,5 +230,6 @@ def repeat(cache: Cache, times: int) -> Any:
         for tensor in (*rows, *states.values())
     )
     twin = branch(cache)
-    twin.reorder_cache(torch.arange(batch).repeat_interleave(times))
+    order: Any = torch.arange(batch).repeat_interleave(times)  # transformers' annotation asks for a LongTensor
+    twin.reorder_cache(order)
     return twin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from formats.errors import UsageError
 
 from .adapter import ModelAdapter
 from .generation import encode
+
+# (tokens,) or (batch, tokens)
+TokenIds = Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,11 @@ def by_row(ids: torch.Tensor) -> list[int]:
 
 def prompt_of(
     adapter: ModelAdapter,
-    input_ids: Any,
+    input_ids: TokenIds | None,
     *,
-    attention_mask: Any = None,
-    decoder_input_ids: Any = None,
-    input_features: Any = None,
+    attention_mask: TokenIds | None = None,
+    decoder_input_ids: TokenIds | None = None,
+    input_features: torch.Tensor | None = None,
 ) -> Prompt:
     """A prompt out of what `model.generate` takes.
 
@@ -110,7 +114,7 @@ def _start_token(adapter: ModelAdapter) -> int:
     raise UsageError(f"{adapter.name} does not say what its decoder begins with", hint="give decoder_input_ids")
 
 
-def as_ids(input_ids: Any) -> torch.Tensor:
+def as_ids(input_ids: TokenIds | None) -> torch.Tensor:
     """Token ids as (batch, tokens), int64 on the CPU.  Raises UsageError for what is none."""
     try:
         ids = torch.as_tensor(input_ids).cpu()
@@ -121,7 +125,7 @@ def as_ids(input_ids: Any) -> torch.Tensor:
     return ids.to(torch.int64)[None] if ids.dim() == 1 else ids.to(torch.int64)
 
 
-def padding_of(attention_mask: Any, ids: torch.Tensor) -> tuple[int, ...]:
+def padding_of(attention_mask: TokenIds | None, ids: torch.Tensor) -> tuple[int, ...]:
     """How many tokens at the beginning of each sequence are padding; empty if none has any."""
     if attention_mask is None:
         return ()

@@ -20,13 +20,13 @@ from .caches import layers_of, new_cache, self_layers
 from .evicted_layer import EvictedLayer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 T = TypeVar("T")
 
 
-def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec], into: Any = None) -> Any:
+def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec], into: Cache | None = None) -> Cache:
     """The cache that the model had at that moment.
 
     Everything is checked before the cache is built, so that nothing half-restored is ever handed out.
@@ -187,10 +187,10 @@ def to_cache(
     model: PreTrainedModel | ModelAdapter,
     snapshot: int = -1,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     allow_model_mismatch: bool = False,
-    into: Any = None,
-) -> Any:
+    into: Cache | None = None,
+) -> Cache:
     """Restore a snapshot into a transformers cache, as `model.generate(past_key_values=...)` takes it.
 
     `generate_inputs` gives all that `generate` needs; what it makes of a cache alone differs between kinds of models.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from formats import Recorder, Trace
 from formats.container.atomic_write import atomic_write
@@ -32,7 +32,7 @@ from .decode_loop import CaptureOptions, DecodeLoop
 from .replay import Feed, feeds_of, feeds_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 _MOST_ENDS = 4096  # texts whose ends a file remembers: the string has a limit
@@ -63,7 +63,7 @@ def append(
     *,
     steps: int | None = None,
     options: CaptureOptions | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     timeout: float = 0,
     allow_model_mismatch: bool = False,
     progress: Progress = nothing,

@@ -20,7 +20,7 @@ from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.attention_observer import Observation, observed
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import prefill
-from tsc_cli.huggingface.prompts import Prompt, by_row, check, prompt_of
+from tsc_cli.huggingface.prompts import Prompt, TokenIds, by_row, check, prompt_of
 from tsc_cli.huggingface.sampling import Sampler
 from tsc_cli.huggingface.self_test import require_restorable
 from tsc_cli.progress import Progress, nothing
@@ -29,7 +29,7 @@ from .decode_loop import CaptureOptions, DecodeLoop
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 REFERENCE_TOKENS = 257  # 256 positions to score, and the target of the last
 
@@ -49,14 +49,14 @@ class Captured:
 
 def capture(
     model: PreTrainedModel | ModelAdapter,
-    input_ids: Any = None,
+    input_ids: TokenIds | None = None,
     *,
     steps: int | None = None,
     options: CaptureOptions | None = None,
-    attention_mask: Any = None,
-    decoder_input_ids: Any = None,
-    input_features: Any = None,
-    tokenizer: Any = None,
+    attention_mask: TokenIds | None = None,
+    decoder_input_ids: TokenIds | None = None,
+    input_features: torch.Tensor | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     reference: Sequence[int] = (),
 ) -> Trace:
     """Capture a trace into memory (each row once).
@@ -99,7 +99,7 @@ def capture_to_file(
     prompt: Prompt | Sequence[int],
     path: str | os.PathLike[str],
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     reference: Sequence[int] = (),
     options: CaptureOptions,
     info: dict[str, Any] | None = None,
@@ -129,7 +129,7 @@ def capture_to_sink(
     prompt: Prompt | Sequence[int],
     sink: BinaryIO,
     *,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     reference: Sequence[int] = (),
     options: CaptureOptions,
     info: dict[str, Any] | None = None,

@@ -14,11 +14,11 @@ from formats.errors import UsageError
 from tsc_cli.huggingface import caches, restore
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import continue_from, feed, feed_last_again, padded, placeholder
-from tsc_cli.huggingface.prompts import as_ids
+from tsc_cli.huggingface.prompts import TokenIds, as_ids
 from tsc_cli.huggingface.sampling import Sampler, tokens_before
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def resume(
@@ -28,7 +28,7 @@ def resume(
     snapshot: int = -1,
     prompt: Sequence[int] = (),
     sampler: Sampler | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     allow_model_mismatch: bool = False,
     allow_beyond_positions: bool = False,
     most: int | None = None,
@@ -87,10 +87,10 @@ def generate_inputs(
     model: PreTrainedModel | ModelAdapter,
     snapshot: int = -1,
     *,
-    append: Any = None,
-    tokenizer: Any = None,
+    append: TokenIds | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     allow_model_mismatch: bool = False,
-    into: Any = None,
+    into: Cache | None = None,
     allow_beyond_positions: bool = False,
 ) -> dict[str, Any]:
     """Everything that `model.generate` needs to go on from a snapshot: `model.generate(**generate_inputs(...))`.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -30,7 +30,7 @@ from .recomputed_rows import recomputed
 from .tolerances import ROUNDING, Distances, Judged, judge
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,11 @@ class Findings:
 
 
 def recompute(
-    trace: Trace, model: PreTrainedModel | ModelAdapter, *, tokenizer: Any = None, progress: Progress = nothing
+    trace: Trace,
+    model: PreTrainedModel | ModelAdapter,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    progress: Progress = nothing,
 ) -> Findings:
     """Compare everything that a file stores with a new prefill of its tokens.
 

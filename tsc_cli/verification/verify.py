@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from formats import Trace
 from formats.errors import UsageError
@@ -34,7 +34,7 @@ from tsc_cli.scoring.result import Verified
 from tsc_cli.session.replay import passes_to, replayed
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def verify(
     *,
     options: VerifyOptions | None = None,
     against: Trace | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     allow_model_mismatch: bool = False,
 ) -> Verified:
     """Score a restored snapshot against the exact cache.
@@ -96,7 +96,7 @@ def verify_snapshots(
     *,
     options: VerifyOptions | None = None,
     against: Trace | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     allow_model_mismatch: bool = False,
     progress: Progress = nothing,
 ) -> list[Verified]:
