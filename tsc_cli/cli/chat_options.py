@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import UsageError
 
+from .options import ChatMessages, NextMessages, System, Template, Thinking
 from .output import Output
 
 if TYPE_CHECKING:
@@ -16,25 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Chat:
-    """What the options say of a chat."""
+class ChatOptions:
+    """A chat to feed, put through the model's template, and the variables of the template."""
 
-    path: str
-    messages: Messages
-    system: str | None
-    variables: dict[str, Any]
+    messages: ChatMessages = None
+    system: System = None
+    enable_thinking: Thinking = None
+    template: Template = None
 
-    @classmethod
-    def of(
-        cls,
-        path: str | None,
-        system: str | None,
-        thinking: bool | None,
-        template: Sequence[str] | None,
-        out: Output,
-        *,
-        beside: str | None,
-    ) -> Chat | None:
+    def read(self, out: Output, *, beside: str | None) -> Chat | None:
         """The chat of `--messages`, or None without one; read before a model is loaded, so that errors come first.
 
         Args:
@@ -42,8 +32,12 @@ class Chat:
         Raises:
             UsageError: options of a chat without one, a chat beside a prompt, or what is wrong with the messages.
         """
-        if path is None:
-            given = {"--system": system, "--enable-thinking": thinking, "--template": template or None}
+        if self.messages is None:
+            given = {
+                "--system": self.system,
+                "--enable-thinking": self.enable_thinking,
+                "--template": self.template or None,
+            }
             alone = next((name for name, value in given.items() if value is not None), None)
             if alone is not None:
                 raise UsageError(f"{alone} needs --messages", hint="--messages FILE gives a chat as JSON")
@@ -54,12 +48,33 @@ class Chat:
         from tsc_cli.huggingface.chat_template import variables_of
         from tsc_cli.text_input import argument
 
-        return cls(
-            path,
-            read_messages(path, out.note),
-            None if system is None else argument(system, "--system"),
-            variables_of(template or (), thinking),
+        return Chat(
+            self.messages,
+            read_messages(self.messages, out.note),
+            None if self.system is None else argument(self.system, "--system"),
+            variables_of(self.template or (), self.enable_thinking),
         )
+
+
+@dataclass(frozen=True)
+class NextChatOptions(ChatOptions):
+    """As `ChatOptions`, behind a session."""
+
+    messages: NextMessages = None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages that were read, and what the template is given beside them.
+
+    Attributes:
+        path: where the messages come from, for errors.
+    """
+
+    path: str
+    messages: Messages
+    system: str | None
+    variables: dict[str, Any]
 
     def tokens(self, tokenizer: Any, say: Any, *, trace: Trace | None = None, snapshot: int = -1) -> list[int]:
         """The ids to feed; see `chat.chat_tokens`."""

@@ -1,7 +1,7 @@
 """Options that belong together, as dataclasses: a command that takes one has an option for each of its fields.
 
-    @with_groups
-    def command(file: File, source: ModelOfFile, chat: ChatOptions, out: Output) -> None: ...
+@with_groups
+def command(file: File, source: ModelOfFile, chat: ChatOptions, out: Output) -> None: ...
 """
 
 from __future__ import annotations
@@ -10,13 +10,31 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from .options import AnyModel, Device, Dtype, FileModel, Model, TrustRemoteCode
+import typer
+
+from formats.errors import UsageError
+
+from .options import (
+    MOST_STEPS,
+    MOST_TOKENS,
+    AnyModel,
+    Beyond,
+    Device,
+    Dtype,
+    Encrypt,
+    FileModel,
+    KeyFile,
+    Model,
+    Seed,
+    Temperature,
+    TrustRemoteCode,
+)
 from .output import Output
 
 if TYPE_CHECKING:
-    from formats import Trace
+    from formats import Secret, Trace
     from tsc_cli.huggingface.models.loading import Loaded
 
 
@@ -71,11 +89,7 @@ class ModelToLoad:
 
         with out.progress("loading the model"):
             return load(
-                self.model,
-                dtype=self.dtype,
-                device=self.device,
-                trust_remote_code=self.trust_remote_code,
-                say=out.note,
+                self.model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code, say=out.note
             )
 
 
@@ -115,3 +129,50 @@ class AnyModelForFile(ModelOfFile):
         loaded = super().load(trace, out, any_model=any_model or self.force_model_mismatch)
         say_differences(trace, loaded, out, forced=self.force_model_mismatch)
         return loaded
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How many tokens are decoded, and how."""
+
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps", min=0, max=MOST_STEPS, help="Tokens to decode after the prompt, a snapshot after each."
+        ),
+    ] = 64
+    every: Annotated[
+        int,
+        typer.Option(
+            "--every",
+            min=1,
+            max=MOST_TOKENS,
+            metavar="K",
+            help="Take a snapshot only after every K steps, and after the last.",
+        ),
+    ] = 1
+    chunk: Annotated[
+        int,
+        typer.Option(
+            "--chunk", min=1, max=MOST_TOKENS, help="Tokens of the prompt in one forward pass; fewer need less memory."
+        ),
+    ] = 1024
+    temperature: Temperature = 0.0
+    seed: Seed = 0
+    beyond: Beyond = False
+
+
+@dataclass(frozen=True)
+class EncryptionOptions:
+    """Whether the file that is written is encrypted, and with what."""
+
+    encrypt: Encrypt = False
+    key_file: KeyFile = None
+
+    def new_secret(self) -> Secret | None:
+        """The secret to encrypt with, or None.  Raises UsageError for a key without `--encrypt`."""
+        from .keys import Keys
+
+        if self.key_file is not None and not self.encrypt:
+            raise UsageError("--key-file needs --encrypt")
+        return Keys(self.key_file).new() if self.encrypt else None

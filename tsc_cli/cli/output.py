@@ -15,6 +15,8 @@ from tsc_cli.progress import Progress, lines, nothing
 from tsc_cli.text_format import printable
 from tsc_cli.text_input import tolerant
 
+from .options import Json, Quiet
+
 
 def go_nowhere() -> None:
     """Whatever still goes to stdout, so that closing it at exit does not fail a second time."""
@@ -25,8 +27,8 @@ def go_nowhere() -> None:
 class Output:
     """How one command reports: for a person, as JSON, or as the headline alone."""
 
-    as_json: bool = False
-    quiet: bool = False
+    as_json: Json = False
+    quiet: Quiet = False
 
     def report(self, schema: str, facts: Mapping[str, Any], text: str, headline: str) -> None:
         """The command's result, in the form that was asked for; what steers a terminal is escaped in a text."""

@@ -10,37 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.chat_options import Chat
-from tsc_cli.cli.options import (
-    MOST_STEPS,
-    MOST_TOKENS,
-    Beyond,
-    ChatMessages,
-    Device,
-    Dtype,
-    Encrypt,
-    Json,
-    KeyFile,
-    Model,
-    Overwrite,
-    Quiet,
-    Seed,
-    System,
-    Temperature,
-    Template,
-    Thinking,
-    TrustRemoteCode,
-)
+from tsc_cli.cli.chat_options import ChatOptions
+from tsc_cli.cli.option_groups import DecodingOptions, EncryptionOptions, ModelToLoad, with_groups
+from tsc_cli.cli.options import MOST_TOKENS, Overwrite
 from tsc_cli.cli.output import Output
 from tsc_cli.huggingface.families import FAMILIES, Family
 from tsc_cli.text_format import columns, printable, ratio, size
 
 if TYPE_CHECKING:
     from tsc_cli.session.capture import Captured
-    from tsc_cli.session.decode_loop import CaptureOptions
 
 
+@with_groups
 def command(
+    *,
     output: Annotated[
         str | None,
         typer.Option(
@@ -50,18 +33,13 @@ def command(
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads stdin.", show_default=False)
     ] = None,
-    model: Model = None,
-    trust_remote_code: TrustRemoteCode = False,
     prompt_file: Annotated[
         str | None,
         typer.Option(
             "--prompt-file", metavar="FILE", help="Read the prompt from a text file; - is stdin.", show_default=False
         ),
     ] = None,
-    messages: ChatMessages = None,
-    system: System = None,
-    enable_thinking: Thinking = None,
-    template: Template = None,
+    chat: ChatOptions,
     no_special_tokens: Annotated[
         bool,
         typer.Option(
@@ -79,22 +57,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[
-        int,
-        typer.Option(
-            "--steps", min=0, max=MOST_STEPS, help="Tokens to decode after the prompt, a snapshot after each."
-        ),
-    ] = 64,
-    every: Annotated[
-        int,
-        typer.Option(
-            "--every",
-            min=1,
-            max=MOST_TOKENS,
-            metavar="K",
-            help="Take a snapshot only after every K steps, and after the last.",
-        ),
-    ] = 1,
+    decoding: DecodingOptions,
     keyframe_interval: Annotated[
         int | None,
         typer.Option(
@@ -106,14 +69,11 @@ def command(
             show_default=False,
         ),
     ] = None,
-    chunk: Annotated[
-        int,
-        typer.Option(
-            "--chunk", min=1, max=MOST_TOKENS, help="Tokens of the prompt in one forward pass; fewer need less memory."
-        ),
-    ] = 1024,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also record the attention that each row receives, for h2o eviction (84x)."),
+    ] = False,
+    model: ModelToLoad,
     append_to: Annotated[
         str | None,
         typer.Option(
@@ -123,25 +83,16 @@ def command(
             help="Continue this session: feed the prompt after its last snapshot, then decode.",
         ),
     ] = None,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
     deterministic: Annotated[
         bool,
         typer.Option("--deterministic", help="Derive the file's identity from its content: same capture, same bytes."),
     ] = False,
-    attention: Annotated[
-        bool,
-        typer.Option("--attention", help="Also record the attention that each row receives, for h2o eviction (84x)."),
-    ] = False,
-    beyond: Beyond = False,
     list_supported: Annotated[
         bool, typer.Option("--list-supported", help="Show which model families can be captured, and exit.")
     ] = False,
-    encrypt: Encrypt = False,
-    key_file: KeyFile = None,
+    encryption: EncryptionOptions,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Capture a model's KV cache into a .tsc file.
 
@@ -155,66 +106,58 @@ def command(
     A KV cache reveals its prompt: treat the file as you treat the text.
     """
     if list_supported:
-        _show_supported(Output(as_json, quiet))
+        _show_supported(out)
         return
+    from tsc_cli.cli.files import check_output, open_output
+    from tsc_cli.huggingface.models.loading import check_dtype
+    from tsc_cli.huggingface.tokenizing import encode_prompt
     from tsc_cli.session.decode_loop import CaptureOptions
+    from tsc_cli.text_input import read_prompt
 
+    options = CaptureOptions(
+        decoding.steps,
+        decoding.every,
+        decoding.chunk,
+        decoding.temperature,
+        decoding.seed,
+        keyframe_interval,
+        attention,
+        decoding.beyond,
+    )
     if append_to is not None:
+        from .append import append_to_file
+
         given = {
-            "--output": output,
-            "--context": context,
-            "--keyframe-interval": keyframe_interval,
-            "--deterministic": deterministic or None,
-            "--attention": attention or None,
-            "--encrypt": encrypt or None,
-            "--force": overwrite or None,
-            "--dtype": None if dtype == "auto" else dtype,
-            "--no-special-tokens": no_special_tokens or None,
+            "--output": output is not None,
+            "--context": context is not None,
+            "--keyframe-interval": keyframe_interval is not None,
+            "--deterministic": deterministic,
+            "--attention": attention,
+            "--encrypt": encryption.encrypt,
+            "--force": overwrite,
+            "--dtype": model.dtype != "auto",
+            "--no-special-tokens": no_special_tokens,
         }
-        wrong = next((name for name, value in given.items() if value is not None), None)
-        if wrong is not None:
+        if any(given.values()):
+            wrong = next(name for name, is_given in given.items() if is_given)
             raise UsageError(f"{wrong} has no meaning with --append", hint="tsc capture --help")
-        options = CaptureOptions(steps, every, chunk, temperature, seed, allow_beyond_positions=beyond)
-        _append(
-            append_to,
-            prompt,
-            prompt_file,
-            (messages, system, enable_thinking, template),
-            model,
-            device,
-            trust_remote_code,
-            options,
-            key_file,
-            Output(as_json, quiet),
-        )
+        append_to_file(append_to, prompt, prompt_file, chat, model, options, encryption.key_file, out)
         return
     if output is None:  # not required by Typer, so that --list-supported can do without
         raise UsageError("Missing option '--output' / '-o'.", hint="tsc capture --help")
-    from tsc_cli.cli.files import check_output, open_output
-    from tsc_cli.cli.keys import Keys
-    from tsc_cli.huggingface.models.loading import check_dtype, load
-    from tsc_cli.huggingface.tokenizing import encode_prompt
-    from tsc_cli.text_input import read_prompt
-
-    if sum(source is not None for source in (prompt, prompt_file, messages)) != 1:
+    if sum(source is not None for source in (prompt, prompt_file, chat.messages)) != 1:
         raise UsageError("give one prompt", hint="as an argument, with --prompt-file, with --messages, or - for stdin")
-    if key_file is not None and not encrypt:
-        raise UsageError("--key-file needs --encrypt")
-    check_output(output, overwrite=overwrite, read=(prompt_file, messages, key_file))
-    check_dtype(dtype)
-    out = Output(as_json, quiet)
+    check_output(output, overwrite=overwrite, read=(prompt_file, chat.messages, encryption.key_file))
+    check_dtype(model.dtype)
     # what is wrong with a prompt shows before the model is loaded
-    chat = Chat.of(
-        messages, system, enable_thinking, template, out, beside=prompt if prompt_file is None else prompt_file
-    )
+    messages = chat.read(out, beside=prompt if prompt_file is None else prompt_file)
     text = read_prompt(prompt, prompt_file, out.note)
-    secret = Keys(key_file).new() if encrypt else None
+    secret = encryption.new_secret()
     from tsc_cli.session.capture import REFERENCE_TOKENS, capture_to_sink
 
-    with out.progress("loading the model"):
-        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
-    if chat is not None:
-        tokens = chat.tokens(loaded.tokenizer, out.note)
+    loaded = model.load(out)
+    if messages is not None:
+        tokens = messages.tokens(loaded.tokenizer, out.note)
     else:
         tokens = encode_prompt(text or "", loaded.tokenizer, out.note, special=not no_special_tokens)
     reference: list[int] = []
@@ -224,8 +167,8 @@ def command(
         tokens, reference = tokens[:context], tokens[context : context + REFERENCE_TOKENS]
         if loaded.model.config.is_encoder_decoder:  # what follows in the source is not what the decoder goes on with
             reference = []
-    options = CaptureOptions(steps, every, chunk, temperature, seed, keyframe_interval, attention, beyond)
-    with out.progress("capturing", len(tokens) + steps) as advance, open_output(output, overwrite=overwrite) as sink:
+    units = len(tokens) + options.steps
+    with out.progress("capturing", units) as advance, open_output(output, overwrite=overwrite) as sink:
         captured = capture_to_sink(
             loaded.adapter,
             tokens,
@@ -243,65 +186,6 @@ def command(
         return
     facts = {"path": output, **facts_of(captured), "reference_tokens": len(reference)}
     out.report("tsc.capture/1", facts, f"{printable(output)}\n{summary(captured, len(reference))}", output)
-
-
-def _append(
-    path: str,
-    prompt: str | None,
-    prompt_file: str | None,
-    chat_options: tuple[Any, Any, Any, Any],
-    model: str | None,
-    device: str,
-    trust_remote_code: bool,
-    options: CaptureOptions,
-    key_file: str | None,
-    out: Output,
-) -> None:
-    from formats import load
-    from tsc_cli.cli.keys import Keys
-    from tsc_cli.huggingface.models.of_trace import model_for
-    from tsc_cli.huggingface.tokenizing import encode_prompt
-    from tsc_cli.session.append import append
-    from tsc_cli.text_input import read_prompt
-
-    from .encryption import not_kept
-
-    chat = Chat.of(*chat_options, out, beside=prompt if prompt_file is None else prompt_file)
-    text = read_prompt(prompt, prompt_file, out.note, hint="without one, only steps are decoded")
-    trace = load(path, Keys(key_file).source)
-    loaded = model_for(trace, model, device, out.progress, out.note, trust_remote_code=trust_remote_code)
-    if chat is not None:
-        tokens = chat.tokens(loaded.tokenizer, out.note, trace=trace)
-    else:
-        tokens = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
-    with out.progress("appending", len(tokens) + options.steps) as advance:
-        done = append(
-            loaded.adapter,
-            tokens,
-            path,
-            options=options,
-            tokenizer=loaded.tokenizer,
-            progress=advance,
-            key=trace.secret,
-        )
-    facts = {
-        "path": path,
-        "file_bytes": done.file_bytes,
-        "snapshots": done.snapshots,
-        "new_snapshots": done.new_snapshots,
-        "tokens": done.tokens,
-        "new_tokens": done.new_tokens,
-        "raw_bytes_trace": done.raw_bytes_trace,
-        "tier": done.tier,
-        "tier_not_kept": done.untrue or None,
-    }
-    if done.untrue:
-        out.note(not_kept(done.untrue))
-    text = (
-        f"{printable(path)}: {done.new_tokens} tokens and {done.new_snapshots} snapshots more, {done.tokens} and "
-        f"{done.snapshots} in all, {size(done.file_bytes)}"
-    )
-    out.report("tsc.append/1", facts, text, path)
 
 
 def facts_of(captured: Captured) -> dict[str, Any]:

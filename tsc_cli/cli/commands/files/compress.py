@@ -9,22 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import (
-    MOST_KL,
-    Beyond,
-    Device,
-    Encrypt,
-    File,
-    FileModel,
-    Json,
-    KeyFile,
-    Overwrite,
-    Positions,
-    Quiet,
-    Seed,
-    TrustRemoteCode,
-    number,
-)
+from tsc_cli.cli.option_groups import EncryptionOptions, ModelOfFile, with_groups
+from tsc_cli.cli.options import MOST_KL, Beyond, File, Overwrite, Positions, Seed, number
 from tsc_cli.cli.output import Output
 from tsc_cli.cli.targets import Target
 from tsc_cli.compression.report import facts_of, published_text, summary
@@ -38,7 +24,9 @@ if TYPE_CHECKING:
     from tsc_cli.scoring.published import Tier
 
 
+@with_groups
 def command(
+    *,
     file: File,
     tier: Annotated[
         str | None,
@@ -150,20 +138,16 @@ def command(
             help="Measure the KL with the model and record it. [default: if the model is on this machine]",
         ),
     ] = None,
-    model: FileModel = None,
-    trust_remote_code: TrustRemoteCode = False,
+    model: ModelOfFile,
     positions: Positions = 256,
     seed: Seed = 0,
     beyond: Beyond = False,
-    device: Device = "auto",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Derive the file's identity from its content.")
     ] = False,
-    encrypt: Encrypt = False,
-    key_file: KeyFile = None,
+    encryption: EncryptionOptions,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Compress a captured file.
 
@@ -190,12 +174,11 @@ def command(
     path = output or f"{PurePath(file).with_suffix('')}.{codec or target.name}.tsc"
     by_hand = recipe_of(codec, evict, pairs(settings or [])) if codec is not None else None
     if not dry_run:
-        check_output(path, overwrite=overwrite, read=(key_file,))
-    keys = Keys(key_file)
-    trace = load(file, keys if encrypt else keys.source)
-    if encrypt and trace.secret is None:
+        check_output(path, overwrite=overwrite, read=(encryption.key_file,))
+    keys = Keys(encryption.key_file)
+    trace = load(file, keys if encryption.encrypt else keys.source)
+    if encryption.encrypt and trace.secret is None:
         trace.secret = keys.new()
-    out = Output(as_json, quiet)
     chosen = _profile(profile, trace)
     if by_hand is not None and by_hand.codec == "klt":
         if chosen is None and "profile" in by_hand.settings:
@@ -204,17 +187,7 @@ def command(
             raise UsageError("codec klt needs a profile of the model", hint="tsc calibrate makes one")
         by_hand = replace(by_hand, settings={"profile": chosen.digest, **by_hand.settings}, embed_profile=embed_profile)
     compressor = compressor_for(
-        trace,
-        model,
-        device,
-        verify,
-        positions,
-        seed,
-        out,
-        chosen,
-        embed_profile=embed_profile,
-        beyond=beyond,
-        trust_remote_code=trust_remote_code,
+        trace, model, verify, positions, seed, out, chosen, embed_profile=embed_profile, beyond=beyond
     )
     if profile is not None and codec is None and compressor.klt is None:
         raise UsageError(f"profile {profile} does not fit the file's layers", hint="tsc profiles lists others")
@@ -252,8 +225,7 @@ def pairs(settings: list[str]) -> dict[str, str]:
 
 def compressor_for(
     trace: Trace,
-    model: str | None,
-    device: str,
+    model: ModelOfFile,
     verify: bool | None,
     positions: int,
     seed: int,
@@ -262,16 +234,15 @@ def compressor_for(
     *,
     embed_profile: bool = False,
     beyond: bool = False,
-    trust_remote_code: bool = False,
 ) -> Compressor:
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
     from formats.encode.recipe import Source
     from tsc_cli.compression.compressor import Compressor
     from tsc_cli.huggingface.models.loading import check_trust
-    from tsc_cli.huggingface.models.of_trace import model_at_hand, model_for
+    from tsc_cli.huggingface.models.of_trace import model_at_hand
 
-    check_trust(model, trust_remote_code)
-    wanted = verify if verify is not None else model is not None or model_at_hand(trace)
+    check_trust(model.model, model.trust_remote_code)
+    wanted = verify if verify is not None else model.model is not None or model_at_hand(trace)
     with out.progress("reading the capture"):
         source = Source(trace)
         source.captured_bytes  # noqa: B018 - read now, under the bar
@@ -282,7 +253,7 @@ def compressor_for(
     from tsc_cli.huggingface.fingerprint import fingerprint
     from tsc_cli.scoring.scorer import Judge
 
-    loaded = model_for(trace, model, device, out.progress, out.note, trust_remote_code=trust_remote_code)
+    loaded = model.load(trace, out)
     fingerprint.require_same(trace.fingerprint, fingerprint.of(loaded.adapter, loaded.tokenizer))
     with out.progress("running the exact cache", positions + 1) as advance:
         judge = Judge(source, loaded.adapter, positions=positions, seed=seed, progress=advance, beyond=beyond)

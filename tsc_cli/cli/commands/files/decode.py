@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from formats.errors import UnsupportedFileError, UsageError
-from tsc_cli.cli.options import File, Json, KeyFile, Overwrite, Quiet, Snapshot
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import File, KeyFile, Overwrite, Snapshot
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from formats import Trace
 
 
+@with_groups
 def command(
+    *,
     file: File,
     output: Annotated[
         str,
@@ -30,8 +33,7 @@ def command(
     layers: Annotated[str, typer.Option("--layers", metavar="LIST", help="Such as 0-3,7.")] = "all",
     key_file: KeyFile = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Write a snapshot's tensors as a safetensors file.
 
@@ -52,7 +54,6 @@ def command(
     trace = load(file, Keys(key_file).source)
     number = trace.index(snapshot)
     wanted = numbers(layers, len(trace.geometry.layers), "layer")
-    out = Output(as_json, quiet)
     if trace.secret is not None:
         out.note("the tensors are not encrypted, and the text can be reconstructed from them")
     with out.progress("decoding"):

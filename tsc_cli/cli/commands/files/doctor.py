@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tsc_cli.cli.options import File, Json, KeyFile, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import File, KeyFile
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from formats.repair.scan import Problem
 
 
-def command(file: File, key_file: KeyFile = None, as_json: Json = False, quiet: Quiet = False) -> None:
+@with_groups
+def command(*, file: File, key_file: KeyFile = None, out: Output) -> None:
     """List everything that is wrong with a .tsc file, or unusual, with byte offsets.
 
     Unlike tsc test, it continues after the first problem, and it says what tsc recover could save. It needs neither a
@@ -24,7 +26,6 @@ def command(file: File, key_file: KeyFile = None, as_json: Json = False, quiet: 
     from formats.repair.diagnose import diagnose
     from tsc_cli.cli.keys import Keys
 
-    out = Output(as_json, quiet)
     keys = Keys(key_file).ready(file)
     with out.progress(f"examining {file}"):
         found = diagnose(file, keys)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsc_cli.cli.options import File, Json, KeyFile, Overwrite, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import File, KeyFile, Overwrite
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
@@ -19,14 +20,8 @@ Target = Annotated[
 ]
 
 
-def encrypt(
-    file: File,
-    output: Target,
-    key_file: KeyFile = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@with_groups
+def encrypt(*, file: File, output: Target, key_file: KeyFile = None, overwrite: Overwrite = False, out: Output) -> None:
     """Write an encrypted copy of a .tsc file.
 
     Each record is encrypted with AES-256-GCM. The key comes from --key-file (32 bytes or 64 hexadecimal digits) or
@@ -42,7 +37,6 @@ def encrypt(
     from tsc_cli.cli.keys import Keys
 
     check_output(output, overwrite=overwrite, read=(key_file,))
-    out = Output(as_json, quiet)
     keys = Keys(key_file)
     opened = TraceFile(file, keys)
     secret = keys.new()
@@ -54,14 +48,8 @@ def encrypt(
         out.report("tsc.encrypt/1", facts, f"{printable(output)}: encrypted, {size(length)}", output)
 
 
-def decrypt(
-    file: File,
-    output: Target,
-    key_file: KeyFile = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@with_groups
+def decrypt(*, file: File, output: Target, key_file: KeyFile = None, overwrite: Overwrite = False, out: Output) -> None:
     """Write a copy of an encrypted .tsc file that anybody can read.
 
     Every record is authenticated; if the file was changed, it is refused and no output is written.
@@ -72,7 +60,6 @@ def decrypt(
     from tsc_cli.cli.keys import Keys
 
     check_output(output, overwrite=overwrite, read=(key_file,))
-    out = Output(as_json, quiet)
     opened = TraceFile(file, Keys(key_file).source)
     with out.progress("decrypting"), open_output(output, overwrite=overwrite) as sink:
         header, length = write(opened, sink)

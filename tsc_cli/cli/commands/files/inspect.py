@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsc_cli.cli.options import File, Json, KeyFile, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import File, KeyFile
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable, ratio, size
 
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
     from formats.trace.geometry import LayerSpec
 
 
+@with_groups
 def command(
+    *,
     file: File,
     layers: Annotated[bool, typer.Option("--layers", help="List the layers.")] = False,
     records: Annotated[bool, typer.Option("--records", help="List the records.")] = False,
     key_file: KeyFile = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Show what a .tsc file holds.
 
@@ -39,7 +41,7 @@ def command(
     if records:
         facts["records"] = record_facts(opened)
     headline = ratio(facts["ratio_trace"])
-    Output(as_json, quiet).report("tsc.inspect/1", facts, _text(opened, facts), headline)
+    out.report("tsc.inspect/1", facts, _text(opened, facts), headline)
 
 
 def facts_of(file: TraceFile) -> dict[str, Any]:

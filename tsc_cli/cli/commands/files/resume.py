@@ -7,32 +7,16 @@ from typing import Annotated
 
 import typer
 
-from tsc_cli.cli.chat_options import Chat
-from tsc_cli.cli.options import (
-    MOST_STEPS,
-    AnyModel,
-    Beyond,
-    Device,
-    File,
-    FileModel,
-    Json,
-    KeyFile,
-    NextMessages,
-    Quiet,
-    Seed,
-    Sequence,
-    Snapshot,
-    System,
-    Temperature,
-    Template,
-    Thinking,
-    TrustRemoteCode,
-)
+from tsc_cli.cli.chat_options import NextChatOptions
+from tsc_cli.cli.option_groups import AnyModelForFile, with_groups
+from tsc_cli.cli.options import MOST_STEPS, Beyond, File, KeyFile, Seed, Sequence, Snapshot, Temperature
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
 
+@with_groups
 def command(
+    *,
     file: File,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="Text to feed first; - reads stdin.", show_default=False)
@@ -43,26 +27,19 @@ def command(
             "--prompt-file", metavar="FILE", help="Read that text from a file; - is stdin.", show_default=False
         ),
     ] = None,
-    messages: NextMessages = None,
-    system: System = None,
-    enable_thinking: Thinking = None,
-    template: Template = None,
+    chat: NextChatOptions,
     snapshot: Snapshot = -1,
     sequence: Sequence = 0,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", min=1, max=MOST_STEPS, help="Stop after this many tokens.")
     ] = 64,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Continue through an end-of-text token.")] = False,
-    model: FileModel = None,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Device = "auto",
+    model: AnyModelForFile,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     beyond: Beyond = False,
-    force_model_mismatch: AnyModel = False,
     key_file: KeyFile = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Continue generating from a snapshot.
 
@@ -75,34 +52,21 @@ def command(
     write earlier turns anew is refused.
     """
     from formats import load
-    from tsc_cli.cli.files import one_sequence, say_differences
+    from tsc_cli.cli.files import one_sequence
     from tsc_cli.cli.keys import Keys
     from tsc_cli.cli.streaming import TextStream
-    from tsc_cli.huggingface.models.of_trace import model_for
     from tsc_cli.huggingface.sampling import Sampler
     from tsc_cli.huggingface.tokenizing import encode_prompt
     from tsc_cli.session.resume import resume
     from tsc_cli.text_input import read_prompt
 
-    out = Output(as_json, quiet)
-    chat = Chat.of(
-        messages, system, enable_thinking, template, out, beside=prompt if prompt_file is None else prompt_file
-    )
+    messages = chat.read(out, beside=prompt if prompt_file is None else prompt_file)
     text = read_prompt(prompt, prompt_file, out.note, hint="without one, the session's own next token is the first")
     trace = one_sequence(load(file, Keys(key_file).source), sequence)
     number = trace.index(snapshot)
-    loaded = model_for(
-        trace,
-        model,
-        device,
-        out.progress,
-        out.note,
-        any_model=force_model_mismatch,
-        trust_remote_code=trust_remote_code,
-    )
-    say_differences(trace, loaded, out, forced=force_model_mismatch)
-    if chat is not None:
-        fed = chat.tokens(loaded.tokenizer, out.note, trace=trace, snapshot=number)
+    loaded = model.load(trace, out)
+    if messages is not None:
+        fed = messages.tokens(loaded.tokenizer, out.note, trace=trace, snapshot=number)
     else:
         fed = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
     tokens = resume(
@@ -112,20 +76,22 @@ def command(
         prompt=fed,
         sampler=Sampler(temperature, seed, sequence),
         tokenizer=loaded.tokenizer,
-        allow_model_mismatch=force_model_mismatch,
+        allow_model_mismatch=model.force_model_mismatch,
         allow_beyond_positions=beyond,
         most=max_tokens,
     )
     stops = set() if ignore_eos else _end_tokens(loaded.model)
     made: list[int] = []
-    stream = TextStream(loaded.tokenizer, lambda piece: None if as_json else out.data(printable(piece, keep="\n\t")))
+    stream = TextStream(
+        loaded.tokenizer, lambda piece: None if out.as_json else out.data(printable(piece, keep="\n\t"))
+    )
     for token in islice(tokens, max_tokens):
         if token in stops:
             break
         made.append(token)
         stream.add(token)
     stream.end()
-    if as_json:
+    if out.as_json:
         facts = {"path": file, "snapshot": number, "prompt_tokens": len(fed), "tokens": made, "text": stream.text}
         out.report("tsc.resume/1", facts, "", "")
     else:
@@ -133,5 +99,5 @@ def command(
 
 
 def _end_tokens(model: object) -> set[int]:
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return set(found) if isinstance(found, list) else set() if found is None else {found}
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}

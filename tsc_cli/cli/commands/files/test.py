@@ -7,19 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from tsc_cli.cli.options import Json, KeyFile, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import KeyFile
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
 
+@with_groups
 def command(
+    *,
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="The .tsc files.", show_default=False)],
     decode: Annotated[
         bool, typer.Option("--decode", help="Also decode all rows; needs torch, and the profile of codec klt.")
     ] = False,
     key_file: KeyFile = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Check every byte of .tsc files.
 
@@ -32,7 +34,6 @@ def command(
     from formats.file.check import check, check_sealed
     from tsc_cli.cli.keys import Keys
 
-    out = Output(as_json, quiet)
     results: list[dict[str, Any]] = []
     worst = 0
     keys = Keys(key_file, ask=False)

@@ -8,23 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import (
-    MOST_KL,
-    MOST_POSITIONS,
-    AnyModel,
-    Beyond,
-    Device,
-    File,
-    FileModel,
-    Json,
-    KeyFile,
-    Positions,
-    Quiet,
-    Seed,
-    Sequence,
-    TrustRemoteCode,
-    number,
-)
+from tsc_cli.cli.option_groups import AnyModelForFile, with_groups
+from tsc_cli.cli.options import MOST_KL, MOST_POSITIONS, Beyond, File, KeyFile, Positions, Seed, Sequence, number
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable
 
@@ -33,10 +18,11 @@ if TYPE_CHECKING:
     from tsc_cli.scoring.result import Verified
 
 
+@with_groups
 def command(
+    *,
     file: File,
-    model: FileModel = None,
-    trust_remote_code: TrustRemoteCode = False,
+    model: AnyModelForFile,
     against: Annotated[
         str | None,
         typer.Option(
@@ -97,12 +83,9 @@ def command(
         ),
     ] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the result into the file's header.")] = False,
-    device: Device = "auto",
     beyond: Beyond = False,
-    force_model_mismatch: AnyModel = False,
     key_file: KeyFile = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Measure restored snapshots against the exact cache.
 
@@ -120,22 +103,20 @@ def command(
     from formats import load
     from formats.file.reader import TraceFile
     from formats.file.rewrite import record_quality
-    from tsc_cli.cli.files import numbers, one_sequence, say_differences
+    from tsc_cli.cli.files import numbers, one_sequence
     from tsc_cli.cli.keys import Keys
-    from tsc_cli.huggingface.models.of_trace import model_for
     from tsc_cli.verification.verify import VerifyOptions, passes, verify_snapshots
 
     from .encryption import say_tier
     from .recompute import compared
 
-    if record and force_model_mismatch:
+    if record and model.force_model_mismatch:
         raise UsageError("a measurement with another model is not recorded")
-    if recompute and (against is not None or force_model_mismatch):
+    if recompute and (against is not None or model.force_model_mismatch):
         given = "--force-model-mismatch" if against is None else "--against"
         raise UsageError(f"{given} has no meaning with --recompute")
     if require_identical and not recompute:
         raise UsageError("--require-identical is for --recompute")
-    out = Output(as_json, quiet)
     keys = Keys(key_file).source
     opened = TraceFile(file, keys)
     whole = opened.trace()
@@ -144,16 +125,7 @@ def command(
     trace = one_sequence(whole, sequence)
     raw = one_sequence(load(against, keys), sequence) if against is not None else None
     wanted = numbers(snapshots, len(trace), "snapshot")
-    loaded = model_for(
-        trace,
-        model,
-        device,
-        out.progress,
-        out.note,
-        any_model=force_model_mismatch,
-        trust_remote_code=trust_remote_code,
-    )
-    say_differences(trace, loaded, out, forced=force_model_mismatch)
+    loaded = model.load(trace, out)
     options = VerifyOptions(positions, greedy, seed, recall, beyond)
     found = compared(whole, loaded, out, identical=require_identical) if recompute else None
     results: list[Verified] = []
@@ -166,7 +138,7 @@ def command(
                 tokenizer=loaded.tokenizer,
                 against=raw,
                 options=options,
-                allow_model_mismatch=force_model_mismatch,
+                allow_model_mismatch=model.force_model_mismatch,
                 progress=advance,
             )
     failures = missed(results, max_kl, min_top1)

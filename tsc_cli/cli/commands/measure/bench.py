@@ -10,21 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import (
-    MOST_STEPS,
-    MOST_TOKENS,
-    MOST_WINDOWS,
-    Beyond,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Overwrite,
-    Positions,
-    Quiet,
-    Seed,
-    TrustRemoteCode,
-)
+from tsc_cli.cli.option_groups import ModelToLoad, with_groups
+from tsc_cli.cli.options import MOST_STEPS, MOST_TOKENS, MOST_WINDOWS, Beyond, Overwrite, Positions, Seed
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable, ratio
 
@@ -32,7 +19,9 @@ if TYPE_CHECKING:
     from tsc_cli.huggingface.models.loading import Loaded
 
 
+@with_groups
 def command(
+    *,
     ctx: typer.Context,
     texts: Annotated[
         list[str] | None,
@@ -76,15 +65,11 @@ def command(
         ),
     ] = None,
     positions: Positions = 256,
-    model: Model = None,
-    trust_remote_code: TrustRemoteCode = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    model: ModelToLoad,
     seed: Seed = 0,
     beyond: Beyond = False,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Measure codecs on prompts, with standard errors.
 
@@ -94,7 +79,7 @@ def command(
     from tsc_cli.bench.codecs import SUITES, Bench, Protocol, default_texts, document
     from tsc_cli.bench.rows import Row
     from tsc_cli.cli.files import check_output
-    from tsc_cli.huggingface.models.loading import check_dtype, load
+    from tsc_cli.huggingface.models.loading import check_dtype
     from tsc_cli.huggingface.tokenizing import encode
     from tsc_cli.text_input import read_text
 
@@ -103,7 +88,7 @@ def command(
     if not output.endswith(".json") or output == "-":
         raise UsageError("name the JSON file to write", hint="-o OUT.json")
     check_output(output, overwrite=overwrite)
-    check_dtype(dtype)
+    check_dtype(model.dtype)
     needle = suite == "needle" and not codec
     for name in ("context", "steps", "positions") if needle else ():
         source = ctx.get_parameter_source(name)
@@ -111,10 +96,8 @@ def command(
             raise UsageError(f"--{name} cannot be used with the needle suite", hint="--prompts says how many needles")
     rows = [Row(name, "hand", recipe_from(name)) for name in codec] if codec else []
     names = texts or default_texts()
-    out = Output(as_json, quiet)
     read = [read_text(name, out.note) for name in names]
-    with out.progress("loading the model"):
-        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
+    loaded = model.load(out)
     hashed = [(os.path.basename(name), text.encode()) for name, text in zip(names, read, strict=True)]
     if needle:
         _needles(loaded, read, hashed, prompts, seed, output, overwrite, texts, out)
@@ -154,7 +137,7 @@ def _needles(
         rows = run(loaded, tokens, prompts, seed, advance)
     facts = described("needle", hashed, ["tsc", *_arguments(output, texts)], loaded) | {
         "protocol": {"needles": prompts, "length": LENGTH, "depth": DEPTH, "apart": APART, "seed": seed},
-        "profile": profile_facts(profile_store.for_model(fingerprint.of(loaded.model))),
+        "profile": profile_facts(profile_store.for_model(fingerprint.of(loaded.adapter))),
         "rows": rows,
     }
     lines = [

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsc_cli.cli.options import Device, Json, Model, Quiet, TrustRemoteCode
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import Device, Model, TrustRemoteCode
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, ratio, size
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 CONTEXT, STEPS, BRANCH, RESUMED = 1024, 64, 8, 32
 
 
+@with_groups
 def command(
+    *,
     output: Annotated[
         str | None,
         typer.Option(
@@ -33,8 +36,7 @@ def command(
     model: Model = None,
     trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Show the main job: capture, store, restore, verify, resume.
 
@@ -51,7 +53,6 @@ def command(
     from tsc_cli.session.resume import resume
     from tsc_cli.verification.verify import VerifyOptions, passes, verify_snapshots
 
-    out = Output(as_json, quiet)
     if output is None:
         cache_folder().mkdir(parents=True, exist_ok=True)
     path = output or str(cache_folder() / "demo.tsc")

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import Json, Overwrite, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import Overwrite
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
@@ -34,7 +35,9 @@ def figure_target(plot: str | None, *, overwrite: bool) -> Path | None:
     return target
 
 
+@with_groups
 def command(
+    *,
     files: Annotated[
         list[str], typer.Argument(metavar="BENCH.json...", help="Files of tsc bench.", show_default=False)
     ],
@@ -50,8 +53,7 @@ def command(
     ],
     title: Annotated[str | None, typer.Option("--title", help="A line above the figure.", show_default=False)] = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Draw ratio against KL and against top-1 agreement."""
     from formats.container.atomic_write import refuse_existing
@@ -67,7 +69,7 @@ def command(
 
     draw(documents, targets, title)
     names = [str(target) for target in targets]
-    Output(as_json, quiet).report("tsc.plot/1", {"paths": names}, printable("\n".join(names), keep="\n"), names[0])
+    out.report("tsc.plot/1", {"paths": names}, printable("\n".join(names), keep="\n"), names[0])
 
 
 def read(name: str) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, Device, Dtype, Json, Model, Overwrite, Quiet, Seed, TrustRemoteCode, number
+from tsc_cli.cli.option_groups import ModelToLoad, with_groups
+from tsc_cli.cli.options import MOST_TOKENS, Dtype, Overwrite, Seed, number
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable, size
 
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
     from formats.codecs.klt.profile import Profile
 
 
+@dataclass(frozen=True)
+class Float32Model(ModelToLoad):
+    """As `ModelToLoad`, in float32 unless asked otherwise."""
+
+    dtype: Dtype = "float32"
+
+
+@with_groups
 def command(
-    model: Model = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    model: Float32Model,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,12 +81,9 @@ def command(
             help="Keep no more coefficients than hold this share of the weighted energy.",
         ),
     ] = None,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
     seed: Seed = 0,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Make the profile of a model, for codec klt.
 
@@ -88,7 +94,7 @@ def command(
     from formats.codecs.klt import profile_store
     from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
     from tsc_cli.cli.files import check_output, open_output
-    from tsc_cli.huggingface.models.loading import check_dtype, load
+    from tsc_cli.huggingface.models.loading import check_dtype
     from tsc_cli.huggingface.tokenizing import encode
     from tsc_cli.text_input import read_text
 
@@ -98,23 +104,21 @@ def command(
         raise UsageError("a profile is written to a file", hint="-o PROFILE.safetensors")
     if output is not None:
         check_output(output, overwrite=overwrite)
-    check_dtype(dtype)
+    check_dtype(model.dtype)
     effort = QUICK if quick else Effort()
     effort = replace(
         effort, seed=seed, tokens=tokens or effort.tokens, rank=rank or effort.rank, energy=energy or effort.energy
     )
-    out = Output(as_json, quiet)
-    read = [read_text(name, out.note) for name in text or []]
-    with out.progress("loading the model"):
-        loaded = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, say=out.note)
+    contents = [read_text(name, out.note) for name in text or []]
+    loaded = model.load(out)
     profile = calibrate(
-        loaded.model,
+        loaded.adapter,
         loaded.tokenizer,
         name=loaded.name,
         effort=effort,
         stage=out.progress,
         say=out.note,
-        texts=[encode(one, loaded.tokenizer) for one in read] if read else None,
+        texts=[encode(content, loaded.tokenizer) for content in contents] if contents else None,
     )
     path = profile_store.path_of(profile)
     if output is not None:

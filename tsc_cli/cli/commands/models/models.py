@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import Json, Quiet
+from tsc_cli.cli.option_groups import with_groups
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable, size
 
@@ -17,11 +17,12 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
+@with_groups
 def command(
+    *,
     context: typer.Context,
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch and convert the default model now.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """List the models on this machine, add one, or remove one.
 
@@ -34,7 +35,6 @@ def command(
         return
     from tsc_cli.model_store import default_model
 
-    out = Output(as_json, quiet)
     if fetch:
         default_model.ensure(out.note, out.progress)
     found = [_default(), *_named(), *_of_hub_cache()]
@@ -54,7 +54,9 @@ def command(
 
 
 @app.command("add")
+@with_groups
 def add(
+    *,
     source: Annotated[
         str, typer.Argument(metavar="MODEL", help="A GGUF file, a hub id, a folder, or default.", show_default=False)
     ],
@@ -67,8 +69,7 @@ def add(
             show_default=False,
         ),
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Give a model a name that -m takes in every command.
 
@@ -81,7 +82,6 @@ def add(
     from tsc_cli.model_store import default_model, store
     from tsc_cli.model_store.hub import is_hub_id
 
-    out = Output(as_json, quiet)
     path = Path(source).expanduser()
     if source in ("default", default_model.NAME):
         if name is not None:
@@ -102,10 +102,11 @@ def add(
 
 
 @app.command("remove")
+@with_groups
 def remove(
+    *,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of tsc models.", show_default=False)],
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Forget a name, and delete what tsc converted for it.
 
@@ -114,7 +115,6 @@ def remove(
     from tsc_cli.model_store import default_model, folders, store
     from tsc_cli.model_store.disk_space import writing
 
-    out = Output(as_json, quiet)
     if name == default_model.NAME:
         with writing(name, folders.root()):
             freed, left = folders.remove(default_model.folder(), out.note), ""

@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import Json, Overwrite, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import Overwrite
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns, printable, size
 
 
+@with_groups
 def command(
+    *,
     import_from: Annotated[
         str | None,
         typer.Option("--import", metavar="FILE", help="Keep this profile on this machine.", show_default=False),
@@ -29,8 +32,7 @@ def command(
         str | None, typer.Option("--output", "-o", metavar="FILE", help="For --export.", show_default=False)
     ] = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """List the profiles on this machine, or import, export or remove one.
 
@@ -45,7 +47,6 @@ def command(
         raise UsageError("give one of --import, --export and --remove")
     if (export is None) != (output is None):
         raise UsageError("--export DIGEST and -o FILE go together")
-    out = Output(as_json, quiet)
     if import_from is not None:
         profile = profile_store.read(import_from)
         path = os.fspath(profile_store.install(profile))
