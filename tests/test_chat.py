@@ -13,8 +13,8 @@ from formats import load
 from formats.errors import UsageError
 from tests import models
 from tsc_cli import capture, chat_tokens
-from tsc_cli.huggingface.chat import checked
-from tsc_cli.huggingface.chat_template import variables_of
+from tsc_cli.huggingface.text.chat import checked
+from tsc_cli.huggingface.text.chat_template import variables_of
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from tsc_cli.calibration.calibrate import calibrate as calibrate
     from tsc_cli.compression.compressor import compress as compress
     from tsc_cli.huggingface.adapter import ModelAdapter as ModelAdapter
-    from tsc_cli.huggingface.chat import chat_tokens as chat_tokens
     from tsc_cli.huggingface.convert import branch as branch
     from tsc_cli.huggingface.convert import from_cache as from_cache
     from tsc_cli.huggingface.convert import from_tuples as from_tuples
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from tsc_cli.huggingface.convert import to_tuples as to_tuples
     from tsc_cli.huggingface.restore import to_cache as to_cache
     from tsc_cli.huggingface.sampling import Sampler as Sampler
+    from tsc_cli.huggingface.text.chat import chat_tokens as chat_tokens
     from tsc_cli.scoring.result import Verified as Verified
     from tsc_cli.session.append import append as append
     from tsc_cli.session.capture import capture as capture
@@ -81,7 +81,7 @@ _NAMES_BY_MODULE = {
     "tsc_cli.calibration.calibrate": ("Effort", "calibrate"),
     "tsc_cli.compression.compressor": ("compress",),
     "tsc_cli.huggingface.adapter": ("ModelAdapter",),
-    "tsc_cli.huggingface.chat": ("chat_tokens",),
+    "tsc_cli.huggingface.text.chat": ("chat_tokens",),
     "tsc_cli.huggingface.convert": ("branch", "from_cache", "from_tuples", "repeat", "to_tuples"),
     "tsc_cli.huggingface.restore": ("to_cache",),
     "tsc_cli.huggingface.sampling": ("Sampler",),

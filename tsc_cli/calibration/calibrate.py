@@ -26,7 +26,7 @@ from tsc_cli.huggingface import caches
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import score
-from tsc_cli.huggingface.tokenizing import encode
+from tsc_cli.huggingface.text.tokenizing import encode
 from tsc_cli.progress import Progress, Say, Stage, no_stage, silent
 from tsc_cli.scoring.fidelity import compare
 

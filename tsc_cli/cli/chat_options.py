@@ -12,7 +12,7 @@ from .output import Output
 
 if TYPE_CHECKING:
     from formats import Trace
-    from tsc_cli.huggingface.chat_template import Messages
+    from tsc_cli.huggingface.text.chat_template import Messages
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class ChatOptions:
             return None
         if beside is not None:
             raise UsageError("give one prompt", hint="as text, or as a chat with --messages")
-        from tsc_cli.huggingface.chat import read_messages
-        from tsc_cli.huggingface.chat_template import variables_of
+        from tsc_cli.huggingface.text.chat import read_messages
+        from tsc_cli.huggingface.text.chat_template import variables_of
         from tsc_cli.text_input import argument
 
         return Chat(
@@ -78,7 +78,7 @@ class Chat:
 
     def tokens(self, tokenizer: Any, say: Any, *, trace: Trace | None = None, snapshot: int = -1) -> list[int]:
         """The ids to feed; see `chat.chat_tokens`."""
-        from tsc_cli.huggingface.chat import chat_tokens
+        from tsc_cli.huggingface.text.chat import chat_tokens
 
         try:
             return chat_tokens(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tsc_cli.huggingface.tokenizing import decode
+from tsc_cli.huggingface.text.tokenizing import decode
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte of a character that the vocabulary lacks, as SentencePiece has it
 _REPLACEMENT = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet

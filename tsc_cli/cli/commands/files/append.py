@@ -26,7 +26,7 @@ def append_to_file(
     """Append to the session in a file, and report it."""
     from formats import load
     from tsc_cli.cli.keys import Keys
-    from tsc_cli.huggingface.tokenizing import encode_prompt
+    from tsc_cli.huggingface.text.tokenizing import encode_prompt
     from tsc_cli.session.append import append
     from tsc_cli.text_input import read_prompt
 

@@ -110,7 +110,7 @@ def command(
         return
     from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.huggingface.models.loading import check_dtype
-    from tsc_cli.huggingface.tokenizing import encode_prompt
+    from tsc_cli.huggingface.text.tokenizing import encode_prompt
     from tsc_cli.session.decode_loop import CaptureOptions
     from tsc_cli.text_input import read_prompt
 

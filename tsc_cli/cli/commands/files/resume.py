@@ -56,7 +56,7 @@ def command(
     from tsc_cli.cli.keys import Keys
     from tsc_cli.cli.streaming import TextStream
     from tsc_cli.huggingface.sampling import Sampler
-    from tsc_cli.huggingface.tokenizing import encode_prompt
+    from tsc_cli.huggingface.text.tokenizing import encode_prompt
     from tsc_cli.session.resume import resume
     from tsc_cli.text_input import read_prompt
 

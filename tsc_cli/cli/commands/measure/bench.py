@@ -80,7 +80,7 @@ def command(
     from tsc_cli.bench.rows import Row
     from tsc_cli.cli.files import check_output
     from tsc_cli.huggingface.models.loading import check_dtype
-    from tsc_cli.huggingface.tokenizing import encode
+    from tsc_cli.huggingface.text.tokenizing import encode
     from tsc_cli.text_input import read_text
 
     if suite not in SUITES and suite != "needle":
@@ -130,7 +130,7 @@ def _needles(
     from tsc_cli.bench.needle import APART, DEPTH, LENGTH
     from tsc_cli.bench.needle_suite import run
     from tsc_cli.huggingface.fingerprint import fingerprint
-    from tsc_cli.huggingface.tokenizing import encode
+    from tsc_cli.huggingface.text.tokenizing import encode
 
     with out.progress("asking", prompts) as advance:
         tokens = [encode(text, loaded.tokenizer, special=False) for text in read]

@@ -47,7 +47,7 @@ def command(
     from tsc_cli.huggingface.fingerprint.fingerprint import of as fingerprint_of
     from tsc_cli.huggingface.models.loading import load
     from tsc_cli.huggingface.restore import to_cache
-    from tsc_cli.huggingface.tokenizing import encode
+    from tsc_cli.huggingface.text.tokenizing import encode
     from tsc_cli.session.capture import REFERENCE_TOKENS, capture_to_file
     from tsc_cli.session.decode_loop import CaptureOptions
     from tsc_cli.session.resume import resume

@@ -95,7 +95,7 @@ def command(
     from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
     from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.huggingface.models.loading import check_dtype
-    from tsc_cli.huggingface.tokenizing import encode
+    from tsc_cli.huggingface.text.tokenizing import encode
     from tsc_cli.text_input import read_text
 
     if rank is not None and energy is not None and energy < 1.0:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from formats.errors import UsageError
-from tsc_cli.huggingface.chat_template import Messages, render
+from tsc_cli.huggingface.text.chat_template import Messages, render
 from tsc_cli.progress import Say
 
 from .tokenizing import decode, encode
