@@ -210,34 +210,6 @@ def test_nonsense_in_a_file_is_a_difference(said: str) -> None:
 # what is recorded
 
 
-def test_files_of_before_are_taken() -> None:
-    """They have another hash of the config and fewer fields."""
-    model = models.llama(attention_dropout=0.1, pad_token_id=5)
-    trace = capture(model, models.prompt(9), steps=0)
-    for field in ("heads", "config_fields", "rope_frequencies"):
-        del trace.fingerprint[field]
-    settings = {
-        key: value
-        for key, value in model.config.to_dict().items()
-        if key
-        not in {
-            "_name_or_path",
-            "transformers_version",
-            "dtype",
-            "use_cache",
-            "output_attentions",
-            "output_hidden_states",
-            "return_dict",
-            "architectures",
-        }
-    }
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
-    trace.fingerprint["config"] = hashlib.sha256(len(text).to_bytes(8, "little") + text).hexdigest()
-    to_cache(trace, model)
-    with pytest.raises(Exception, match=r"another model: config is [0-9a-f]{12}\.\.\. in the file and [0-9a-f]{12}"):
-        to_cache(trace, models.llama(rms_norm_eps=1e-5))
-
-
 def test_the_named_fields_decide_nothing() -> None:
     """Defaults may be others in the next transformers."""
     model = models.llama()

@@ -114,12 +114,6 @@ def hash_of(fields: Mapping[str, Any]) -> str:
     return _sha256(canonical(whole))
 
 
-def hash_of_older_files(model: PreTrainedModel) -> str:
-    """What `config` was in files that do not name their fields."""
-    settings = {key: value for key, value in config_of(model).to_dict().items() if key not in _REPORTING}
-    return _sha256(canonical(settings))
-
-
 def _sha256(text: str) -> str:
     data = text.encode()
     return hashlib.sha256(len(data).to_bytes(8, "little") + data).hexdigest()

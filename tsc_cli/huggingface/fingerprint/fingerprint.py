@@ -30,7 +30,6 @@ _KERNELS = {"attention": "attention", "experts": "the experts"}  # another kerne
 _EAGER = "eager"  # what every model has
 NOT_COMPARED = frozenset({*_KERNELS, "config_fields", "config_usual", "transformers"})
 _TRUNCATION, _PADDING = '{"version":"1.0","truncation":', ',"padding":'  # as a tokenizer's JSON begins
-_LATER = frozenset({"heads", "rope_frequencies"})  # files of the first version have none of them
 
 
 class Fingerprint(dict[str, str]):
@@ -39,20 +38,12 @@ class Fingerprint(dict[str, str]):
     Attributes:
         settings: the fields of the config, by name, with those that are at their default.
         usual: the defaults.
-        before: values that the first version gave to the same model.
     """
 
-    def __init__(
-        self,
-        fields: Mapping[str, str],
-        settings: Mapping[str, Any],
-        usual: Mapping[str, Any],
-        before: Mapping[str, str],
-    ) -> None:
+    def __init__(self, fields: Mapping[str, str], settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
         super().__init__(fields)
         self.settings = settings
         self.usual = usual
-        self.before = before
 
 
 def of(model: PreTrainedModel | ModelAdapter, tokenizer: Any = None) -> Fingerprint:
@@ -90,14 +81,12 @@ def of(model: PreTrainedModel | ModelAdapter, tokenizer: Any = None) -> Fingerpr
     if tokenizer is not None:
         fields["tokenizer"] = tokenizer_hash(tokenizer)
     fields = {field: value for field, value in fields.items() if value or field not in NOT_COMPARED}
-    before = {
-        "config": config_fields.hash_of_older_files(model),
-        "adapters": ",".join(adapters.names_of(model)) or "none",
-    }
-    return Fingerprint(fields, settings, config_fields.defaults(model), before)
+    return Fingerprint(fields, settings, config_fields.defaults(model))
 
 
-def require_same(recorded: Mapping[str, str], found: Mapping[str, str], *, only: Collection[str] | None = None) -> None:
+def require_same(
+    recorded: Mapping[str, str], current: Mapping[str, str], *, only: Collection[str] | None = None
+) -> None:
     """Raise MismatchError that names the first field in which a file's model and the one at hand differ.
 
     A trace that names nothing was made of somebody's own caches and is taken; one that leaves a field out is not.
@@ -105,72 +94,65 @@ def require_same(recorded: Mapping[str, str], found: Mapping[str, str], *, only:
     Args:
         only: the fields to compare; by default all but those that say how the model is computed.
     """
-    silent = _silent(recorded, found, only)
+    silent = _silent(recorded, current, only)
     if silent is not None:
         raise MismatchError(
             f"the file does not say what model it belongs to: it has no {silent}",
             hint="--force-model-mismatch (allow_model_mismatch=True in Python) takes it at your word",
         )
-    differs = difference(recorded, found, only=only)
+    differs = difference(recorded, current, only=only)
     if differs is not None:
         raise MismatchError(
             f"the file belongs to another model: {differs}", hint="give the model of the capture with -m"
         )
 
 
-def _silent(recorded: Mapping[str, str], found: Mapping[str, str], only: Collection[str] | None) -> str | None:
+def _silent(recorded: Mapping[str, str], current: Mapping[str, str], only: Collection[str] | None) -> str | None:
     """A field that the file should name and does not."""
-    known = {*recorded, *NOT_COMPARED, "tokenizer", *(_LATER if _is_older(recorded) else ())}
-    missing = (field for field in found if field not in known and (only is None or field in only))
+    known = {*recorded, *NOT_COMPARED, "tokenizer"}
+    missing = (field for field in current if field not in known and (only is None or field in only))
     return next(missing, None) if recorded else None
 
 
-def _is_older(recorded: Mapping[str, str]) -> bool:
-    return _LATER.isdisjoint(recorded)
-
-
 def difference(
-    recorded: Mapping[str, str], found: Mapping[str, str], *, only: Collection[str] | None = None
+    recorded: Mapping[str, str], current: Mapping[str, str], *, only: Collection[str] | None = None
 ) -> str | None:
     """The first field in which a file's model and the one at hand differ, in words, or None; see `require_same`."""
-    before = found.before if isinstance(found, Fingerprint) and _is_older(recorded) else {}
-    for field in dict.fromkeys([*found, *recorded]):
-        value, here = recorded.get(field), found.get(field)
+    for field in dict.fromkeys([*current, *recorded]):
+        value, here = recorded.get(field), current.get(field)
         if value is None or field in NOT_COMPARED or (only is not None and field not in only):
             continue
-        if value == here or (field in before and value == before[field]) or (field == "tokenizer" and here is None):
+        if value == here or (field == "tokenizer" and here is None):
             continue
-        named = _named(field, recorded, found)
+        named = _named(field, recorded, current)
         if named is not None:
             return named
     return None
 
 
-def _named(field: str, recorded: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+def _named(field: str, recorded: Mapping[str, str], current: Mapping[str, str]) -> str | None:
     """How a field differs whose texts do, or None if it does not after all."""
-    value, here = recorded[field], found.get(field, "missing")
+    value, here = recorded[field], current.get(field, "missing")
     inner = None
     if field == "rope_frequencies":
         buffer = rope_buffers.name_of_difference(value, here)
         return None if buffer is None else f"{field}: {buffer} differs from the file's"
     if field == "config":
-        settings, usual = (found.settings, found.usual) if isinstance(found, Fingerprint) else ({}, {})
-        if settings and config_versions.agree(recorded, found, settings):
+        settings, usual = (current.settings, current.usual) if isinstance(current, Fingerprint) else ({}, {})
+        if settings and config_versions.agree(recorded, current, settings):
             return None
-        texts = recorded.get("config_fields"), found.get("config_fields")
+        texts = recorded.get("config_fields"), current.get("config_fields")
         inner = config_fields.name_of_difference(field, *texts, values=settings, usual=usual)
     elif field in ("rope", "adapters") and config_fields.parsed(value) and config_fields.parsed(here):
         return config_fields.name_of_difference(field, value, here)  # None: 1 and 1.0 are one value
     return inner or f"{field} is {_short(value)} in the file and {_short(here)} here"
 
 
-def differences_in_rounding(recorded: Mapping[str, str], found: Mapping[str, str]) -> str | None:
+def differences_in_rounding(recorded: Mapping[str, str], current: Mapping[str, str]) -> str | None:
     """A line for a person where the same cache is computed by another kernel than at capture, or None."""
-    if _is_older(recorded):  # they do not say how experts were computed
-        found = {field: value for field, value in found.items() if field != "experts"}
     other = []
     for field, what in _KERNELS.items():
-        then, now = recorded.get(field, _EAGER), found.get(field, _EAGER)
+        then, now = recorded.get(field, _EAGER), current.get(field, _EAGER)
         if then != now and "attention" in recorded:
             other.append(f"{what} by {_short(then)} at capture and by {_short(now)} here")
     if not other:
