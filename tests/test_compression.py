@@ -26,6 +26,7 @@ from formats.trace.views import Labels, Span
 from tests import models
 from tests.traces import same_bits
 from tsc_cli import capture
+from tsc_cli.bench.codecs import coded_share
 from tsc_cli.compression.search import (
     Candidate,
     Sizer,
@@ -37,7 +38,7 @@ from tsc_cli.compression.search import (
     smallest,
     smallest_for,
 )
-from tsc_cli.scoring.published import QUALITIES, TIERS, VERDICTS, Goal, goal_of, klt_family, tier_of, verdict
+from tsc_cli.scoring.published import QUALITIES, TIERS, VERDICTS, Family, Goal, goal_of, klt_family, tier_of, verdict
 
 SPEC = LayerSpec("full", heads=2, key_size=16, value_size=16)
 
@@ -192,7 +193,40 @@ def test_what_was_lossy_is_not_compressed_again(tmp_path: Path) -> None:
         Source(small)
 
 
+@pytest.mark.parametrize("codec", ["vq", "pq"])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8, 1e9])
+def test_the_coded_share_is_that_of_blocks_which_come_back_changed(
+    codec: str, threshold: float, tmp_path: Path
+) -> None:
+    """The other blocks have lost no more than 16 bits do."""
+    settings = {"block": 8, "centroids": 4, "samples": 256, "iterations": 2, "threshold": threshold}
+    trace = smooth_trace((100,))
+    small = compressed(trace, Recipe(codec, settings), tmp_path)
+    snapshots = small.snapshot(0), trace.snapshot(0)
+    have, want = (torch.stack([*one.keys, *one.values]).unflatten(-1, (-1, 8)) for one in snapshots)
+    changed = (have - want).norm(dim=-1) > 0.002 * want.norm(dim=-1)
+    share = float(changed.double().mean())
+    assert coded_share(small) == pytest.approx(share)
+    assert (share == 0, share == 1) == (threshold == 0, threshold == 1e9)
+
+
+def test_a_codec_without_codebooks_has_no_coded_share(tmp_path: Path) -> None:
+    assert coded_share(compressed(smooth_trace((9,)), Recipe("scalar"), tmp_path)) is None
+
+
 # rate control
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.label)
+def test_what_rate_control_chooses_from_keeps_the_first_four_rows(family: Family, tmp_path: Path) -> None:
+    """At 12 bits, whatever the others get: the damage of attention sinks costs more than their bytes."""
+    trace = smooth_trace((100,), layers=1)
+    small = compressed(trace, at(family, knob_settings(family)[0]), tmp_path).snapshot(0)
+    whole = trace.snapshot(0)
+    for have, want in zip([*small.keys, *small.values], [*whole.keys, *whole.values], strict=True):
+        distances = ((have - want).norm(dim=-1) / want.norm(dim=-1)).amax((0, 1))
+        assert distances[:4].max() < 0.01
+        assert distances[4:].median() > 0.02
 
 
 def test_the_knob_fills_the_promise() -> None:

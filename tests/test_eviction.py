@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers.cache_utils import DynamicCache
 
 from formats import Trace, load, save
@@ -48,21 +49,31 @@ def trace(model: Any) -> Trace:
     return capture(model, models.prompt(PROMPT), options=CaptureOptions(steps=6, attention=True))
 
 
-def eager_attention(kind: str, tokens: list[int]) -> list[torch.Tensor]:
+def own_scaling() -> Any:
+    """Queries are multiplied by a number of the config, twice what the size of a head would make it."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_multiplier": 2 * 12**-0.5}
+    config = transformers.GraniteConfig(**models.SMALL, **heads, pad_token_id=0, initializer_range=0.3)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+OBSERVED = {"llama": models.llama, "qwen3": models.qwen3, "sharp": sharp, "own scaling": own_scaling}
+
+
+def eager_attention(model: Any, tokens: list[int]) -> list[torch.Tensor]:
     """Attention received, summed over queries and the query heads of a group, from the model's own eager path."""
-    model = models.FAMILIES[kind](torch.float32)
     model.set_attn_implementation("eager")
-    found = model(torch.tensor([tokens]), output_attentions=True).attentions
+    attentions = model(torch.tensor([tokens]), output_attentions=True).attentions
     heads = model.config.get_text_config().num_key_value_heads
-    return [a[0].unflatten(0, (heads, -1)).sum((1, 2)) for a in found]
+    return [a[0].unflatten(0, (heads, -1)).sum((1, 2)) for a in attentions]
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", OBSERVED)
 @pytest.mark.parametrize("chunk", [7, 64])
 def test_observed_attention_is_what_the_eager_path_computes(kind: str, chunk: int) -> None:
     tokens = models.prompt(40)
-    want = eager_attention(kind, tokens)
-    model = models.FAMILIES[kind](torch.float32)
+    want = eager_attention(OBSERVED[kind](), tokens)
+    model = OBSERVED[kind]()
     with observed(ModelAdapter(model)) as observation:
         cache, _ = prefill(ModelAdapter(model), tokens, chunk=chunk)
     (received,) = observation.records(caches.geometry_of(cache, kind), len(tokens))

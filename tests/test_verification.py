@@ -15,8 +15,11 @@ from formats.container.records import Part
 from formats.errors import MismatchError, UsageError
 from formats.trace.blocks import MemoryBlock
 from tests import models
-from tsc_cli import capture, load, save, verify, verify_snapshots
+from tsc_cli import capture, load, save, to_cache, verify, verify_snapshots
+from tsc_cli.huggingface.adapter import ModelAdapter
+from tsc_cli.huggingface.generation import score
 from tsc_cli.huggingface.sampling import Sampler
+from tsc_cli.scoring.fidelity import Fidelity, compare
 from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.session.resume import resume
 from tsc_cli.verification.verify import VerifyOptions, passes
@@ -100,11 +103,21 @@ def test_progress_reaches_what_was_announced(
 
 
 def test_the_reference_of_an_early_snapshot_is_what_the_run_did_next(model: Any, trace: Trace) -> None:
-    # the run's own later tokens are the beginning: scoring them needs no sampling to reach the same figures
-    one = verify(trace, model, 2, options=VerifyOptions(positions=4, greedy=0, seed=0))
-    other = verify(trace, model, 2, options=VerifyOptions(positions=3, greedy=0, seed=1))
-    assert one.fidelity.positions == 4
-    assert other.fidelity.positions == 3
+    """The seed chooses the sampled tokens, which follow the last token of the run and none before it."""
+    lossy = damaged(trace, 0.1)
+    run = trace.token_ids(-1)[len(trace.token_ids(2)) :]
+
+    def scored(positions: int, seed: int) -> Fidelity:
+        options = VerifyOptions(positions=positions, greedy=0, seed=seed)
+        result = verify(lossy, model, 2, against=trace, options=options)
+        assert result.reference == "sampled"
+        return result.fidelity
+
+    exact, restored = (score(ModelAdapter(model), to_cache(one, model, 2), run[:-1]) for one in (trace, lossy))
+    want = compare(exact, restored, run[1:])
+    assert want.positions == 3  # the last token of the run is a target, and is fed to nothing
+    assert scored(3, seed=0) == scored(3, seed=1) == want
+    assert scored(40, seed=0) != scored(40, seed=1)
 
 
 def test_a_result_is_plain_json_values(model: Any, trace: Trace) -> None:
