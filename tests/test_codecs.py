@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 
 from formats.codecs import CODECS, Bases, Codec, Surroundings, codec_by_name
 from formats.codecs.hadamard import hadamard
-from formats.codecs.packing import codes_per_byte, pack, packed_shape, unpack
 from formats.codecs.uniform_quantizer import Grid, dequantize, quantize
 from formats.container.records import Part
-from formats.container.safetensors_buffer import pack as pack_tensors
-from formats.container.safetensors_buffer import parse
+from formats.container.safetensors_buffer import pack, parse
 from formats.errors import UsageError
 from formats.trace.blocks import BlockShape
 from formats.trace.geometry import DTYPE_BYTES, LayerSpec
@@ -68,7 +66,7 @@ def there_and_back(codec: Codec, part: Part, rows: torch.Tensor, first_row: int 
     layers, batch, heads, count, size = rows.shape
     spec = LayerSpec("full", heads, size, size, index_size=size)
     shape = BlockShape(dtype, DTYPE_BYTES[dtype], layers, batch, count, spec, first_row)
-    tensors = parse(pack_tensors(codec.encode({part: rows}, Surroundings(bases=bases))), "test")
+    tensors = parse(pack(codec.encode({part: rows}, Surroundings(bases=bases))), "test")
     CODECS[codec.id]().check(tensors, part, shape, "test")
 
     def fetch(numbers: Sequence[int]) -> torch.Tensor:
@@ -215,7 +213,7 @@ def test_constant_and_zero_rows(name: str, values: dict[str, Any]) -> None:
 def test_encoding_twice_gives_the_same_bytes(name: str, values: dict[str, Any]) -> None:
     codec = codec_by_name(name, values)
     rows = rows_for(Part.KEYS, (2, 1, 2, 33, 16), "float32")
-    once, again = (pack_tensors(codec.encode({Part.KEYS: rows})) for _ in range(2))
+    once, again = (pack(codec.encode({Part.KEYS: rows})) for _ in range(2))
     assert once == again
 
 
@@ -253,18 +251,6 @@ def test_the_rotation_is_its_own_inverse_and_spreads_an_outlier() -> None:
     spike = torch.zeros(1, 64)
     spike[0, 5] = 8.0
     assert torch.allclose(hadamard(spike).abs(), torch.ones(1, 64))
-
-
-@pytest.mark.parametrize("levels", [2, 3, 4, 5, 6, 7, 11, 15, 16, 17, 255, 256, 257, 4096, 65536])
-def test_packing_gives_every_code_back(levels: int) -> None:
-    generator = torch.Generator().manual_seed(levels)
-    for length in (1, 2, 7, 64):
-        codes = torch.randint(0, levels, (3, 2, length), generator=generator, dtype=torch.int32)
-        packed = pack(codes, levels)
-        assert packed.dtype == torch.uint8
-        assert tuple(packed.shape) == packed_shape((3, 2, length), levels)
-        assert torch.equal(unpack(packed, levels, length), codes)
-    assert levels ** max(1, codes_per_byte(levels)) <= 256 or codes_per_byte(levels) == 0
 
 
 def test_a_grid_covers_its_group() -> None:
