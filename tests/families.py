@@ -202,7 +202,13 @@ SUPPORTED = {
         "gemma3n_text",
         _WINDOW
         | _SHARED
-        | {"num_hidden_layers": 10, "num_kv_shared_layers": 5, "laurel_rank": 4, "altup_num_inputs": 2},
+        | {
+            "num_hidden_layers": 5,
+            "num_kv_shared_layers": 2,
+            "layer_types": [*["sliding_attention", "full_attention"] * 2, "sliding_attention"],
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+        },
     ),
     "gemma4": Sample(
         "Gemma-3n, -4",

@@ -31,7 +31,13 @@ from tsc_cli.session.capture import capture_to_file
 from tsc_cli.session.decode_loop import CaptureOptions
 
 STEPS = {"single": 0, "trace": 11}  # of decoding: a snapshot, and twelve
-AFTER = 24  # tokens after each
+AFTER = 24  # tokens after the first snapshot and after the last
+BETWEEN = 10  # after each of the others: more than the windows of 8 hold
+
+
+def tokens_after(number: int, steps: int) -> int:
+    """How many tokens are followed after snapshot `number` of a run with so many steps."""
+    return AFTER if number in (0, steps) else BETWEEN
 
 
 def inputs_of(sample: Sample) -> dict[str, Any]:
@@ -86,18 +92,17 @@ def _by_transformers(model: Any) -> Any:
 
 
 def resume_file(path: Path) -> None:
-    """Write FILE.resumed: `logits`, (snapshots, tokens, vocabulary), and `control.NAME`, (vocabulary,).
+    """Write FILE.resumed: `logits.SNAPSHOT`, (tokens, vocabulary), and `control.NAME`, (vocabulary,).
 
     A control is what follows the last snapshot if half of the rows of NAME, or all of a state of that name, is wrong.
     """
     family, dtype, _ = path.stem.split(".")
     try:
         model, trace = _model(family, dtype), load(path)
-        resumed = [
-            _greedy(model, to_cache(trace, model, number), view.next_token, AFTER)
-            for number, view in enumerate(trace.views)
-        ]
-        found = {"logits": torch.stack(resumed)}
+        found = {}
+        for number, view in enumerate(trace.views):
+            count = tokens_after(number, len(trace) - 1)
+            found[f"logits.{number}"] = _greedy(model, to_cache(trace, model, number), view.next_token, count)
         for name in sorted({name for spec in trace.geometry.layers for name in _holdings(spec)}):
             damaged = to_cache(trace, model)
             for layer in _layers(damaged):

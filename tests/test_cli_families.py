@@ -20,7 +20,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, again and again."
 SAYS = {
     "qwen3_next": ["1 layer of state conv.0 [192, 4] float32, state recurrent.0 [4, 16, 32] float32", "states"],
     "t5": ["2 layers of full attention, 4 KV heads, size 8; 2 layers of cross attention"],
-    "gemma3n": ["5 layers of nothing of their own"],
+    "gemma3n": ["2 layers of nothing of their own"],
     "deepseek_v32": ["indexer keys of size 16", "indexer_keys"],
 }
 TENSORS = {

@@ -529,7 +529,7 @@ def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monke
         ("bamba", "jamba", "layer 0 has states"),
         ("llama", "deepseek_v32", "layer 0 has heads 2 in the file and 1 in the model"),
         ("jamba", "llama", "layer 0 is none in the file and full in the model"),
-        ("gemma3n", "llama", "the file has 5 layers, the model 2"),
+        ("gemma3n", "llama", "the file has 3 layers, the model 2"),
         ("gpt2", "llama", "layer 0 has heads 4 in the file and 2 in the model"),
         ("llama", "gemma4", "the file has 2 layers, the model 4"),
     ],

@@ -82,9 +82,14 @@ CAUSES = {
 }
 
 
-def test_every_way_in_which_a_hub_fails_is_named(hub: Any, tmp_path: Path) -> None:
-    kinds = (["plan"], ["probe-weights"], ["models", "add"], ["capture", "x", "-o", "-", "-m"])
-    commands = [[*words, f"{way}/small"] for way in CAUSES for words in kinds if way != "silent" or words == ["plan"]]
+# the other commands ask the hub as `plan` does: quick, they meet a refusal, a failure and a broken connection
+@pytest.mark.parametrize(
+    "met", [("gated", "s503", "rude"), pytest.param(tuple(CAUSES), marks=pytest.mark.full)], ids=len
+)
+def test_every_way_in_which_a_hub_fails_is_named(met: tuple[str, ...], hub: Any, tmp_path: Path) -> None:
+    others = (["probe-weights"], ["models", "add"], ["capture", "x", "-o", "-", "-m"])
+    commands = [["plan", f"{way}/small"] for way in CAUSES]
+    commands += [[*words, f"{way}/small"] for way in met for words in others if way != "silent"]
     found = run(commands, tmp_path, hub[0])
     for words, done in zip(commands, found, strict=True):
         one_line(done, CAUSES[words[-1].split("/")[0]])

@@ -217,7 +217,10 @@ def test_flipped_bits(name: str) -> None:
             second_reader.read(damaged)
 
 
-@pytest.mark.parametrize("numbers", [range(1_500)], ids=["1500"])
+@pytest.mark.parametrize(
+    "numbers",
+    [pytest.param(range(500), id="500"), pytest.param(range(500, 2_500), id="2000 more", marks=pytest.mark.full)],
+)
 def test_mutants_are_read_or_refused(numbers: range) -> None:
     """Any other exception fails the test; both readers are compared in `test_second_reader`."""
     outcomes: Counter[str] = Counter()

@@ -152,7 +152,7 @@ def others(path: Path) -> list[str]:
     return [one.name for one in path.parent.iterdir() if one.name not in (path.name, f".{path.name}.lock")]
 
 
-@pytest.mark.parametrize("every", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [pytest.param(11, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
 @pytest.mark.parametrize("job", ["save", "compress", "record", "capture", "append", "recover"])
 def test_every_call_fails_in_turn(
     job: str,
@@ -212,7 +212,7 @@ def test_every_call_fails_in_turn(
         counts["damaged or missing originals"] += 0
 
 
-@pytest.mark.parametrize("every", [pytest.param(9, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [pytest.param(19, id="some"), pytest.param(1, id="all", marks=pytest.mark.full)])
 def test_every_read_fails_in_turn(
     every: int,
     source: Path,
