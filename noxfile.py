@@ -11,6 +11,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_venv = "yes"  # torch takes minutes to install
 
 PYTEST = ("python", "-m", "pytest", "-n", "2", "--dist", "loadfile")
+FLOORS = {"formats": 98, "tsc_cli": 80}  # percent of lines and branches together
 BENCHMARKS = sorted(path.stem for path in (Path(__file__).parent / "tests" / "benchmarks").glob("[!_]*.py"))
 
 
@@ -31,6 +32,25 @@ def full(session: nox.Session) -> None:
     """The tests that the quick suite leaves out."""
     install(session)
     session.run(*PYTEST, "-m", "full", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The quick suite with line and branch coverage of both packages; each has a floor in percent."""
+    install(session)
+    session.run(*PYTEST, "--cov", "--cov-report=", *session.posargs)
+    for package, least in FLOORS.items():
+        words = (f"--include={package}/*", f"--fail-under={least}", "--skip-covered", "--show-missing")
+        session.run("python", "-m", "coverage", "report", *words)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Small changes of a module that its tests miss: `-- formats/trace/spans.py tests/test_spans.py`."""
+    if len(session.posargs) < 2:
+        session.error("name a module and the tests that should notice: -- formats/trace/spans.py tests/test_spans.py")
+    install(session, "test,mutation")
+    session.run("python", "-m", "tests.reliability.mutants", *session.posargs)
 
 
 @nox.session

@@ -82,9 +82,9 @@ that is appended to keeps every acknowledged snapshot.
 - A session's lock keeps out other `tsc` processes that append or record, on file systems with
   locks; other programs can still write. `.NAME.lock` stays beside the file, empty. A second `tsc
   capture --append` is refused (exit 2) and does not wait; callers of the library may give it time.
-- A line that was run may still be untested. `python -m tests.reliability.coverage` measures which
-  lines are run (`--missing` lists the rest). `python -m tests.reliability.guards` removes each
-  check and expects a test to fail.
+- A line that was run may still be untested. `nox -s coverage` measures which lines are run and lists
+  the rest. `python -m tests.reliability.guards` removes each check and expects a test to fail.
+  `nox -s mutants` changes a chosen module in every small way and expects the same.
 """
 
 
