@@ -20,7 +20,7 @@ CHAT = (
 )
 
 
-def _build(config: Any, dtype: torch.dtype) -> Any:
+def build(config: Any, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
@@ -28,32 +28,32 @@ def _build(config: Any, dtype: torch.dtype) -> Any:
 def llama(dtype: torch.dtype = torch.float32, *, layers: int = 3, **changes: Any) -> Any:
     """GQA with RoPE: full attention."""
     settings = SMALL | {"num_hidden_layers": layers} | changes
-    return _build(transformers.LlamaConfig(**settings, num_attention_heads=4, num_key_value_heads=2), dtype)
+    return build(transformers.LlamaConfig(**settings, num_attention_heads=4, num_key_value_heads=2), dtype)
 
 
 def mistral_sliding(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """Every layer with a sliding window of 16."""
     settings = {"sliding_window": 16, **changes}
-    return _build(transformers.MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **settings), dtype)
+    return build(transformers.MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, **settings), dtype)
 
 
 def gemma3_mixed(dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """Sliding windows of 16 and full attention in turn, QK-norm."""
     settings = {"sliding_window": 16, "sliding_window_pattern": 2, "head_dim": 16, **changes}
     config = transformers.Gemma3TextConfig(**SMALL, num_attention_heads=4, num_key_value_heads=1, **settings)
-    return _build(config, dtype)
+    return build(config, dtype)
 
 
 def gpt2(dtype: torch.dtype = torch.float32, positions: int = 256) -> Any:
     """Learned positions, no RoPE, as many KV heads as query heads."""
     config = transformers.GPT2Config(vocab_size=300, n_embd=48, n_layer=3, n_head=4, n_positions=positions)
-    return _build(config, dtype)
+    return build(config, dtype)
 
 
 def qwen3(dtype: torch.dtype = torch.float32) -> Any:
     """QK-norm and a head size that is not hidden size / heads."""
     config = transformers.Qwen3Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=20)
-    return _build(config, dtype)
+    return build(config, dtype)
 
 
 LONGROPE: dict[str, Any] = {
@@ -77,7 +77,7 @@ def phi3_long(dtype: torch.dtype = torch.float32) -> Any:
         rope_parameters=LONGROPE,
         pad_token_id=0,
     )
-    return _build(config, dtype)
+    return build(config, dtype)
 
 
 FAMILIES: dict[str, Callable[[torch.dtype], Any]] = {

@@ -55,7 +55,7 @@ from tsc_cli.scoring.fidelity import ENOUGH_POSITIONS
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
 
 
 # groups
@@ -69,7 +69,7 @@ def test_a_wide_model_is_split_and_layers_predict_the_next(
     profile = profile_for(tiny_model())
     assert [shape.layer_count for shape in profile.shapes] == layers
     assert [group.predict is not None for group in profile.groups] == [False, *[True] * (len(layers) - 1)]
-    monkeypatch.setattr(gather, "_continues", lambda *_: False)
+    monkeypatch.setattr(gather, "continues", lambda *_: False)
     alone = profile_for(tiny_model())
     assert all(group.predict is None for group in alone.groups)
     rows = rows_of(256)
@@ -214,7 +214,7 @@ def interrupting(stage: str, after: int) -> Any:
 @pytest.fixture
 def every_item(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each item is put aside, which a machine does only where that is fast; and it is always the same day."""
-    monkeypatch.setattr(checkpoint, "_SHARE", 0.0)
+    monkeypatch.setattr(checkpoint, "TIME_SHARE", 0.0)
     monkeypatch.setattr(calibrating.time, "strftime", lambda _: "2026-01-01")
 
 
@@ -351,7 +351,7 @@ from tests.models import llama, prompt
 from tsc_cli.calibration import checkpoint
 from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
 
-checkpoint._SHARE = 0.0
+checkpoint.TIME_SHARE = 0.0
 @contextmanager
 def stage(what, total):
     done = 0
@@ -433,7 +433,7 @@ def test_a_quick_curve_has_fewer_points_and_positions(calibrated: Any) -> None:
 def test_the_curve_is_what_files_give(calibrated: Any) -> None:
     model, profile, _ = calibrated
     points = profile.curve
-    assert [p["fineness"] for p in points] == list(calibrating._CURVE)
+    assert [p["fineness"] for p in points] == list(calibrating.CURVE)
     assert [p["bits"] for p in points] == sorted(p["bits"] for p in points)
     assert points[-1]["kl"] < 0.2 * points[0]["kl"]
     assert points[-1]["top1"] >= points[0]["top1"]
@@ -516,9 +516,9 @@ def test_texts_do_not_depend_on_how_many_are_written_at_once(family: str, monkey
     )
     assert written_texts(ModelAdapter(model), tokenizer, 5, 20, 5) == together[:5]
     for size in (1, 3):
-        monkeypatch.setattr(calibration_texts, "_AT_ONCE", 20 * size)
+        monkeypatch.setattr(calibration_texts, "TOKENS_AT_ONCE", 20 * size)
         assert written_texts(ModelAdapter(model), tokenizer, 7, 20, 5) == together
-    monkeypatch.setattr(calibration_texts, "_AT_ONCE", 64 * 20)
+    monkeypatch.setattr(calibration_texts, "TOKENS_AT_ONCE", 64 * 20)
     assert len(states) == 20
     for at in (0, 9, 19):
         assert written_texts(ModelAdapter(model), tokenizer, 7, 20, 5, before=states[at]) == together
@@ -606,7 +606,7 @@ def test_gradients_beyond_the_dtype_are_left_out(monkeypatch: pytest.MonkeyPatch
     model = tiny_model()
     gatherer, sound = (Gatherer(ModelAdapter(model), CalibrationOptions(Rank(64), 40)) for _ in range(2))
     tokens = [models.prompt(60, seed=n) for n in range(2)]
-    monkeypatch.setitem(gather._SCALE, torch.float32, float("inf"))
+    monkeypatch.setitem(gather.LOSS_SCALE, torch.float32, float("inf"))
     gatherer.add(tokens[0])
     monkeypatch.undo()
     sound.add(tokens[0])

@@ -421,7 +421,10 @@ def test_ctrl_c_when_all_is_done() -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+# quick: all of them closed; each starts processes that import torch
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(one, marks=pytest.mark.full) for one in ("<&-", ">&-", "2>&-")), "<&- >&- 2>&-"]
+)
 def test_closed_streams(closed: str, captured: Path, tmp_path: Path) -> None:
     for words in (f"test {captured}", f"decode {captured} -o {tmp_path}/{len(closed)}.safetensors"):
         done = subprocess.run(["bash", "-c", f"{sys.executable} -m tsc_cli {words} {closed}"], capture_output=True)
@@ -458,17 +461,17 @@ def test_a_second_ctrl_c_does_not_stop_the_cleaning_up(tmp_path: Path, monkeypat
     unlink = os.unlink
 
     def late(path: str) -> None:
-        main._interrupt()
+        main.interrupt()
         unlink(path)
 
-    monkeypatch.setattr(main, "_interrupts", [])
+    monkeypatch.setattr(main, "interrupts", [])
     monkeypatch.setattr(os, "unlink", late)
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "x"):
-        main._interrupt()
+        main.interrupt()
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(main, "_CLEANING", -1.0)  # later
+    monkeypatch.setattr(main, "CLEANING", -1.0)  # later
     with pytest.raises(KeyboardInterrupt):
-        main._interrupt()
+        main.interrupt()
 
 
 def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,11 +479,11 @@ def test_ctrl_c_that_a_library_makes_an_error_of(tsc: Any, captured: Path, monke
 
     def fail(*_: object, **__: object) -> None:
         try:
-            main._interrupt(2, None)
+            main.interrupt(2, None)
         except KeyboardInterrupt as interrupt:
             raise ModuleNotFoundError("Could not import module 'LlamaConfig'") from interrupt
 
-    monkeypatch.setattr(main, "_interrupts", [])
+    monkeypatch.setattr(main, "interrupts", [])
     monkeypatch.setattr("formats.file.check.check", fail)
     done = tsc("test", captured)
     assert (done.code, done.err) == (130, "interrupted\n")

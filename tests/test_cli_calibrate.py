@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("calibrate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TSC_CACHE", str(folder / "cache"))
-        patch.setattr(profile_store, "_known", {})
+        patch.setattr(profile_store, "remembered", {})
         model = models.llama(initializer_range=0.1, max_position_embeddings=160)
         models.save_small_model(folder / "model", model)
         (folder / "text.txt").write_text(TEXT)
@@ -46,14 +46,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def own_store(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(place / "cache"))
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another machine: nothing in its cache folder."""
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
     return tmp_path / "elsewhere"
 
 
@@ -129,7 +129,7 @@ def test_profiles_are_listed(tsc: Any, place: Path, elsewhere: Path) -> None:
 
 def test_profiles_travel(tsc: Any, place: Path, elsewhere: Path, tmp_path: Path) -> None:
     assert tsc("profiles", "--import", place / "profile.safetensors", "-q").code == 0
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     digest = digest_of(place)
     done = tsc("profiles", "--export", digest[:8], "-o", tmp_path / "out.safetensors", "--json")
     assert done.json["digest"] == digest
@@ -138,7 +138,7 @@ def test_profiles_travel(tsc: Any, place: Path, elsewhere: Path, tmp_path: Path)
     removed = tsc("profiles", "--remove", digest[:12])
     assert removed.code == 0
     assert removed.out.startswith("removed ")
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     assert tsc("profiles", "--json").json["profiles"] == []
     assert not list((elsewhere / "profiles").iterdir())
 
@@ -238,11 +238,11 @@ def test_a_file_is_read_where_its_profile_is(
         facts = json.loads(tsc("inspect", tmp_path / name, "--json").out)
         assert facts["parameters"]["profile"] == digest
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "elsewhere"))
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     words = ["-m", place / "model", "--positions", 9, "--greedy", 0]
     refused(tsc("verify", tmp_path / "named.tsc", *words, "-q"), f"profile {digest[:12]} is needed", "--import", code=3)
     assert tsc("verify", tmp_path / "held.tsc", *words).code == 0
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     assert tsc("profiles", "--import", place / "profile.safetensors").code == 0
     assert tsc("verify", tmp_path / "named.tsc", *words).code == 0
 

@@ -360,12 +360,13 @@ class Watch:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looked, self.frames, self.words = 0, 0, 0
-        write = RecordWriter._write
+        write = RecordWriter._write  # noqa: SLF001
 
         def spy(writer: RecordWriter, data: bytes) -> None:
             write(writer, data)
-            if hasattr(writer._sink, "flush"):
-                writer._sink.flush()
+            sink = writer._sink  # noqa: SLF001
+            if hasattr(sink, "flush"):
+                sink.flush()
                 self.look(folder)
 
         monkeypatch.setattr(record_writer.RecordWriter, "_write", spy)

@@ -21,7 +21,7 @@ TEXT = "".join(chr(97 + number % 26) for number in models.prompt(320))
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_neighbours_that_share_a_fate_share_a_line(monkeypatch: pytest.MonkeyPat
     nothing: Any = None
     found = [(diagnose.named(numbers), why) for numbers, why in diagnose.lost_together(nothing)]
     assert found == [("snapshots 0 to 1", "a"), ("snapshot 3", "a"), ("snapshots 4 to 5", "b")]
-    assert recover._renamed({9: 4, 0: 0, 1: 1, 4: 2, 5: 3}) == "0 to 1 -> 0 to 1, 4 to 5 -> 2 to 3, 9 -> 4"
+    assert recover.renumbered({9: 4, 0: 0, 1: 1, 4: 2, 5: 3}) == "0 to 1 -> 0 to 1, 4 to 5 -> 2 to 3, 9 -> 4"
 
 
 def test_recover_in_json(tsc: Any, broken: Path, tmp_path: Path) -> None:

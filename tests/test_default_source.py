@@ -100,7 +100,7 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = path.read_bytes()
     for name, value in {"GGUF_BYTES": len(data), "GGUF_SHA256": hashlib.sha256(data).hexdigest()}.items():
         monkeypatch.setattr(default_source, name, value)
-    monkeypatch.setattr(default_source, "_MARGIN", 1 << 18)
+    monkeypatch.setattr(default_source, "MARGIN", 1 << 18)
     return path
 
 
@@ -167,7 +167,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("way", FAILURES)
 def test_what_does_not_come_is_named(way: str, index: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheel_download, "_TRIES", 2)
+    monkeypatch.setattr(wheel_download, "TRIES", 2)
     plainly(monkeypatch, index[0], way)
     with pytest.raises(StorageError) as caught:
         fetched(tmp_path)

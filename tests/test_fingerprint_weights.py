@@ -50,7 +50,7 @@ def test_packed_weights_exchanged_in_place_are_noticed() -> None:
     model, other = packed(), packed(0.5)
     before = fingerprint.weights_of(model)
     layer = model.model.layers[0].self_attn.k_proj
-    layer.set_weight_bias(*other.model.layers[0].self_attn.k_proj._weight_bias())
+    layer.set_weight_bias(*other.model.layers[0].self_attn.k_proj._weight_bias())  # noqa: SLF001
     assert fingerprint.weights_of(model) == fingerprint.weights_of(other) != before
 
 
@@ -64,7 +64,7 @@ class Wrapped(torch.Tensor):
     @staticmethod
     def __new__(cls, codes: torch.Tensor, scale: torch.Tensor, context: Any) -> Any:
         del scale, context
-        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)  # noqa: SLF001
 
     def __init__(self, codes: torch.Tensor, scale: torch.Tensor, context: Any) -> None:
         self.codes, self.scale, self.context = codes, scale, context

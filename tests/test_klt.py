@@ -80,7 +80,7 @@ def profile() -> Profile:
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of profiles and a memory of its own for each test."""
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
 
 
 @lru_cache(maxsize=8)
@@ -432,7 +432,7 @@ def test_a_file_needs_its_profile(profile: Profile, trace: Trace, tmp_path: Path
     assert path.stat().st_size < profile.size
     load(path).snapshot(0)
     profile_store.path_of(profile).unlink()
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     with pytest.raises(UnsupportedFileError, match=f"profile {profile.digest[:12]} is needed") as caught:
         load(path).snapshot(0)
     assert caught.value.exit_code == 3
@@ -447,7 +447,7 @@ def test_an_embedded_profile_is_read_anywhere(profile: Profile, trace: Trace, tm
     named = written(trace, recipe_with(profile), tmp_path / "named.tsc").snapshot(-1)
     written(trace, recipe_with(profile, embed_profile=True), tmp_path / "t.tsc")
     assert (tmp_path / "t.tsc").stat().st_size > (tmp_path / "named.tsc").stat().st_size + profile.size // 3
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     assert not profile_store.folder().exists()
     assert same_snapshots(load(tmp_path / "t.tsc").snapshot(-1), named)
 

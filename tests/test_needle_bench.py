@@ -21,7 +21,7 @@ NEEDLES = 2
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model and a text; a profile is another matter."""
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
     monkeypatch.setattr(needle_suite, "RATIOS", (6, 5_000))
     models.save_small_model(tmp_path / "model", models.llama(initializer_range=0.1))
     (tmp_path / "text.txt").write_text(" ".join(f"word{number % 7} of {number % 50}," for number in range(300)))

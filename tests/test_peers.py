@@ -133,7 +133,7 @@ def test_rows_of_another_shape_or_not_finite_are_refused() -> None:
     def broken(layers: Tensors, config: Any = None, *, factor: float, drop: int) -> peer_adapters.PeerResult:
         return peer_adapters.PeerResult([(k[:, :, drop:] * factor, v) for k, v in layers], 1)
 
-    checked = peer_adapters._adapter(broken)
+    checked = peer_adapters.adapter(broken)
     assert checked(cache(), factor=1.0, drop=0).stored_bytes == 1
     for factor, drop in ((math.nan, 0), (1.0, 1)):
         with pytest.raises(UsageError, match="broken gave back"):
@@ -146,12 +146,12 @@ def test_what_a_peer_cannot_do_is_one_kind_of_error(reason: Exception) -> None:
         raise reason
 
     with pytest.raises(UsageError, match=r"broken cannot quantize this cache: (no|AssertionError)$"):
-        peer_adapters._adapter(broken)(cache())
+        peer_adapters.adapter(broken)(cache())
 
 
 def test_numpy_is_left_as_it_was() -> None:
     before = hasattr(np, "trapz")
-    with peer_adapters._trapz():
+    with peer_adapters.numpy_with_trapz():
         assert hasattr(np, "trapz")
     assert hasattr(np, "trapz") == before
 

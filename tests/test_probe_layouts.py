@@ -46,7 +46,7 @@ def test_a_tensor_a_matrix(family: str, dtype: torch.dtype, tmp_path: Path) -> N
 
 def test_phi3(tmp_path: Path) -> None:
     config = transformers.Phi3Config(**models.SMALL, **ATTENTION, pad_token_id=0)
-    model = models._build(config, torch.float32)
+    model = models.build(config, torch.float32)
     stack, found = saved(model, tmp_path / "m")
     assert [one.name for one in stack.types] == ["q", "k", "v", "o", "gate", "up", "down"]
     for number, layer in enumerate(model.model.layers):
@@ -73,7 +73,7 @@ def test_gpt2_is_turned_round(tmp_path: Path) -> None:
 
 def test_neox_interleaves_heads(tmp_path: Path) -> None:
     config = transformers.GPTNeoXConfig(**models.SMALL, num_attention_heads=4)
-    model = models._build(config, torch.float32)
+    model = models.build(config, torch.float32)
     stack, found = saved(model, tmp_path / "m")
     assert [(one.name, one.known) for one in stack.types] == [(n, True) for n in ("q", "k", "v", "o", "up", "down")]
     for number, layer in enumerate(model.gpt_neox.layers):
@@ -94,13 +94,13 @@ def test_neox_interleaves_heads(tmp_path: Path) -> None:
 def test_falcon_in_its_three_ways(settings: dict[str, Any], shapes: tuple[int, ...], tmp_path: Path) -> None:
     small = {name: value for name, value in models.SMALL.items() if name != "intermediate_size"}
     config = transformers.FalconConfig(**small, num_attention_heads=4, alibi=False, **settings)
-    model = models._build(config, torch.float32)
+    model = models.build(config, torch.float32)
     stack, found = saved(model, tmp_path / "m")
     assert [one.series[0].shape[0] for one in stack.types[:3]] == list(shapes)
     for number, layer in enumerate(model.transformer.h):
         attention = layer.self_attention
         # the family's own splitting, fed with one input channel a position
-        split = attention._split_heads(attention.query_key_value.weight.T[None])
+        split = attention._split_heads(attention.query_key_value.weight.T[None])  # noqa: SLF001
         size = 12
         for kind, want, rows in zip("qkv", split, shapes, strict=True):
             heads = want[0]  # [inputs, heads, size]; groups repeat their key head for each query head
@@ -110,7 +110,7 @@ def test_falcon_in_its_three_ways(settings: dict[str, Any], shapes: tuple[int, .
 
 def test_experts_are_compared_each_with_itself_and_sampled(tmp_path: Path) -> None:
     config = transformers.MixtralConfig(**models.SMALL, **ATTENTION, num_local_experts=6)
-    model = models._build(config, torch.float32)
+    model = models.build(config, torch.float32)
     model.save_pretrained(tmp_path / "m")
     stack, found = checkpoints.read(tmp_path / "m", experts=3)
     kinds = {one.name: one for one in stack.types}

@@ -33,7 +33,7 @@ from tsc_cli.calibration.gather import plan
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
 
 
 def named(name: str, **fingerprint: str) -> Profile:
@@ -257,7 +257,7 @@ def test_a_profile_is_installed_and_found_by_its_digest() -> None:
     assert profile_store.install(one) == path
     assert path.stat().st_mtime_ns == modified
     for digits in (6, 11, 12, 40, 64):
-        profile_store._known.clear()
+        profile_store.remembered.clear()
         assert profile_store.resolve(one.digest[:digits]).digest == one.digest
     wrong = one.digest[:20] + ("0" if one.digest[20] != "0" else "1")
     with pytest.raises(UnsupportedFileError, match=f"profile {one.digest[:12]} is needed"):
@@ -267,7 +267,7 @@ def test_a_profile_is_installed_and_found_by_its_digest() -> None:
             profile_store.resolve(not_a_digest)
     path.unlink()
     assert profile_store.resolve(one.digest).digest == one.digest  # this process knows it
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     with pytest.raises(UnsupportedFileError):
         profile_store.resolve(one.digest)
 
@@ -282,7 +282,7 @@ def test_a_damaged_profile_is_replaced_and_hidden_files_are_passed_over() -> Non
     (profile_store.folder() / ".calibration-0.gathered.safetensors").write_bytes(one.data)
     assert [found for found, _ in profile_store.installed()] == [path]
     copied = path.rename(profile_store.folder() / "copied by hand.safetensors")
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     assert profile_store.find(one.digest[:6])[0] == copied
     assert profile_store.resolve(one.digest).digest == one.digest
 
@@ -290,12 +290,12 @@ def test_a_damaged_profile_is_replaced_and_hidden_files_are_passed_over() -> Non
 def test_what_is_only_listed_is_not_kept() -> None:
     for name in ("one", "other"):
         profile_store.install(named(name))
-    profile_store._known.clear()
+    profile_store.remembered.clear()
     assert len(list(profile_store.installed())) == 2
-    assert not profile_store._known
+    assert not profile_store.remembered
     chosen = profile_store.for_model(tiny_profile().fingerprint)
     assert chosen is not None
-    assert list(profile_store._known) == [chosen.digest]
+    assert list(profile_store.remembered) == [chosen.digest]
 
 
 def test_an_ambiguous_beginning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

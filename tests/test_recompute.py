@@ -100,11 +100,11 @@ def test_an_honest_file_passes(name: str, model: Any, trace: Trace, tmp_path: Pa
 def test_an_honest_file_of_codec_klt_passes(
     model: Any, trace: Trace, other: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
     profile = profile_store.remember(profile_for(model, windows=3))
     recipe = Recipe("klt", {"profile": profile.digest, "fineness": 400}, embed_profile=True)
     file = coded(trace, recipe, tmp_path / "t.tsc")
-    profile_store._known.clear()  # it is in the file
+    profile_store.remembered.clear()  # it is in the file
     found = recompute(file, model)
     assert (found.lies, verdicts(found)) == ([], {"identical"})
     profile_store.remember(profile)

@@ -26,7 +26,7 @@ YARN = _scaled("yarn", factor=4.0, original_max_position_embeddings=64)
 
 
 def _of(config: Any) -> Any:
-    return lambda dtype=torch.float32: models._build(config, dtype)
+    return lambda dtype=torch.float32: models.build(config, dtype)
 
 
 # name: how to make it, channels of a head that turn (of each layer), interleaved pairs

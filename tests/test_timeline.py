@@ -157,5 +157,5 @@ def test_pending_rows_do_not_keep_the_grown_cache_alive() -> None:
     keys, values = random_rows(FULL, 4, "float32")
     recorder.snapshot([1, 2, 3, 4], [(keys, values)])
     recorder.snapshot([5], [(torch.cat([keys, keys[:, :, :1]], 2), torch.cat([values, values[:, :, :1]], 2))])
-    held = recorder._pending._rows[0][1][0]
+    held = recorder._pending._rows[0][1][0]  # noqa: SLF001
     assert held.untyped_storage().nbytes() == held.numel() * 4

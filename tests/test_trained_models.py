@@ -78,7 +78,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (folder / "unseen.txt").write_text(unseen[2_000:6_000])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TSC_CACHE", str(folder / "cache"))
-        patch.setattr(profile_store, "_known", {})
+        patch.setattr(profile_store, "remembered", {})
         place = Place(folder, folder / "model", folder / "t.tsc")
         models.save_small_model(place.model, trained(request.param(), code))
         words = ["calibrate", "-m", str(place.model), "--text", str(folder / "seen.txt"), "--tokens", "16384"]

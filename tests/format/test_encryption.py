@@ -412,19 +412,27 @@ def test_a_damaged_byte_of_the_superblock_loses_nothing(every: int, path: Path, 
             load(path, SECRET)
 
 
-def sealed_records(*kinds: RecordType) -> RecordWriter:
-    """A writer that has written records of these types, encrypted; its sink is a BytesIO."""
-    writer = RecordWriter(io.BytesIO(), bytes(16), 4, Secret.of_key(bytes(32)))
+class Sealed(RecordWriter):
+    """A writer of encrypted records into memory."""
+
+    def __init__(self) -> None:
+        self.buffer = io.BytesIO()
+        super().__init__(self.buffer, bytes(16), 4, Secret.of_key(bytes(32)))
+
+
+def sealed_records(*kinds: RecordType) -> Sealed:
+    """A writer that has written records of these types."""
+    writer = Sealed()
     for kind in kinds:
         writer.record(kind, b"{}")
     return writer
 
 
-def ended(writer: RecordWriter, index: int = -1, *, behind: bool = False) -> bytes:
+def ended(writer: Sealed, index: int = -1, *, behind: bool = False) -> bytes:
     """The file, whose end mark points to this record, with a second end mark `behind` the first."""
     begin, at = writer.offset, writer.entries[index][0]
     writer.end(at)
-    data: bytes = writer._sink.getvalue()  # type: ignore[attr-defined]
+    data = writer.buffer.getvalue()
     return data + data[begin:] if behind else data
 
 

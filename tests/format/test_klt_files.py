@@ -63,7 +63,7 @@ def test_a_profile_that_is_only_named(tmp_path: Path) -> None:
     for at_hand in (None, profiles.one_group().data):
         with pytest.raises(second_reader.Refused, match="not at hand"):
             second_reader.read(data, at_hand)
-    with mock.patch.dict(profile_store._known, clear=True):
+    with mock.patch.dict(profile_store.remembered, clear=True):
         assert isinstance(first_reader(path), UnsupportedFileError)
 
 

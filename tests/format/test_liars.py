@@ -235,7 +235,7 @@ def test_as_many_records_are_followed_as_may_be(tmp_path: Path) -> None:
 def test_a_chain_is_decoded_once_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block by block, from its end, or with no room for what was decoded before: the same rows, the caller's own."""
     decoded: list[int] = []
-    once = BlockDecoder._decode
+    once = BlockDecoder._decode  # noqa: SLF001
 
     def counted(decoder: BlockDecoder, block: FileBlock, device: str) -> object:
         decoded.append(block.offset)

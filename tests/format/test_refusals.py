@@ -155,11 +155,11 @@ def test_the_budget_where_the_machine_does_not_tell(monkeypatch: pytest.MonkeyPa
 
 
 def test_profiles_that_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "remembered", {})
     monkeypatch.setattr(profile_store, "folder", lambda: tmp_path)
     alike = [("one", "abcdef0" + "0" * 57), ("two", "abcdef1" + "0" * 57)]
     profiles: list[Any] = [type("Profile", (), {"digest": digest, "name": name}) for name, digest in alike]
-    monkeypatch.setattr(profile_store, "_matching", lambda _: ((tmp_path / one.name, one) for one in profiles))
+    monkeypatch.setattr(profile_store, "matching", lambda _: ((tmp_path / one.name, one) for one in profiles))
     for search in (profile_store.find, profile_store.resolve):
         with pytest.raises(UsageError, match="2 profiles begin with abcdef"):
             search("abcdef")
@@ -176,5 +176,5 @@ def test_a_folder_of_profiles_that_cannot_be_listed(tmp_path: Path, monkeypatch:
 
 def test_a_digest_of_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "some").write_bytes(b"some")
-    assert profile_store._digest_of(tmp_path / "some") == hashlib.sha256(b"some").hexdigest()
-    assert profile_store._digest_of(tmp_path / "none") == ""
+    assert profile_store.digest_of_file(tmp_path / "some") == hashlib.sha256(b"some").hexdigest()
+    assert profile_store.digest_of_file(tmp_path / "none") == ""

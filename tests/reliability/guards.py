@@ -124,7 +124,7 @@ class Watch:
         made = errors.TscError.__init__
 
         def noting(problem: errors.TscError, *arguments: Any, **named: Any) -> None:
-            frame: types.FrameType | None = sys._getframe(1)
+            frame: types.FrameType | None = sys._getframe(1)  # noqa: SLF001
             for _ in range(4):  # `corrupt` stands between
                 if frame is None:
                     break

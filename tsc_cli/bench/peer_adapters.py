@@ -82,7 +82,7 @@ def coded_bytes(blocks: torch.Tensor) -> int:
     return min(len(zstd), math.ceil(bits / 8))
 
 
-def _adapter(
+def adapter(
     run: Callable[Concatenate[Tensors, Settings], PeerResult],
 ) -> Callable[Concatenate[Tensors, Settings], PeerResult]:
     """Checks of what every peer gives, and one kind of error for what a peer cannot take."""
@@ -108,7 +108,7 @@ def _adapter(
     return checked
 
 
-@_adapter
+@adapter
 def quantized_cache(
     layers: Tensors, config: PreTrainedConfig | None = None, *, backend: str, bits: int, keys_by_channel: bool = False
 ) -> PeerResult:
@@ -154,7 +154,7 @@ def _scales(kept: object) -> tuple[torch.Tensor, torch.Tensor]:
     return kept._scale, kept._shift  # type: ignore[attr-defined]
 
 
-@_adapter
+@adapter
 def kakeyalattice(layers: Tensors, config: PreTrainedConfig | None = None, *, q_range: int) -> PeerResult:
     """KakeyaLatticeCache with E8, all layers.  It holds what it read back; the codec says what would be stored.
 
@@ -183,7 +183,7 @@ def kakeyalattice(layers: Tensors, config: PreTrainedConfig | None = None, *, q_
     return PeerResult(rows, stored)
 
 
-@_adapter
+@adapter
 def nexusquant(
     layers: Tensors, config: PreTrainedConfig | None = None, *, key_bits: int, value_bits: int
 ) -> PeerResult:
@@ -238,7 +238,7 @@ def e8_blocks(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor
     return (2 * points).round().to(torch.int8).cpu(), scales
 
 
-@_adapter
+@adapter
 def turboquant(layers: Tensors, config: PreTrainedConfig | None = None, *, bits: int) -> PeerResult:
     """TurboQuantCache's layers without their window of 128 exact rows; a float32 norm a row, as the package counts.
 
@@ -252,7 +252,7 @@ def turboquant(layers: Tensors, config: PreTrainedConfig | None = None, *, bits:
 
     del config
     rows, stored = [], 0
-    with _trapz():
+    with numpy_with_trapz():
         for keys, values in layers:
             rows.append(TurboQuantLayer(bits=bits, residual_len=0).update(keys, values))
             for tensor in (keys, values):
@@ -261,7 +261,7 @@ def turboquant(layers: Tensors, config: PreTrainedConfig | None = None, *, bits:
 
 
 @contextlib.contextmanager
-def _trapz() -> Iterator[None]:
+def numpy_with_trapz() -> Iterator[None]:
     """turboquant 0.2.0 integrates by `numpy.trapz`, which NumPy 2.4 no longer has; there for as long as this lasts."""
     import numpy
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 _CHECKPOINT = 4  # of what is put aside: another number where its meaning changes
-_CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
+CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Effort:
     energy: float = 1.0
     held_out: int = 6
     curve: int = 3
-    finenesses: tuple[int, ...] = _CURVE
+    finenesses: tuple[int, ...] = CURVE
     positions: int = CONTINUATION
     fisher_every: int = 2
     following: int = CONTINUATION
@@ -261,7 +261,7 @@ def curve(
     profile: Profile,
     held_out: Sequence[Sequence[int]],
     progress: Progress,
-    finenesses: Sequence[int] = _CURVE,
+    finenesses: Sequence[int] = CURVE,
     partial: Checkpoint | None = None,
     contexts: Contexts | None = None,
 ) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ import torch
 
 from tsc_cli.progress import Say
 
-_SHARE = 50  # putting aside takes a fiftieth of the time at most, where an item takes less than it
+TIME_SHARE = 50  # putting aside takes a fiftieth of the time at most, where an item takes less than it
 _KEPT_DAYS = 30  # of a calibration that nobody went on with
 
 
@@ -83,7 +83,7 @@ class Checkpoint:
         if started >= self._next:
             self.save(stage, state())
             ended = time.monotonic()
-            self._next = ended + _SHARE * (ended - started)
+            self._next = ended + TIME_SHARE * (ended - started)
 
     def drop(self, stage: str) -> None:
         """A later stage has all that is needed of this one."""

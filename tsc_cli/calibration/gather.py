@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 WIDEST = 12_000  # values of a token in one joint basis: its covariance takes 4 * WIDEST ** 2 bytes, 0.6 GB
 _COUNTED = (250, 300, 340, 370, 400, 440)  # the finenesses at which symbols are counted
-_SCALE = {torch.float16: 1024.0}  # gradients of a log-probability are small for float16
+LOSS_SCALE = {torch.float16: 1024.0}  # gradients of a log-probability are small for float16
 _KEPT_SHARE = 16  # of the memory budget, for caches that are used again
 _EARLY = 2  # Fisher windows before the metric is known well enough to weigh gradients
 
@@ -112,7 +112,7 @@ def _check_size(shapes: Sequence[Shape], rank: int) -> None:
         )
 
 
-def _continues(shapes: Sequence[Shape], number: int, geometry: Geometry) -> bool:
+def continues(shapes: Sequence[Shape], number: int, geometry: Geometry) -> bool:
     """Whether a group continues the run of the group before."""
     shape = shapes[number]
     return number > 0 and all(first != shape.first_layer for first, _, _ in geometry.runs())
@@ -140,7 +140,7 @@ class Gatherer:
         _check_size(self.shapes, options.rank.most)
         self.statistics: list[Statistics] = []
         for number, s in enumerate(self.shapes):
-            before = self.shapes[number - 1].width if _continues(self.shapes, number, self.geometry) else 0
+            before = self.shapes[number - 1].width if continues(self.shapes, number, self.geometry) else 0
             self.statistics.append(Statistics(s.layer_count, s.heads, s.key_size, s.value_size, before))
         self.done = self.overflowed = 0
         self._inputs: list[list[torch.Tensor]] = [[] for _ in self.shapes]
@@ -189,7 +189,7 @@ class Gatherer:
         generator = torch.Generator().manual_seed((self.options.seed + self.done) % (1 << 63))
         drawn = drawn_at(logp.detach(), torch.rand(len(logp), generator=generator, dtype=torch.float64))[:, None]
         signs = torch.randint(2, drawn.shape, generator=generator) * 2.0 - 1
-        scale = _SCALE.get(self.adapter.dtype, 1.0)
+        scale = LOSS_SCALE.get(self.adapter.dtype, 1.0)
         total = (logp.gather(1, drawn.to(device)) * signs.to(device)).sum() * scale
         found = torch.autograd.grad(total, [part for rows in leaves for part in rows])
         found = tuple(one.float() / scale for one in found)  # in float32: what is small is why there is a scale
@@ -257,7 +257,7 @@ class Gatherer:
             weights = torch.zeros(importance.POSITION_FEATURES + 2 * shape.layer_count * shape.heads)
             if self._inputs[number]:
                 weights = importance.fit(self._inputs[number], self._targets[number])
-            continued = before if _continues(self.shapes, number, self.geometry) else None
+            continued = before if continues(self.shapes, number, self.geometry) else None
             before = fitting.fit(statistics, shape, self.options.rank, weights, continued)
             found.append(before.group)
             if checkpoint is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CONTEXT, CONTINUATION = 1024, 256  # tokens: rows are those of the context, gradients come from what follows it
 OWN_SHARE = 1 / 3  # of the windows that the model writes, if no texts are given
 OWN = 256  # tokens of a text that the model writes: longer ones take longer a token, and get no better
-_AT_ONCE = 64 * OWN  # tokens of the texts that are written together: each step reads all weights, for all of them
+TOKENS_AT_ONCE = 64 * OWN  # tokens of the texts that are written together: each step reads all weights, for all of them
 _SAME, _SAME_OTHERS = {torch.float32: 0.01, torch.float64: 0.01}, 0.5  # in a log-probability: rounding, no more
 # modules of Python's library that are neither small nor tables; every installation has most of them
 _MODULES = (
@@ -120,7 +120,7 @@ def written(
     """
     texts = torch.full((count, size), -1) if before is None else before.clone()
     progress(int((texts >= 0).sum()))
-    together = max(1, _AT_ONCE // size) if _takes_batches(adapter) else 1
+    together = max(1, TOKENS_AT_ONCE // size) if _takes_batches(adapter) else 1
     for first in range(0, count, together):
         batch = texts[first : first + together]  # a view
         held = int((batch[0] >= 0).sum())

@@ -20,16 +20,16 @@ from . import output
 
 BUG = 101
 INTERRUPTED = 130
-_CLEANING = 2.0  # seconds after a Ctrl-C in which others are ignored: a key that is held must not stop the cleaning up
+CLEANING = 2.0  # seconds after a Ctrl-C in which others are ignored: a key that is held must not stop the cleaning up
 
-_interrupts: list[float] = []  # when
+interrupts: list[float] = []  # when
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
     """Ctrl-C, noted: where it strikes an import, libraries make another error of it."""
     now = time.monotonic()
-    if not _interrupts or now - _interrupts[-1] > _CLEANING:
-        _interrupts.append(now)
+    if not interrupts or now - interrupts[-1] > CLEANING:
+        interrupts.append(now)
         raise KeyboardInterrupt
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `tsc` and exit.  `arguments` default to the command line's."""
     # a job that is told to stop cleans up as one that is interrupted: nothing half-written stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     if os.environ.get("TSC_DEBUG") != "1":
         # what goes wrong where nobody can catch it, such as in a thread of progress lines that gets no memory, loses
         # nothing and is not shown; a function in C, since one in Python would need memory itself
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as problem:
         if os.environ.get("TSC_DEBUG") == "1":
             raise
-        if not _interrupts:
+        if not interrupts:
             return _explain(problem)
         code = INTERRUPTED
     if code == INTERRUPTED:

