@@ -19,7 +19,7 @@ from .network_errors import cause_of
 
 HINT = "tsc models lists what is on this machine; a local file or folder will do, too"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_ANSWER = 10.0  # seconds for an answer
+ANSWER = 10.0  # seconds for an answer
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
@@ -65,7 +65,7 @@ def file_of(
         before = try_to_load_from_cache(name, file, **which)
         try:
             if not asked and not isinstance(before, str):
-                get_hf_file_metadata(hf_hub_url(name, file, **which), timeout=_ANSWER)
+                get_hf_file_metadata(hf_hub_url(name, file, **which), timeout=ANSWER)
             found = Path(hf_hub_download(name, file, **more))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # not in the cache, and no hub to ask whether there is one
@@ -86,7 +86,7 @@ def files_of(name: str) -> dict[str, int]:
     from huggingface_hub import HfApi
 
     with _explained(name, name):
-        found = HfApi().model_info(name, files_metadata=True, timeout=_ANSWER).siblings
+        found = HfApi().model_info(name, files_metadata=True, timeout=ANSWER).siblings
     return {file.rfilename: file.size or 0 for file in found or ()}
 
 
