@@ -5,12 +5,23 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_type_hints
 
 from .errors import UsageError
 
 T = TypeVar("T")
+Value = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a codec: int, float, bool or str, each with a default.  A codec without any uses this class."""
+
+    def described(self) -> dict[str, Value]:
+        """The settings that count, as a file's header holds them."""
+        return asdict(self)
+
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 

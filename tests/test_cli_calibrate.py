@@ -15,7 +15,8 @@ import torch
 from formats import load
 from formats.codecs.klt import profile_store
 from formats.container.safetensors_buffer import pack
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from formats.errors import PromiseError
 from tests import models
 from tests.test_klt import profile_for

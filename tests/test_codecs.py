@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.codecs import CODECS, Bases, Codec, Surroundings, codec_by_name
-from formats.codecs.hadamard import hadamard
+from formats.codecs.scalar import hadamard
 from formats.codecs.uniform_quantizer import Grid, dequantize, quantize
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from formats import Geometry, LayerSpec, Snapshot, Trace, TraceBuilder, deduplicate, load, save
-from formats.codecs.delta_bases import bases_of
 from formats.container.records import Part
-from formats.encode.recipe import Header, Recipe, Source, recipe_of, write
+from formats.encode.prediction import bases_of
+from formats.encode.recipe import Recipe, recipe_of
+from formats.encode.source import Source
+from formats.encode.write import Header, write
 from formats.errors import PromiseError, UsageError
 from formats.file.check import check
 from formats.file.header import rounded_down

@@ -13,7 +13,7 @@ import pytest
 from formats import limits
 from formats.codecs import CODECS
 from formats.codecs.klt import codec as klt
-from formats.codecs.klt import profile, symbols
+from formats.codecs.klt import group, profile, shape, symbols
 from formats.container import encryption, records
 from formats.container.records import RecordType
 
@@ -143,11 +143,11 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
         ("| a profile | 1 GiB;", limits.MAX_PROFILE_BYTES == 1 << 30),
         ("fineness (−1,024 to 2,048)", klt.FINENESS == (-1024, 2048)),
         ("groups (1 to 256)", profile.MAX_GROUPS == 256),
-        ("R from 1 to 2^14", profile.MAX_RANK == 1 << 14),
-        ("at most 64 ascending integers", profile.MAX_BANDS == 64),
-        ("−3,200 to 3,200: of coefficients", profile.MAX_SCALE == 3200),
-        ("a number from 2^−100 to 2^100", profile.MAX_STEP == 2.0**100),
-        ("numbers from −1,024 to 1,024", profile.MAX_FREQUENCY == 1024),
+        ("R from 1 to 2^14", shape.MAX_RANK == 1 << 14),
+        ("at most 64 ascending integers", shape.MAX_BANDS == 64),
+        ("−3,200 to 3,200: of coefficients", group.MAX_SCALE == 3200),
+        ("a number from 2^−100 to 2^100", shape.MAX_STEP == 2.0**100),
+        ("numbers from −1,024 to 1,024", shape.MAX_FREQUENCY == 1024),
         ("U32 `[41, 256]`", symbols.CLASSES == 41),
         ("not less than −24 and not more than 16, plus 24", (symbols.LOWEST, symbols.HIGHEST) == (-24, 16)),
         ("(symbol − 127) × 2^low", (symbols.REACH, symbols.ESCAPE) == (127, 255)),

@@ -12,7 +12,9 @@ import transformers
 from transformers.cache_utils import DynamicCache
 
 from formats import Trace, load, save
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from formats.errors import UnsupportedCacheError, UsageError
 from tests import models
 from tests.traces import same_bits

@@ -22,15 +22,16 @@ from formats import Snapshot, Trace, deduplicate, load
 from formats.codecs import CODECS, Surroundings
 from formats.codecs.klt import importance, profile_store, symbols
 from formats.codecs.klt.ans import Decoder, Encoder
-from formats.codecs.klt.codec import Klt
+from formats.codecs.klt.codec import Klt, KltSettings
 from formats.codecs.klt.fitting import Rank
 from formats.codecs.klt.profile import Profile
-from formats.codecs.klt.settings import KltSettings
 from formats.codecs.klt.tables import assumed
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.container.safetensors_buffer import to_torch as tensor_of
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.file.check import check
 from formats.trace.blocks import BlockShape
@@ -364,7 +365,7 @@ def test_the_file_is_deterministic(profile: Profile, trace: Trace) -> None:
 def test_blocks_of_tokens_are_decoded_alone(
     profile: Profile, trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("formats.encode.recipe._JOINT_ROWS", 20)
+    monkeypatch.setattr(Klt, "block_rows", 20)
     profile_store.remember(profile)
     small = written(trace, recipe_with(profile), tmp_path / "t.tsc")
     want = trace.snapshot(-1)
@@ -453,7 +454,7 @@ def test_an_embedded_profile_is_read_anywhere(profile: Profile, trace: Trace, tm
 
 
 def test_another_embedded_profile_than_the_named_one_is_refused(profile: Profile, trace: Trace, tmp_path: Path) -> None:
-    from formats.codecs.klt.profile_record import ProfileReference
+    from formats.codecs.klt.profile_store import ProfileReference
 
     other = tiny_profile(rank=40)
     with pytest.raises(CorruptError, match="not the one that the file names"):

@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from formats import load, save
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from formats.errors import UsageError
 from tests import models
 from tests.families import SUPPORTED

@@ -14,8 +14,10 @@ import torch
 
 from formats.codecs.klt import fitting, profile, profile_store
 from formats.codecs.klt.fitting import Rank, leading
-from formats.codecs.klt.profile import Group, Profile, Shape, dumps, loads
+from formats.codecs.klt.group import DESCRIPTION, Group
+from formats.codecs.klt.profile import Profile, dumps, loads
 from formats.codecs.klt.rotary import Rotary
+from formats.codecs.klt.shape import Shape
 from formats.codecs.klt.statistics import Statistics
 from formats.codecs.klt.tables import assumed
 from formats.codecs.klt.transform import Transform
@@ -110,9 +112,9 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def with_description(change: Any) -> bytes:
     found = tensors()
-    described = strict_json.loads(found[profile.DESCRIPTION].numpy().tobytes(), "test")
+    described = strict_json.loads(found[DESCRIPTION].numpy().tobytes(), "test")
     change(described)
-    found[profile.DESCRIPTION] = torch.frombuffer(bytearray(strict_json.dumps(described)), dtype=torch.uint8)
+    found[DESCRIPTION] = torch.frombuffer(bytearray(strict_json.dumps(described)), dtype=torch.uint8)
     return pack(found)
 
 

@@ -15,8 +15,10 @@ from transformers import QuantizedCache
 
 from formats import Trace, deduplicate, load, save
 from formats.container.encryption import Secret
-from formats.encode import recipe as compression
-from formats.encode.recipe import Header, Recipe, Source
+from formats.encode import write as compression
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import Header
 from formats.errors import CorruptError, PromiseError, UsageError
 from formats.file import loss, promises, rewrite
 from formats.file.reader import TraceFile

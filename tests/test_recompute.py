@@ -13,7 +13,9 @@ import torch
 from formats import Trace, TraceBuilder, deduplicate, load, save
 from formats.codecs.klt import profile_store
 from formats.container.records import Part
-from formats.encode.recipe import Header, Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import Header, write
 from formats.errors import MismatchError, UsageError
 from formats.file.rewrite import record_quality
 from formats.trace.blocks import MemoryBlock

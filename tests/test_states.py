@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from formats import Geometry, LayerSpec, Recorder, TraceBuilder, load, save
 from formats.codecs import codec_by_name
-from formats.encode.recipe import Recipe, Source, recipe_of, write
+from formats.encode.recipe import Recipe, recipe_of
+from formats.encode.source import Source
+from formats.encode.write import write
 from formats.errors import LimitError, UsageError
 from formats.file.check import check
 from formats.file.reader import TraceFile

@@ -1,15 +1,15 @@
-"""What a codec is: rows of a few layers to named tensors and back."""
+"""What a codec is: rows of a few layers to named tensors and back, and what the rest of the product asks of it."""
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
+from formats import settings as setting
 from formats.container.records import Part
-from formats.container.safetensors_buffer import TensorView, expect, to_torch
-from formats.errors import CorruptError
+from formats.container.safetensors_buffer import TensorView
 from formats.trace.blocks import BlockShape
 
 if TYPE_CHECKING:
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 # given row numbers, the decoded rows of the block's layers and part, (layers, batch, heads, rows, head size)
 Fetch = Callable[[Sequence[int]], "torch.Tensor"]
+NO_BASE = -1
 
 
 @dataclass(frozen=True)
 class Bases:
-    """For each row of a block the earlier row that predicts it, or -1.
+    """For each row of a block the earlier row that predicts it, or NO_BASE.
 
     Attributes:
         first_row: the number of the block's first row.
@@ -37,7 +38,7 @@ class Bases:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a codec may know of a block beside its rows; most need nothing of it.
+    """What a codec may know of a block beside its rows; most codecs need none of it.
 
     Attributes:
         first_layer: the number of the block's first layer.
@@ -59,7 +60,22 @@ class Surroundings:
 ALONE = Surroundings()
 
 
-class Codec(Protocol):
+@dataclass(frozen=True)
+class Prediction:
+    """How an encoder predicts rows from earlier ones.
+
+    Attributes:
+        longest_chain: rows of a chain of predictions; the next row of the chain stands by itself.
+        append: rows that a growing cache appends stand by themselves; else the row before predicts them.
+        keyframe_bits: of the first snapshot's rows, 2 to 16 (codec scalar); 0 keeps them exactly.
+    """
+
+    longest_chain: int
+    append: bool
+    keyframe_bits: int
+
+
+class Codec(ABC):
     """Rows to tensors and back.  An id names a byte format for ever; another format gets another id.
 
     An instance holds the settings with which it encodes; what decoding needs is in the payload.
@@ -67,27 +83,51 @@ class Codec(Protocol):
     Attributes:
         id: the literal integer in a record header.
         name: what a person calls it.
+        Settings: the type of its settings, a frozen dataclass of scalars that all have a default.
         parts: the parts that one record holds each; (JOINT,) writes one record for keys and values.
         exact: every bit of every value comes back, NaNs included; other codecs are given finite values only.
-        settings: a frozen dataclass of scalars.
+        codes_states: it also codes states, given as the values of one layer.
+        needs_profile: its setting `profile` names a profile of the model, without which rows cannot be decoded.
+        needs_positions: decoding needs the position ids of the rows.
+        groups_layers: an encoder is given all alike layers of a run at once, not as many as make a record.
+        block_rows: rows of a block, at most.
     """
 
     id: ClassVar[int]
     name: ClassVar[str]
-    parts: ClassVar[tuple[Part, ...]]
-    exact: ClassVar[bool]
+    Settings: ClassVar[type[setting.Settings]] = setting.Settings
+    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
+    exact: ClassVar[bool] = False
+    codes_states: ClassVar[bool] = False
+    needs_profile: ClassVar[bool] = False
+    needs_positions: ClassVar[bool] = False
+    groups_layers: ClassVar[bool] = False
+    block_rows: ClassVar[int] = 4096  # a table a block costs the less the more rows share it
+
+    settings: setting.Settings
+
+    def __init__(self, settings: setting.Settings | None = None) -> None:
+        self.settings = self.Settings() if settings is None else settings
 
     @property
-    def settings(self) -> Any: ...
+    def prediction(self) -> Prediction | None:
+        """How rows are to be predicted from earlier ones; None if each block stands by itself."""
+        return None
 
+    @property
+    def exact_beyond(self) -> float:
+        """The relative error beyond which a row, or a block of its channels, is kept exactly; 0 if none ever is."""
+        return 0.0
+
+    @abstractmethod
     def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         """The payload tensors (on the CPU) of rows shaped (layers, batch, heads, rows, head size)."""
-        ...
 
+    @abstractmethod
     def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
         """Raise CorruptError unless `tensors` can be decoded to `shape`.  Needs no torch."""
-        ...
 
+    @abstractmethod
     def decode(
         self,
         tensors: Mapping[str, TensorView],
@@ -96,78 +136,14 @@ class Codec(Protocol):
         device: str | torch.device,
         around: Surroundings = ALONE,
     ) -> dict[Part, torch.Tensor]:
-        """The rows of checked tensors."""
-        ...
+        """The rows of checked tensors, in the cache's dtype, shaped as they were given to `encode`."""
 
+    def bases(self, tensors: Mapping[str, TensorView]) -> Sequence[int]:
+        """The numbers of the rows from which the rows of checked tensors are predicted; may hold NO_BASE."""
+        del tensors
+        return ()
 
-LAYOUT = "layout"  # the payload tensor that holds what decoding needs to know, as 32-bit integers
-
-
-def layout_of(tensors: Mapping[str, TensorView], count: int, what: str) -> Sequence[int]:
-    """The `count` integers of a payload's layout tensor.  Raises CorruptError."""
-    if LAYOUT not in tensors:
-        raise CorruptError(f"{what}: there is no tensor {LAYOUT!r}")
-    expect({LAYOUT: tensors[LAYOUT]}, {LAYOUT: ("I32", (count,))}, what)
-    return tensors[LAYOUT].integers()
-
-
-def working_dtype(dtype: str) -> torch.dtype:
-    """The dtype of a lossy codec's arithmetic."""
-    import torch
-
-    return torch.float64 if dtype == "float64" else torch.float32
-
-
-def to_cache_dtype(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    """`values` in the cache's dtype; what a grid's last step put beyond its range becomes its largest number."""
-    import torch
-
-    wanted: torch.dtype = getattr(torch, dtype)
-    limit = min(torch.finfo(wanted).max, torch.finfo(values.dtype).max)
-    return values.clamp(-limit, limit).to(wanted)
-
-
-def to_planes(values: torch.Tensor) -> torch.Tensor:
-    """Byte planes, uint8 (item bytes, ...), least significant first: high bytes are alike, low ones are noise."""
-    import torch
-
-    octets = values.contiguous().reshape(-1).view(torch.uint8).view(*values.shape, values.element_size())
-    return octets.movedim(-1, 0).contiguous()
-
-
-def from_planes(view: TensorView, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
-    """The inverse of `to_planes`."""
-    import torch
-
-    planes = to_torch(view, device).view(view.shape)
-    octets = torch.empty(*planes.shape[1:], planes.shape[0], dtype=torch.uint8, device=device)
-    for significance, plane in enumerate(planes):
-        octets[..., significance] = plane
-    return octets.reshape(-1).view(dtype).view(planes.shape[1:])
-
-
-def to_bits(flags: torch.Tensor) -> torch.Tensor:
-    """Booleans of any shape as a string of bits in uint8, the first in the least significant bit."""
-    import torch
-
-    octets = torch.nn.functional.pad(flags.reshape(-1).to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
-    places = torch.arange(8, dtype=torch.uint8, device=flags.device)
-    return (octets << places).sum(-1, dtype=torch.uint8).cpu()
-
-
-def from_bits(bits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The inverse of `to_bits`."""
-    import torch
-
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits[:, None] >> places) & 1).reshape(-1)[: math.prod(shape)].view(*shape).bool()
-
-
-def marked_bits(tensors: Mapping[str, TensorView], name: str, count: int, what: str) -> int:
-    """How many of the `count` bits of a tensor are set.  Raises CorruptError if bits beyond them are."""
-    if name not in tensors:
-        raise CorruptError(f"{what}: there is no tensor {name!r}")
-    data = tensors[name].data
-    if len(data) != -(-count // 8) or (count % 8 and data[-1] >> count % 8):
-        raise CorruptError(f"{what}: {name!r} does not hold {count} bits")
-    return int.from_bytes(data, "little").bit_count()
+    def coded_blocks(self, tensors: Mapping[str, TensorView]) -> tuple[int, int]:
+        """Blocks of channels in checked tensors: how many there are, and how many are kept exactly; (0, 0) without."""
+        del tensors
+        return 0, 0

@@ -1,52 +1,26 @@
-"""Vector quantization of blocks of channels, with a fallback: what the vq and the pq codec share.
+"""Codebooks of blocks of channels: trained by k-means, several at once, deterministic by seed on one device.
 
-A head of one token is normalized and cut into blocks of `block` channels; each of the block's `parts` sub-vectors is
-replaced by the nearest centroid of a codebook of its own.  The error measure is the **relative error of the block**,
-
-    e = |x - x'| / |x|    (Euclidean norms over the block's channels, x the cached values, x' the decoded ones),
-
-and with a fallback every block with e > threshold is stored in 16 bits instead (in 32 where float16 has no room).
-Threshold 0 stores everything so.  Codebooks, scales, the fallback map and its values are all in the payload.
+k-means++ is Arthur and Vassilvitskii, SODA 2007.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from formats.container.records import Part
-from formats.container.safetensors_buffer import TensorView, expect, to_torch
-from formats.errors import CorruptError
-from formats.settings import require
-from formats.trace.blocks import BlockShape
-
-from . import kmeans
-from .base import (
-    ALONE,
-    LAYOUT,
-    Surroundings,
-    from_bits,
-    from_planes,
-    layout_of,
-    marked_bits,
-    to_bits,
-    to_cache_dtype,
-    to_planes,
-    working_dtype,
-)
+from formats.settings import Settings, require
 
 if TYPE_CHECKING:
     import torch
 
 NORMALIZE = ("head", "channel")
-_EXACT = {0: None, 1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
-_MAX_CENTROIDS = 256
-_MAX_BLOCK = 256
+MAX_CENTROIDS = 256
+MAX_BLOCK = 256
+_CHUNK = 1 << 16  # vectors whose distances to all centroids are held at once
 
 
 @dataclass(frozen=True)
-class CodebookSettings:
+class CodebookSettings(Settings):
     """Common settings.
 
     Attributes:
@@ -72,8 +46,8 @@ class CodebookSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(1 <= self.block <= _MAX_BLOCK, f"block={self.block} is not from 1 to {_MAX_BLOCK}")
-        require(2 <= self.centroids <= _MAX_CENTROIDS, f"centroids={self.centroids} is not from 2 to 256")
+        require(1 <= self.block <= MAX_BLOCK, f"block={self.block} is not from 1 to {MAX_BLOCK}")
+        require(2 <= self.centroids <= MAX_CENTROIDS, f"centroids={self.centroids} is not from 2 to 256")
         require(self.threshold >= 0, f"threshold={self.threshold} is negative")
         require(self.normalize in NORMALIZE, f"normalize={self.normalize} is neither head nor channel")
         require(1 <= self.samples <= 1 << 24, f"samples={self.samples} is not from 1 to 16777216")
@@ -81,152 +55,7 @@ class CodebookSettings:
         require(0 <= self.seed < 1 << 63, f"seed={self.seed} is not from 0 to 2^63 - 1")
 
 
-class BlockCodebook:
-    """Payload, with N blocks a head:
-
-    layout: block, sub-vectors a block, centroids, codebooks, normalize (0 head, 1 channel), kind of the exact values
-    codes: U8 (layers, batch, heads, rows, N, sub-vectors);  codebooks: U8 planes of float16
-    (2, codebooks, sub-vectors, centroids, block / sub-vectors);  means, scales: U8 planes of bfloat16 (float64 in a
-    float64 cache), (bytes, layers, batch, heads, channels or 1);  with a fallback also exact_blocks, U8, a bit a
-    block, and exact, U8 planes (bytes, exact blocks, block).
-    """
-
-    id: ClassVar[int]
-    name: ClassVar[str]
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
-    exact: ClassVar[bool] = False
-    splits: ClassVar[bool]  # a block may have several sub-vectors
-    settings: Any
-
-    def _sub_vectors(self) -> int:
-        raise NotImplementedError
-
-    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
-        import torch
-
-        del around
-        ((_, tensor),) = rows.items()
-        settings, sub_vectors = self.settings, self._sub_vectors()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        values = tensor.to(working_dtype(dtype))
-        means, scales = _normalization(values, settings.normalize, dtype)
-        normalized = (values - means.to(values.dtype)) / scales.to(values.dtype)
-        blocks = _cut(normalized.float(), settings.block)
-        books = _train(blocks, sub_vectors, settings).to(torch.float16)
-        codes = _assign(blocks, books.float())
-        decoded = _join(_look_up(codes, books.float()), means, scales, values)
-        extra: dict[str, torch.Tensor] = {}
-        kind = 0
-        if settings.fallback:
-            source, blocks_of_decoded = _cut(values, settings.block), _cut(decoded, settings.block)
-            error, norm = (source - blocks_of_decoded).norm(dim=-1), source.norm(dim=-1)
-            exact = error > settings.threshold * norm
-            kind, chosen = _exact_values(_cut(tensor, settings.block)[exact])
-            codes[exact] = 0
-            extra = {"exact_blocks": to_bits(exact), "exact": to_planes(chosen).cpu()}
-        layout = [
-            settings.block,
-            sub_vectors,
-            settings.centroids,
-            books.shape[0],
-            NORMALIZE.index(settings.normalize),
-            kind,
-        ]
-        return {
-            LAYOUT: torch.tensor(layout, dtype=torch.int32),
-            "codes": codes.to(torch.uint8).cpu(),
-            "codebooks": to_planes(books).cpu(),
-            "means": to_planes(means).cpu(),
-            "scales": to_planes(scales).cpu(),
-            **extra,
-        }
-
-    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
-        block, subs, centroids, books, normalize, kind = layout_of(tensors, 6, what)
-        if (
-            not 1 <= block <= _MAX_BLOCK
-            or not 1 <= subs <= block
-            or block % subs
-            or not 2 <= centroids <= _MAX_CENTROIDS
-            or books not in (1, shape.layers)
-            or normalize not in (0, 1)
-            or kind not in _EXACT
-            or (subs != 1 and not self.splits)
-        ):
-            raise CorruptError(f"{what}: a {self.name} layout that no writer makes")
-        layers, batch, heads, rows, size = shape.tensor(part)
-        count = -(-size // block)
-        norm_bytes = 8 if shape.dtype == "float64" else 2
-        norms = ("U8", (norm_bytes, layers, batch, heads, 1, size if normalize else 1))
-        shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
-            LAYOUT: ("I32", (6,)),
-            "codes": ("U8", (layers, batch, heads, rows, count, subs)),
-            "codebooks": ("U8", (2, books, subs, centroids, block // subs)),
-            "means": norms,
-            "scales": norms,
-        }
-        if kind:
-            total = layers * batch * heads * rows * count
-            shapes["exact_blocks"] = ("U8", (-(-total // 8),))
-            shapes["exact"] = ("U8", (_EXACT_BYTES[kind], marked_bits(tensors, "exact_blocks", total, what), block))
-        expect(tensors, shapes, what)
-        if centroids < _MAX_CENTROIDS and max(tensors["codes"].data) >= centroids:
-            raise CorruptError(f"{what}: a code names a centroid that is not there")
-
-    def decode(
-        self,
-        tensors: Mapping[str, TensorView],
-        part: Part,
-        shape: BlockShape,
-        device: str | torch.device,
-        around: Surroundings = ALONE,
-    ) -> dict[Part, torch.Tensor]:
-        import torch
-
-        del around
-        block, _, _, _, _, kind = tensors[LAYOUT].integers()
-        codes = to_torch(tensors["codes"], device).view(tensors["codes"].shape).long()
-        books = from_planes(tensors["codebooks"], torch.float16, device).float()
-        norm_dtype = torch.float64 if shape.dtype == "float64" else torch.bfloat16
-        means, scales = (from_planes(tensors[name], norm_dtype, device) for name in ("means", "scales"))
-        like = torch.empty(0, dtype=working_dtype(shape.dtype), device=device).new_empty(shape.tensor(part))
-        values = to_cache_dtype(_join(_look_up(codes, books), means, scales, like), shape.dtype)
-        name = _EXACT[kind]
-        if name is not None:
-            exact = from_bits(to_torch(tensors["exact_blocks"], device), codes.shape[:-1])
-            blocks = _cut(values, block)
-            chosen = from_planes(tensors["exact"], getattr(torch, name), device)
-            blocks[exact] = to_cache_dtype(chosen, shape.dtype)
-            values = blocks.flatten(-2)[..., : values.shape[-1]].contiguous()
-        return {part: values}
-
-
-_EXACT_BYTES = {1: 2, 2: 2, 3: 4, 4: 8}
-
-
-def _normalization(values: torch.Tensor, normalize: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means and standard deviations as they are stored, (layers, batch, heads, 1, channels or 1)."""
-    import torch
-
-    axes = (-2,) if normalize == "channel" else (-2, -1)
-    means = values.mean(axes, keepdim=True)
-    stored = torch.float64 if dtype == "float64" else torch.bfloat16
-    means = means.to(stored)
-    scales = (values - means.to(values.dtype)).square().mean(axes, keepdim=True).sqrt().to(stored)
-    return means, torch.where(scales > 0, scales, torch.ones_like(scales))
-
-
-def _cut(values: torch.Tensor, block: int) -> torch.Tensor:
-    """(..., channels) as (..., N, block); the last block is filled with zeros."""
-    import torch
-
-    missing = -values.shape[-1] % block
-    if missing:
-        values = torch.nn.functional.pad(values, (0, missing))
-    return values.reshape(*values.shape[:-1], -1, block)
-
-
-def _train(blocks: torch.Tensor, sub_vectors: int, settings: CodebookSettings) -> torch.Tensor:
+def train(blocks: torch.Tensor, sub_vectors: int, settings: CodebookSettings) -> torch.Tensor:
     """Codebooks (books, sub-vectors, centroids, size) for blocks (layers, batch, heads, rows, N, block)."""
     import torch
 
@@ -238,11 +67,11 @@ def _train(blocks: torch.Tensor, sub_vectors: int, settings: CodebookSettings) -
         chosen = torch.randperm(count, generator=generator)[: settings.samples].to(vectors.device)
         vectors = vectors[:, chosen]
     books = vectors.transpose(1, 2).flatten(0, 1).contiguous()
-    trained = kmeans.train(books, settings.centroids, seed=settings.seed, iterations=settings.iterations)
+    trained = kmeans(books, settings.centroids, seed=settings.seed, iterations=settings.iterations)
     return trained.view(layers, sub_vectors, *trained.shape[1:])
 
 
-def _assign(blocks: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
+def assign(blocks: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
     """Codes (layers, batch, heads, rows, N, sub-vectors), int64."""
     import torch
 
@@ -251,11 +80,11 @@ def _assign(blocks: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
     codes = torch.empty(vectors.shape[:3], dtype=torch.int64, device=blocks.device)
     for layer in range(layers):
         for sub in range(subs):
-            codes[layer, :, sub] = kmeans.assign(vectors[layer, :, sub], books[layer if count > 1 else 0, sub])
+            codes[layer, :, sub] = nearest(vectors[layer, :, sub], books[layer if count > 1 else 0, sub])
     return codes.view(*blocks.shape[:-1], subs)
 
 
-def _look_up(codes: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
+def look_up(codes: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
     """Normalized channels (layers, batch, heads, rows, N * block)."""
     import torch
 
@@ -267,19 +96,51 @@ def _look_up(codes: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
     return result.flatten(-3)
 
 
-def _join(normalized: torch.Tensor, means: torch.Tensor, scales: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Channels in the units of the cache, of the shape and dtype of `like`."""
-    cut = normalized[..., : like.shape[-1]].to(like.dtype)
-    return cut * scales.to(like.dtype) + means.to(like.dtype)
+def kmeans(vectors: torch.Tensor, centroids: int, *, seed: int, iterations: int) -> torch.Tensor:
+    """Centroids (books, centroids, size) of vectors (books, count, size).
 
-
-def _exact_values(blocks: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """(kind, values) of blocks that are kept: their own dtype if it has 16 bits, else float16 if that has room."""
+    With fewer vectors than centroids some centroids are repeated.
+    """
     import torch
 
-    if blocks.dtype == torch.bfloat16:
-        return 2, blocks
-    limit = torch.finfo(torch.float16).max
-    if not blocks.numel() or bool((blocks.to(torch.float64).abs() <= limit).all()):
-        return 1, blocks.to(torch.float16)
-    return (4, blocks) if blocks.dtype == torch.float64 else (3, blocks.float())
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
+    chosen = _seed(vectors, centroids, generator)
+    for _ in range(iterations):
+        sums = torch.zeros_like(chosen)
+        counts = torch.zeros(chosen.shape[:2], dtype=chosen.dtype, device=chosen.device)
+        for book, members in enumerate(vectors):
+            closest = nearest(members, chosen[book])
+            sums[book].index_add_(0, closest, members)
+            counts[book] = torch.bincount(closest, minlength=centroids).to(chosen.dtype)
+        # a centroid that lost all its vectors stays where it is
+        chosen = torch.where(counts[..., None] > 0, sums / counts.clamp(min=1)[..., None], chosen)
+    return chosen
+
+
+def _seed(vectors: torch.Tensor, centroids: int, generator: torch.Generator) -> torch.Tensor:
+    """k-means++: each next centroid is a vector drawn with probability proportional to its squared distance."""
+    import torch
+
+    books, count, _ = vectors.shape
+    draws = torch.rand(books, centroids, generator=generator, dtype=torch.float64).to(vectors.device)
+    lines = torch.arange(books, device=vectors.device)
+    first = (draws[:, 0] * count).long().clamp(max=count - 1)
+    chosen = [vectors[lines, first]]
+    distances = (vectors - chosen[0][:, None]).square().sum(-1)
+    for number in range(1, centroids):
+        cumulative = distances.double().cumsum(-1)
+        wanted = draws[:, number, None] * cumulative[:, -1:]
+        at = torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=count - 1)
+        chosen.append(vectors[lines, at])
+        distances = torch.minimum(distances, (vectors - chosen[-1][:, None]).square().sum(-1))
+    return torch.stack(chosen, 1)
+
+
+def nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """The index of the nearest of (centroids, size) for each of (count, size), int64."""
+    import torch
+
+    norms = centroids.square().sum(-1)
+    doubled = 2 * centroids.T
+    pieces = [torch.argmin(torch.addmm(norms, piece, doubled, alpha=-1), -1) for piece in torch.split(vectors, _CHUNK)]
+    return torch.cat(pieces)

@@ -11,43 +11,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError
 from formats.limits import MAX_CHAIN
-from formats.settings import require
+from formats.settings import Settings, require
 from formats.trace.blocks import BlockShape
 
-from .base import (
-    ALONE,
+from .base import ALONE, NO_BASE, Bases, Codec, Fetch, Prediction, Surroundings
+from .packing import (
     LAYOUT,
-    Bases,
-    Fetch,
-    Surroundings,
     from_bits,
     from_planes,
     layout_of,
     marked_bits,
+    pack,
+    packed_shape,
     to_bits,
     to_cache_dtype,
     to_planes,
+    unpack,
     working_dtype,
 )
-from .packing import pack, packed_shape, unpack
 from .uniform_quantizer import Grid, Quantized, dequantize, quantize
 
 if TYPE_CHECKING:
     import torch
 
-NO_BASE = -1
 _SCALE_DTYPES = {2: "float16", 4: "float32", 8: "float64"}
 _AUTO = 2.0  # max_delta_error is this many times the median error of the record's rows
 
 
 @dataclass(frozen=True)
-class DeltaSettings:
+class DeltaSettings(Settings):
     """How steps are coded.
 
     Attributes:
@@ -80,7 +78,7 @@ class DeltaSettings:
         return Grid(1 << self.bits, self.group, symmetric=True)
 
 
-class Delta:
+class Delta(Codec):
     """Codec 5.  Payload, for R rows:
 
     layout: levels, group, bytes of a scale;  bases: I64 (R), row numbers or -1
@@ -89,14 +87,19 @@ class Delta:
     batch, heads, head size)
     """
 
-    id: ClassVar[int] = 5
-    name: ClassVar[str] = "delta"
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
-    exact: ClassVar[bool] = False
-    Settings: ClassVar[type] = DeltaSettings
+    id = 5
+    name = "delta"
+    Settings = DeltaSettings
+    settings: DeltaSettings
 
-    def __init__(self, settings: DeltaSettings | None = None) -> None:
-        self.settings = settings or DeltaSettings()
+    @property
+    def prediction(self) -> Prediction:
+        s = self.settings
+        return Prediction(s.kf, s.prefer_append_for_growing, s.keyframe_bits)
+
+    @property
+    def exact_beyond(self) -> float:
+        return self.settings.max_delta_error
 
     def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         import torch
@@ -186,6 +189,9 @@ class Delta:
             chosen = torch.where(marks[:, None, None, start:stop, None], exact[..., start:stop, :], wave)
             result[..., start:stop, :] = chosen.to(work)
         return {part: result.to(exact.dtype)}
+
+    def bases(self, tensors: Mapping[str, TensorView]) -> Sequence[int]:
+        return tensors["bases"].integers()
 
 
 def _waves(numbers: Sequence[int], first_row: int) -> Iterator[tuple[int, int]]:

@@ -8,14 +8,14 @@ scale along the tokens; values go token by token.  docs/measurements.md has the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect
 from formats.trace.blocks import BlockShape
 
-from .base import ALONE, Surroundings, from_planes, to_planes
+from .base import ALONE, Codec, Surroundings
+from .packing import from_planes, to_planes
 
 if TYPE_CHECKING:
     import torch
@@ -24,26 +24,17 @@ if TYPE_CHECKING:
 _STORED_ORDER = {Part.KEYS: (0, 1, 2, 4, 3), Part.VALUES: (0, 1, 3, 2, 4), Part.INDEXER: (0, 1, 2, 4, 3)}
 
 
-@dataclass(frozen=True)
-class LosslessSettings:
-    """There is nothing to set."""
-
-
-class Lossless:
+class Lossless(Codec):
     """Codec 1.  Payload: one U8 tensor named `planes`.
 
     Shapes: keys (item bytes, layers, batch, heads, head size, rows); values (item bytes, layers, batch, rows, heads,
     head size).  Plane 0 holds the least significant bytes.
     """
 
-    id: ClassVar[int] = 1
-    name: ClassVar[str] = "lossless"
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
-    exact: ClassVar[bool] = True
-    Settings: ClassVar[type] = LosslessSettings
-
-    def __init__(self, settings: LosslessSettings | None = None) -> None:
-        self.settings = settings or LosslessSettings()
+    id = 1
+    name = "lossless"
+    exact = True
+    codes_states = True
 
     def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         del around

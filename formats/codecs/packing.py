@@ -1,4 +1,4 @@
-"""Small integers in bytes: several codes a byte, in the base of their alphabet.
+"""How numbers lie in the bytes of a payload: the layout tensor, byte planes, bits, and codes that share a byte.
 
 zstd entropy-codes bytes (Huffman, order 0).  As many codes as fit share a byte, so that a byte's distribution is the
 joint one of its codes: five ternary codes cost their entropy, where one code a byte would cost at least one bit each.
@@ -7,10 +7,87 @@ Alphabets of more than 256 take two byte planes, low bytes first.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.errors import CorruptError
 
 if TYPE_CHECKING:
     import torch
+
+LAYOUT = "layout"  # the payload tensor that holds what decoding needs to know, as 32-bit integers
+
+
+def layout_of(tensors: Mapping[str, TensorView], count: int, what: str) -> Sequence[int]:
+    """The `count` integers of a payload's layout tensor.  Raises CorruptError."""
+    if LAYOUT not in tensors:
+        raise CorruptError(f"{what}: there is no tensor {LAYOUT!r}")
+    expect({LAYOUT: tensors[LAYOUT]}, {LAYOUT: ("I32", (count,))}, what)
+    return tensors[LAYOUT].integers()
+
+
+def working_dtype(dtype: str) -> torch.dtype:
+    """The dtype of a lossy codec's arithmetic."""
+    import torch
+
+    return torch.float64 if dtype == "float64" else torch.float32
+
+
+def to_cache_dtype(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """`values` in the cache's dtype; what a grid's last step put beyond its range becomes its largest number."""
+    import torch
+
+    wanted: torch.dtype = getattr(torch, dtype)
+    limit = min(torch.finfo(wanted).max, torch.finfo(values.dtype).max)
+    return values.clamp(-limit, limit).to(wanted)
+
+
+def to_planes(values: torch.Tensor) -> torch.Tensor:
+    """Byte planes, uint8 (item bytes, ...), least significant first: high bytes are alike, low ones are noise."""
+    import torch
+
+    octets = values.contiguous().reshape(-1).view(torch.uint8).view(*values.shape, values.element_size())
+    return octets.movedim(-1, 0).contiguous()
+
+
+def from_planes(view: TensorView, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
+    """The inverse of `to_planes`."""
+    import torch
+
+    planes = to_torch(view, device).view(view.shape)
+    octets = torch.empty(*planes.shape[1:], planes.shape[0], dtype=torch.uint8, device=device)
+    for significance, plane in enumerate(planes):
+        octets[..., significance] = plane
+    return octets.reshape(-1).view(dtype).view(planes.shape[1:])
+
+
+def to_bits(flags: torch.Tensor) -> torch.Tensor:
+    """Booleans of any shape as a string of bits in uint8, the first in the least significant bit."""
+    import torch
+
+    octets = torch.nn.functional.pad(flags.reshape(-1).to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
+    places = torch.arange(8, dtype=torch.uint8, device=flags.device)
+    return (octets << places).sum(-1, dtype=torch.uint8).cpu()
+
+
+def from_bits(bits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The inverse of `to_bits`."""
+    import torch
+
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, None] >> places) & 1).reshape(-1)[: math.prod(shape)].view(*shape).bool()
+
+
+def marked_bits(tensors: Mapping[str, TensorView], name: str, count: int, what: str) -> int:
+    """How many of the `count` bits of a tensor are set.  Raises CorruptError if bits beyond them are."""
+    if name not in tensors:
+        raise CorruptError(f"{what}: there is no tensor {name!r}")
+    data = tensors[name].data
+    if len(data) != -(-count // 8) or (count % 8 and data[-1] >> count % 8):
+        raise CorruptError(f"{what}: {name!r} does not hold {count} bits")
+    return int.from_bytes(data, "little").bit_count()
 
 
 def codes_per_byte(levels: int) -> int:

@@ -8,18 +8,27 @@ for the size of a file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError
-from formats.settings import require
+from formats.settings import Settings, Value, require
 from formats.trace.blocks import BlockShape
 
-from .base import ALONE, LAYOUT, Surroundings, from_planes, layout_of, to_cache_dtype, to_planes, working_dtype
-from .hadamard import hadamard
-from .packing import pack, packed_shape, unpack
+from .base import ALONE, Codec, Surroundings
+from .packing import (
+    LAYOUT,
+    from_planes,
+    layout_of,
+    pack,
+    packed_shape,
+    to_cache_dtype,
+    to_planes,
+    unpack,
+    working_dtype,
+)
 from .uniform_quantizer import Grid, Quantized, dequantize, quantize
 
 if TYPE_CHECKING:
@@ -32,7 +41,7 @@ _SCALE_DTYPES = {2: "float16", 4: "float32", 8: "float64"}
 
 
 @dataclass(frozen=True)
-class ScalarSettings:
+class ScalarSettings(Settings):
     """How rows are quantized.
 
     Attributes:
@@ -67,15 +76,11 @@ class ScalarSettings:
         require(self.values in AXES, f"values={self.values} is neither token nor channel")
         require(self.format in GGML, f"format={self.format} is neither q8_0 nor q4_0")
 
-    def described(self) -> dict[str, int | str | bool]:
-        """The settings that count."""
+    def described(self) -> dict[str, Value]:
         if self.format:
             return {"format": self.format}
-        found = {name: value for name, value in asdict(self).items() if name != "format"}
-        del found["bits" if self.levels else "levels"]
-        if not self.values_levels:
-            del found["values_levels"]
-        return found
+        unused = {"format", "bits" if self.levels else "levels", "" if self.values_levels else "values_levels"}
+        return {name: value for name, value in super().described().items() if name not in unused}
 
     def grid(self, part: Part) -> Grid:
         if self.format:
@@ -91,7 +96,7 @@ class ScalarSettings:
         return self.values if part is Part.VALUES else self.keys
 
 
-class Scalar:
+class Scalar(Codec):
     """Codec 2.  Payload, with X the quantized axis last, (layers, batch, heads, rows, head size) for "token" or
     (layers, batch, heads, head size, rows) for "channel":
 
@@ -101,14 +106,11 @@ class Scalar:
     The bound is that of `uniform`: half a scale a value; with `hadamard`, that of the rotated values.
     """
 
-    id: ClassVar[int] = 2
-    name: ClassVar[str] = "scalar"
-    parts: ClassVar[tuple[Part, ...]] = (Part.KEYS, Part.VALUES, Part.INDEXER)
-    exact: ClassVar[bool] = False
-    Settings: ClassVar[type] = ScalarSettings
-
-    def __init__(self, settings: ScalarSettings | None = None) -> None:
-        self.settings = settings or ScalarSettings()
+    id = 2
+    name = "scalar"
+    Settings = ScalarSettings
+    codes_states = True
+    settings: ScalarSettings
 
     def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         import torch
@@ -196,3 +198,20 @@ class Scalar:
 def _stored_shape(part: Part, shape: BlockShape, axis: int) -> tuple[int, ...]:
     *lead, rows, size = shape.tensor(part)
     return (*lead, size, rows) if axis == AXES.index("channel") else (*lead, rows, size)
+
+
+def hadamard(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` (..., head size) times the normalized block Hadamard matrix, which is its own inverse.
+
+    It spreads an outlier channel over all channels, as in QuaRot (arXiv 2404.00456) and llama.cpp.  A head size that is
+    no power of two is rotated in blocks of its largest power-of-two divisor (80 = 5 blocks of 16).
+    """
+    import torch
+
+    size = rows.shape[-1]
+    block = size & -size
+    matrix = torch.ones(1, 1, dtype=rows.dtype, device=rows.device)
+    while matrix.shape[0] < block:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    rotated: torch.Tensor = rows.reshape(*rows.shape[:-1], -1, block) @ (matrix / block**0.5)
+    return rotated.reshape(rows.shape)

@@ -1,28 +1,253 @@
-"""Vector quantization with a fallback (tiers 125x, 429x and 1034x as published)."""
+"""Vector and product quantization of blocks of channels, with a fallback (tiers 125x, 219x, 429x and 1034x as published).
+
+A head of one token is normalized and cut into blocks of `block` channels; each of the block's `parts` sub-vectors is
+replaced by the nearest centroid of a codebook of its own.  The error measure is the **relative error of the block**,
+
+    e = |x - x'| / |x|    (Euclidean norms over the block's channels, x the cached values, x' the decoded ones),
+
+and with a fallback every block with e > threshold is stored in 16 bits instead (in 32 where float16 has no room).
+Threshold 0 stores everything so.  Codebooks, scales, the fallback map and its values are all in the payload.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from .codebook import BlockCodebook, CodebookSettings
+from formats.container.records import Part
+from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.errors import CorruptError
+from formats.settings import require
+from formats.trace.blocks import BlockShape
+
+from .base import ALONE, Codec, Surroundings
+from .codebook import MAX_BLOCK, MAX_CENTROIDS, NORMALIZE, CodebookSettings, assign, look_up, train
+from .packing import (
+    LAYOUT,
+    from_bits,
+    from_planes,
+    layout_of,
+    marked_bits,
+    to_bits,
+    to_cache_dtype,
+    to_planes,
+    working_dtype,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_EXACT = {0: None, 1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
+_EXACT_BYTES = {1: 2, 2: 2, 3: 4, 4: 8}
 
 
-@dataclass(frozen=True)
-class VQSettings(CodebookSettings):
-    """As `CodebookSettings`."""
+class BlockCodebook(Codec):
+    """Payload, with N blocks a head:
+
+    layout: block, sub-vectors a block, centroids, codebooks, normalize (0 head, 1 channel), kind of the exact values
+    codes: U8 (layers, batch, heads, rows, N, sub-vectors);  codebooks: U8 planes of float16
+    (2, codebooks, sub-vectors, centroids, block / sub-vectors);  means, scales: U8 planes of bfloat16 (float64 in a
+    float64 cache), (bytes, layers, batch, heads, channels or 1);  with a fallback also exact_blocks, U8, a bit a
+    block, and exact, U8 planes (bytes, exact blocks, block).
+    """
+
+    splits: ClassVar[bool]  # a block may have several sub-vectors
+    settings: CodebookSettings
+
+    @property
+    @abstractmethod
+    def sub_vectors(self) -> int:
+        """Sub-vectors of a block, each with a codebook of its own."""
+
+    @property
+    def exact_beyond(self) -> float:
+        return self.settings.threshold if self.settings.fallback else 0.0
+
+    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
+        import torch
+
+        del around
+        ((_, tensor),) = rows.items()
+        settings, sub_vectors = self.settings, self.sub_vectors
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        values = tensor.to(working_dtype(dtype))
+        means, scales = _normalization(values, settings.normalize, dtype)
+        normalized = (values - means.to(values.dtype)) / scales.to(values.dtype)
+        blocks = _cut(normalized.float(), settings.block)
+        books = train(blocks, sub_vectors, settings).to(torch.float16)
+        codes = assign(blocks, books.float())
+        decoded = _join(look_up(codes, books.float()), means, scales, values)
+        extra: dict[str, torch.Tensor] = {}
+        kind = 0
+        if settings.fallback:
+            source, blocks_of_decoded = _cut(values, settings.block), _cut(decoded, settings.block)
+            error, norm = (source - blocks_of_decoded).norm(dim=-1), source.norm(dim=-1)
+            exact = error > settings.threshold * norm
+            kind, chosen = _exact_values(_cut(tensor, settings.block)[exact])
+            codes[exact] = 0
+            extra = {"exact_blocks": to_bits(exact), "exact": to_planes(chosen).cpu()}
+        layout = [
+            settings.block,
+            sub_vectors,
+            settings.centroids,
+            books.shape[0],
+            NORMALIZE.index(settings.normalize),
+            kind,
+        ]
+        return {
+            LAYOUT: torch.tensor(layout, dtype=torch.int32),
+            "codes": codes.to(torch.uint8).cpu(),
+            "codebooks": to_planes(books).cpu(),
+            "means": to_planes(means).cpu(),
+            "scales": to_planes(scales).cpu(),
+            **extra,
+        }
+
+    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
+        block, subs, centroids, books, normalize, kind = layout_of(tensors, 6, what)
+        if (
+            not 1 <= block <= MAX_BLOCK
+            or not 1 <= subs <= block
+            or block % subs
+            or not 2 <= centroids <= MAX_CENTROIDS
+            or books not in (1, shape.layers)
+            or normalize not in (0, 1)
+            or kind not in _EXACT
+            or (subs != 1 and not self.splits)
+        ):
+            raise CorruptError(f"{what}: a {self.name} layout that no writer makes")
+        layers, batch, heads, rows, size = shape.tensor(part)
+        count = -(-size // block)
+        norm_bytes = 8 if shape.dtype == "float64" else 2
+        norms = ("U8", (norm_bytes, layers, batch, heads, 1, size if normalize else 1))
+        shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            LAYOUT: ("I32", (6,)),
+            "codes": ("U8", (layers, batch, heads, rows, count, subs)),
+            "codebooks": ("U8", (2, books, subs, centroids, block // subs)),
+            "means": norms,
+            "scales": norms,
+        }
+        if kind:
+            total = layers * batch * heads * rows * count
+            shapes["exact_blocks"] = ("U8", (-(-total // 8),))
+            shapes["exact"] = ("U8", (_EXACT_BYTES[kind], marked_bits(tensors, "exact_blocks", total, what), block))
+        expect(tensors, shapes, what)
+        if centroids < MAX_CENTROIDS and max(tensors["codes"].data) >= centroids:
+            raise CorruptError(f"{what}: a code names a centroid that is not there")
+
+    def decode(
+        self,
+        tensors: Mapping[str, TensorView],
+        part: Part,
+        shape: BlockShape,
+        device: str | torch.device,
+        around: Surroundings = ALONE,
+    ) -> dict[Part, torch.Tensor]:
+        import torch
+
+        del around
+        block, _, _, _, _, kind = tensors[LAYOUT].integers()
+        codes = to_torch(tensors["codes"], device).view(tensors["codes"].shape).long()
+        books = from_planes(tensors["codebooks"], torch.float16, device).float()
+        norm_dtype = torch.float64 if shape.dtype == "float64" else torch.bfloat16
+        means, scales = (from_planes(tensors[name], norm_dtype, device) for name in ("means", "scales"))
+        like = torch.empty(0, dtype=working_dtype(shape.dtype), device=device).new_empty(shape.tensor(part))
+        values = to_cache_dtype(_join(look_up(codes, books), means, scales, like), shape.dtype)
+        name = _EXACT[kind]
+        if name is not None:
+            exact = from_bits(to_torch(tensors["exact_blocks"], device), codes.shape[:-1])
+            blocks = _cut(values, block)
+            chosen = from_planes(tensors["exact"], getattr(torch, name), device)
+            blocks[exact] = to_cache_dtype(chosen, shape.dtype)
+            values = blocks.flatten(-2)[..., : values.shape[-1]].contiguous()
+        return {part: values}
+
+    def coded_blocks(self, tensors: Mapping[str, TensorView]) -> tuple[int, int]:
+        exact = int.from_bytes(tensors["exact_blocks"].data, "little").bit_count() if "exact_blocks" in tensors else 0
+        return math.prod(tensors["codes"].shape[:-1]), exact
 
 
 class VQ(BlockCodebook):
     """Codec 3: one code a block of channels."""
 
-    id: ClassVar[int] = 3
-    name: ClassVar[str] = "vq"
-    splits: ClassVar[bool] = False
-    Settings: ClassVar[type] = VQSettings
+    id = 3
+    name = "vq"
+    splits = False
+    Settings = CodebookSettings
 
-    def __init__(self, settings: VQSettings | None = None) -> None:
-        self.settings = settings or VQSettings()
-
-    def _sub_vectors(self) -> int:
+    @property
+    def sub_vectors(self) -> int:
         return 1
+
+
+@dataclass(frozen=True)
+class PQSettings(CodebookSettings):
+    """As `CodebookSettings`, and:
+
+    Attributes:
+        m: sub-vectors a block, each with a codebook of its own; divides `block`.
+    """
+
+    m: int = 2
+    threshold: float = 0.08
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.m >= 1 and self.block % self.m == 0, f"m={self.m} does not divide block={self.block}")
+
+
+class PQ(BlockCodebook):
+    """Codec 4: `m` codes a block of channels (Jegou, Douze and Schmid, PAMI 2011)."""
+
+    id = 4
+    name = "pq"
+    splits = True
+    Settings = PQSettings
+    settings: PQSettings
+
+    @property
+    def sub_vectors(self) -> int:
+        return self.settings.m
+
+
+def _normalization(values: torch.Tensor, normalize: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and standard deviations as they are stored, (layers, batch, heads, 1, channels or 1)."""
+    import torch
+
+    axes = (-2,) if normalize == "channel" else (-2, -1)
+    means = values.mean(axes, keepdim=True)
+    stored = torch.float64 if dtype == "float64" else torch.bfloat16
+    means = means.to(stored)
+    scales = (values - means.to(values.dtype)).square().mean(axes, keepdim=True).sqrt().to(stored)
+    return means, torch.where(scales > 0, scales, torch.ones_like(scales))
+
+
+def _cut(values: torch.Tensor, block: int) -> torch.Tensor:
+    """(..., channels) as (..., N, block); the last block is filled with zeros."""
+    import torch
+
+    missing = -values.shape[-1] % block
+    if missing:
+        values = torch.nn.functional.pad(values, (0, missing))
+    return values.reshape(*values.shape[:-1], -1, block)
+
+
+def _join(normalized: torch.Tensor, means: torch.Tensor, scales: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Channels in the units of the cache, of the shape and dtype of `like`."""
+    cut = normalized[..., : like.shape[-1]].to(like.dtype)
+    return cut * scales.to(like.dtype) + means.to(like.dtype)
+
+
+def _exact_values(blocks: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """(kind, values) of blocks that are kept: their own dtype if it has 16 bits, else float16 if that has room."""
+    import torch
+
+    if blocks.dtype == torch.bfloat16:
+        return 2, blocks
+    limit = torch.finfo(torch.float16).max
+    if not blocks.numel() or bool((blocks.to(torch.float64).abs() <= limit).all()):
+        return 1, blocks.to(torch.float16)
+    return (4, blocks) if blocks.dtype == torch.float64 else (3, blocks.float())

@@ -1,43 +1,22 @@
-"""Writing a trace again with another codec: a recipe in, a file out."""
+"""A recipe: how a trace is to be coded, with what it evicts, how, and what it keeps exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from formats import settings as setting
-from formats.codecs import Codec, Surroundings, codec_by_name
-from formats.codecs.delta import Delta
-from formats.codecs.delta_bases import Predecessors
+from formats.codecs import Codec, codec_by_name, codec_class
 from formats.codecs.klt import profile_store
-from formats.codecs.klt.codec import Klt
-from formats.container.encryption import Secret
-from formats.container.records import Part
-from formats.container.writer import Sink
 from formats.errors import UsageError
-from formats.file import loss
-from formats.file.header import TierHeader
-from formats.file.writer import TraceWriter
-from formats.limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
 from formats.settings import require
-from formats.trace import eviction, row_store
-from formats.trace.blocks import MemoryBlock
-from formats.trace.eviction import FILTERS, Filtered
-from formats.trace.row_store import MAX_ROWS
-from formats.trace.states import STATE_CODECS
-from formats.trace.trace import Trace
-from formats.trace.views import BlockKey, Span
+from formats.trace.eviction import FILTERS
 
 if TYPE_CHECKING:
-    import torch
-
     from formats.codecs.klt.profile import Profile
 
-_SINK_BITS = 12
-_BESIDE_BITS = 8  # of indexer keys and states where the codec of the rows is for keys and values only
-_JOINT_ROWS = 512  # of a block whose layers are coded together: a range of tokens can be decoded by itself
+BESIDE_BITS = 8  # of indexer keys and states where the codec of the rows is for keys and values only
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,17 @@ class Recipe:
     @property
     def profile(self) -> Profile | None:
         """The profile that the codec needs.  Raises UnsupportedFileError if it is not on this machine."""
-        return profile_store.resolve(str(self.settings.get("profile", ""))) if self.codec == Klt.name else None
+        return profile_store.resolve(str(self.settings.get("profile", ""))) if self.needs_profile else None
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether the codec needs a profile of the model."""
+        return codec_class(self.codec).needs_profile
+
+    @property
+    def exact(self) -> bool:
+        """Whether every bit of the trace comes back."""
+        return codec_class(self.codec).exact and not self.evict and self.state_codec.exact
 
     def given(self) -> dict[str, Any]:
         """What differs from the defaults, for a person."""
@@ -80,24 +69,23 @@ class Recipe:
 
     def _rows(self) -> dict[str, int]:
         """What the codec does not code."""
-        found = {name: getattr(self, name) for name in ("exact_sinks", "exact_last") if getattr(self, name)}
-        return found if self.state_bits is None else found | {"state_bits": self.state_bits}
+        counts = {name: getattr(self, name) for name in ("exact_sinks", "exact_last") if getattr(self, name)}
+        return counts if self.state_bits is None else counts | {"state_bits": self.state_bits}
 
     @property
     def state_codec(self) -> Codec:
         """What codes the states."""
-        if self.state_bits is None and self.codec in STATE_CODECS:
+        if self.state_bits is None and codec_class(self.codec).codes_states:
             return codec_by_name(self.codec, self.settings)
-        bits = _BESIDE_BITS if self.state_bits is None else self.state_bits
+        bits = BESIDE_BITS if self.state_bits is None else self.state_bits
         return codec_by_name("scalar", {"bits": bits}) if bits else codec_by_name("lossless")
 
     def parameters(self) -> dict[str, Any]:
         """Everything that was set or left at its default, as the tier header holds it."""
-        settings = codec_by_name(self.codec, self.settings).settings
-        found: dict[str, Any] = settings.described() if hasattr(settings, "described") else asdict(settings)
+        parameters: dict[str, Any] = codec_by_name(self.codec, self.settings).settings.described()
         if self.evict:
-            found |= asdict(setting.make(FILTERS[self.evict], self.evict_settings, f"filter {self.evict}"))
-        return found | self._rows()
+            parameters |= asdict(setting.make(FILTERS[self.evict], self.evict_settings, f"filter {self.evict}"))
+        return parameters | self._rows()
 
 
 def recipe_of(codec: str, evict: str, values: Mapping[str, str]) -> Recipe:
@@ -106,7 +94,7 @@ def recipe_of(codec: str, evict: str, values: Mapping[str, str]) -> Recipe:
     Raises:
         UsageError: nothing has; the settings that exist are named.
     """
-    kind = type(codec_by_name(codec))
+    codec_class(codec)  # refuses an unknown one before anything else
     if evict and evict not in FILTERS:
         raise UsageError(f"there is no filter {evict!r}", hint=f"filters: {', '.join(FILTERS)}")
     of_filter = {f.name for f in fields(FILTERS[evict])} if evict else set()
@@ -121,175 +109,6 @@ def recipe_of(codec: str, evict: str, values: Mapping[str, str]) -> Recipe:
         exact[name] = int(count)
     of_evict = {key: value for key, value in values.items() if key in of_filter}
     bits = None if state_bits is None else int(state_bits)
-    recipe = Recipe(kind.name, rest, evict, of_evict, exact["exact_sinks"], exact["exact_last"], state_bits=bits)
+    recipe = Recipe(codec, rest, evict, of_evict, exact["exact_sinks"], exact["exact_last"], state_bits=bits)
     recipe.parameters()  # refuses what nothing knows
     return recipe
-
-
-class Source:
-    """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
-
-    def __init__(self, trace: Trace) -> None:
-        if lost_by := loss.of_trace(trace):
-            raise UsageError(
-                f"was compressed already ({lost_by}): what was lost then cannot be told from what was captured",
-                path=trace.path,
-                hint="compress the captured file",
-            )
-        self.trace = trace
-        self._filtered: dict[tuple[Any, ...], Filtered] = {}
-
-    def filtered(self, recipe: Recipe) -> Filtered:
-        key = (recipe.evict, *sorted(recipe.evict_settings.items()))
-        if key not in self._filtered:
-            kept = self._filtered.get(("",))
-            self._filtered = {} if kept is None else {("",): kept}  # at most two sets of rows at once
-            self._filtered[key] = eviction.apply(recipe.evict, recipe.evict_settings, self.trace)
-        return self._filtered[key]
-
-    @cached_property
-    def stored_values(self) -> int:
-        """Scalars that the snapshots need, each counted once."""
-        return row_store.stored_values(self.trace.geometry, self.trace.views)
-
-    @property
-    def passing_secret(self) -> Secret | None:
-        """For files that are made to be measured and thrown away: encrypted if the trace is, with a key nobody keeps.
-
-        They are as long as the trace's own would be, and a passphrase need not be stretched for each of them.
-        """
-        return None if self.trace.secret is None else Secret.random()
-
-    @cached_property
-    def captured_bytes(self) -> tuple[int, int]:
-        return self.trace.raw_bytes, self.trace.raw_bytes_final
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the tier header is to say beside the codec."""
-
-    tier: str = ""
-    quality: Sequence[Mapping[str, Any]] = ()
-
-
-def write(
-    source: Source,
-    recipe: Recipe,
-    sink: Sink,
-    *,
-    header: Header | None = None,
-    file_id: bytes | None = None,
-    device: str | torch.device = "cpu",
-    progress: Any = None,
-    secret: Secret | None = None,
-) -> tuple[TierHeader, int]:
-    """Write the trace by this recipe; returns the tier header and the file's length in bytes.
-
-    Args:
-        device: where rows are encoded.
-        progress: called with the bytes of rows encoded since the last call.
-        secret: encrypt the file with it, by default with the trace's, if that has one.
-    Raises:
-        UsageError: a value is not finite and the codec is not exact; the filter cannot be applied.
-        PromiseError: the file does not keep the tier that its header is to state.
-    """
-    header = header or Header()
-    trace, filtered = source.trace, source.filtered(recipe)
-    writer = TraceWriter(
-        sink,
-        trace.geometry,
-        trace.fingerprint,
-        file_id=file_id,
-        label_width=trace.labels.width,
-        secret=trace.secret if secret is None else secret,
-    )
-    for kept in filtered.kept:
-        writer.add_kept(kept)
-    if (profile := recipe.profile) is not None:
-        writer.add_profile(profile, embed=recipe.embed_profile)
-    encoder = _Encoder(trace, filtered, recipe)
-    for group in filtered.rows:
-        row_bytes = trace.geometry.row_bytes[group.first_layer]
-        for block in group.blocks(encoder.cuts, row_bytes, *encoder.extents(group.layer_count * row_bytes)):
-            encoder.encode(writer, _on(block, device))
-            if progress is not None:
-                progress(sum(tensor.nbytes for tensor in block.rows.values()))
-    for states in trace.states:
-        writer.add_states(states, recipe.state_codec, device)
-    writer.add_labels(trace.labels.token_ids, trace.labels.positions)
-    for view in filtered.views:
-        writer.add_view(view)
-    return writer.finish(
-        tier=header.tier,
-        reference=trace.reference,
-        capture=trace.info,
-        quality=header.quality,
-        codec=recipe.name,
-        parameters=recipe.parameters(),
-        captured_bytes=source.captured_bytes,
-        insist=True,
-    )
-
-
-def _on(block: MemoryBlock, device: str | torch.device) -> MemoryBlock:
-    return MemoryBlock(block.key, block.read(device))
-
-
-class _Encoder:
-    """Chooses the codec of each block."""
-
-    def __init__(self, trace: Trace, filtered: Filtered, recipe: Recipe) -> None:
-        self._codec = codec_by_name(recipe.codec, recipe.settings)
-        # an encoder's rows come before the first token
-        begin = next((span.first for span in filtered.views[0].history), 0)
-        self._sinks = Span(begin, recipe.exact_sinks)
-        self._labels = trace.labels
-        self._sink_codec = codec_by_name("scalar", {"bits": _SINK_BITS})
-        rows = max((span.stop for view in filtered.views for spans in view.layers for span in spans), default=0)
-        self._beside = codec_by_name("scalar", {"bits": _BESIDE_BITS})
-        self._exact_from = rows - recipe.exact_last
-        self._exact_codec = codec_by_name("lossless")
-        self.cuts: list[int] = [begin, self._sinks.stop] if recipe.exact_sinks else []
-        if recipe.exact_last:
-            self.cuts.append(self._exact_from)
-        self._predecessors: Predecessors | None = None
-        if isinstance(self._codec, Delta):
-            settings = self._codec.settings
-            bits = settings.keyframe_bits
-            self._keyframe = codec_by_name("scalar", {"bits": bits}) if bits else codec_by_name("lossless")
-            first = filtered.views[0].layers
-            self._keyframe_stop = max((span.stop for spans in first for span in spans), default=0)
-            self.cuts.append(self._keyframe_stop)
-            self._predecessors = Predecessors(filtered.views, trace.labels, trace.geometry, settings)
-
-    def extents(self, run_bytes: int) -> tuple[int, int]:
-        """Rows and bytes of a block; `run_bytes` is what a row takes in neighbouring layers that are alike."""
-        if isinstance(self._codec, Klt):  # layers are coded together, and no rows share anything
-            return max(1, min(_JOINT_ROWS, MAX_BLOCK_BYTES // run_bytes)), MAX_BLOCK_BYTES
-        return MAX_ROWS, TARGET_RECORD_RAW
-
-    def _around(self, key: BlockKey) -> Surroundings:
-        positions = self._labels.positions
-        return Surroundings(
-            first_layer=key.first_layer, positions=positions[key.first_row : key.span.stop], end=max(positions) + 1
-        )
-
-    def encode(self, writer: TraceWriter, block: MemoryBlock) -> None:
-        sink = self._sinks.first <= block.key.first_row and block.key.span.stop <= self._sinks.stop
-        sink = sink and not self._codec.exact
-        if self._predecessors is None:
-            codec = self._exact_codec if block.key.first_row >= self._exact_from else self._codec
-            codec = self._sink_codec if sink else codec
-            writer.add_block(block, codec, self._around(block.key))
-            if Part.JOINT in codec.parts and Part.INDEXER in block.rows:
-                writer.add_block(MemoryBlock(block.key, {Part.INDEXER: block.rows[Part.INDEXER]}), self._beside)
-            return
-        codec = self._codec
-        if block.key.span.stop <= self._keyframe_stop:
-            codec = self._sink_codec if sink and not self._keyframe.exact else self._keyframe
-        for piece in self._predecessors.split(block) if codec is self._codec else [block]:
-            for part in piece.rows:
-                bases = self._predecessors.bases(piece, part)
-                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, Surroundings(bases=bases))
-            self._predecessors.remember(piece, codec)

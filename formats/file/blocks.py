@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from formats.codecs import Codec, codec_by_id
-from formats.codecs.base import from_planes
+from formats.codecs.packing import from_planes
 from formats.container.records import Part, RecordHeader
 from formats.container.safetensors_buffer import TensorView, expect
 from formats.errors import CorruptError
 from formats.trace import states as state_blocks
 from formats.trace.blocks import BlockShape
-from formats.trace.states import STATE_CODECS, StateKey
+from formats.trace.states import StateKey
 from formats.trace.views import BlockKey
 
 if TYPE_CHECKING:
     import torch
 
-    from formats.codecs.klt.profile_record import ProfileReference
+    from formats.codecs.klt.profile_store import ProfileReference
     from formats.trace.geometry import Geometry
 
 
@@ -38,10 +38,12 @@ class RecordSource(Protocol):
         geometry: of the cache.
         decoder: of all blocks of the file.
         profile: that its rows are coded with, if they are.
+        codec: what its header says of how rows were coded; "" if that is not known.
     """
 
     path: str
     geometry: Geometry
+    codec: str
 
     @property
     def decoder(self) -> Decoder: ...
@@ -73,7 +75,7 @@ class FileBlock:
     def tensors(self) -> tuple[Codec, Mapping[str, TensorView], BlockShape]:
         """The checked payload; no torch."""
         shape = BlockShape.of(self.key, self.file.geometry)
-        codec = codec_by_id(self.header.codec, self.file.path)
+        codec = codec_by_id(self.header.codec, self.file.path, self.file.codec)
         tensors = self.file.buffer(self.offset, self.header)
         with self.file.locating(self.offset, self.header):
             if self.key.part not in codec.parts:
@@ -101,10 +103,10 @@ class FileStates:
     def tensors(self) -> tuple[Codec, Mapping[str, TensorView], BlockShape]:
         """The checked payload; no torch."""
         shape = state_blocks.block_shape(self.key, self.file.geometry)
-        codec = codec_by_id(self.header.codec, self.file.path)
+        codec = codec_by_id(self.header.codec, self.file.path, self.file.codec)
         tensors = self.file.buffer(self.offset, self.header)
         with self.file.locating(self.offset, self.header):
-            if codec.name not in STATE_CODECS:
+            if not codec.codes_states:
                 raise CorruptError(f"codec {codec.name} does not write states")
             codec.check(tensors, Part.VALUES, shape, "states")
         return codec, tensors, shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from formats.codecs import CODECS, is_exact
+from formats.codecs import codec_name, is_exact
 from formats.container.records import RecordHeader, RecordType
 
 from .blocks import FileBlock, FileStates
@@ -33,8 +33,8 @@ def of_records(stated: str, codec: str, capture: Mapping[str, Any], records: Ite
     if isinstance(kind := capture.get("dequantized"), str) and kind:
         return dequantized(kind)
     for record in records:
-        if record.type in _CODED and (name := _inexact(record.codec)):
-            return name
+        if record.type in _CODED and not is_exact(record.codec):
+            return codec_name(record.codec)
         if record.type == RecordType.KEPT:
             return "eviction"
     return ""
@@ -51,10 +51,3 @@ def of_trace(trace: Trace) -> str:
 def dequantized(kind: str) -> str:
     """The name of what was lost in a cache of these layers, whose rows were taken as the model reads them."""
     return f"{kind}, dequantized"
-
-
-def _inexact(codec: int) -> str:
-    """The name of a codec that loses something; "" of one that does not."""
-    if codec not in CODECS:
-        return f"codec {codec}"
-    return "" if CODECS[codec].exact else str(CODECS[codec].name)

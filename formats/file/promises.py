@@ -38,7 +38,7 @@ def fault_of(header: TierHeader, length: int, lost_by: str) -> str | None:
     ratio = ratio_of(header.tier)
     if ratio is not None and ratio * length > header.raw_bytes_trace:
         return f"the file is {rounded_down(header.raw_bytes_trace / length):g} times smaller than its snapshots"
-    if header.tier == "lossless" and (lost_by or not is_exact(header.codec)):
+    if header.tier == "lossless" and (lost_by or not is_exact(header.codec, own=True)):
         return f"its rows are not as captured ({lost_by or header.codec})"
     return None
 

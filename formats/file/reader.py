@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from formats.codecs.klt.profile_record import ProfileReference, from_tensors
+from formats.codecs.klt.profile_store import ProfileReference, from_tensors
 from formats.container.encryption import KeySource
 from formats.container.records import Part, RecordHeader, RecordType
 from formats.container.safetensors_buffer import TensorView, expect
@@ -47,6 +47,8 @@ class TraceFile(RecordFile):
     Args and errors are those of `RecordFile`.
     """
 
+    codec = ""  # what the header says of how rows were coded
+
     def __init__(self, path: str | os.PathLike[str], key: KeySource | None = None) -> None:
         super().__init__(path, key)
         model = self._only(RecordType.MODEL, 0)
@@ -58,6 +60,7 @@ class TraceFile(RecordFile):
             self.geometry, self.fingerprint, self.stated_loss = geometry_json.from_json(self.payload(*model))
         with self.locating(*header):
             self.header = header_json.from_json(self.payload(*header))
+        self.codec = self.header.codec
         self.labels = self._labels()
         self.views = self._views()
         self.reference = self._reference()

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from formats.codecs import Codec, Surroundings, codec_by_name
-from formats.codecs.base import ALONE, to_planes
-from formats.codecs.klt import profile_record as reference
+from formats.codecs.base import ALONE
+from formats.codecs.klt import profile_store as reference
+from formats.codecs.packing import to_planes
 from formats.container.atomic_write import atomic_write
 from formats.container.encryption import Secret
 from formats.container.records import FILE_ID_BYTES, LOST_BY, OWN_TOKENS, Part, RecordType

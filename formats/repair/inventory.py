@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from formats.codecs.klt.profile_record import ProfileReference
+from formats.codecs.klt.profile_store import ProfileReference
 from formats.container.records import KNOWN_TYPES, Part, RecordHeader, RecordType
 from formats.errors import CorruptError, LimitError, StorageError, TscError, UnsupportedFileError
 from formats.file import header as header_json
@@ -22,7 +22,6 @@ from formats.trace.views import Labels, Span, View, merged
 from .intact_rows import Pieces
 from .scan import Found, Problem, Wreck
 
-KLT, DELTA = 6, 5
 _SNAPSHOTS_A_BYTE = 8  # of a file: no writer's tables come near it
 
 
@@ -199,12 +198,12 @@ class Remains:
         (block,) = self.pieces.one(found, self.pieces._blocks)
         codec, tensors, _ = block.tensors()
         span, number = block.key.span, found.header.sequence
-        if codec.id == KLT and self.profile is None:
+        if codec.needs_profile and self.profile is None:
             raise CorruptError("rows that need a profile that the file does not have")
-        if codec.id == KLT and not inside(span, self.labelled):
+        if codec.needs_positions and not inside(span, self.labelled):
             raise CorruptError("rows whose positions are lost, without which they cannot be decoded")
-        if codec.id == DELTA:
-            bases = union(Span(base, 1) for base in tensors["bases"].integers() if base >= 0)
+        bases = union(Span(base, 1) for base in codec.bases(tensors) if base >= 0)
+        if bases:
             self._outside[number] = without(bases, [span])
         self.blocks[number] = block
 

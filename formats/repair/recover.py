@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from formats.codecs import CODECS, codec_by_name, is_exact
+from formats.codecs import codec_by_name, codec_name, is_exact
 from formats.container.atomic_write import atomic_write
 from formats.container.encryption import KeySource
 from formats.container.records import FILE_ID_BYTES, Part, RecordType, pack_record_header
@@ -207,7 +207,7 @@ class Writing:
     def _codec(self) -> str:
         """The codec of most ROWS records, where no header says it."""
         counts = Counter(block.header.codec for block in self.remains.blocks.values())
-        return str(CODECS[counts.most_common(1)[0][0]].name) if counts else ""
+        return codec_name(counts.most_common(1)[0][0]) if counts else ""
 
 
 def salvage(path: str | os.PathLike[str], key: KeySource | None = None) -> Plan:

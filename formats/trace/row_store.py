@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from formats.container.records import Part
 from formats.errors import LimitError
-from formats.limits import TARGET_RECORD_RAW, memory_budget
+from formats.limits import memory_budget
 
 from .blocks import Block, MemoryBlock
 from .geometry import Geometry
@@ -19,8 +19,6 @@ from .views import BlockKey, Span, View, merged
 
 if TYPE_CHECKING:
     import torch
-
-MAX_ROWS = 4096  # of a block; a codebook a block costs the less the more rows share it
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,7 @@ class LayerRows:
     spans: tuple[Span, ...]
     rows: Mapping[Part, torch.Tensor]
 
-    def blocks(
-        self, cuts: Sequence[int], row_bytes: int, most_rows: int = MAX_ROWS, target_bytes: int = TARGET_RECORD_RAW
-    ) -> Iterator[MemoryBlock]:
+    def blocks(self, cuts: Sequence[int], row_bytes: int, most_rows: int, target_bytes: int) -> Iterator[MemoryBlock]:
         """Blocks of at most `most_rows` rows and about `target_bytes` bytes that do not straddle a cut."""
         at = 0
         for span in self.spans:
@@ -97,10 +93,10 @@ def read(trace: Trace, views: Sequence[View] | None = None) -> list[LayerRows]:
     geometry = trace.geometry
     shared: dict[tuple[Span, ...], tuple[Span, ...]] = {}
     wanted = []
-    columns: dict[int, tuple[Span, ...]] = {}
+    columns: dict[tuple[int, ...], tuple[Span, ...]] = {}
     for layer in range(len(geometry.layers)):
         # neighbouring layers mostly share one object in every view: ask once
-        identity = hash(tuple(id(view.layers[layer]) for view in views))
+        identity = tuple(id(view.layers[layer]) for view in views)
         if identity not in columns:
             spans = needed_spans(views, layer)
             columns[identity] = shared.setdefault(spans, spans)

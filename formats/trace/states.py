@@ -19,8 +19,6 @@ from .views import Span
 if TYPE_CHECKING:
     import torch
 
-STATE_CODECS = frozenset({"lossless", "scalar"})
-
 
 class StateKey(NamedTuple):
     """State `number` of layers [first_layer, first_layer + layer_count) at some consecutive snapshots."""

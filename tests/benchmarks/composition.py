@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from formats.codecs.klt import profile_store
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from formats.errors import MismatchError
 from tsc_cli import capture, load, save, to_cache
 from tsc_cli.calibration.texts import library_texts, windows

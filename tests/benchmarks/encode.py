@@ -10,7 +10,9 @@ import io
 import time
 from importlib.resources import files
 
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from tsc_cli import capture
 from tsc_cli.huggingface.models import loading
 from tsc_cli.scoring.published import TABLE_1, TIERS

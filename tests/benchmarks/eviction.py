@@ -13,7 +13,8 @@ from pathlib import Path
 from transformers.cache_utils import DynamicCache
 
 from formats import Trace
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from tsc_cli import capture
 from tsc_cli.huggingface import restore
 from tsc_cli.huggingface.adapter import ModelAdapter

@@ -15,7 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from formats.codecs.klt import profile_store
-from formats.encode.recipe import Source, write
+from formats.encode.source import Source
+from formats.encode.write import write
 from tsc_cli import capture, load, to_cache
 from tsc_cli.compression.compressor import Compressor
 from tsc_cli.huggingface.adapter import ModelAdapter

@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from formats import Recorder, Trace, TraceBuilder
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from tsc_cli.huggingface import caches, restore
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import feed, prefill, score

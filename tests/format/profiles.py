@@ -8,8 +8,10 @@ from functools import cache
 import torch
 
 from formats import LayerSpec
-from formats.codecs.klt.profile import Group, Profile, Shape, dumps
+from formats.codecs.klt.group import Group
+from formats.codecs.klt.profile import Profile, dumps
 from formats.codecs.klt.rotary import Rotary
+from formats.codecs.klt.shape import Shape
 from formats.codecs.klt.tables import assumed
 from tests.traces import FULL, SLIDING, UNEVEN
 

@@ -16,7 +16,9 @@ import torch
 from formats import LayerSpec, Snapshot, Trace, deduplicate, save
 from formats.codecs.klt import profile_store
 from formats.codecs.klt.profile import Profile
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import Header, write
 from formats.trace.recorder import Rows
 from formats.trace.trace import MemoryReceived
 from tests.format import profiles, samples_states
@@ -36,6 +38,13 @@ def file_bytes(trace: Trace) -> bytes:
 def compressed(trace: Trace, codec: str, settings: dict[str, Any] | None = None, **recipe: Any) -> bytes:
     sink = io.BytesIO()
     write(Source(trace), Recipe(codec, settings or {}, **recipe), sink, file_id=bytes(16))
+    return sink.getvalue()
+
+
+def compressed_to(trace: Trace, recipe: Recipe, header: Header) -> bytes:
+    """The file that a recipe gives, with a header that states a tier."""
+    sink = io.BytesIO()
+    write(Source(trace), recipe, sink, header=header, file_id=bytes(16))
     return sink.getvalue()
 
 

@@ -17,7 +17,8 @@ from formats.container import encryption
 from formats.container.encryption import Cipher, Scheme, Secret
 from formats.container.records import RecordType
 from formats.container.writer import RecordWriter
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from formats.errors import CorruptError, LimitError, LockedError, UnsupportedFileError, UsageError
 from formats.file import check, rewrite
 from formats.file.reader import TraceFile

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from formats import TscError, load, save
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from formats.errors import CorruptError, LimitError, UnsupportedFileError
 from formats.file import block_decoding, check
 from formats.file.block_decoding import BlockDecoder

@@ -11,7 +11,9 @@ import torch
 from formats import LayerSpec, Trace, load, save
 from formats.container.atomic_write import atomic_write
 from formats.container.records import Part
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from formats.errors import UsageError
 from formats.trace.geometry import DTYPE_BYTES
 from tests.traces import finite_rows, growing_trace, same_bits, same_snapshots

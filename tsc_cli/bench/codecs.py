@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from formats import Trace
 from formats.codecs.klt import profile_store
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from formats.errors import PromiseError, UsageError
+from formats.file.blocks import FileBlock
 from formats.version import VERSION
 from tsc_cli.compression.compressor import Compressor
 from tsc_cli.compression.search import Sizer
@@ -209,17 +211,12 @@ def _measure_peer(prompt: Prompt, peer: Peer) -> Measured:
 
 def coded_share(trace: Trace) -> float | None:
     """The share of vq or pq blocks that are coded, the rest being kept in 16 bits; None without such blocks."""
-    from formats.codecs.codebook import BlockCodebook
-    from formats.file.blocks import FileBlock
-
     blocks = exact = 0
     for block in trace.blocks:
         assert isinstance(block, FileBlock)
         codec, tensors, _ = block.tensors()
-        if isinstance(codec, BlockCodebook):
-            blocks += math.prod(tensors["codes"].shape[:-1])
-            if "exact_blocks" in tensors:
-                exact += int.from_bytes(tensors["exact_blocks"].data, "little").bit_count()
+        of_record, kept = codec.coded_blocks(tensors)
+        blocks, exact = blocks + of_record, exact + kept
     return 1 - exact / blocks if blocks else None
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from formats import Trace
 from formats.codecs.klt import profile_store
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from formats.errors import PromiseError, UsageError
 from tsc_cli.compression.compressor import Compressor
 from tsc_cli.huggingface import restore

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from formats.codecs.klt import profile_store
-from formats.codecs.klt.codec import Klt
+from formats.codecs.klt.codec import Klt, KltSettings
 from formats.codecs.klt.fitting import Rank
-from formats.codecs.klt.profile import Group, Profile, loads
-from formats.codecs.klt.settings import KltSettings
+from formats.codecs.klt.group import Group
+from formats.codecs.klt.profile import Profile, loads
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.errors import UsageError

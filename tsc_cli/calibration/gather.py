@@ -11,10 +11,11 @@ import torch
 
 from formats.codecs import Surroundings
 from formats.codecs.klt import fitting, importance
-from formats.codecs.klt.codec import Klt
+from formats.codecs.klt.codec import Klt, KltSettings
 from formats.codecs.klt.fitting import Rank
-from formats.codecs.klt.profile import MAX_BASIS, MAX_GROUPS, Group, Profile, Shape, dumps
-from formats.codecs.klt.settings import KltSettings
+from formats.codecs.klt.group import MAX_BASIS, Group
+from formats.codecs.klt.profile import MAX_GROUPS, Profile, dumps
+from formats.codecs.klt.shape import Shape
 from formats.codecs.klt.statistics import Statistics, flat
 from formats.codecs.klt.tables import Counter, assumed
 from formats.container.records import Part

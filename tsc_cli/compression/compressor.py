@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from formats import Trace
 from formats.codecs.klt import profile_store
-from formats.codecs.klt.codec import Klt
 from formats.container.atomic_write import atomic_write
 from formats.container.records import Part
-from formats.encode.recipe import Header, Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import Header, write
 from formats.errors import CorruptError, PromiseError, UsageError
 from formats.file.header import TierHeader
 from formats.file.writer import content_id
@@ -275,7 +276,7 @@ def compress(
         fingerprint.require_same(trace.fingerprint, fingerprint.of(adapter))
         judge = Judge(source, adapter, positions=positions, seed=seed, beyond=allow_beyond_positions)
     compressor = Compressor(source, judge, profile=profile or profile_store.for_model(trace.fingerprint))
-    if recipe is not None and recipe.codec == Klt.name and compressor.profile is not None:
+    if recipe is not None and recipe.needs_profile and compressor.profile is not None:
         recipe = replace(recipe, settings={"profile": compressor.profile.digest, **recipe.settings})
     if recipe is None:
         recipe = compressor.smallest(goal) if promise is None else compressor.choose(promise).winner.recipe

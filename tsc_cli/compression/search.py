@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from formats.codecs.scalar import MAX_LEVELS
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from formats.errors import PromiseError
 from tsc_cli.scoring.published import Family, Tier, families
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from formats import Trace, load
-from formats.encode.recipe import Recipe, Source, write
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
+from formats.encode.write import write
 from formats.trace.recorder import Rows
 from tsc_cli.huggingface import caches, restore
 from tsc_cli.huggingface.adapter import ModelAdapter
@@ -98,8 +100,7 @@ class Judge:
         """The quality record of a recipe's file, as `verify --record` writes one."""
         fidelity = self.of_recipe(recipe)
         tokens = len(self.source.trace.token_ids(self.snapshot))
-        identical = recipe.codec == "lossless" and not recipe.evict and recipe.state_codec.exact
-        return Verified(self.snapshot, tokens, self.reference, "capture", identical, fidelity, 0, None).to_dict()
+        return Verified(self.snapshot, tokens, self.reference, "capture", recipe.exact, fidelity, 0, None).to_dict()
 
     def kl(self, recipe: Recipe) -> float:
         return self.of_recipe(recipe).kl_mean

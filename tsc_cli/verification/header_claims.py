@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from formats import Trace
-from formats.codecs import CODECS, codec_by_name, is_exact
-from formats.codecs.codebook import CodebookSettings
-from formats.codecs.delta import DeltaSettings
+from formats.codecs import codec_by_name, codec_name, is_exact
 from formats.codecs.klt import profile_store
 from formats.encode.recipe import Recipe, recipe_of
 from formats.errors import TscError
@@ -22,7 +20,7 @@ from formats.trace.eviction import FILTERS
 from formats.trace.views import View
 
 if TYPE_CHECKING:
-    from formats.codecs.klt.profile_record import ProfileReference
+    from formats.codecs.klt.profile_store import ProfileReference
     from tsc_cli.scoring.result import Verified
 
 NOISE = 4.0  # standard errors that a stated figure may be better than the measured one
@@ -92,7 +90,7 @@ def recipe(trace: Trace) -> Recipe | None:
         UsageError: no codec has such parameters.  UnsupportedFileError: its profile is not on this machine.
     """
     evict, _, codec = trace.codec.rpartition("+")
-    if codec in ("", "lossless"):
+    if is_exact(codec):
         return None
     of_filter = {one.name for one in fields(FILTERS[evict])} if evict in FILTERS else set()
     given = {key: str(value) for key, value in trace.parameters.items() if key not in of_filter}
@@ -108,15 +106,12 @@ def lost_before(trace: Trace) -> str:
     """What rows lost by before a file without loss had them; "" if that was no more than an eviction."""
     _, _, codec = trace.lost_by.rpartition("+")
     explained = is_exact(codec) or codec == "eviction" or trace.lost_by == trace.codec
-    return "" if explained or not codecs_of(trace) <= {"lossless"} else trace.lost_by
+    return "" if explained or not all(map(is_exact, codecs_of(trace))) else trace.lost_by
 
 
 def promise(recipe: Recipe | None) -> float:
     """The share of its size by which a codec may miss a row before it keeps it exactly; 0 if it keeps none so."""
-    settings = None if recipe is None else codec_by_name(recipe.codec, recipe.settings).settings
-    if isinstance(settings, CodebookSettings):
-        return settings.threshold if settings.fallback else 0.0
-    return settings.max_delta_error if isinstance(settings, DeltaSettings) else 0.0
+    return 0.0 if recipe is None else codec_by_name(recipe.codec, recipe.settings).exact_beyond
 
 
 def _profile(trace: Trace) -> ProfileReference | None:
@@ -127,7 +122,7 @@ def _profile(trace: Trace) -> ProfileReference | None:
 def codecs_of(trace: Trace) -> set[str]:
     """The codecs of a file's records, by name."""
     return {
-        CODECS[one.header.codec].name
+        codec_name(one.header.codec)
         for one in (*trace.blocks, *trace.states)
         if isinstance(one, FileBlock | FileStates)
     }
@@ -146,7 +141,7 @@ def codec(trace: Trace, written: Iterable[str]) -> Iterator[str]:
     profile, stated = _profile(trace), trace.parameters.get("profile")
     if profile is not None and isinstance(stated, str) and not profile.digest.startswith(stated):
         yield f"the header says profile {stated[:12]} and the file is decoded by {profile.digest[:12]}"
-    if trace.tier == "lossless" and name != "lossless":
+    if trace.tier == "lossless" and not is_exact(name):
         yield f"the header says tier lossless and codec {name}"
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from formats import Trace
-from formats.encode.recipe import Recipe, Source
+from formats.encode.recipe import Recipe
+from formats.encode.source import Source
 from formats.errors import UsageError
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint

@@ -6,7 +6,7 @@ from collections.abc import MutableSequence, Sequence
 from typing import TYPE_CHECKING
 
 from . import importance, symbols
-from .profile import SCALE_UNITS
+from .group import SCALE_UNITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from .ans import Decoder, Encoder
-    from .profile import CodeTables
-    from .settings import KltSettings
+    from .group import CodeTables
     from .transform import Rest, Transform
 
 _WORTH_CODING = 0.5  # root mean square, in steps, from which on a layer's rest is coded
@@ -95,10 +94,13 @@ class GroupWriter(_Group):
         rest: whether rests of all tokens were.
     """
 
-    def __init__(self, group: Transform, tokens: Tokens, tables: CodeTables, settings: KltSettings) -> None:
+    def __init__(
+        self, group: Transform, tokens: Tokens, tables: CodeTables, fineness: int, price: float, rest: str
+    ) -> None:
+        """Args: fineness, price, rest: the settings of codec klt."""
         super().__init__(group, tokens, tables)
-        self._settings = settings
-        self.rank, self.rest = 0, settings.rest == "yes"
+        self._fineness, self._price, self._auto = fineness, price, rest == "auto"
+        self.rank, self.rest = 0, rest == "yes"
 
     def write(
         self, weighted: torch.Tensor, before: torch.Tensor | None, encoder: Encoder, apart: list[int]
@@ -108,7 +110,7 @@ class GroupWriter(_Group):
         import torch
 
         tokens, group = self.tokens, self.group
-        worth = np.flatnonzero(group.exponents + self._settings.fineness > _SMALLEST_SPREAD)
+        worth = np.flatnonzero(group.exponents + self._fineness > _SMALLEST_SPREAD)
         self.rank = int(worth[-1]) + 1 if len(worth) else 0
         relative = group.analyse(weighted, self.rank)
         predicted = self.predicted(before)
@@ -121,7 +123,7 @@ class GroupWriter(_Group):
         activity = symbols.activity(torch.stack(means, 1).cpu().numpy())[tokens.others]
         classes = self.coefficient_classes(activity, self.rank)
         scaled = (relative * group.scales[: self.rank] / tokens.steps).cpu().numpy()[tokens.others]
-        integers = symbols.quantize(scaled, classes, self.tables.coefficients.bits, self._settings.price)
+        integers = symbols.quantize(scaled, classes, self.tables.coefficients.bits, self._price)
         used = np.flatnonzero(integers.any(0))
         self.rank = int(used[-1]) + 1 if len(used) else 0
         integers = integers[:, : self.rank]
@@ -136,7 +138,7 @@ class GroupWriter(_Group):
     def _write_rest(self, weighted: torch.Tensor, decoded: torch.Tensor, encoder: Encoder, apart: list[int]) -> None:
         import torch
 
-        auto = self._settings.rest == "auto"
+        auto = self._auto
         chosen = self.with_rest(self.rest or auto)
         if not chosen.any():
             return
@@ -163,7 +165,7 @@ class GroupWriter(_Group):
         coded = (activity > 0)[:, self.group.layer_of]
         classes = self.rest_classes(activity, coded, chosen)
         tables = self.tables.coefficients
-        integers = symbols.quantize(scaled.cpu().numpy()[coded], classes, tables.bits, self._settings.price)
+        integers = symbols.quantize(scaled.cpu().numpy()[coded], classes, tables.bits, self._price)
         apart += symbols.put(encoder, tables, integers, classes)
 
 

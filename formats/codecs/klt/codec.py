@@ -11,20 +11,24 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
-from formats.codecs.base import ALONE, LAYOUT, Surroundings, to_cache_dtype
+from formats.codecs.base import ALONE, Codec, Surroundings
+from formats.codecs.packing import LAYOUT, to_cache_dtype
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect, to_torch
 from formats.errors import CorruptError, UsageError
+from formats.settings import Settings, require
 from formats.trace.blocks import BlockShape
 from formats.trace.geometry import LayerSpec
 
 from . import importance
 from .ans import Decoder, Encoder
 from .block_coding import GroupReader, GroupWriter, Tokens, zeros
-from .profile import MAX_GROUPS, MAX_RANK, SCALE_UNITS
-from .settings import FINENESS, KltSettings
+from .group import SCALE_UNITS
+from .profile import MAX_GROUPS
+from .shape import MAX_RANK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +37,38 @@ if TYPE_CHECKING:
 
     from .profile import Profile
 
+FINENESS = (-1024, 2048)
 _FITTING = "one of the same model is needed: tsc calibrate makes it"
 _INTEGER_BITS = 28  # of a coefficient in steps, at most; a float32 has 24
 
 
-class Klt:
+@dataclass(frozen=True)
+class KltSettings(Settings):
+    """How rows are coded.
+
+    Attributes:
+        profile: SHA-256 of the profile, or a beginning of it; whoever knows the model fills it in.
+        fineness: the step is 2 ** (-fineness / 32) nats ** 0.5 of weighted error; 32 more halve it.
+        importance: how far the steps of rows follow their predicted importance, 0 to 1.
+        price: squared steps of error that a bit is worth.
+        rest: what the basis leaves is coded, "yes", not, "no", or "auto", where it is worth its bits.
+    """
+
+    profile: str = ""
+    fineness: int = 360
+    importance: float = 1.0
+    price: float = 0.06
+    rest: str = "auto"
+
+    def __post_init__(self) -> None:
+        low, high = FINENESS
+        require(low <= self.fineness <= high, f"fineness={self.fineness} is not from {low} to {high}")
+        require(0 <= self.importance <= 2, f"importance={self.importance} is not from 0 to 2")
+        require(0 <= self.price <= 1, f"price={self.price} is not from 0 to 1")
+        require(self.rest in ("auto", "yes", "no"), f"rest={self.rest} is not auto, yes or no")
+
+
+class Klt(Codec):
     """Codec 6.  Payload, for T = batch x rows tokens:
 
     layout: fineness, groups, the number of coefficients of each group, then whether what the basis leaves is coded for
@@ -49,14 +80,15 @@ class Klt:
     no coefficients.
     """
 
-    id: ClassVar[int] = 6
-    name: ClassVar[str] = "klt"
-    parts: ClassVar[tuple[Part, ...]] = (Part.JOINT,)
-    exact: ClassVar[bool] = False
-    Settings: ClassVar[type] = KltSettings
-
-    def __init__(self, settings: KltSettings | None = None) -> None:
-        self.settings = settings or KltSettings()
+    id = 6
+    name = "klt"
+    Settings = KltSettings
+    parts = (Part.JOINT,)
+    needs_profile = True
+    needs_positions = True
+    groups_layers = True
+    block_rows = 512  # a range of tokens can be decoded by itself
+    settings: KltSettings
 
     def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
         import torch
@@ -111,9 +143,10 @@ class Klt:
         steps = (finer.cpu().numpy() + importance.SYMBOL_ZERO).astype("int32")
         encoder.put(profile.tables.importance, steps, zeros(len(steps)))
         ranks, rests, apart = list[int](), list[int](), list[int]()
+        s = self.settings
         before: torch.Tensor | None = None
         for group, vectors in zip(groups, weighted, strict=True):
-            writer = GroupWriter(group, tokens, profile.tables, self.settings)
+            writer = GroupWriter(group, tokens, profile.tables, s.fineness, s.price, s.rest)
             before = writer.write(vectors, before, encoder, apart)
             ranks.append(writer.rank)
             rests.append(int(writer.rest))

@@ -10,7 +10,8 @@ import torch
 
 from formats.container.records import Part
 
-from .profile import MAX_BANDS, MAX_SCALE, SCALE_UNITS, Group, Shape
+from .group import MAX_SCALE, SCALE_UNITS, Group
+from .shape import MAX_BANDS, Shape
 from .statistics import Statistics
 
 _BANDS = (8, 24, 64, 128, 256, 512, 1024, 2048, 4096, 8192)

@@ -1,20 +1,28 @@
-"""Profiles on this machine: a folder of them, found by what files call them or by the model they belong to."""
+"""Profiles by their digests: in a file's PROFILE record, or in a folder of this machine, also found by their model."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from formats.container.atomic_write import atomic_write
+from formats.container.safetensors_buffer import TensorView, expect
 from formats.errors import CorruptError, LimitError, StorageError, TscError, UnsupportedFileError, UsageError
 from formats.limits import MAX_PROFILE_BYTES
 from formats.paths import cache_folder
 
 from .profile import Profile, loads
 
+if TYPE_CHECKING:
+    import torch
+
 SUFFIX = ".safetensors"
+_DIGEST_BYTES = 32
 SHORT = 12  # digits of a digest that people are shown
 # what a profile's model and a file's model must agree in; one that agrees in the weights, too, comes first
 _SAME = ("architecture", "config", "layers", "kv_heads", "rope")
@@ -152,3 +160,46 @@ def for_model(fingerprint: Mapping[str, str]) -> Profile | None:
     ]
     same = [profile for profile in fitting if profile.fingerprint.get("weights") == fingerprint.get("weights")]
     return remember((same or fitting)[0]) if fitting else None
+
+
+@dataclass(frozen=True)
+class ProfileReference:
+    """A profile by its digest, and its bytes if the file holds them."""
+
+    digest: str
+    data: memoryview | None = None
+
+    def load(self) -> Profile:
+        """The profile, read once.
+
+        Raises:
+            UnsupportedFileError: the file only names it and it is not on this machine.
+            CorruptError: the file holds another one than it names, or a damaged one.
+        """
+        return self._loaded
+
+    @cached_property
+    def _loaded(self) -> Profile:
+        if self.data is None:
+            return resolve(self.digest)
+        profile = loads(bytes(self.data), "the embedded profile")
+        if profile.digest != self.digest:
+            raise CorruptError("the embedded profile is not the one that the file names")
+        return profile  # not remembered: it lives as long as the file that holds it
+
+
+def to_tensors(profile: Profile, *, embed: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a PROFILE record."""
+    import torch
+
+    tensors = {"digest": torch.frombuffer(bytearray.fromhex(profile.digest), dtype=torch.uint8)}
+    if embed:
+        tensors["data"] = torch.frombuffer(bytearray(profile.data), dtype=torch.uint8)
+    return tensors
+
+
+def from_tensors(tensors: Mapping[str, TensorView], what: str) -> ProfileReference:
+    """Check the tensors of a PROFILE record.  Raises CorruptError; needs no torch."""
+    held: dict[str, tuple[str, tuple[int | None, ...]]] = {"data": ("U8", (None,))} if "data" in tensors else {}
+    expect(tensors, {"digest": ("U8", (_DIGEST_BYTES,)), **held}, what)
+    return ProfileReference(bytes(tensors["digest"].data).hex(), tensors["data"].data if held else None)

@@ -12,7 +12,7 @@ _FISHER_FLOOR = 1.0  # times the mean of the diagonal: without one, directions t
 
 
 class Statistics:
-    """Sums over tokens of one group of layers; vectors are (tokens, P) as in `profile.Shape`, unweighted, float32.
+    """Sums over tokens of one group of layers; vectors are (tokens, P) as in `shape.Shape`, unweighted, float32.
 
     Attributes:
         tokens: other tokens than first ones that were seen.

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from . import importance, symbols
 from .ans import Encoder, RawBits, Tables, quantized
-from .profile import MAX_BANDS, TABLES, CodeTables
+from .group import TABLES, CodeTables
+from .shape import MAX_BANDS
 
 if TYPE_CHECKING:
     from .ans import Classes, Integers

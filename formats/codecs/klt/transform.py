@@ -10,8 +10,9 @@ from formats.container.records import Part
 from formats.errors import CorruptError
 from formats.trace.geometry import LayerSpec
 
+from .group import SCALE_UNITS, Group
 from .importance import features
-from .profile import SCALE_UNITS, Group, Profile
+from .profile import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ def _fast_dtype(device: str | torch.device) -> torch.dtype:
 
 
 class Transform:
-    """Tokens' vectors are (tokens, P): keys of all layers, then values, each weighted (see `profile.Shape`).
+    """Tokens' vectors are (tokens, P): keys of all layers, then values, each weighted (see `shape.Shape`).
 
     The weighted error of a token's row is its share of the KL: unit error costs the same in every direction.
 

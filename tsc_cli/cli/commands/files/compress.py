@@ -112,7 +112,7 @@ def command(
     codec: Annotated[
         str | None,
         typer.Option(
-            "--codec", metavar="NAME", help="By hand: lossless, scalar, vq, pq, delta or klt.", show_default=False
+            "--codec", metavar="NAME", help="The codec by hand; tsc tiers --codecs lists them.", show_default=False
         ),
     ] = None,
     evict: Annotated[
@@ -180,11 +180,11 @@ def command(
     if encryption.encrypt and trace.secret is None:
         trace.secret = keys.new()
     chosen = _profile(profile, trace)
-    if by_hand is not None and by_hand.codec == "klt":
+    if by_hand is not None and by_hand.needs_profile:
         if chosen is None and "profile" in by_hand.settings:
             chosen = profile_store.resolve(by_hand.settings["profile"])
         if chosen is None:
-            raise UsageError("codec klt needs a profile of the model", hint="tsc calibrate makes one")
+            raise UsageError(f"codec {codec} needs a profile of the model", hint="tsc calibrate makes one")
         by_hand = replace(by_hand, settings={"profile": chosen.digest, **by_hand.settings}, embed_profile=embed_profile)
     compressor = compressor_for(
         trace, model, verify, positions, seed, out, chosen, embed_profile=embed_profile, beyond=beyond
@@ -236,7 +236,7 @@ def compressor_for(
     beyond: bool = False,
 ) -> Compressor:
     """The trace in memory and, if it is to be measured, the model and the exact logits."""
-    from formats.encode.recipe import Source
+    from formats.encode.source import Source
     from tsc_cli.compression.compressor import Compressor
     from tsc_cli.huggingface.models.loading import check_trust
     from tsc_cli.huggingface.models.of_trace import model_at_hand

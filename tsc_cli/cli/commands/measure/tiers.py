@@ -1,9 +1,12 @@
-"""`tsc tiers`: what can be promised of a file."""
+"""`tsc tiers`: what can be promised of a file, and the codecs that files are made with."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from tsc_cli.cli.options import Json, Quiet
 from tsc_cli.cli.output import Output
@@ -13,8 +16,18 @@ if TYPE_CHECKING:
     from tsc_cli.scoring.published import Tier, Verdict
 
 
-def command(as_json: Json = False, quiet: Quiet = False) -> None:
+def command(
+    codecs: Annotated[
+        bool, typer.Option("--codecs", help="List the codecs instead: TSC's own and those of installed packages.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """List the tiers: named promises about a file."""
+    out = Output(as_json, quiet)
+    if codecs:
+        _report_codecs(out)
+        return
     from tsc_cli.scoring.published import TIERS, VERDICTS
 
     rows = [[tier.name, tier.promise] for tier in TIERS.values()]
@@ -22,7 +35,24 @@ def command(as_json: Json = False, quiet: Quiet = False) -> None:
     facts = {"tiers": [_facts(tier) for tier in TIERS.values()], "verdicts": [_verdict(one) for one in VERDICTS]}
     words = [[one.word, f"KL < {one.below:g}", one.meaning] for one in VERDICTS]
     text = f"{columns(rows, ('tier', 'promise'))}\n\n{columns(words, ('verdict', 'mean KL', 'meaning'))}"
-    Output(as_json, quiet).report("tsc.tiers/1", facts, text, "\n".join(TIERS))
+    out.report("tsc.tiers/1", facts, text, "\n".join(TIERS))
+
+
+def _report_codecs(out: Output) -> None:
+    from formats.codecs import others, registered
+
+    rows, facts = [], []
+    for one in registered():
+        kind, settings = one.kind, asdict(one.kind.Settings())
+        loss = "exact" if kind.exact else "lossy"
+        given = " ".join(f"{key}={value if value != '' else '-'}" for key, value in settings.items())
+        rows.append([str(kind.id), kind.name, loss, one.owner, given or "-"])
+        facts.append(
+            {"id": kind.id, "name": kind.name, "exact": kind.exact, "package": one.owner, "settings": settings}
+        )
+    faults = [fault.text for fault in others().faults]
+    text = "\n".join([columns(rows, ("id", "codec", "rows", "package", "settings")), *faults])
+    out.report("tsc.codecs/1", {"codecs": facts, "faults": faults}, text, "\n".join(row[1] for row in rows))
 
 
 def _facts(tier: Tier) -> dict[str, Any]:

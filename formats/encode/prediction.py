@@ -1,4 +1,4 @@
-"""Which earlier row predicts a row, and what the decoder will have of it: for the delta codec."""
+"""Which earlier row predicts a row, and what the decoder will have of it, for codecs that predict rows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from formats.codecs.base import NO_BASE, Bases, Codec, Prediction, Surroundings
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.trace.blocks import BlockShape, MemoryBlock
 from formats.trace.geometry import Geometry
 from formats.trace.views import Labels, Span, View
-
-from . import Bases, Codec, Surroundings
-from .delta import NO_BASE, DeltaSettings
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +20,14 @@ if TYPE_CHECKING:
 class Predecessors:
     """The bases of all rows of a trace, and the decoded rows that are bases, kept while blocks are encoded in order."""
 
-    def __init__(self, views: Sequence[View], labels: Labels, geometry: Geometry, settings: DeltaSettings) -> None:
+    def __init__(self, views: Sequence[View], labels: Labels, geometry: Geometry, how: Prediction) -> None:
         self._geometry = geometry
         self._by_column: dict[tuple[tuple[Span, ...], ...], Mapping[int, int]] = {}
         self._by_layer: list[Mapping[int, int]] = []
         for layer in range(len(geometry.layers)):
             column = tuple(view.layers[layer] for view in views)
             if column not in self._by_column:
-                self._by_column[column] = bases_of(
-                    column, labels, longest_chain=settings.kf, append=settings.prefer_append_for_growing
-                )
+                self._by_column[column] = bases_of(column, labels, longest_chain=how.longest_chain, append=how.append)
             self._by_layer.append(self._by_column[column])
         self._decoded: list[MemoryBlock] = []
 
