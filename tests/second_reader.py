@@ -15,7 +15,19 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from tests.second_reader_codecs import CHAIN, Array, Block, Part, Refused, Tensor, corrupt, decode, expect, need
+from tests.second_reader_codecs import (
+    CHAIN,
+    KNOWN_CODECS,
+    Array,
+    Block,
+    Part,
+    Refused,
+    Tensor,
+    corrupt,
+    decode,
+    expect,
+    need,
+)
 from tests.second_reader_encryption import Secret, decrypted
 from tests.second_reader_klt import decode_klt
 from tests.second_reader_model import Geometry, read_model
@@ -242,7 +254,7 @@ def block_of(record: Record, geometry: Geometry, part: Part) -> Block:
 
 def check_rows_record(record: Record, geometry: Geometry, total_rows: int) -> None:
     need(record.codec != 0, "ROWS: codec 0")
-    if record.codec > 6:
+    if record.codec not in KNOWN_CODECS:
         raise Refused(f"unsupported: codec {record.codec}")
     layer = check_layers(record, geometry)
     need(layer.has_rows, "ROWS: layers without rows")

@@ -30,6 +30,7 @@ TENSOR_TYPES = {  # all that payloads and profiles use
 }
 FLOATS = {2: "float16", 4: "float32", 8: "float64"}  # by bytes of an item
 EXACT_KINDS = {0: None, 1: "float16", 2: "bfloat16", 3: "float32", 4: "float64"}
+KNOWN_CODECS = range(1, 7)
 CHAIN = 64  # records that are followed from one to the next
 
 Part = Literal["keys", "values", "indexer"]

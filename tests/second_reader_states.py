@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import pairwise
 
-from tests.second_reader_codecs import Array, Block, Refused, decode_lossless, decode_scalar, need
+from tests.second_reader_codecs import KNOWN_CODECS, Array, Block, Refused, decode_lossless, decode_scalar, need
 from tests.second_reader_model import Geometry, Layer, State
 from tests.second_reader_payload import MIB, read_tables
 from tests.second_reader_records import Record, payload
@@ -44,7 +44,7 @@ def block_of_states(record: Record, geometry: Geometry) -> Block:
 
 
 def check_states_record(record: Record, geometry: Geometry, snapshots: int) -> None:
-    if record.codec > 6:
+    if record.codec not in KNOWN_CODECS:
         raise Refused(f"unsupported: codec {record.codec}")
     need(record.codec in (1, 2), "STATES: codec")
     layer = check_layers(record, geometry)

@@ -26,6 +26,7 @@ from formats.trace.distortion import relative_error
 from formats.trace.recorder import Recorder
 from formats.trace.views import Labels, Span
 from tests import models
+from tests.codec_samples import RECIPES
 from tests.traces import same_bits
 from tsc_cli import capture
 from tsc_cli.bench.codecs import coded_share
@@ -104,19 +105,6 @@ def compressed(trace: Trace, recipe: Recipe, folder: Path, **header: Any) -> Tra
 def error(one: Snapshot, other: Snapshot) -> float:
     pairs = list(zip([*one.keys, *one.values], [*other.keys, *other.values], strict=True))
     return max(float((a - b).norm() / a.norm()) for a, b in pairs)
-
-
-RECIPES = [
-    Recipe("lossless"),
-    Recipe("scalar", {"bits": 8}),
-    Recipe("scalar", {"bits": 6, "group": 32}, exact_sinks=4),
-    Recipe("vq", {"block": 2, "threshold": 0.1, "samples": 512, "iterations": 4}),
-    Recipe("pq", {"block": 4, "m": 2, "threshold": 0.1, "samples": 512, "iterations": 4}, exact_sinks=2),
-    Recipe("delta", {"bits": 6}),
-    Recipe("delta", {"bits": 6, "keyframe_bits": 8}, exact_sinks=4),
-    Recipe("delta", {"bits": 8, "prefer_append_for_growing": False, "kf": 2}),
-    Recipe("scalar", {"bits": 8}, evict="streaming", evict_settings={"sinks": 3, "window": 100}),
-]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[f"{r.name}-{i}" for i, r in enumerate(RECIPES)])

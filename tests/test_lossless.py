@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats import Geometry, LayerSpec, load, save
-from formats.codecs import CODECS, codec_by_id, codec_by_name
+from formats.codecs import codec_by_id, codec_by_name
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
@@ -59,18 +59,6 @@ def test_files_of_every_dtype(dtype: str, tmp_path: Path) -> None:
     for number in range(len(trace)):
         have, want = back.snapshot(number), trace.snapshot(number)
         assert all(same_bits(a, b) for a, b in zip([*have.keys, *have.values], [*want.keys, *want.values], strict=True))
-
-
-def test_every_codec_is_registered_under_its_own_literal_id() -> None:
-    assert {number: codec.name for number, codec in CODECS.items()} == {
-        1: "lossless",
-        2: "scalar",
-        3: "vq",
-        4: "pq",
-        5: "delta",
-        6: "klt",
-    }
-    assert all(codec.id == number for number, codec in CODECS.items())
 
 
 def test_unknown_codecs_are_refused() -> None:

@@ -9,6 +9,7 @@ from functools import cache
 
 import zstandard
 
+from formats.codecs import CODECS
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from tests.format import samples
 from tests.format.craft import (
@@ -257,7 +258,13 @@ ROWS_MESSAGES = (
 )
 for column, text in enumerate(ROWS_MESSAGES):
     listed(f"{INDEX_COLUMNS[column]} of ROWS", text, one_more(5, column))
-listed("unknown codec of ROWS", "codec 7 is not known", lambda lines: lines[5].__setitem__(2, 7), UnsupportedFileError)
+UNKNOWN = max(CODECS) + 1
+listed(
+    "unknown codec of ROWS",
+    f"codec {UNKNOWN} is not known",
+    lambda lines: lines[5].__setitem__(2, UNKNOWN),
+    UnsupportedFileError,
+)
 
 
 def negative_layer(lines: Lines) -> None:

@@ -8,11 +8,12 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from formats.codecs import codec_by_name
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from tests import second_reader
 from tests.format import samples
 from tests.format.craft import ATTENTION, HEADER, KEPT, LABELS, MODEL, ROWS, VIEWS, Craft, Piece, Tensor
-from tests.format.liars import Edit, liar
+from tests.format.liars import UNKNOWN, Edit, liar
 
 Json = Any
 CODECS = {"scalar": "scalar, 5 levels", "vq": "vq", "pq": "pq", "delta": "delta, chains"}  # codec: sample
@@ -289,7 +290,7 @@ attention("with part", "fields that its type does not have", fields(ATTENTION, p
 
 
 def number_of(craft: Craft, codec: str) -> int:
-    wanted = {"scalar": 2, "vq": 3, "pq": 4, "delta": 5}[codec]
+    wanted = codec_by_name(codec).id
     return [piece.codec for piece in craft.records if piece.type == ROWS].index(wanted)
 
 
@@ -338,7 +339,8 @@ for codec, names in NAMES.items():
         with_tensors(lambda found: found.update(layout=("I64", found["layout"][1], found["layout"][2] * 2))),
     )
     coded(codec, "not a table", "too short", lambda piece: setattr(piece, "raw", b"{}"))
-    coded(codec, "codec 7", "codec 7 is not known", lambda piece: setattr(piece, "codec", 7), UnsupportedFileError)
+    unknown = f"codec {UNKNOWN} is not known"
+    coded(codec, "unknown codec", unknown, lambda piece: setattr(piece, "codec", UNKNOWN), UnsupportedFileError)
     coded(codec, "as klt", "does not write records of part", lambda piece: setattr(piece, "codec", 6))
     coded(
         codec,

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from formats.codecs import CODECS
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from tests.format.craft import ATTENTION, HEADER, KEPT, LABELS, MODEL, ROWS, STATES, VIEWS, Craft, Piece
-from tests.format.liars import Edit, liar
+from tests.format.liars import UNKNOWN, Edit, liar
 from tests.format.samples_states import ITEMS, PART_NUMBERS, conv
 
 Json = Any
+STATELESS = {number: kind for number, kind in CODECS.items() if not kind.codes_states}
 PRODUCT = {  # what it says of the lies below that give no message of their own
     "model, 17 states": "layers states: a list of at most 16 entries was expected",
     "model, no states in a list of states": "layers states: at least one, each of a name of its own, was",
@@ -45,10 +47,7 @@ PRODUCT = {  # what it says of the lies below that give no message of their own
     "model, index size 2^20 + 1": "layers index_size: an integer from 1 to 1048576 was expected",
     "model, index size null": "layers index_size: an integer from 1 to 1048576 was expected",
     "states, codec 0": "codec 0 is never valid",
-    "states, codec 3": "codec vq does not write states",
-    "states, codec 4": "codec pq does not write states",
-    "states, codec 5": "codec delta does not write states",
-    "states, codec 6": "codec klt does not write states",
+    **{f"states, codec {n}": f"codec {kind.name} does not write states" for n, kind in STATELESS.items()},
     "index, part of STATES": "the index describes this record wrongly",
     "index, first layer of STATES": "the index describes this record wrongly",
     "index, layers of STATES": "the index describes this record wrongly",
@@ -257,9 +256,9 @@ def other_last_layer(**values: Json) -> Edit:
 states("layers whose states differ in name", "cannot be stored together", ALIKE, other_last_layer(name="convolution"))
 states("layers whose states differ in dtype", "cannot be stored together", ALIKE, other_last_layer(dtype="float16"))
 states("layers whose states differ in shape", "cannot be stored together", ALIKE, other_last_layer(shape=[3, 4]))
-for number in (0, 3, 4, 5, 6):
+for number in (0, *STATELESS):
     header_of(f"codec {number}", "", "STATES: codec", 0, codec=number)
-header_of("codec 7", "codec 7 is not known", "codec 7", 0, UnsupportedFileError, codec=7)
+header_of("unknown codec", f"codec {UNKNOWN} is not known", f"codec {UNKNOWN}", 0, UnsupportedFileError, codec=UNKNOWN)
 header_of("codec 65,535", "codec 65535 is not known", "codec 65535", 0, UnsupportedFileError, codec=65_535)
 header_of("lossless as scalar", "tensor 'layout'", "no tensor layout", 0, codec=2)
 header_of("scalar as lossless", "were expected", "tensors", 0, codec=1, sample="hybrid")

@@ -21,6 +21,7 @@ from formats.encode.source import Source
 from formats.encode.write import Header, write
 from formats.trace.recorder import Rows
 from formats.trace.trace import MemoryReceived
+from tests.codec_samples import RECIPES
 from tests.format import profiles, samples_states
 from tests.format.craft import HEADER, ROWS, VIEWS, Craft, Piece
 from tests.traces import FULL, SLIDING, UNEVEN, finite_rows, growing_trace
@@ -242,6 +243,11 @@ COMPRESSED: dict[str, Callable[[], bytes]] = {
     "klt, h2o": lambda: klt_kept(),
     "attention": lambda: file_bytes(attended(growing_trace((SLIDING, FULL, FULL, UNEVEN)))),
 }
+
+# A codec without files of its own has one by its first recipe
+for _recipe in RECIPES:
+    if not any(name.split(",")[0] == _recipe.codec for name in COMPRESSED):
+        COMPRESSED[_recipe.codec] = partial(compressed, finite(), _recipe.codec, dict(_recipe.settings))
 
 
 @cache

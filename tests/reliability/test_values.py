@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from formats import LayerSpec, Trace, load, save
+from formats.codecs import CODECS
 from formats.container.atomic_write import atomic_write
 from formats.container.records import Part
 from formats.encode.recipe import Recipe
@@ -19,7 +20,7 @@ from formats.trace.geometry import DTYPE_BYTES
 from tests.traces import finite_rows, growing_trace, same_bits, same_snapshots
 
 LAYERS = (LayerSpec("full", 2, 4, 4), LayerSpec("full", 2, 8, 8), LayerSpec("sliding", 2, 4, 8, window=6))
-LOSSY = ("scalar", "vq", "pq", "delta")
+LOSSY = tuple(kind.name for kind in CODECS.values() if not (kind.exact or kind.needs_profile))
 
 
 def specials(dtype: torch.dtype) -> dict[str, torch.Tensor]:
