@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from .errors import LimitError
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 MAX_JSON_BYTES = MIB
@@ -58,3 +60,16 @@ def memory_budget() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every platform tells
         return 64 * GIB
+
+
+def require_memory(needed: int, what: str, hint: str = "") -> None:
+    """Raise LimitError if one restore may not allocate so many bytes.
+
+    Args:
+        what: takes them, as in "the snapshot takes".
+        hint: another way out than a larger budget, as in "fewer --positions".
+    """
+    budget = memory_budget()
+    if needed > budget:
+        ways = [hint, f"{BUDGET}=BYTES raises it"]
+        raise LimitError(f"{what} {needed} bytes, more than the budget of {budget}", hint="; ".join(filter(None, ways)))

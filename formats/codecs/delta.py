@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from formats.container.records import Part
-from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.container.safetensors_buffer import TensorView, dtype_name, expect, to_torch
 from formats.errors import CorruptError
 from formats.limits import MAX_CHAIN
 from formats.settings import Settings, require
@@ -105,7 +105,7 @@ class Delta(Codec):
         import torch
 
         ((_, tensor),) = rows.items()
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_name(tensor.dtype)
         values = tensor.to(working_dtype(dtype))
         grid = self.settings.grid
         scale_dtype = _scale_dtype(values)

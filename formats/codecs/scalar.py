@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from formats.container.records import Part
-from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.container.safetensors_buffer import TensorView, dtype_name, expect, to_torch
 from formats.errors import CorruptError
 from formats.settings import Settings, Value, require
 from formats.trace.blocks import BlockShape
@@ -117,7 +117,7 @@ class Scalar(Codec):
 
         del around
         ((part, tensor),) = rows.items()
-        values = tensor.to(working_dtype(str(tensor.dtype).removeprefix("torch.")))
+        values = tensor.to(working_dtype(dtype_name(tensor.dtype)))
         settings, grid, axis = self.settings, self.settings.grid(part), self.settings.axis(part)
         rotated = settings.hadamard and not settings.format
         if rotated:

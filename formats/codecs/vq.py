@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from formats.container.records import Part
-from formats.container.safetensors_buffer import TensorView, expect, to_torch
+from formats.container.safetensors_buffer import TensorView, dtype_name, expect, to_torch
 from formats.errors import CorruptError
 from formats.settings import require
 from formats.trace.blocks import BlockShape
@@ -72,7 +72,7 @@ class BlockCodebook(Codec):
         del around
         ((_, tensor),) = rows.items()
         settings, sub_vectors = self.settings, self.sub_vectors
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_name(tensor.dtype)
         values = tensor.to(working_dtype(dtype))
         means, scales = _normalization(values, settings.normalize, dtype)
         normalized = (values - means.to(values.dtype)) / scales.to(values.dtype)

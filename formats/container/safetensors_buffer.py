@@ -85,6 +85,11 @@ class TensorView:
         return values
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as files and the command line spell it, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def parse(buffer: bytes | memoryview, what: str) -> dict[str, TensorView]:
     """The tensors of a safetensors buffer.  They tile it exactly; anything else raises CorruptError."""
     view = memoryview(buffer)
@@ -159,7 +164,7 @@ def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None
     return _joined(
         {
             name: (
-                _OF_TORCH[str(tensor.dtype).removeprefix("torch.")],
+                _OF_TORCH[dtype_name(tensor.dtype)],
                 tensor.shape,
                 tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data,
             )

@@ -9,7 +9,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from formats.errors import CorruptError, UsageError
@@ -126,3 +126,16 @@ def _check_strings(value: Any, what: str, longest: int) -> None:
         for key, item in value.items():
             _check_strings(key, what, longest)
             _check_strings(item, what, longest)
+
+
+def writable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same object with null for the numbers that JSON does not have: NaN and infinities, at any depth."""
+    return {key: _writable(value) for key, value in facts.items()}
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return writable(value)
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -51,7 +51,7 @@ class Predecessors:
     def remember(self, block: MemoryBlock, codec: Codec) -> None:
         """Keep the block as a decoder will have it, if a row outside it may be predicted from one of its rows."""
         span = block.key.span
-        for layer in range(block.key.first_layer, block.key.first_layer + block.key.layer_count):
+        for layer in block.key.layers:
             inside = range(span.first, span.stop)
             if any(base in inside and row not in inside for row, base in self._by_layer[layer].items()):
                 self._decoded.append(MemoryBlock(block.key, self._as_decoded(block, codec)))

@@ -177,7 +177,7 @@ class BlockDecoder:
     def _holding(self, wanted: BlockKey, numbers: Sequence[int]) -> Iterable[FileBlock]:
         """The blocks that hold some of these rows of the part and of some of the layers of `wanted`, each once."""
         holding: dict[int, FileBlock] = {}
-        for layer in range(wanted.first_layer, wanted.first_layer + wanted.layer_count):
+        for layer in wanted.layers:
             firsts, blocks = self._blocks_of(layer, wanted.part)
             for number in numbers:
                 at = bisect_right(firsts, number) - 1
@@ -190,7 +190,7 @@ class BlockDecoder:
         if not self._found:
             for block in sorted(self._file.blocks, key=lambda block: block.key.first_row):
                 key = block.key
-                for each in range(key.first_layer, key.first_layer + key.layer_count):
+                for each in key.layers:
                     for one in key.parts:
                         firsts, blocks = self._found.setdefault((each, one), ([], []))
                         firsts.append(key.first_row)

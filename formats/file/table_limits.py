@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from formats.container.records import LAYERED, TABLES, RecordHeader
-from formats.errors import CorruptError, LimitError
-from formats.limits import FREE_LAYERS, FREE_TABLES, LAYERS_SHARE, MAX_LAYERS, TABLES_COST, TABLES_RATIO, memory_budget
+from formats.errors import CorruptError
+from formats.limits import FREE_LAYERS, FREE_TABLES, LAYERS_SHARE, MAX_LAYERS, TABLES_COST, TABLES_RATIO, require_memory
 
 
 def fault_of(records: Sequence[RecordHeader], size: int) -> str | None:
@@ -34,8 +34,4 @@ def require_modest(records: Sequence[RecordHeader], size: int) -> None:
     if fault:
         raise CorruptError(fault)
     cost = TABLES_COST * sum(header.raw for header in records if header.type in TABLES)
-    if cost > memory_budget():
-        raise LimitError(
-            f"the tables take {cost} bytes, more than the budget of {memory_budget()}",
-            hint="TSC_MEMORY_BUDGET=BYTES raises it",
-        )
+    require_memory(cost, "the tables take")

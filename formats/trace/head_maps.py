@@ -38,6 +38,10 @@ class Kept:
     slots: int
     bitmap: bytes
 
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.layer_count)
+
     def covers(self, layer: int) -> bool:
         return self.first_layer <= layer < self.first_layer + self.layer_count
 
@@ -88,12 +92,12 @@ def check(kept: Sequence[Kept], views: Sequence[View], blocks: Sequence[BlockKey
     """No two maps overlap, and no evicted row that is not a slot is named or stored.  Raises CorruptError."""
     by_layer: list[list[Kept]] = [[] for _ in geometry.layers]
     for one in kept:
-        for layer in range(one.first_layer, one.first_layer + one.layer_count):
+        for layer in one.layers:
             if any(one.span.first < other.span.stop and other.span.first < one.span.stop for other in by_layer[layer]):
                 raise CorruptError(f"two maps say what layer {layer} kept of the same rows")
             by_layer[layer].append(one)
     for block in blocks:
-        for layer in range(block.first_layer, block.first_layer + block.layer_count):
+        for layer in block.layers:
             _check_slots(block.span, by_layer[layer], layer)
     for view in views:
         for layer, maps in enumerate(by_layer):

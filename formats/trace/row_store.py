@@ -9,13 +9,13 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from formats.container.records import Part
-from formats.errors import LimitError
-from formats.limits import memory_budget
+from formats.limits import require_memory
 
 from .blocks import Block, MemoryBlock
 from .geometry import Geometry
+from .spans import union
 from .trace import Trace
-from .views import BlockKey, Span, View, merged
+from .views import BlockKey, Span, View
 
 if TYPE_CHECKING:
     import torch
@@ -61,14 +61,7 @@ def _pieces(span: Span, cuts: Sequence[int], most_rows: int) -> Iterator[Span]:
 
 def needed_spans(views: Iterable[View], layer: int) -> tuple[Span, ...]:
     """The rows of a layer that some snapshot names, ascending."""
-    spans = sorted({span for view in views for span in view.layers[layer]})
-    joined: list[Span] = []
-    for span in spans:
-        if joined and span.first <= joined[-1].stop:
-            joined[-1] = Span(joined[-1].first, max(joined[-1].stop, span.stop) - joined[-1].first)
-        else:
-            joined.append(span)
-    return merged(joined)
+    return union({span for view in views for span in view.layers[layer]})
 
 
 def stored_values(geometry: Geometry, views: Sequence[View]) -> int:
@@ -102,11 +95,7 @@ def read(trace: Trace, views: Sequence[View] | None = None) -> list[LayerRows]:
             columns[identity] = shared.setdefault(spans, spans)
         wanted.append(columns[identity])
     total = sum(span.rows * geometry.row_bytes[layer] for layer, spans in enumerate(wanted) for span in spans)
-    if total > memory_budget():
-        raise LimitError(
-            f"the rows take {total} bytes, more than the budget of {memory_budget()}",
-            hint="TSC_MEMORY_BUDGET=BYTES raises it",
-        )
+    require_memory(total, "the rows take")
     groups = []
     for _, run in groupby(range(len(wanted)), key=lambda layer: (wanted[layer], geometry.layers[layer])):
         layers = list(run)

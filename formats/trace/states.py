@@ -34,6 +34,10 @@ class StateKey(NamedTuple):
         """The snapshots."""
         return Span(self.first_snapshot, self.snapshots)
 
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.layer_count)
+
     def covers(self, layer: int, snapshot: int) -> bool:
         return 0 <= layer - self.first_layer < self.layer_count and 0 <= snapshot - self.first_snapshot < self.snapshots
 
@@ -103,7 +107,7 @@ def snapshots_of(keys: Iterable[StateKey]) -> dict[tuple[int, int], list[Span]]:
     found: dict[tuple[int, int], list[Span]] = {}
     for key in sorted(keys, key=lambda key: key.span):
         span = key.span
-        for layer in range(key.first_layer, key.first_layer + key.layer_count):
+        for layer in key.layers:
             found.setdefault((layer, key.number), []).append(span)
     return found
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from formats.container.encryption import Secret
 from formats.container.records import Part
-from formats.errors import LimitError, UsageError
-from formats.limits import memory_budget
+from formats.errors import UsageError
+from formats.limits import require_memory
 
 from . import views as viewing
 from .blocks import Block
@@ -277,11 +277,7 @@ def _gather(
 
     geometry = trace.geometry
     needed = sum(view.rows(layer) * geometry.row_bytes[layer] + geometry.state_bytes[layer] for layer in wanted)
-    if needed > memory_budget():
-        raise LimitError(
-            f"the snapshot takes {needed} bytes, more than the budget of {memory_budget()}",
-            hint="TSC_MEMORY_BUDGET=BYTES raises it",
-        )
+    require_memory(needed, "the snapshot takes")
     dtype = getattr(torch, geometry.dtype)
     slots = {layer: slot for slot, layer in enumerate(wanted)}
     result: list[dict[Part, torch.Tensor]] = []
@@ -295,7 +291,7 @@ def _gather(
     for block in trace.blocks:
         copies = [
             (layer, source, target, count)
-            for layer in range(block.key.first_layer, block.key.first_layer + block.key.layer_count)
+            for layer in block.key.layers
             if layer in slots
             for source, target, count in _overlaps(view.layers[layer], block.key.span)
         ]

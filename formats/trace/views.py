@@ -76,6 +76,10 @@ class BlockKey(NamedTuple):
     def span(self) -> Span:
         return Span(self.first_row, self.row_count)
 
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.layer_count)
+
 
 @dataclass
 class Labels:
@@ -241,7 +245,7 @@ def _stored_intervals(blocks: Iterable[BlockKey], geometry: Geometry) -> list[tu
     by_layer: list[dict[Part, list[Span]]] = [{part: [] for part in spec.parts} for spec in geometry.layers]
     for block in blocks:
         parts, span = block.parts, block.span
-        for layer in range(block.first_layer, block.first_layer + block.layer_count):
+        for layer in block.layers:
             for part in parts:
                 by_layer[layer][part].append(span)
     shared: dict[tuple[Span, ...], tuple[Span, ...]] = {}

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from formats import Trace
 from formats.codecs.klt import profile_store
+from formats.container.safetensors_buffer import dtype_name
 from formats.encode.recipe import Recipe
 from formats.encode.source import Source
 from formats.errors import PromiseError, UsageError
 from formats.file.blocks import FileBlock
 from formats.version import VERSION
+from tsc_cli.compression.candidates import Sizer
 from tsc_cli.compression.compressor import Compressor
-from tsc_cli.compression.search import Sizer
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.progress import Progress
 from tsc_cli.scoring.fidelity import Fidelity
@@ -35,7 +36,7 @@ from tsc_cli.session.capture import capture
 from tsc_cli.session.decode_loop import CaptureOptions
 
 from . import ladder
-from .rows import Row
+from .ladder import Row
 
 if TYPE_CHECKING:
     from formats.codecs.klt.profile import Profile
@@ -340,7 +341,7 @@ def described(suite: str, texts: Sequence[tuple[str, bytes]], argv: Sequence[str
         "created": time.strftime("%Y-%m-%d"),
         "model": {
             "name": loaded.name,
-            "dtype": str(parameter.dtype).removeprefix("torch."),
+            "dtype": dtype_name(parameter.dtype),
             "fingerprint": fingerprint.of(loaded.model, loaded.tokenizer),
         },
         "hardware": {

@@ -1,18 +1,44 @@
-"""The ladder: codec klt at five ratios of ONE cache, beside what others do with the same cache."""
+"""Rows of a benchmark, and the ladder: codec klt at five ratios of ONE cache, beside others on the same cache."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from formats.encode.recipe import Recipe
-from tsc_cli.bench.rows import Limits, Row
 from tsc_cli.scoring.interpolation import at_kl
-from tsc_cli.scoring.published import Tier
+from tsc_cli.scoring.published import Published, Tier
 
-from .peers import installed
+from .peers import Peer, installed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a row must keep, on the mean over prompts."""
+
+    max_kl: float
+    min_top1: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a recipe, a tier whose recipe is to be found for each prompt, or another project's codec.
+
+    Attributes:
+        kind: "published" (the published recipe), "promised" (rate control), "hand", "klt", "baseline" or "peer".
+    """
+
+    label: str
+    kind: str
+    recipe: Recipe | None = None
+    tier: Tier | None = None
+    published: Published | None = None
+    limits: Limits | None = None
+    peer: Peer | None = None
+
 
 # ratio of the float32 cache, everything in the file counted -> what it must keep, on the mean over prompts
 RUNGS: dict[int, Limits] = {

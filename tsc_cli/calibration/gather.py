@@ -19,8 +19,8 @@ from formats.codecs.klt.shape import Shape
 from formats.codecs.klt.statistics import Statistics, flat
 from formats.codecs.klt.tables import Counter, assumed
 from formats.container.records import Part
-from formats.errors import LimitError, UsageError
-from formats.limits import memory_budget
+from formats.errors import UsageError
+from formats.limits import memory_budget, require_memory
 from formats.trace.geometry import Geometry
 from formats.trace.recorder import Rows
 from tsc_cli.huggingface import caches, rotary_detection
@@ -106,11 +106,7 @@ def _check_size(shapes: Sequence[Shape], rank: int) -> None:
         )
     widths = [0, *(shape.width for shape in shapes)]
     needed = sum(4 * width * (width + before) for before, width in pairwise(widths))
-    if needed > memory_budget():
-        raise LimitError(
-            f"the statistics of this model take {needed} bytes, more than the budget of {memory_budget()}",
-            hint="TSC_MEMORY_BUDGET (bytes) raises the budget",
-        )
+    require_memory(needed, "the statistics of this model take")
 
 
 def continues(shapes: Sequence[Shape], number: int, geometry: Geometry) -> bool:

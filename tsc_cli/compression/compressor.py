@@ -23,7 +23,8 @@ from tsc_cli.progress import Progress, nothing
 from tsc_cli.scoring.published import TIERS, Family, Goal, Tier, goal_of, klt_family, tier_of
 from tsc_cli.text_format import spelled
 
-from .search import QUALITY_BYTES, Candidate, Choice, Sizer, choose, largest_within, smallest_for
+from .candidates import Candidate, Choice, Sizer, error_of
+from .search import QUALITY_BYTES, choose, largest_within, smallest_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +73,7 @@ class Compressor:
         Raises:
             PromiseError: no recipe keeps the ratio, or none at the tier's KL; says what can be had.
         """
-        measure = self._error if self.judge is None else self.judge.kl
+        measure = error_of(self.source, self._device) if self.judge is None else self.judge.kl
         try:
             enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # rounding, no more
             bits = math.inf if tier.ratio is None else self._raw_bits / tier.ratio
@@ -150,19 +151,7 @@ class Compressor:
         return klt_family(self.profile.digest, embed=self._embed_profile)
 
     def _guess(self, what: str, value: float) -> int | None:
-        """The fineness at which calibration measured about this "kl" or these "bits" a value."""
-        points = (
-            []
-            if self.profile is None
-            else [point for point in self.profile.curve if point.get(what, 0) > 0 and "fineness" in point]
-        )
-        if not points or not 0 < value < math.inf:
-            return None
-        points.sort(key=lambda point: abs(math.log(point[what] / value)))
-        near, other = points[0], points[min(1, len(points) - 1)]
-        between = math.log(other[what] / near[what])
-        share = math.log(value / near[what]) / between if between else 0.0
-        return round(near["fineness"] + min(max(share, -1), 1) * (other["fineness"] - near["fineness"]))
+        return None if self.profile is None else self.profile.fineness_at(what, value)
 
     def size(self, recipe: Recipe) -> int:
         """Length in bytes of the recipe's file."""
@@ -186,13 +175,6 @@ class Compressor:
             best = rounded(raw / (known.file_bytes + QUALITY_BYTES))
             can = f"at most {best}x can be had at a KL of at most {tier.max_kl:g}"
         return PromiseError(f"{tier.name} cannot be met: {why}; {can}", hint=helps)
-
-    def _error(self, recipe: Recipe) -> float:
-        from formats.trace.distortion import relative_error
-        from tsc_cli.scoring.scorer import scratch_file
-
-        with scratch_file(self.source, recipe, self._device) as trace:
-            return relative_error(self.source.trace, trace)
 
     def write(
         self,

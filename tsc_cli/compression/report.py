@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from formats.container.strict_json import writable
 from tsc_cli.text_format import columns, ratio, size
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def facts_of(
         "profile": None
         if recipe.profile is None
         else {"digest": recipe.profile.digest, "bytes": recipe.profile.size, "embedded": recipe.embed_profile},
-        "quality": None if fidelity is None else finite(fidelity.to_dict()),
+        "quality": None if fidelity is None else writable(fidelity.to_dict()),
         "verdict": None if fidelity is None else verdict(fidelity.kl_mean),
         "report": None
         if published is None or not as_published
@@ -46,11 +47,6 @@ def facts_of(
             "perplexity_change": published.perplexity_change,
         },
     }
-
-
-def finite(values: dict[str, float | int]) -> dict[str, float | int | None]:
-    """JSON has no NaN: a standard error of one position becomes null."""
-    return {key: None if isinstance(v, float) and not abs(v) < float("inf") else v for key, v in values.items()}
 
 
 def summary(

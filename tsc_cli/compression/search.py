@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from formats.codecs.scalar import MAX_LEVELS
 from formats.encode.recipe import Recipe
-from formats.encode.source import Source
-from formats.encode.write import write
 from formats.errors import PromiseError
 from tsc_cli.scoring.published import Family, Tier, families
 
-if TYPE_CHECKING:
-    import torch
+from .candidates import Candidate, Choice, Measure, Sizer
 
-Measure = Callable[[Recipe], float]
 QUALITY_BYTES = 768  # left for the measurement that the tier header takes when the file is written
 _GROUPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _COARSE = 16  # levels up to which one more changes much
@@ -31,57 +26,6 @@ _KLT_BEST = 5.0  # bits a value below which no other codec comes near klt (docs/
 _INTERPOLATIONS = 8  # after which a search halves what is left
 _FIRST_STEP = 4  # settings from the first guess to the second
 _STEP = 1.06  # neighbouring knob settings differ by this factor, or by 1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A recipe that was tried.
-
-    Attributes:
-        quality: what `measure` said of it, lower is better; None if it was not measured.
-    """
-
-    label: str
-    recipe: Recipe
-    file_bytes: int
-    quality: float | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What rate control found: the winner and everything that it was compared with."""
-
-    winner: Candidate
-    candidates: list[Candidate]
-
-
-class _Counter:
-    def __init__(self) -> None:
-        self.count = 0
-
-    def write(self, data: bytes, /) -> None:
-        self.count += len(data)
-
-
-class Sizer:
-    """Lengths of the files that recipes give of one source; every recipe is encoded once."""
-
-    def __init__(self, source: Source, device: str | torch.device = "cpu") -> None:
-        self.source = source
-        self._device = device
-        self._known: dict[str, int] = {}
-
-    def __call__(self, recipe: Recipe) -> int:
-        key = repr(recipe)
-        if key not in self._known:
-            sink = _Counter()
-            write(self.source, recipe, sink, device=self._device, secret=self.source.passing_secret)
-            self._known[key] = sink.count
-        return self._known[key]
-
-    def known(self, recipe: Recipe) -> int | None:
-        """The length, if the recipe was encoded before."""
-        return self._known.get(repr(recipe))
 
 
 def knob_settings(family: Family) -> list[int]:
@@ -184,14 +128,14 @@ def choose(
             progress(1)
             continue
         if family.rate is None or 0.75 * bits <= family.rate <= 1.2 * bits:
-            candidate = largest_within(sizer, family, max_bytes, start if family.label == "klt" else None)
+            candidate = largest_within(sizer, family, max_bytes, start if family is klt else None)
         progress(1)
         if candidate is not None:
             found.append(replace(candidate, quality=measure(candidate.recipe)))
     if not found:
         raise PromiseError(f"no codec makes this trace {tier.ratio:g} times smaller")
     best = min(found, key=_quality)
-    if best.recipe.codec == "scalar" and not _quality(best) < good_enough:
+    if "levels" in best.recipe.settings and not _quality(best) < good_enough:
         found += _climb(sizer, best, max_bytes, measure)
     return Choice(min(found, key=_quality), found)
 
@@ -247,8 +191,8 @@ def _quality(candidate: Candidate) -> float:
 
 
 def _beyond_compare(candidate: Candidate) -> bool:
-    """Whether no other codec comes near at low rates: codec klt, unless the file holds the profile, too."""
-    return candidate.label == "klt" and not candidate.recipe.embed_profile
+    """Whether no other codec comes near at low rates: one with a profile, unless the file holds that, too."""
+    return candidate.recipe.needs_profile and not candidate.recipe.embed_profile
 
 
 Good = Callable[[Recipe], bool]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from formats import Trace
-from formats.errors import LimitError, UsageError
-from formats.limits import memory_budget
+from formats.errors import UsageError
+from formats.limits import require_memory
 from tsc_cli.huggingface import caches
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import continuation, feed_last_again
@@ -26,11 +26,7 @@ def check_positions(adapter: ModelAdapter, positions: int) -> None:
     if not 1 <= positions <= MOST_POSITIONS:
         raise UsageError(f"{positions} positions are not from 1 to {MOST_POSITIONS}")
     needed = 2 * 4 * adapter.vocabulary * positions
-    if needed > memory_budget():
-        raise LimitError(
-            f"the logits of {positions} positions take {needed} bytes, more than the budget of {memory_budget()}",
-            hint="fewer --positions; TSC_MEMORY_BUDGET=BYTES raises it",
-        )
+    require_memory(needed, f"the logits of {positions} positions take", "fewer --positions")
 
 
 def needs_sample(trace: Trace, number: int) -> bool:

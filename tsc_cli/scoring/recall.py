@@ -6,13 +6,13 @@ the context said again, word for word, is predicted by finding it in the cache, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from formats.container import strict_json
 from formats.errors import UsageError
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import score
@@ -52,7 +52,7 @@ class Recall:
             "passage_positions": self.predicted,
             **self.fidelity.to_dict(),
         }
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
+        return strict_json.writable(facts)
 
     def record(self) -> dict[str, Any]:
         """Scalars only, for a quality record in the tier header: `recall_` before each key, the starts as text."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
+
+from formats.container import strict_json
 
 from .fidelity import Fidelity
 from .published import verdict
@@ -52,7 +53,7 @@ class Verified:
             "greedy_tokens": self.greedy,
             "greedy_diverges_at": self.diverges_at,
         }
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
+        return strict_json.writable(facts)
 
     def record(self) -> dict[str, Any]:
         """Everything that was measured, scalars only, as a quality record in the tier header takes it."""

@@ -93,7 +93,7 @@ def _pieces(block: Block, columns: Sequence[Column]) -> Iterator[tuple[int, Part
     """(layer, part, which rows of the column, these rows) of a block; rows that nobody names are left out."""
     span = block.key.span
     for part, rows in block.read().items():
-        for offset, layer in enumerate(range(block.key.first_layer, block.key.first_layer + block.key.layer_count)):
+        for offset, layer in enumerate(block.key.layers):
             numbers = columns[layer].numbers
             first, stop = torch.searchsorted(numbers, torch.tensor([span.first, span.stop])).tolist()
             if first < stop:
@@ -128,7 +128,7 @@ class _Units:
         self._units = {
             (layer, unit.key.number, snapshot): unit
             for unit in units
-            for layer in range(unit.key.first_layer, unit.key.first_layer + unit.key.layer_count)
+            for layer in unit.key.layers
             for snapshot in range(unit.key.first_snapshot, unit.key.span.stop)
         }
         self._last: tuple[Any, torch.Tensor] | None = None

@@ -10,8 +10,8 @@ import torch
 
 from formats import Trace
 from formats.container.records import Part
-from formats.errors import LimitError, MismatchError, UsageError
-from formats.limits import memory_budget
+from formats.errors import MismatchError, UsageError
+from formats.limits import require_memory
 from formats.trace.blocks import MemoryBlock
 from formats.trace.row_store import needed_spans
 from formats.trace.states import of_snapshot
@@ -160,11 +160,7 @@ def _columns(trace: Trace) -> list[Column]:
     counts = [sum(span.rows for span in one) for one in spans]
     needed = sum(count * size for count, size in zip(counts, geometry.row_bytes, strict=True))
     needed += len(trace) * sum(geometry.state_bytes)
-    if needed > memory_budget():
-        raise LimitError(
-            f"the recomputed rows take {needed} bytes, more than the budget of {memory_budget()}",
-            hint="TSC_MEMORY_BUDGET=BYTES raises it",
-        )
+    require_memory(needed, "the recomputed rows take")
     return [
         Column(
             torch.tensor([row for span in one for row in range(span.first, span.stop)], dtype=torch.int64),

@@ -7,6 +7,7 @@ was made with a profile names it by the SHA-256 of these bytes.  docs/format.md 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -67,6 +68,17 @@ class Profile:
     @cached_property
     def tables(self) -> CodeTables:
         return tables_of(self._views)
+
+    def fineness_at(self, what: str, value: float) -> int | None:
+        """The fineness at which calibration measured about this "kl" or these "bits" a value; None if it did not."""
+        points = [point for point in self.curve if point.get(what, 0) > 0 and "fineness" in point]
+        if not points or not 0 < value < math.inf:
+            return None
+        points.sort(key=lambda point: abs(math.log(point[what] / value)))
+        near, other = points[0], points[min(1, len(points) - 1)]
+        between = math.log(other[what] / near[what])
+        share = math.log(value / near[what]) / between if between else 0.0
+        return round(near["fineness"] + min(max(share, -1), 1) * (other["fineness"] - near["fineness"]))
 
     def run(self, first_layer: int, layer_count: int) -> list[int]:
         """The numbers of the groups that make up these layers, in order.  Raises CorruptError if none do."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from formats.container import strict_json
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns
 from tsc_cli.verification import header_claims
@@ -119,4 +119,4 @@ def _entry(entry: Entry | None) -> dict[str, Any] | None:
         "share_of_allowed": entry.share,
         "too_coarse": entry.coarse,
     }
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in facts.items()}
+    return strict_json.writable(facts)

@@ -77,7 +77,7 @@ def command(
     text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
     """
     from tsc_cli.bench.codecs import SUITES, Bench, Protocol, default_texts, document
-    from tsc_cli.bench.rows import Row
+    from tsc_cli.bench.ladder import Row
     from tsc_cli.cli.files import check_output
     from tsc_cli.huggingface.models.loading import check_dtype
     from tsc_cli.huggingface.text.tokenizing import encode
@@ -153,9 +153,10 @@ def _needles(
 
 def _deliver(facts: dict[str, Any], text: str, output: str, overwrite: bool, out: Output) -> None:
     """Write the document, and say what is in it."""
+    from formats.container.strict_json import writable
     from tsc_cli.cli.files import open_output
 
-    shown = finite(facts)
+    shown = writable(facts)
     with open_output(output, overwrite=overwrite) as sink:
         sink.write((json.dumps(shown, indent=1) + "\n").encode())
     schema = shown.pop("schema")
@@ -176,15 +177,6 @@ def _arguments(output: str, texts: list[str] | None) -> list[str]:
     """The command line without folders, which are nobody's business but the user's."""
     paths = {output, *(texts or [])}
     return [os.path.basename(one) if one in paths else one for one in sys.argv[1:]]
-
-
-def finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
 def table(facts: dict[str, Any]) -> str:
