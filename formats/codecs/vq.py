@@ -1,4 +1,4 @@
-"""Vector and product quantization of blocks of channels, with a fallback (tiers 125x, 219x, 429x and 1034x as published).
+"""Quantization of blocks of channels by codebooks, with a fallback (tiers 125x to 1034x as published).
 
 A head of one token is normalized and cut into blocks of `block` channels; each of the block's `parts` sub-vectors is
 replaced by the nearest centroid of a codebook of its own.  The error measure is the **relative error of the block**,
