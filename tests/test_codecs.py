@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.codecs import CODECS, Bases, Codec, Surroundings, codec_by_name
+from formats.codecs import Bases, Codec, Surroundings, codec_by_name
 from formats.codecs.scalar import hadamard
 from formats.codecs.uniform_quantizer import Grid, dequantize, quantize
 from formats.container.records import Part
@@ -34,14 +34,14 @@ def there_and_back(codec: Codec, part: Part, rows: torch.Tensor, first_row: int 
     spec = LayerSpec("full", heads, size, size, index_size=size)
     shape = BlockShape(dtype, DTYPE_BYTES[dtype], layers, batch, count, spec, first_row)
     tensors = parse(pack(codec.encode({part: rows}, Surroundings(bases=bases))), "test")
-    CODECS[codec.id]().check(tensors, part, shape, "test")
+    type(codec)().check(tensors, part, shape, "test")
 
     def fetch(numbers: Sequence[int]) -> torch.Tensor:
         assert bases is not None
         found: torch.Tensor = bases.fetch(numbers)
         return found
 
-    decoder: Codec = CODECS[codec.id]()  # knows nothing of the encoder's settings
+    decoder = type(codec)()  # knows nothing of the encoder's settings
     ((found_part, decoded),) = decoder.decode(tensors, part, shape, "cpu", Surroundings(fetch=fetch)).items()
     assert found_part is part
     assert decoded.shape == rows.shape

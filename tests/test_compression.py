@@ -33,7 +33,16 @@ from tsc_cli.bench.codecs import coded_share
 from tsc_cli.compression.candidates import Candidate, Sizer
 from tsc_cli.compression.search import at, choose, knob_settings, largest_within, smallest, smallest_for
 from tsc_cli.scoring.published import (
-    QUALITIES, TIERS, VERDICTS, Family, Goal, families, goal_of, klt_family, tier_of, verdict
+    QUALITIES,
+    TIERS,
+    VERDICTS,
+    Family,
+    Goal,
+    families,
+    goal_of,
+    klt_family,
+    tier_of,
+    verdict,
 )
 
 SPEC = LayerSpec("full", heads=2, key_size=16, value_size=16)

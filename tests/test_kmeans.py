@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from formats.codecs import kmeans
+from formats.codecs import codebook
 
 CLUSTERS = 8
 
@@ -24,13 +24,13 @@ def cluster_of(vectors: torch.Tensor) -> list[list[int]]:
 
 def test_seeds_are_spread_by_squared_distance() -> None:
     """Without an iteration, the centroids are the seeds: drawn alike from all vectors, few would be outliers."""
-    seeds = kmeans.train(clustered(books=20, seed=0), CLUSTERS, seed=1, iterations=0)
+    seeds = codebook.kmeans(clustered(books=20, seed=0), CLUSTERS, seed=1, iterations=0)
     assert cluster_of(seeds) == [list(range(CLUSTERS))] * 20
 
 
 def test_seeds_follow_the_seed_and_are_vectors() -> None:
     vectors = clustered(books=2, seed=0)
-    one, same, other = (kmeans.train(vectors, 3, seed=seed, iterations=0) for seed in (1, 1, 2))
+    one, same, other = (codebook.kmeans(vectors, 3, seed=seed, iterations=0) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     for book in range(2):
@@ -39,8 +39,8 @@ def test_seeds_follow_the_seed_and_are_vectors() -> None:
 
 def test_centroids_are_the_means_of_their_clusters() -> None:
     vectors = clustered(books=1, seed=3)
-    centroids = kmeans.train(vectors, CLUSTERS, seed=0, iterations=2)
-    codes = kmeans.assign(vectors[0], centroids[0])
+    centroids = codebook.kmeans(vectors, CLUSTERS, seed=0, iterations=2)
+    codes = codebook.nearest(vectors[0], centroids[0])
     assert cluster_of(centroids) == [list(range(CLUSTERS))]
     for code in range(CLUSTERS):
         torch.testing.assert_close(centroids[0, code], vectors[0, codes == code].mean(0))
@@ -48,4 +48,4 @@ def test_centroids_are_the_means_of_their_clusters() -> None:
 
 def test_a_centroid_without_vectors_stays_where_it_is() -> None:
     vectors = torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])
-    assert kmeans.train(vectors, 3, seed=0, iterations=2).tolist() == [[[0.0, 0.0]] * 3]
+    assert codebook.kmeans(vectors, 3, seed=0, iterations=2).tolist() == [[[0.0, 0.0]] * 3]

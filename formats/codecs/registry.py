@@ -164,9 +164,7 @@ def codec_by_id(number: int, path: str, stated: str = "") -> Codec:
     if number not in PRIVATE_IDS:
         raise UnsupportedFileError(f"codec {number} is not known to this reader", path=path, hint="update tsc")
     named = f" (the file's codec is {stated!r})" if stated else ""
-    hint = others().hint(
-        stated.rpartition("+")[2], "it is another package's: install the package that brings this codec"
-    )
+    hint = others().hint(stated.rpartition("+")[2], "another package brings this codec: install it")
     raise UnsupportedFileError(f"codec {number} is not known to this reader{named}", path=path, hint=hint)
 
 
