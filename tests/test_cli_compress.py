@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from formats import load, save
+from formats.container.strict_json import writable
 from tests import models
 from tests.conftest import Result
 from tests.traces import growing_trace
 from tsc_cli.bench import plot
 from tsc_cli.bench.codecs import windows
-from tsc_cli.cli.commands.measure.bench import finite
 from tsc_cli.cli.main import run
 
 TEXT = "".join(f"line {n} of a text that is cut into windows, {n * n % 97}; " for n in range(60))
@@ -299,7 +299,7 @@ def test_what_cannot_be_drawn_is_refused(tsc: Any, benched: Path, tmp_path: Path
 
 
 def test_json_has_no_nan() -> None:
-    assert finite({"a": [float("nan"), 1.5], "b": float("inf")}) == {"a": [None, 1.5], "b": None}
+    assert writable({"a": [float("nan"), 1.5], "b": float("inf")}) == {"a": [None, 1.5], "b": None}
 
 
 @pytest.mark.parametrize(

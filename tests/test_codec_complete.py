@@ -9,19 +9,8 @@ from pathlib import Path
 import pytest
 
 from formats.codecs import CODECS, Codec
-from formats.container.safetensors_buffer import pack
 from tests import second_reader
-from tests.codec_samples import (
-    BOUNDS,
-    DECODED,
-    GOLDEN,
-    OWN_SUITE,
-    RECIPES,
-    VARIANTS,
-    decoded_golden,
-    golden_rows,
-    golden_surroundings,
-)
+from tests.codec_samples import BOUNDS, DECODED, GOLDEN, OWN_SUITE, RECIPES, VARIANTS, decoded_golden, golden_payload
 from tests.format import samples
 
 ROOT = Path(__file__).parent.parent
@@ -74,9 +63,7 @@ def test_its_golden_payload_is_still_decoded(kind: type[Codec]) -> None:
 # the arithmetic of the others may differ between CPUs
 @pytest.mark.parametrize("name", ["lossless", "scalar"])
 def test_its_golden_payload_is_still_written(name: str) -> None:
-    (kind,) = (kind for kind in CODECS.values() if kind.name == name)
-    payload = pack(kind().encode(golden_rows(kind()), golden_surroundings()))
-    assert payload == (GOLDEN / f"{name}.safetensors").read_bytes()
+    assert golden_payload(name) == (GOLDEN / f"{name}.safetensors").read_bytes()
 
 
 def test_there_is_no_golden_payload_of_another_codec() -> None:
