@@ -137,8 +137,8 @@ GOLDEN_SETTINGS: dict[str, dict[str, Any]] = {
 DECODED: dict[str, str] = {
     "lossless": "94f684cacecde15bebaa3ce72a52e8d7aa3b88fb1cc686e560d41e740dc71283",
     "scalar": "d3902618f86e3e4b23e1926f8ed148d913df5d98c70b626f595be7adbcf487d9",
-    "vq": "2e1073c9e7a052165d1da8e9014e23a47af32fdc97d2dc2fc0b0eaf1bdc03ab6",
-    "pq": "2e1073c9e7a052165d1da8e9014e23a47af32fdc97d2dc2fc0b0eaf1bdc03ab6",
+    "vq": "43c79bf66344fc3aa1cf41e6f355dc3aa32e27e7ddecad8c72a9f504b0f86dc1",
+    "pq": "978a96ebfbfa635535d7de0ce01818832c35cd09a8d58f5f271fb79808f4732b",
     "delta": "bd79b965757692d56278bf882eb14a13e4569edce1d926ff16612493ef5bdd70",
     "klt": "015cf8f80a9f2152b250d13eb1c80ea49543dce2a54d6996fce6c1053c26f9f4",
 }
