@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .layers import Layer
+from tsc_cli.model_families.layers import Layer
+
 from .model import DTYPE_BYTES, Model
 from .rates import Rate, rates
 
