@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from formats.errors import UsageError
+from formats.errors import UsageError, optional_packages
 from tsc_cli.text_format import plain
 
 _MARKERS = {"published": "o", "promised": "D", "hand": "s", "klt": "D", "baseline": "s", "peer": "o"}
@@ -33,10 +33,11 @@ def draw(documents: Sequence[tuple[str, Mapping[str, Any]]], outputs: Sequence[P
     rows = [(name, row) for name, facts in documents for row in facts["rows"] if "kl_mean" in row]
     if not rows:
         raise UsageError("no row was measured: there is nothing to draw")
-    import matplotlib as mpl
+    with optional_packages("plot", "a figure"):
+        import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), constrained_layout=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.errors import UsageError
+from formats.errors import UsageError, optional_packages
 from tsc_cli.text_format import plain
 
 from .directions import MEAN, PARTS
@@ -33,10 +33,11 @@ def draw(found: Probe, output: Path, title: str) -> None:
     ]
     if not values:
         raise UsageError("no direction could be measured: there is nothing to draw")
-    import matplotlib as mpl
+    with optional_packages("plot", "a figure"):
+        import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
     reach = max(float(np.percentile(np.abs(values), 99)), 0.1)  # one colour scale; a few cells may lie beyond it

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.errors import UsageError
+from formats.errors import UsageError, optional_packages
 from tsc_cli.text_format import plain
 
 from .probe import TypeReport
@@ -31,10 +31,11 @@ def draw(reports: Sequence[TypeReport], output: Path, title: str, against: str |
     shown = [one for one in reports if one.values("ratio")][:_MOST]
     if not shown:
         raise UsageError("all matrices are zero: there is nothing to draw")
-    import matplotlib as mpl
+    with optional_packages("plot", "a figure"):
+        import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
     wide = min(4, len(shown) + 1)
