@@ -110,14 +110,14 @@ def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = (
 
 
 def _model_type(values: Mapping[str, Any], path: str) -> str:
-    found = values.get("model_type")
-    if not isinstance(found, str):
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
         raise CorruptError(
-            "field 'model_type': " + ("is missing" if found is None else "a string was expected"),
+            "field 'model_type': " + ("is missing" if model_type is None else "a string was expected"),
             path=path,
             hint="the config.json of a transformers model was expected",
         )
-    return found
+    return model_type
 
 
 def _rule(model_type: Any, inside: str, path: str) -> tuple[PlanRule, ConfigClass]:
@@ -179,16 +179,16 @@ def _parameters(
 def _dtype(fields: Fields, outer: Fields) -> str:
     """The dtype that a config states, under its newer or its older name, inside or outside."""
     hint = f"give it with --dtype: {', '.join(DTYPE_BYTES)}"
-    for one in (fields, outer):
-        quantized = one.values.get("quantization_config")
+    for level in (fields, outer):
+        quantized = level.values.get("quantization_config")
         if isinstance(quantized, dict) and quantized.get("kv_cache_scheme") is not None:
-            raise one.unsupported("quantization_config", "its kv_cache_scheme gives the cache another dtype", hint)
-    stated = [(one, name, one.text(name)) for one in (fields, outer) for name in ("dtype", "torch_dtype")]
-    for one, name, text in stated:
+            raise level.unsupported("quantization_config", "its kv_cache_scheme gives the cache another dtype", hint)
+    stated = [(level, name, level.text(name)) for level in (fields, outer) for name in ("dtype", "torch_dtype")]
+    for level, name, text in stated:
         if text is None:
             continue
         plain = text.removeprefix("torch.")
         if plain not in DTYPE_BYTES:
-            raise one.unsupported(name, f"{shown(text)} is not a dtype of a cache", hint)
+            raise level.unsupported(name, f"{shown(text)} is not a dtype of a cache", hint)
         return plain
     raise fields.unsupported("dtype", "is missing", hint)
