@@ -15,7 +15,7 @@ from formats.limits import MAX_ROWS
 from tests.plan_models import DEEPSEEK_V3, GEMMA_3_27B, LLAMA_3_8B, MISTRAL_7B_V01, QWEN3_8B, SMALL
 from tsc_cli.model_families.config_class import config_class
 from tsc_cli.model_families.families import RULES
-from tsc_cli.model_families.plan_rule import ASSUMED
+from tsc_cli.model_families.known_fields import ASSUMED
 from tsc_cli.model_store import default_model
 from tsc_cli.model_store.config_file import Config
 from tsc_cli.planning import quantities

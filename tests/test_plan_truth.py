@@ -17,8 +17,8 @@ from tests import models
 from tests.plan_models import SMALL
 from tsc_cli.model_families.config_class import config_class
 from tsc_cli.model_families.families import RULES, SYNONYMS, WRAPPERS
+from tsc_cli.model_families.known_fields import ASSUMED
 from tsc_cli.model_families.layers import Layer
-from tsc_cli.model_families.plan_rule import ASSUMED
 from tsc_cli.model_store.config_file import Config
 from tsc_cli.planning.costs import cache_bytes
 from tsc_cli.planning.model import Model, understand

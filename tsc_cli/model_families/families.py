@@ -23,6 +23,9 @@ from .plan_rule import PlanRule
 HINT = "tsc capture --list-supported says which families can be captured"
 
 _STATES = "states that each token replaces"
+_HYBRID = f"{_STATES}, and rows"
+_SPARSE = "every row; experts cache nothing"
+_MIXED = "windows beside every row"
 MROPE = "it keeps rope_deltas outside of its cache"
 _OWN = "its cache is of a kind of its own, which cannot be stored yet"
 
@@ -63,11 +66,16 @@ def _unplanned(*model_types: str) -> dict[str, PlanRule | None]:
     return dict.fromkeys(model_types)
 
 
+def _untried(name: str, holds: str = "every row", **rules: PlanRule | None) -> Family:
+    return Family(name, rules, holds, tried=False)
+
+
 def _mamba2(fields: Fields, of: Shape) -> Layer:
     return s.mamba2_hybrid(fields, of.hidden)
 
 
 _FULL = PlanRule(every(a.full_layer), gated)
+_GPT2 = PlanRule(every(a.full_layer), plain("n_inner", times=4), a.split_shape, positions=True)
 _WINDOW = PlanRule(a.window, gated)
 _SHARED_EXPERT = Experts(
     "num_experts", "moe_intermediate_size", f.stepped, shared_size="shared_expert_intermediate_size", shared_gate=True
@@ -92,22 +100,13 @@ _MAMBA = PlanRule(
     aliases={"num_hidden_layers": "n_layer"},
     harmless=frozenset({"intermediate_size", "time_step_rank"}),
 )
-_MAMBA2 = PlanRule(
-    every(lambda fields, of: s.mamba2_plain(fields, of.hidden)),
-    f.none,
-    a.headless,
-    harmless=frozenset({"intermediate_size", "time_step_rank"}),
-)
+_MAMBA2 = replace(_MAMBA, layers=every(lambda fields, of: s.mamba2_plain(fields, of.hidden)), aliases={})
 _LISTED_ATTENTION = p.listed("attn_layer_indices", "linear_attention", missing_means_all=False)
 _MISTRAL = {"mistral": _WINDOW}
 
 FAMILIES = (
     # full attention
-    Family(
-        "GPT-2",
-        {"gpt2": PlanRule(every(a.full_layer), plain("n_inner", times=4), a.split_shape, positions=True)},
-        "every row, learned positions",
-    ),
+    Family("GPT-2", {"gpt2": _GPT2}, "every row, learned positions"),
     Family("Llama", {"llama": _FULL}, "every row"),
     Family("Mistral", _MISTRAL, "every row"),
     Family("Qwen2", {"qwen2": PlanRule(a.qwen, gated)}, "every row"),
@@ -131,11 +130,11 @@ FAMILIES = (
         "every row",
     ),
     Family("Cohere Command R", {"cohere": _FULL}, "every row"),
-    Family("Mixtral", {"mixtral": PlanRule(a.window, _LOCAL_EXPERTS)}, "every row; experts cache nothing"),
+    Family("Mixtral", {"mixtral": PlanRule(a.window, _LOCAL_EXPERTS)}, _SPARSE),
     Family(
         "Qwen3-MoE",
         {"qwen3_moe": PlanRule(a.qwen_experts, Experts("num_experts", "moe_intermediate_size", f.stepped))},
-        "every row; experts cache nothing",
+        _SPARSE,
     ),
     Family("DeepSeek-V2, -V3", {"deepseek_v2": _LATENT, "deepseek_v3": _LATENT}, "one latent and one rotary key a row"),
     # sliding windows, alone or beside full attention
@@ -151,7 +150,7 @@ FAMILIES = (
                 aliases={"sliding_window_pattern": "_sliding_window_pattern"},
             ),
         },
-        "windows beside every row",
+        _MIXED,
     ),
     Family(
         "gpt-oss",
@@ -162,7 +161,7 @@ FAMILIES = (
                 aliases={"num_local_experts": "num_experts", "num_experts_per_tok": "experts_per_token"},
             )
         },
-        "windows beside every row",
+        _MIXED,
     ),
     Family(
         "Llama 4",
@@ -186,9 +185,9 @@ FAMILIES = (
                 harmless=frozenset({"order_of_interleaved_layers", "use_embedding_sharing", "use_parallel_block"}),
             )
         },
-        "windows beside every row",
+        _MIXED,
     ),
-    Family("OLMo 3", {"olmo3": PlanRule(typed(p.one_in(4)), gated)}, "windows beside every row"),
+    Family("OLMo 3", {"olmo3": PlanRule(typed(p.one_in(4)), gated)}, _MIXED),
     # rows beside which there is something else
     Family(
         "Gemma-3n, -4",
@@ -215,11 +214,9 @@ FAMILIES = (
                 assumes=frozenset({"num_experts", "num_experts_per_tok"}),
             )
         },
-        f"{_STATES}, and rows",
+        _HYBRID,
     ),
-    Family(
-        "Bamba", {"bamba": PlanRule(typed(_LISTED_ATTENTION, linear_attention=_mamba2), gated)}, f"{_STATES}, and rows"
-    ),
+    Family("Bamba", {"bamba": PlanRule(typed(_LISTED_ATTENTION, linear_attention=_mamba2), gated)}, _HYBRID),
     Family(
         "Granite 4",
         {
@@ -229,13 +226,13 @@ FAMILIES = (
                 aliases={"layer_types": "layers_block_type"},
             )
         },
-        f"{_STATES}, and rows",
+        _HYBRID,
     ),
-    Family("Nemotron-H", _unplanned("nemotron_h"), f"{_STATES}, and rows"),
+    Family("Nemotron-H", _unplanned("nemotron_h"), _HYBRID),
     Family(
         "Falcon-H1",
         {"falcon_h1": PlanRule(every(a.hybrid_layer), gated, harmless=frozenset({"mlp_expansion_factor"}))},
-        f"{_STATES}, and rows",
+        _HYBRID,
     ),
     Family(
         "Qwen3-Next, Qwen3.5",
@@ -243,10 +240,10 @@ FAMILIES = (
             "qwen3_next": PlanRule(_GATED_DELTA_LAYERS, _SHARED_EXPERT),
             "qwen3_5_text": PlanRule(_GATED_DELTA_LAYERS, gated),
         },
-        f"{_STATES}, and rows",
+        _HYBRID,
     ),
     Family("Kimi Linear", _unplanned("kimi_linear"), f"{_STATES}, and latent rows"),
-    Family("OLMo Hybrid", _unplanned("olmo_hybrid"), f"{_STATES}, and rows"),
+    Family("OLMo Hybrid", _unplanned("olmo_hybrid"), _HYBRID),
     Family(
         "LFM2",
         {
@@ -273,9 +270,9 @@ FAMILIES = (
                 ),
             )
         },
-        f"{_STATES}, and rows",
+        _HYBRID,
     ),
-    Family("Zamba2", _unplanned("zamba2"), f"{_STATES}, and rows"),
+    Family("Zamba2", _unplanned("zamba2"), _HYBRID),
     Family("Mamba, Mamba-2", {"mamba": _MAMBA, "mamba2": _MAMBA2}, _STATES),
     Family("Falcon-Mamba", {"falcon_mamba": _MAMBA}, _STATES),
     # an encoder beside the decoder
@@ -299,74 +296,34 @@ FAMILIES = (
         MROPE,
     ),
     Family("GLM-4.1V", _unplanned("glm4v"), "every row; image offsets in the model", MROPE),
-    Family("MiniMax-Text-01", _unplanned("minimax"), f"{_STATES}, and rows", _OWN, by_type=True),
+    Family("MiniMax-Text-01", _unplanned("minimax"), _HYBRID, _OWN, by_type=True),
     Family("xLSTM", _unplanned("xlstm"), _STATES, _OWN, by_type=True),
     Family("RWKV", _unplanned("rwkv"), _STATES, _OWN, by_type=True),
     Family("Reformer", _unplanned("reformer"), "buckets and hidden states", _OWN, by_type=True),
     Family("XLNet", _unplanned("xlnet"), "hidden states", _OWN, by_type=True),
     # counted by a plan alone: a capture tests itself first
-    Family("Gemma", {"gemma": _FULL}, "every row", tried=False),
-    Family("GLM-4", {"glm4": _FULL}, "every row", tried=False),
-    Family("Granite", {"granite": _FULL}, "every row", tried=False),
-    Family("OLMo 2", {"olmo2": _FULL}, "every row", tried=False),
-    Family("StableLM", {"stablelm": _FULL}, "every row", tried=False),
-    Family("Phi", {"phi": PlanRule(every(a.full_layer), plain("intermediate_size"))}, "every row", tried=False),
-    Family(
+    _untried("Gemma", gemma=_FULL),
+    _untried("GLM-4", glm4=_FULL),
+    _untried("Granite", granite=_FULL),
+    _untried("OLMo 2", olmo2=_FULL),
+    _untried("StableLM", stablelm=_FULL),
+    _untried("Phi", phi=PlanRule(every(a.full_layer), plain("intermediate_size"))),
+    _untried(
         "GPT-BigCode, StarCoder",
-        {
-            "gpt_bigcode": PlanRule(
-                every(a.full_layer),
-                plain("n_inner", times=4),
-                a.bigcode_shape,
-                harmless=frozenset({"pre_allocate_kv_cache"}),
-                positions=True,
-            )
-        },
         "every row of one head",
-        tried=False,
+        gpt_bigcode=replace(_GPT2, shape=a.bigcode_shape, harmless=frozenset({"pre_allocate_kv_cache"})),
     ),
-    Family("SmolLM3", {"smollm3": PlanRule(typed(p.smollm3), gated)}, "every row", tried=False),
-    Family(
-        "Ministral",
-        {"ministral": PlanRule(typed(p.windows), gated), "ministral3": _WINDOW},
-        "windows beside every row",
-        tried=False,
-    ),
-    Family(
-        "Qwen2-MoE",
-        {"qwen2_moe": PlanRule(a.qwen_experts, _SHARED_EXPERT)},
-        "every row; experts cache nothing",
-        tried=False,
-    ),
-    Family(
-        "OLMoE",
-        {"olmoe": PlanRule(every(a.full_layer), Experts("num_experts", "intermediate_size"))},
-        "every row; experts cache nothing",
-        tried=False,
-    ),
-    Family(
-        "Granite MoE",
-        {"granitemoe": PlanRule(every(a.full_layer), _LOCAL_EXPERTS)},
-        "every row; experts cache nothing",
-        tried=False,
-    ),
-    Family(
-        "MiniMax-M2",
-        {"minimax_m2": PlanRule(every(a.full_layer), _LOCAL_EXPERTS)},
-        "every row; experts cache nothing",
-        tried=False,
-    ),
-    Family(
-        "GLM-4-MoE",
-        {"glm4_moe": PlanRule(every(a.full_layer), _DEEPSEEK)},
-        "every row; experts cache nothing",
-        tried=False,
-    ),
-    Family(
+    _untried("SmolLM3", smollm3=PlanRule(typed(p.smollm3), gated)),
+    _untried("Ministral", _MIXED, ministral=PlanRule(typed(p.windows), gated), ministral3=_WINDOW),
+    _untried("Qwen2-MoE", _SPARSE, qwen2_moe=PlanRule(a.qwen_experts, _SHARED_EXPERT)),
+    _untried("OLMoE", _SPARSE, olmoe=PlanRule(every(a.full_layer), Experts("num_experts", "intermediate_size"))),
+    _untried("Granite MoE", _SPARSE, granitemoe=PlanRule(every(a.full_layer), _LOCAL_EXPERTS)),
+    _untried("MiniMax-M2", _SPARSE, minimax_m2=PlanRule(every(a.full_layer), _LOCAL_EXPERTS)),
+    _untried("GLM-4-MoE", _SPARSE, glm4_moe=PlanRule(every(a.full_layer), _DEEPSEEK)),
+    _untried(
         "Qwen3.5-MoE",
-        {"qwen3_5_moe_text": PlanRule(_GATED_DELTA_LAYERS, replace(_SHARED_EXPERT, where=f.everywhere))},
-        f"{_STATES}, and rows",
-        tried=False,
+        _HYBRID,
+        qwen3_5_moe_text=PlanRule(_GATED_DELTA_LAYERS, replace(_SHARED_EXPERT, where=f.everywhere)),
     ),
 )
 # families that tests capture, or see refused

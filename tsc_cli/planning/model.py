@@ -13,9 +13,9 @@ from tsc_cli.checkpoints.config_fields import Fields, shown
 from tsc_cli.model_families.attention import Shape
 from tsc_cli.model_families.config_class import ConfigClass, config_class
 from tsc_cli.model_families.families import RULES, SYNONYMS, WRAPPERS
-from tsc_cli.model_families.harmless import HARMLESS
+from tsc_cli.model_families.known_fields import ASSUMED, HARMLESS
 from tsc_cli.model_families.layers import Layer
-from tsc_cli.model_families.plan_rule import ASSUMED, PlanRule
+from tsc_cli.model_families.plan_rule import PlanRule
 from tsc_cli.model_store.config_file import Config
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
