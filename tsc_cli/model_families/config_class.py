@@ -1,7 +1,7 @@
 """What transformers' configuration class of a model type says: defaults of its fields, and their other names.
 
-The source is parsed instead of imported: importing one configuration class imports torch, which takes fifty times as
-long, and `tsc plan` needs nothing else of either.
+The source is parsed instead of imported: importing one configuration class imports torch, which takes seconds where
+parsing takes a tenth of one, and `tsc plan` needs nothing else of either.
 """
 
 from __future__ import annotations
