@@ -53,8 +53,3 @@ def test_every_extra_that_an_error_names_is_one() -> None:
     assert {extra for _, _, extra in CASES.values()} <= extras.keys()
     (pulled,) = (line for line in extras["test"] if line.startswith("tsc-kv["))
     assert {extra for _, _, extra in CASES.values()} == set(re.findall(r"\w+", pulled.removeprefix("tsc-kv")))
-
-
-def test_the_demo_of_the_readme_needs_nothing_that_its_line_leaves_out() -> None:
-    (line,) = (line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.endswith("tsc demo"))
-    assert "'.[gguf]'" in line  # the default model comes as a GGUF file
