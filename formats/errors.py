@@ -6,6 +6,9 @@ wrong" (2) from "this file is damaged" (3) without parsing text.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class TscError(Exception):
     """Something that `tsc` can name: what happened, where, and what to do next.
@@ -97,3 +100,22 @@ class PromiseError(TscError):
     """The asked tier or quality cannot be met."""
 
     exit_code = 4
+
+
+@contextlib.contextmanager
+def optional_packages(extra: str, purpose: str) -> Iterator[None]:
+    """Turn the failing import of a package that is not installed into one line that says how to install it.
+
+    Args:
+        extra: of this project, which installs the package: crypto, gguf, plot.
+        purpose: what needs it, as the subject of a sentence.
+    Raises:
+        UsageError: a package that is imported within is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise UsageError(
+            f"{purpose} needs {package}, which is not installed", hint=f"pip install 'tsc-kv[{extra}]'"
+        ) from error

@@ -1,4 +1,4 @@
-"""A small model of every family in `tsc_cli.huggingface.families`: real config classes, random weights, windows of 8.
+"""A small model of every family in `tsc_cli.model_families`: real config classes, random weights, windows of 8.
 
 Weights are larger than at initialization: with those, many a random model repeats one token for ever, or hardly looks
 at its cache, and a wrong restore would not show.
@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from tests.models import LONGROPE
-from tsc_cli.huggingface import families
+from tsc_cli.model_families.families import TRIED
 
-TABLE = {family.name: family for family in families.FAMILIES}
+TABLE = {family.name: family for family in TRIED}
 
 VOCABULARY = 120
 PROMPT = torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -111,7 +111,7 @@ class Sample:
     """One small model.
 
     Attributes:
-        family: the name in the table of `tsc_cli.huggingface.families`.
+        family: the name in the table of `tsc_cli.model_families.families`.
         chunk: tokens of the prompt in one forward pass; models with states are fed it in one all the same.
         scale: what weight matrices are multiplied by.
     """

@@ -1,4 +1,8 @@
-"""Configs for `tsc plan`: published ones, as far as they matter, and a small one of every known model type."""
+"""Configs for `tsc plan`: published ones, as far as they matter, and a small one of every known model type.
+
+The small configs are not those of `tests.families`: a capture wants all kinds of layers listed in a model of two, and a
+plan wants what configs leave out, so that it is derived.
+"""
 
 from __future__ import annotations
 

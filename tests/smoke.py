@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TORCH = "2.13.0"
+EXTRAS = ("crypto", "gguf", "plot")
 _FLOOR = re.compile(r"(?P<name>[\w.-]+)>=(?P<version>[\d.]+)")
 _SHOWN = (
     "transformers",
@@ -73,7 +74,8 @@ SHARE = (
 def requirements(project: dict[str, object], torch: str, *, oldest: bool) -> list[str]:
     """What pip is asked for: each range as it stands, or the version that it begins with."""
     found = []
-    for line in project["dependencies"]:  # type: ignore[attr-defined]
+    extras: dict[str, list[str]] = project["optional-dependencies"]  # type: ignore[assignment]
+    for line in [*project["dependencies"], *(line for name in EXTRAS for line in extras[name])]:  # type: ignore[misc]
         floor = _FLOOR.match(line)
         if floor is None:
             raise SystemExit(f"pyproject.toml: {line!r} has no floor")

@@ -68,7 +68,7 @@ def test_the_picture_shows_every_row_of_the_measurement(tmp_path: Path) -> None:
 def test_the_readme_gives_exactly_two_setup_lines() -> None:
     lines = [line for line in README.splitlines() if line.startswith(SETUP)]
     assert [line.removeprefix(SETUP) for line in lines] == [
-        ". && .venv/bin/tsc demo",
+        "'.[gguf]' && .venv/bin/tsc demo",  # the default model is a GGUF file
         "-e '.[test]' && .venv/bin/python -m pytest -n 2 --dist loadfile",
     ]
 

@@ -20,7 +20,7 @@ from tests.families import DTYPES, PROMPT, REFUSED, SUPPORTED, TABLE
 from tests.family_runs import STEPS, capture_small, tokens_after
 from tests.test_foreign import build
 from tsc_cli import compress, verify
-from tsc_cli.huggingface import families
+from tsc_cli.model_families import families
 from tsc_cli.session.capture import capture_to_file
 from tsc_cli.session.decode_loop import CaptureOptions
 from tsc_cli.verification.verify import VerifyOptions

@@ -513,7 +513,7 @@ def test_every_family_passes_the_drill_once(family: str, monkeypatch: pytest.Mon
 
 
 def test_a_model_that_keeps_state_in_its_modules_is_found_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tsc_cli.huggingface.families.refusal_of", lambda model_type: None)
+    monkeypatch.setattr("tsc_cli.model_families.families.refusal_of", lambda model_type: None)
     model = REFUSED["recurrent_gemma"].build(torch.float32)
     with pytest.raises(UnsupportedCacheError, match="RecurrentGemmaForCausalLM"):
         capture(model, PROMPT, steps=1)

@@ -13,10 +13,12 @@ import pytest
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.limits import MAX_ROWS
 from tests.plan_models import DEEPSEEK_V3, GEMMA_3_27B, LLAMA_3_8B, MISTRAL_7B_V01, QWEN3_8B, SMALL
+from tsc_cli.model_families.config_class import config_class
+from tsc_cli.model_families.families import RULES
+from tsc_cli.model_families.known_fields import ASSUMED
 from tsc_cli.model_store import default_model
 from tsc_cli.model_store.config_file import Config
 from tsc_cli.planning import quantities
-from tsc_cli.planning.architectures import ARCHITECTURES
 from tsc_cli.planning.costs import Means, at_context
 from tsc_cli.planning.model import understand
 
@@ -172,8 +174,11 @@ ODD: list[Any] = [None, True, False, -1, 0, 1, 3, 1.5, 1e300, 10**9, 10**18, "",
 @pytest.mark.parametrize("model_type", SMALL)
 def test_no_value_of_any_field_is_a_bug(model_type: str) -> None:
     """A wrong value is an error by name or changes the figures; it is never an exception of another kind."""
-    config = {"model_type": model_type, "dtype": "bfloat16", **ARCHITECTURES[model_type].defaults, **SMALL[model_type]}
-    for name in [*config, *ARCHITECTURES[model_type].aliases, "layer_types", "no_rope_layers", "mlp_only_layers"]:
+    rule, known = RULES[model_type], config_class(model_type)
+    assert known is not None
+    assumed = {name: known.defaults[name] for name in ASSUMED | rule.assumes if name in known.defaults}
+    config = {"model_type": model_type, "dtype": "bfloat16", **assumed, **SMALL[model_type]}
+    for name in [*config, *rule.aliases, *known.aliases, "layer_types", "no_rope_layers", "mlp_only_layers"]:
         for value in ODD:
             changed = {**config, name: value}
             said = ""

@@ -15,10 +15,12 @@ import transformers
 from formats.errors import CorruptError, UnsupportedFileError
 from tests import models
 from tests.plan_models import SMALL
+from tsc_cli.model_families.config_class import config_class
+from tsc_cli.model_families.families import RULES, SYNONYMS, WRAPPERS
+from tsc_cli.model_families.known_fields import ASSUMED
+from tsc_cli.model_families.layers import Layer
 from tsc_cli.model_store.config_file import Config
-from tsc_cli.planning.architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
 from tsc_cli.planning.costs import cache_bytes
-from tsc_cli.planning.layers import Layer
 from tsc_cli.planning.model import Model, understand
 
 TOKENS = 24  # more than any window of the small models
@@ -72,8 +74,8 @@ def compare(planned: Model, model: Any) -> None:
 
 
 def test_every_known_type_has_a_small_model() -> None:
-    assert set(SMALL) == set(ARCHITECTURES)
-    assert set(WRAPPERS.values()) | set(SYNONYMS.values()) <= set(ARCHITECTURES)
+    assert set(SMALL) == set(RULES)
+    assert set(WRAPPERS.values()) | set(SYNONYMS.values()) <= set(RULES)
 
 
 @pytest.mark.parametrize("model_type", SMALL)
@@ -87,16 +89,24 @@ def test_bytes_and_matrices_are_those_of_the_model(model_type: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("model_type", SMALL)
-def test_defaults_are_those_of_the_configuration_class(model_type: str) -> None:
-    architecture = ARCHITECTURES[model_type]
-    made = transformers.CONFIG_MAPPING[model_type]
-    config = made()
-    assert config.tie_word_embeddings == architecture.tied
-    for name, value in architecture.defaults.items():
-        if name in ("sliding_window_pattern", "full_attention_interval"):
-            continue  # read by the class, and not kept: the small models are built without them
-        stated = inspect.getattr_static(made, name, getattr(config, name, None))
-        assert (stated if not callable(stated) and stated is not None else getattr(config, name)) == value, name
+def test_a_parsed_configuration_class_says_what_the_imported_one_does(model_type: str) -> None:
+    known, imported = config_class(model_type), transformers.CONFIG_MAPPING[model_type]
+    config = imported()
+    assert known is not None
+    assert known.defaults.get("tie_word_embeddings", False) == config.tie_word_embeddings
+    assert known.aliases == imported.attribute_map
+    for name in ASSUMED | RULES[model_type].assumes:
+        declared = inspect.getattr_static(imported, name, None)
+        if declared is not None and not callable(declared) and not isinstance(declared, property):
+            assert known.defaults[name] == declared, name
+        elif name in known.defaults and hasattr(config, name):
+            # filled from other fields, or set by a validator
+            assert known.defaults[name] in (None, "auto", getattr(config, name)), name
+
+
+def test_a_class_that_is_not_there_is_not_known() -> None:
+    assert config_class("no_such_model") is None
+    assert config_class("gemma3") is not None  # found by the type that it states, beside gemma3_text
 
 
 @pytest.mark.parametrize("model_type", SMALL)

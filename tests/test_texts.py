@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from tests import models
 from tsc_cli import capture, text_input
 from tsc_cli.text_format import printable
 
+ROOT = Path(__file__).parent.parent
 BROKEN = "h\udce9llo"  # what Python makes of the byte E9 on the command line
 HALF = "h\ud800llo"
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -235,3 +237,28 @@ def test_shown() -> None:
     assert text_input.shown("n\udce9") == "n\\xe9"
     assert text_input.shown(HALF) == "h\\xed\\xa0\\x80llo"
     assert printable("a\udcc2\udc9bb") == "a\\x9bb"  # the bytes of a control character of terminals
+
+
+def at_a_terminal(width: int, *words: str) -> str:
+    """What a command writes to a terminal of so many columns."""
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "COLUMNS": str(width)}
+    command = [sys.executable, "-m", "tsc_cli", *words]
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, cwd=ROOT, env=environment) as running:
+        os.close(theirs)
+        parts = []
+        with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
+            while part := os.read(ours, 1 << 16):
+                parts.append(part)
+        assert running.wait() == 0
+    os.close(ours)
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def test_tables_of_a_narrow_terminal_are_not_broken() -> None:
+    wide, narrow = at_a_terminal(200, "tiers"), at_a_terminal(40, "tiers")
+    assert max(map(len, wide.splitlines())) > 40
+    assert max(map(len, narrow.splitlines())) <= 40
+    # every cell is there, each word in one piece; rules and the names of the first columns are not
+    lost = {word for word in wide.split() if set(word) != {"-"}} - set(narrow.split())
+    assert lost == {"tier", "verdict"}

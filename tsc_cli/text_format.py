@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -36,12 +39,19 @@ def ratio(value: float) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """An aligned table: the first column to the left, columns of numbers to the right."""
+    """Lay out a table: the first column to the left, columns of numbers to the right.
+
+    A table that is wider than the terminal gets a block of lines for each row.  This is not `rich.table`: that folds
+    the cells of a narrow table within numbers, and importing it takes longer than `tsc inspect` may.
+    """
     lines = [list(head)] if head else []
     lines += [[printable(cell) for cell in row] for row in rows]
     if not lines:
         return ""
-    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    room = _terminal_width()
+    if room is not None and sum(widths) + 2 * (len(widths) - 1) > room:
+        return _blocks(lines[1:] if head else lines, head, room)
     right = [at > 0 and all(_numeric(row[at]) for row in rows) for at in range(len(widths))]
     text = [
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
@@ -50,6 +60,26 @@ def columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     if head:
         text.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(text)
+
+
+def _terminal_width() -> int | None:
+    """The columns of the terminal that stdout is; None for a file or a pipe, which rows of any length suit."""
+    if sys.stdout is None or sys.stdout.closed or not sys.stdout.isatty():
+        return None
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def _blocks(rows: Sequence[Sequence[str]], head: Sequence[str], room: int) -> str:
+    """A row as its first cell, and below it a line for each other cell that is not empty, with the column's name."""
+    name_width = max(map(len, head[1:]), default=0)
+    lines: list[str] = []
+    for row in rows:
+        names = head or [""] * len(row)
+        cells = [row[0]]
+        cells += [f"  {name:{name_width}}  {cell}" for name, cell in zip(names[1:], row[1:], strict=True) if cell]
+        for cell in filter(None, cells):
+            lines += textwrap.wrap(cell, room, subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _numeric(cell: str) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from formats.errors import CorruptError, LimitError, LockedError, UnsupportedFileError, UsageError
+from formats.errors import CorruptError, LimitError, LockedError, UnsupportedFileError, UsageError, optional_packages
 
 KEY_BYTES, SALT_BYTES, CHECK_BYTES, TAG_BYTES, NONCE_BYTES = 32, 16, 8, 16, 12
 SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 17, 8, 1  # of scheme 2, for ever: 128 MiB, about half a second
@@ -100,7 +100,8 @@ class Secret:
             return self._value
         known, stretched = self._stretched  # taken once: another thread may stretch for another file
         if known != salt:
-            from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+            with optional_packages("crypto", "encryption"):
+                from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
             try:
                 kdf = Scrypt(salt=salt, length=KEY_BYTES, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P)
@@ -120,9 +121,10 @@ class Cipher:
     """The key of one writing of one file."""
 
     def __init__(self, secret: Secret, file_id: bytes, salt: bytes) -> None:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-        from cryptography.hazmat.primitives.hashes import SHA256
-        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+        with optional_packages("crypto", "encryption"):
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+            from cryptography.hazmat.primitives.hashes import SHA256
+            from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
         kdf = HKDF(algorithm=SHA256(), length=KEY_BYTES + CHECK_BYTES, salt=salt, info=_INFO + file_id)
         derived = kdf.derive(secret.master(salt))

@@ -1,6 +1,6 @@
 """Other projects' KV-cache quantizers, to be measured beside our own codecs on the same cache.
 
-All are optional (`pip install 'tsc-kv[peers]'`) and imported when they are first run.
+All are optional (`pip install 'tsc-kv[bench]'`) and imported when they are first run.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.errors import UsageError
+from tsc_cli import figures
 from tsc_cli.text_format import plain
 
 _MARKERS = {"published": "o", "promised": "D", "hand": "s", "klt": "D", "baseline": "s", "peer": "o"}
@@ -33,12 +34,7 @@ def draw(documents: Sequence[tuple[str, Mapping[str, Any]]], outputs: Sequence[P
     rows = [(name, row) for name, facts in documents for row in facts["rows"] if "kl_mean" in row]
     if not rows:
         raise UsageError("no row was measured: there is nothing to draw")
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
+    plt = figures.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), constrained_layout=True)
     groups = list(dict.fromkeys((name, row["kind"]) for name, row in rows))
     colours = plt.get_cmap("tab10")
@@ -68,10 +64,7 @@ def draw(documents: Sequence[tuple[str, Mapping[str, Any]]], outputs: Sequence[P
     _name(right, [(row["label"], row["ratio_trace"], row["top1"]) for row in named])
     if title:
         figure.suptitle(title)
-    for path in outputs:
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=metadata)
-    plt.close(figure)
+    figures.save(figure, outputs)
 
 
 def _bar(row: Mapping[str, Any]) -> float:

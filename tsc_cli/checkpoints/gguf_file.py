@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from formats.errors import CorruptError, LimitError, StorageError, UnsupportedFileError
+from formats.errors import CorruptError, LimitError, StorageError, UnsupportedFileError, optional_packages
 from formats.limits import MIB
 
 from .json_files import require_memory
@@ -171,7 +171,8 @@ class _Reader:
 @functools.cache
 def _encoding(kind: int) -> Encoding:
     """How the tensors of a GGML type are stored; one that is unknown here can be stepped over, not read."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+    with optional_packages("gguf", "a GGUF file"):
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     try:
         known = GGMLQuantizationType(kind)

@@ -16,8 +16,9 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 from formats.errors import UnsupportedCacheError
 from formats.trace.geometry import DTYPE_BYTES, Geometry
 from formats.trace.recorder import Rows
+from tsc_cli.model_families import families
 
-from . import cache_layers, families
+from . import cache_layers
 from .adapter import ModelAdapter
 
 

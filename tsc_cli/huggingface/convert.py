@@ -15,8 +15,9 @@ from formats.file import loss
 from formats.trace.geometry import LayerSpec
 from formats.trace.recorder import Rows
 from tsc_cli.huggingface.fingerprint import fingerprint
+from tsc_cli.model_families import families
 
-from . import cache_layers, caches, families, probe_run
+from . import cache_layers, caches, probe_run
 from .adapter import ModelAdapter
 from .prompts import TokenIds, as_ids, by_row, padding_of
 from .self_test import require_restorable

@@ -12,8 +12,9 @@ import torch
 
 from formats import Recorder, TraceBuilder
 from formats.errors import TscError, UnsupportedCacheError
+from tsc_cli.model_families import families
 
-from . import caches, families, probe_run
+from . import caches, probe_run
 from .adapter import ModelAdapter
 from .generation import feed
 from .prompts import by_row

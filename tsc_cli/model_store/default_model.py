@@ -44,7 +44,9 @@ def ensure(say: Say, stage: Stage = no_stage) -> Path:
 
 
 def _build(scratch: Path, target: Path, say: Say, stage: Stage) -> None:
-    from .gguf_conversion import convert
+    from .gguf_conversion import convert, require_packages
+
+    require_packages()
 
     require_room(scratch, _NEEDED, "the default model")
     gguf = default_source.fetch(scratch, say, stage)

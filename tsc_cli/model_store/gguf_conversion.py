@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from formats.errors import CorruptError, TscError, UnsupportedFileError, UsageError
+from formats.errors import CorruptError, TscError, UnsupportedFileError, UsageError, optional_packages
 from tsc_cli.libraries import quiet_libraries
 from tsc_cli.progress import Progress, Say, Stage
 
@@ -73,6 +73,13 @@ def header_of(parts: list[Path]) -> Header:
     return Header(values * (2 if halves else 4) + _TOKENIZER)
 
 
+def require_packages() -> None:
+    """Raise UsageError unless the packages are installed by which transformers loads GGUF files."""
+    with optional_packages("gguf", "converting a GGUF file"):
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+
+
 def convert(parts: list[Path], built: Path, say: Say, stage: Stage) -> None:
     """Dequantize through transformers' own GGUF loading, store what it gives, and compare what was stored with it.
 
@@ -84,6 +91,7 @@ def convert(parts: list[Path], built: Path, say: Say, stage: Stage) -> None:
         UsageError: transformers cannot load the file, or the file does not hold the whole model.
         StorageError: the folder does not fit on the disk.
     """
+    require_packages()
     shown = parts[0].name
     header = header_of(parts)
     joined = sum(part.stat().st_size for part in parts) if len(parts) > 1 else 0

@@ -104,15 +104,9 @@ def _pip_settings() -> Mapping[str, str]:
     if named == os.devnull:
         return {}
     home, user = Path.home(), Path(platformdirs.user_config_dir("pip", appauthor=False, roaming=True))
-    name = "pip.ini" if os.name == "nt" else "pip.conf"
+    name = "pip.conf"
     system = [Path(folder, "pip", name) for folder in platformdirs.site_config_dir(multipath=True).split(os.pathsep)]
-    files = [
-        *system,
-        Path("/etc") / name,
-        home / (".pip" if os.name != "nt" else "pip") / name,
-        user / name,
-        Path(sys.prefix) / name,
-    ]
+    files = [*system, Path("/etc") / name, home / ".pip" / name, user / name, Path(sys.prefix) / name]
     found: dict[str, str] = {}
     for file in [*files, *([Path(named)] if named else [])]:
         parser = ConfigParser(interpolation=None)

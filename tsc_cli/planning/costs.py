@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .layers import Layer
+from tsc_cli.model_families.layers import Layer
+
 from .model import DTYPE_BYTES, Model
 from .rates import Rate, rates
 
@@ -78,12 +79,12 @@ def prefill_flops(model: Model, context: int, active: int | None = None) -> dict
     if weights is None:
         return None
     head = known.head if known is not None else 0
-    found = {
+    parts = {
         "weights": 2 * weights * context,
         "attention": sum(2 * layer.pair_size * layer.pairs(context) for layer in model.layers),
         "logits": 2 * head,
     }
-    return {**found, "total": sum(found.values())}
+    return {**parts, "total": sum(parts.values())}
 
 
 def at_context(model: Model, context: int, means: Means) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def at_context(model: Model, context: int, means: Means) -> dict[str, Any]:
 
 def _stored(model: Model, context: int, rate: Rate, means: Means, seconds: float | None) -> dict[str, Any]:
     size = cache_bytes(model, context, None if rate.basis == "exact" else rate.bits)
-    found: dict[str, Any] = {
+    stored: dict[str, Any] = {
         "name": rate.name,
         "bits_per_value": rate.bits,
         "kl": rate.kl,
@@ -117,14 +118,14 @@ def _stored(model: Model, context: int, rate: Rate, means: Means, seconds: float
         "bytes_all_users": size * means.users,
     }
     if means.memory is not None:
-        found["users_that_fit"] = (means.memory - means.weights) // size
-        found["all_users_fit"] = found["users_that_fit"] >= means.users
+        stored["users_that_fit"] = (means.memory - means.weights) // size
+        stored["all_users_fit"] = stored["users_that_fit"] >= means.users
     if means.bandwidth is not None:
-        found["transfer_seconds"] = size / means.bandwidth
+        stored["transfer_seconds"] = size / means.bandwidth
     if seconds is not None:
         # as fast as recomputing at this bandwidth, faster above it
-        found["break_even_bytes_per_second"] = size / seconds
-    return found
+        stored["break_even_bytes_per_second"] = size / seconds
+    return stored
 
 
 def described(layers: Sequence[tuple[int, Layer]], dtype: str) -> list[Mapping[str, Any]]:

@@ -10,13 +10,13 @@ from typing import Any
 from formats.errors import CorruptError, UnsupportedFileError, UsageError
 from formats.limits import MAX_ROWS
 from tsc_cli.checkpoints.config_fields import Fields, shown
+from tsc_cli.model_families.attention import Shape
+from tsc_cli.model_families.config_class import ConfigClass, config_class
+from tsc_cli.model_families.families import RULES, SYNONYMS, WRAPPERS
+from tsc_cli.model_families.known_fields import ASSUMED, HARMLESS
+from tsc_cli.model_families.layers import Layer
+from tsc_cli.model_families.plan_rule import PlanRule
 from tsc_cli.model_store.config_file import Config
-
-from .architecture import Architecture
-from .architectures import ARCHITECTURES, SYNONYMS, WRAPPERS
-from .attention import Shape
-from .harmless import HARMLESS
-from .layers import Layer
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 # fields that would change everything, were they anything else
@@ -55,7 +55,7 @@ class Model:
         dtype: of the cache.
         parameters: None where they are not computed for this model type.
         positions: the longest context that the config states, if it does.
-        assumed: fields that the config leaves out, and what the architecture gives them.
+        assumed: fields that the config leaves out, and transformers' defaults of them for this model type.
         extra_layers: layers for predicting several tokens at once, which the plan leaves out.
     """
 
@@ -70,7 +70,7 @@ class Model:
 
 
 def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = ()) -> Model:
-    """Read a config by the table of architectures.
+    """Read a config by the table of model families.
 
     Args:
         dtype: of the cache; "auto" takes the one that the config states.
@@ -92,42 +92,53 @@ def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = (
         _refuse_unknown(Fields(outer, config.path), ignored)
         values, named = wrapped, wrapped.get("model_type")
         model_type = WRAPPERS[model_type] if named is None else named
-    architecture = _architecture(model_type, inside, config.path)
-    fields = Fields(values, config.path, inside=inside, defaults=architecture.defaults, aliases=architecture.aliases)
-    of = architecture.shape(fields)
-    layers = architecture.layers(fields, of)
-    parameters = _parameters(architecture, fields, of, layers, Fields(outer, config.path))
+    rule, known = _rule(model_type, inside, config.path)
+    assumed = {name: known.defaults[name] for name in ASSUMED | rule.assumes if name in known.defaults}
+    aliases = {**known.aliases, **rule.aliases}
+    fields = Fields(values, config.path, inside=inside, defaults=assumed, aliases=aliases)
+    of = rule.shape(fields)
+    layers = rule.layers(fields, of)
+    tied = bool(known.defaults.get("tie_word_embeddings"))
+    parameters = _parameters(rule, fields, of, layers, Fields(outer, config.path), tied=tied)
     positions = fields.optional("max_position_embeddings", 1, MAX_ROWS)
     extra = max(fields.optional(name, 0) or 0 for name in ("num_nextn_predict_layers", "mtp_num_hidden_layers"))
-    # a field that this architecture has, and that these values of others leave without effect
-    _refuse_unknown(fields, {*ignored, *architecture.harmless, *architecture.defaults})
+    # a field that this model type has, and that these values of others leave without effect
+    _refuse_unknown(fields, {*ignored, *rule.harmless, *assumed})
     if dtype == "auto":
         dtype = _dtype(fields, Fields(outer, config.path))
     return Model(model_type, tuple(layers), of.hidden, dtype, parameters, positions, fields.assumed, extra)
 
 
 def _model_type(values: Mapping[str, Any], path: str) -> str:
-    found = values.get("model_type")
-    if not isinstance(found, str):
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
         raise CorruptError(
-            "field 'model_type': " + ("is missing" if found is None else "a string was expected"),
+            "field 'model_type': " + ("is missing" if model_type is None else "a string was expected"),
             path=path,
             hint="the config.json of a transformers model was expected",
         )
-    return found
+    return model_type
 
 
-def _architecture(model_type: Any, inside: str, path: str) -> Architecture:
+def _rule(model_type: Any, inside: str, path: str) -> tuple[PlanRule, ConfigClass]:
+    """The rule of a model type, and what transformers' configuration class says of it."""
     name = SYNONYMS.get(model_type, model_type) if isinstance(model_type, str) else ""
-    if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, [*ARCHITECTURES, *WRAPPERS], 1, 0.7)
+    if name not in RULES:
+        near = difflib.get_close_matches(name, [*RULES, *WRAPPERS], 1, 0.7)
         raise UnsupportedFileError(
             f"field '{inside}model_type': {shown(model_type)} is not known",
             path=path,
-            hint=f"{'the nearest is ' + near[0] + '; ' if near else ''}docs/plan.md lists those that are, and says how "
-            "to add one",
+            hint=f"{'the nearest is ' + near[0] + '; ' if near else ''}docs/models.md lists those that are, and "
+            "CONTRIBUTING.md says how to add one",
         )
-    return ARCHITECTURES[name]
+    known = config_class(name)
+    if known is None:
+        raise UnsupportedFileError(
+            f"field '{inside}model_type': the installed transformers has no {shown(model_type)}",
+            path=path,
+            hint="a version of transformers that has it gives the defaults of its config",
+        )
+    return RULES[name], known
 
 
 def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:
@@ -142,17 +153,23 @@ def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:
 
 
 def _parameters(
-    architecture: Architecture, fields: Fields, of: Shape, layers: list[Layer], outer: Fields
+    rule: PlanRule, fields: Fields, of: Shape, layers: list[Layer], outer: Fields, *, tied: bool
 ) -> Parameters | None:
-    if architecture.feed_forward is None:
+    """Count the numbers in the matrices of a model, or give None where its type has no rule for them.
+
+    Args:
+        tied: whether embeddings and output share their matrix where the config does not say it.
+    """
+    if rule.feed_forward is None:
         return None
-    parts = architecture.feed_forward(fields, of)
+    parts = rule.feed_forward(fields, of)
     mixing = sum(layer.weights for layer in layers)
     head = fields.integer("vocab_size") * of.hidden
     where = fields if fields.stated("tie_word_embeddings") else outer
-    tied = where.flag("tie_word_embeddings") if where.stated("tie_word_embeddings") else architecture.tied
+    if where.stated("tie_word_embeddings"):
+        tied = where.flag("tie_word_embeddings")
     looked_up = 0 if tied else head
-    if architecture.positions:
+    if rule.positions:
         looked_up += fields.integer("max_position_embeddings") * of.hidden
     return Parameters(
         mixing + sum(part.total for part in parts), mixing + sum(part.active for part in parts), head, looked_up
@@ -162,16 +179,16 @@ def _parameters(
 def _dtype(fields: Fields, outer: Fields) -> str:
     """The dtype that a config states, under its newer or its older name, inside or outside."""
     hint = f"give it with --dtype: {', '.join(DTYPE_BYTES)}"
-    for one in (fields, outer):
-        quantized = one.values.get("quantization_config")
+    for level in (fields, outer):
+        quantized = level.values.get("quantization_config")
         if isinstance(quantized, dict) and quantized.get("kv_cache_scheme") is not None:
-            raise one.unsupported("quantization_config", "its kv_cache_scheme gives the cache another dtype", hint)
-    stated = [(one, name, one.text(name)) for one in (fields, outer) for name in ("dtype", "torch_dtype")]
-    for one, name, text in stated:
+            raise level.unsupported("quantization_config", "its kv_cache_scheme gives the cache another dtype", hint)
+    stated = [(level, name, level.text(name)) for level in (fields, outer) for name in ("dtype", "torch_dtype")]
+    for level, name, text in stated:
         if text is None:
             continue
         plain = text.removeprefix("torch.")
         if plain not in DTYPE_BYTES:
-            raise one.unsupported(name, f"{shown(text)} is not a dtype of a cache", hint)
+            raise level.unsupported(name, f"{shown(text)} is not a dtype of a cache", hint)
         return plain
     raise fields.unsupported("dtype", "is missing", hint)

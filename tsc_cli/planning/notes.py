@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tsc_cli.huggingface.families import family_of
+from tsc_cli.model_families.families import family_of
 from tsc_cli.text_format import size
 
 from .costs import Means, row_values
@@ -77,7 +77,7 @@ def _reading(model: Model, contexts: Sequence[dict[str, Any]]) -> Iterator[str]:
             "compressed in any row. The recurrences are left out of the prefill."
         )
     family = family_of(model.model_type)
-    if family is None:
+    if family is None or not family.tried:
         yield f"tsc was not tried with models of the type {model.model_type}; a capture tests itself first."
     elif family.refused:
         why = family.refused if " " in family.refused else f"layers of the kind {family.refused} cannot be stored yet"

@@ -57,24 +57,24 @@ LOSSLESS: dict[str, float] = {"float32": 1.204, "bfloat16": 1.499, "float16": 1.
 def rates(dtype: str, dtype_bytes: int) -> list[Rate]:
     """Every way of storing a cache of this dtype whose bits are known, the largest first."""
     raw = 8.0 * dtype_bytes
-    found = [Rate("as it is", raw, 0.0, 1.0, "exact", "the dtype")]
+    known = [Rate("as it is", raw, 0.0, 1.0, "exact", "the dtype")]
     if dtype in LOSSLESS:
-        found.append(Rate("lossless", raw / LOSSLESS[dtype], 0.0, 1.0, "measured", "docs/measurements.md"))
-    found += [rate for rate in (*SCALAR, *KLT, *_qualities()) if rate.bits < raw]
-    return sorted(found, key=lambda rate: -rate.bits)
+        known.append(Rate("lossless", raw / LOSSLESS[dtype], 0.0, 1.0, "measured", "docs/measurements.md"))
+    known += [rate for rate in (*SCALAR, *KLT, *_qualities()) if rate.bits < raw]
+    return sorted(known, key=lambda rate: -rate.bits)
 
 
 def _qualities() -> list[Rate]:
     """The qualities of `tsc compress` that lie on the measured ladder, and the first one beyond it."""
     points = [(rate.kl, rate.bits) for rate in KLT]
     coarsest = KLT[-1]
-    found = []
-    for name, kl in sorted(QUALITIES.items(), key=lambda one: one[1]):
+    qualities = []
+    for name, kl in sorted(QUALITIES.items(), key=lambda quality: quality[1]):
         bits = at_kl(points, kl)
         if bits is not None:
-            found.append(Rate(f"klt {name}", bits, kl, None, "interpolated", _LADDER))
+            qualities.append(Rate(f"klt {name}", bits, kl, None, "interpolated", _LADDER))
         elif kl > coarsest.kl:
             # how much smaller a file of a KL still higher may be is not known, so no further quality is listed
-            found.append(Rate(f"klt {name}", coarsest.bits, kl, None, "bound", _LADDER))
+            qualities.append(Rate(f"klt {name}", coarsest.bits, kl, None, "bound", _LADDER))
             break
-    return found
+    return qualities

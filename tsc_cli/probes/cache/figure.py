@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from formats.errors import UsageError
+from tsc_cli import figures
 from tsc_cli.text_format import plain
 
 from .directions import MEAN, PARTS
@@ -33,12 +34,7 @@ def draw(found: Probe, output: Path, title: str) -> None:
     ]
     if not values:
         raise UsageError("no direction could be measured: there is nothing to draw")
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
+    plt = figures.pyplot()
     reach = max(float(np.percentile(np.abs(values), 99)), 0.1)  # one colour scale; a few cells may lie beyond it
     figure, panels = plt.subplots(
         2, len(lines), figsize=(1.35 * len(lines) + 1.8, 7.6), sharey=True, squeeze=False, layout="constrained"
@@ -64,8 +60,7 @@ def draw(found: Probe, output: Path, title: str) -> None:
     bar.set_label("bits a value saved (blue) or cost (red); grey: no figure", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(plain(title), fontsize=10)
-    figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix.lower() == ".svg" else None)
-    plt.close(figure)
+    figures.save(figure, [output])
 
 
 def _grid(found: Probe, line: tuple[str, str], way: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from formats.errors import UsageError
+from tsc_cli import figures
 from tsc_cli.text_format import plain
 
 from .probe import TypeReport
@@ -31,12 +32,7 @@ def draw(reports: Sequence[TypeReport], output: Path, title: str, against: str |
     shown = [one for one in reports if one.values("ratio")][:_MOST]
     if not shown:
         raise UsageError("all matrices are zero: there is nothing to draw")
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "tsc"  # the same figure, the same bytes
+    plt = figures.pyplot()
     wide = min(4, len(shown) + 1)
     high = -(-(len(shown) + 1) // wide)
     figure = plt.figure(figsize=(3.2 * wide, 2.5 * high + 0.9), layout="constrained")
@@ -68,8 +64,7 @@ def draw(reports: Sequence[TypeReport], output: Path, title: str, against: str |
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     left_out = f", {_MOST} of {len(reports)} types" if len(reports) > len(shown) == _MOST else ""
     figure.suptitle(plain(title) + left_out, fontsize=11)
-    figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix.lower() == ".svg" else None)
-    plt.close(figure)
+    figures.save(figure, [output])
 
 
 def _line(axes: Any, one: TypeReport, field: str, label: str, colour: str) -> None:

@@ -14,10 +14,10 @@ from tsc_cli.cli.chat_options import ChatOptions
 from tsc_cli.cli.option_groups import DecodingOptions, EncryptionOptions, ModelToLoad, with_groups
 from tsc_cli.cli.options import MOST_TOKENS, Overwrite
 from tsc_cli.cli.output import Output
-from tsc_cli.huggingface.families import FAMILIES, Family
 from tsc_cli.text_format import columns, printable, ratio, size
 
 if TYPE_CHECKING:
+    from tsc_cli.model_families.families import Family
     from tsc_cli.session.capture import Captured
 
 
@@ -227,7 +227,9 @@ def summary(captured: Captured, reference: int) -> str:
 
 
 def _show_supported(out: Output) -> None:
-    yes, no = ([family for family in FAMILIES if family.status == status] for status in ("yes", "refused"))
+    from tsc_cli.model_families.families import TRIED
+
+    yes, no = ([family for family in TRIED if family.status == status] for status in ("yes", "refused"))
     text = (
         f"{_table(yes)}\n\nRefused before anything runs, for the layer class or the reason in brackets:\n\n"
         f"{_table(no)}\n\nAny other model is captured if all layers of its cache are of classes that the\n"
@@ -242,7 +244,7 @@ def _show_supported(out: Output) -> None:
                 "status": one.status,
                 "refused": one.refused or None,
             }
-            for one in FAMILIES
+            for one in TRIED
         ]
     }
     out.report("tsc.supported/1", facts, text, "\n".join(name for one in yes for name in one.model_types))

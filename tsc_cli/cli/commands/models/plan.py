@@ -142,8 +142,8 @@ def _contexts(model: Model) -> list[int]:
 def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict[str, Any]:
     """What `tsc.plan/1` holds of a model: raw numbers, the unit in the key."""
     from formats.limits import MAX_ROWS
+    from tsc_cli.model_families.layers import runs
     from tsc_cli.planning import costs
-    from tsc_cli.planning.layers import runs
     from tsc_cli.planning.model import DTYPE_BYTES
     from tsc_cli.planning.notes import notes, values_per_dimension
 

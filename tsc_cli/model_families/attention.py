@@ -164,10 +164,10 @@ def typed(pattern: Pattern, **kinds: Kind) -> Rule:
         stated = pattern(fields, of.layers)
         words = fields.words("layer_types", of.layers) or stated
         known = {**_WORDS, **kinds}
-        for number, word in enumerate(words):
+        for layer, word in enumerate(words):
             if word not in known:
                 raise fields.unsupported(
-                    "layer_types", f"layer {number} is of the kind {shown(word)}, which is not known"
+                    "layer_types", f"layer {layer} is of the kind {shown(word)}, which is not known"
                 )
         made = {word: known[word](fields, of) for word in dict.fromkeys(words)}
         return [made[word] for word in words]
@@ -179,7 +179,7 @@ def qwen(fields: Fields, of: Shape) -> list[Layer]:
     """`use_sliding_window` switches windows on, from layer `max_window_layers` on unless `layer_types` says it."""
     used = fields.flag("use_sliding_window") and fields.optional("sliding_window", 1, MAX_ROWS) is not None
     first = fields.integer("max_window_layers", 0, MAX_LAYERS)
-    words = ["sliding_attention" if used and at >= first else "full_attention" for at in range(of.layers)]
+    words = ["sliding_attention" if used and layer >= first else "full_attention" for layer in range(of.layers)]
     return _qwen(fields, of, words, used=used)
 
 

@@ -63,10 +63,10 @@ class Layer:
 
 
 def runs(layers: Iterable[Layer]) -> list[tuple[int, Layer]]:
-    """(how many, layer) of the different layers, the most frequent first."""
+    """Count the layers that are alike: (how many, layer), the most frequent first."""
     ordered = sorted(layers, key=repr)
-    found = [(len(list(same)), layer) for layer, same in groupby(ordered)]
-    return sorted(found, key=lambda one: -one[0])
+    counted = [(len(list(same)), layer) for layer, same in groupby(ordered)]
+    return sorted(counted, key=lambda entry: -entry[0])
 
 
 def attention(
@@ -92,7 +92,7 @@ def attention(
 
 
 def both(rows: Layer, state: Layer) -> Layer:
-    """A layer that keeps the rows of one and the state of the other."""
+    """Join two layers that stand side by side: the rows of the first, the state of the second."""
     return Layer(
         f"{rows.kind}+{state.kind}",
         rows.row_values,

@@ -75,14 +75,14 @@ def after_first(fields: Fields, layers: int) -> list[bool]:
     if (fields.optional("moe_layer_freq", 0) or 1) != 1:
         raise fields.unsupported("moe_layer_freq", "only 1 is known: experts in every layer after the dense ones")
     first = fields.integer("first_k_dense_replace", 0, MAX_LAYERS)
-    return [at >= first for at in range(layers)]
+    return [layer >= first for layer in range(layers)]
 
 
 def stepped(fields: Fields, layers: int) -> list[bool]:
     """Every `decoder_sparse_step`-th layer, but those of `mlp_only_layers` (Qwen)."""
     step = fields.integer("decoder_sparse_step", 1, MAX_LAYERS)
     dense = set(fields.integers("mlp_only_layers", 0, MAX_LAYERS) or [])
-    return [at not in dense and (at + 1) % step == 0 for at in range(layers)]
+    return [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
 
 
 def jamba(fields: Fields, layers: int) -> list[bool]:
@@ -90,7 +90,7 @@ def jamba(fields: Fields, layers: int) -> list[bool]:
     period = fields.integer("expert_layer_period", 1, MAX_LAYERS)
     offset = fields.integer("expert_layer_offset", 0, period - 1)
     many = fields.integer("num_experts") > 1
-    return [many and at % period == offset for at in range(layers)]
+    return [many and layer % period == offset for layer in range(layers)]
 
 
 def llama4(fields: Fields, layers: int) -> list[bool]:
@@ -98,7 +98,7 @@ def llama4(fields: Fields, layers: int) -> list[bool]:
     step = fields.integer("interleave_moe_layer_step", 1, MAX_LAYERS)
     stated = fields.integers("moe_layers", 0, MAX_LAYERS)
     having = set(range(step - 1, layers, step) if stated is None else stated)
-    return [at in having for at in range(layers)]
+    return [layer in having for layer in range(layers)]
 
 
 @dataclass(frozen=True)

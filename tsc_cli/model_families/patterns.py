@@ -19,7 +19,7 @@ def one_in(period: int, other: str = "sliding_attention", *, field: str | None =
 
     def pattern(fields: Fields, layers: int) -> list[str]:
         each = (fields.optional(field, 1, MAX_LAYERS) if field else None) or period
-        return [other if (at + 1) % each else "full_attention" for at in range(layers)]
+        return [other if (layer + 1) % each else "full_attention" for layer in range(layers)]
 
     return pattern
 
@@ -36,7 +36,7 @@ def listed(field: str, other: str, *, missing_means_all: bool) -> Pattern:
     def pattern(fields: Fields, layers: int) -> list[str]:
         stated = fields.integers(field, 0, layers - 1)
         full = set(range(layers) if stated is None and missing_means_all else stated or [])
-        return ["full_attention" if at in full else other for at in range(layers)]
+        return ["full_attention" if layer in full else other for layer in range(layers)]
 
     return pattern
 
@@ -45,7 +45,7 @@ def jamba(fields: Fields, layers: int) -> list[str]:
     """One layer in `attn_layer_period` is full, from `attn_layer_offset` on."""
     period = fields.integer("attn_layer_period", 1, MAX_LAYERS)
     offset = fields.integer("attn_layer_offset", 0, period - 1)
-    return ["full_attention" if at % period == offset else "linear_attention" for at in range(layers)]
+    return ["full_attention" if layer % period == offset else "linear_attention" for layer in range(layers)]
 
 
 def unturned(kind: str, *, turned: str = "full_attention") -> Pattern:
@@ -57,10 +57,10 @@ def unturned(kind: str, *, turned: str = "full_attention") -> Pattern:
 
     def pattern(fields: Fields, layers: int) -> list[str]:
         period = fields.integer("no_rope_layer_interval", 1, MAX_LAYERS)
-        has = fields.integers("no_rope_layers", 0, 1) or [int((at + 1) % period != 0) for at in range(layers)]
+        has = fields.integers("no_rope_layers", 0, 1) or [int((layer + 1) % period != 0) for layer in range(layers)]
         if len(has) < layers:
             raise fields.error("no_rope_layers", f"a list of {layers} numbers, one a layer, was expected")
-        return [turned if has[at] else kind for at in range(layers)]
+        return [turned if has[layer] else kind for layer in range(layers)]
 
     return pattern
 
