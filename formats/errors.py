@@ -6,6 +6,8 @@ wrong" (2) from "this file is damaged" (3) without parsing text.
 
 from __future__ import annotations
 
+from types import TracebackType
+
 
 class TscError(Exception):
     """Something that `tsc` can name: what happened, where, and what to do next.
@@ -97,3 +99,21 @@ class PromiseError(TscError):
     """The asked tier or quality cannot be met."""
 
     exit_code = 4
+
+
+class Locating:
+    """A context in which an error that names no place learns where in which file it arose."""
+
+    def __init__(self, path: str, offset: int | None = None, record: int | None = None) -> None:
+        self._place = (path, offset, record)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, UsageError):  # of what was asked, such as the key, not of a place in the file
+            error.path = error.path or self._place[0]
+        elif isinstance(error, TscError) and error.path is None:
+            error.path, error.offset, error.record = self._place

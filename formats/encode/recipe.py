@@ -17,7 +17,7 @@ from formats.container.encryption import Secret
 from formats.container.records import Part
 from formats.container.writer import Sink
 from formats.errors import UsageError
-from formats.file import loss
+from formats.file import promises
 from formats.file.header import TierHeader
 from formats.file.writer import TraceWriter
 from formats.limits import MAX_BLOCK_BYTES, TARGET_RECORD_RAW
@@ -130,7 +130,7 @@ class Source:
     """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
 
     def __init__(self, trace: Trace) -> None:
-        if lost_by := loss.of_trace(trace):
+        if lost_by := promises.loss_of_trace(trace):
             raise UsageError(
                 f"was compressed already ({lost_by}): what was lost then cannot be told from what was captured",
                 path=trace.path,

@@ -31,7 +31,7 @@ class Decoder(Protocol):
 
 
 class RecordSource(Protocol):
-    """An open file as its blocks need it; `reader.TraceFile` is one.
+    """A file as its blocks need it, such as `reader.TraceFile`.
 
     Attributes:
         path: of the file, for messages.
@@ -40,9 +40,10 @@ class RecordSource(Protocol):
         profile: that its rows are coded with, if they are.
     """
 
-    path: str
-    geometry: Geometry
-
+    @property
+    def path(self) -> str: ...
+    @property
+    def geometry(self) -> Geometry: ...
     @property
     def decoder(self) -> Decoder: ...
     @property
