@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import TracebackType
 
 
 class TscError(Exception):
@@ -119,3 +120,21 @@ def optional_packages(extra: str, purpose: str) -> Iterator[None]:
         raise UsageError(
             f"{purpose} needs {package}, which is not installed", hint=f"pip install 'tsc-kv[{extra}]'"
         ) from error
+
+
+class Locating:
+    """A context in which an error that names no place learns where in which file it arose."""
+
+    def __init__(self, path: str, offset: int | None = None, record: int | None = None) -> None:
+        self._place = (path, offset, record)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, UsageError):  # of what was asked, such as the key, not of a place in the file
+            error.path = error.path or self._place[0]
+        elif isinstance(error, TscError) and error.path is None:
+            error.path, error.offset, error.record = self._place

@@ -67,29 +67,26 @@ def check_header(header: dict[str, object], raw: list[tuple[int, int]], length: 
     """`raw`: what the raw bytes of the trace and of its last snapshot may be; `length`: of the file; `exact`: whether
     MODEL allows that the rows are as captured.
     """
-    required = {"schema", "tier", "created_by", "raw_bytes_trace", "raw_bytes_final", "capture", "quality"}
-    optional = frozenset({"codec", "parameters", "ratio_trace", "ratio_final"})
-    as_object(header, "HEADER", required, optional)
+    sizes = {"raw_bytes_trace", "raw_bytes_final", "ratio_trace", "ratio_final"}
+    as_object(header, "HEADER", {"schema", "tier", "created_by", "capture", "quality", "codec", "parameters"} | sizes)
     need(header["schema"] == "tsc.header/1", "HEADER: schema")
     for name in ("tier", "created_by", "codec"):
-        as_text(header.get(name, ""), f"HEADER: {name}")
-    free_form = [header["capture"], header.get("parameters", {})]
+        as_text(header[name], f"HEADER: {name}")
+    free_form = [header["capture"], header["parameters"]]
     for entry in [*free_form, *as_list(header["quality"], "HEADER: quality", 2**20)]:
         for value in as_object(entry, "HEADER: capture, parameters or quality").values():
             need(not isinstance(value, list | dict), "HEADER: nested value in capture, parameters or quality")
     names = ("raw_bytes_trace", "raw_bytes_final")
     stated = tuple(as_integer(header[name], f"HEADER: {name}", 1, I64_MAX) for name in names)
     need(stated in raw, "HEADER: raw bytes are wrong")
-    need(("ratio_trace" in header) == ("ratio_final" in header), "HEADER: one ratio without the other")
-    if "ratio_trace" in header:
-        for name, raw_bytes in zip(("ratio_trace", "ratio_final"), stated, strict=True):
-            ratio = header[name]
-            if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-                corrupt(f"HEADER: {name} is not a number")
-            need(abs(ratio * length / raw_bytes - 1) <= 0.002, f"HEADER: {name} is wrong")
+    for name, raw_bytes in zip(("ratio_trace", "ratio_final"), stated, strict=True):
+        ratio = header[name]
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+            corrupt(f"HEADER: {name} is not a number")
+        need(abs(ratio * length / raw_bytes - 1) <= 0.002, f"HEADER: {name} is wrong")
     check_tier(as_text(header["tier"], "HEADER: tier"), stated[0], length)
     if header["tier"] == "lossless":
-        need(exact and header.get("codec", "") in ("", "lossless"), "HEADER: tier lossless of rows that lost something")
+        need(exact and header["codec"] in ("", "lossless"), "HEADER: tier lossless of rows that lost something")
 
 
 def check_tier(tier: str, raw_bytes: int, length: int) -> None:

@@ -75,6 +75,8 @@ def read_superblock(data: memoryview) -> bytes:
     if data[4] != 1:
         raise Refused(f"unsupported: major version {data[4]}")
     need(crc32c(data[:60]) == int.from_bytes(data[60:64], "little"), "superblock CRC")
+    if data[8:10] != bytes(2):
+        raise Refused(f"unsupported: minor version {int.from_bytes(data[8:10], 'little')}")
     need(data[10] & 0xFE == 0, "reserved flag")
     need(not any(data[12:16]), "reserved bytes of the superblock")
     need(is_encrypted(data) or not any(data[32:60]), "a lock, or reserved bytes, in a file that is not encrypted")

@@ -16,6 +16,7 @@ from formats.codecs.klt import codec as klt
 from formats.codecs.klt import group, profile, shape, symbols
 from formats.container import encryption, records
 from formats.container.records import RecordType
+from formats.trace import geometry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -100,20 +101,23 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("at most 1 MiB", limits.MAX_JSON_BYTES == 1 << 20),
-        ("nested at most 16 deep", limits.MAX_JSON_DEPTH == 16),
-        ("65,536 code points", limits.MAX_STRING == 65536),
-        ("outside ±(2^63 − 1)", limits.MAX_INTEGER == 2**63 - 1),
-        ("At most 4,096 tensors of at most 8", (limits.MAX_TENSORS, limits.MAX_TENSOR_RANK) == (4096, 8)),
-        ("in all 1 to 4,096", limits.MAX_LAYERS == 4096),
-        ("H, DK, DV, W from 1 to 2^20", limits.MAX_EXTENT == 1 << 20),
-        ("at most 2^26 rows, and 2^26 token ids, in all", limits.MAX_ROWS == 1 << 26),
-        ("`count` from 1 to 2^20", limits.MAX_LABELS_PER_RECORD == 1 << 20),
-        ("at most 2^22 lines over all VIEWS", limits.MAX_SPANS == 1 << 22),
-        ("at most 2^22 snapshots times layers", limits.MAX_COLUMNS == 1 << 22),
+        ("that of a profile) | 1 MiB, nested 16 deep", (limits.MAX_JSON_BYTES, limits.MAX_JSON_DEPTH) == (1 << 20, 16)),
+        ("| 65,536 code points", limits.MAX_STRING == 65536),
+        ("dimensions of a tensor | 4,096; 8 |", (limits.MAX_TENSORS, limits.MAX_TENSOR_RANK) == (4096, 8)),
+        ("| layers of a model; runs of layers in MODEL | 4,096; 4,096 |", limits.MAX_LAYERS == 4096),
+        ("padding of a sequence | 2^20 |", limits.MAX_EXTENT == 1 << 20),
+        ("extents of a state's shape | 16; 6 |", (geometry.MAX_STATES, geometry.MAX_STATE_RANK) == (16, 6)),
+        ("| labelled rows; token ids of all of them | 2^26; 2^26 |", limits.MAX_ROWS == 1 << 26),
+        ("tokens of REFERENCE | 2^20; 2^20 |", limits.MAX_LABELS_PER_RECORD == 1 << 20),
+        (
+            "each sequence has its own | 2^20; 2^22; 2^22 |",
+            (limits.MAX_SNAPSHOTS, limits.MAX_COLUMNS, limits.MAX_NEXT_TOKENS) == (1 << 20, 1 << 22, 1 << 22),
+        ),
+        ("over all VIEWS records | 2^22 |", limits.MAX_SPANS == 1 << 22),
+        ("entries of `quality` | 2^20 |", limits.MAX_SNAPSHOTS == 1 << 20),
         ("| records | 2^20", limits.MAX_RECORDS == 1 << 20),
         ("states, when decoded | 256 MiB", limits.MAX_BLOCK_BYTES == 256 << 20),
-        ("at most 64 records from one to the next", limits.MAX_CHAIN == 64),
+        ("follows from one to the next | 64 |", limits.MAX_CHAIN == 64),
         (
             "256 MiB; and, if over 16 MiB, 1,024 times",
             (limits.MAX_RECORD_RAW, limits.FREE_RAW, limits.MAX_RATIO) == (256 << 20, 16 << 20, 1024),
@@ -130,21 +134,19 @@ def test_the_specification_lists_every_record_type_and_codec() -> None:
             "its raw length, a 128th of that (rounded down) and 4 KiB",
             (limits.FRAME_SHARE, limits.FRAME_MORE) == (128, 4096),
         ),
-        ("window size at most 8 MiB", limits.MAX_WINDOW == 8 << 20),
-        ("This version reads 0 to 5,", records.MINOR == records.LOST_BY == 5),
-        (
-            "and writes 5 where MODEL has `lost_by`, 4 where a file is encrypted, 3 where",
-            (records.LOST_BY, records.ENCRYPTION, records.OWN_TOKENS) == (5, 4, 3),
-        ),
+        ("| window of a zstd frame | 8 MiB |", limits.MAX_WINDOW == 8 << 20),
+        ("Version 1.0.", (records.MAJOR, records.MINOR) == (1, 0)),
+        ("reads and writes minor version 0", records.MINOR == 0),
         (
             "with N = 131,072, r = 8, p = 1",
             (encryption.SCRYPT_N, encryption.SCRYPT_R, encryption.SCRYPT_P) == (131_072, 8, 1),
         ),
         ("| a profile | 1 GiB;", limits.MAX_PROFILE_BYTES == 1 << 30),
         ("fineness (−1,024 to 2,048)", klt.FINENESS == (-1024, 2048)),
-        ("groups (1 to 256)", profile.MAX_GROUPS == 256),
-        ("R from 1 to 2^14", shape.MAX_RANK == 1 << 14),
-        ("at most 64 ascending integers", shape.MAX_BANDS == 64),
+        (
+            "entries of `curve` | 256; 4,096, 2^14 and 64; 256 |",
+            (profile.MAX_GROUPS, shape.MAX_RANK, shape.MAX_BANDS) == (256, 1 << 14, 64),
+        ),
         ("−3,200 to 3,200: of coefficients", group.MAX_SCALE == 3200),
         ("a number from 2^−100 to 2^100", shape.MAX_STEP == 2.0**100),
         ("numbers from −1,024 to 1,024", shape.MAX_FREQUENCY == 1024),

@@ -20,7 +20,7 @@ from formats.encode.recipe import Recipe
 from formats.encode.source import Source
 from formats.encode.write import Header
 from formats.errors import CorruptError, PromiseError, UsageError
-from formats.file import loss, promises, rewrite
+from formats.file import promises, rewrite
 from formats.file.reader import TraceFile
 from formats.repair import recover
 from formats.repair.diagnose import diagnose
@@ -187,7 +187,7 @@ def test_rows_that_are_exact_say_nothing(model: Any, captured: Trace, tmp_path: 
     for path in (tmp_path / "a.tsc", tmp_path / "b.tsc"):
         save(captured if path.name == "a.tsc" else load(tmp_path / "a.tsc"), path)
         assert "lost_by" not in second_reader.read(path.read_bytes()).model
-        assert (load(path).tier, load(path).lost_by, loss.of_trace(captured)) == ("lossless", "", "")
+        assert (load(path).tier, load(path).lost_by, promises.loss_of_trace(captured)) == ("lossless", "", "")
     append(model, [], tmp_path / "b.tsc", steps=1)
     assert (load(tmp_path / "b.tsc").tier, load(tmp_path / "b.tsc").lost_by) == ("lossless", "")
 

@@ -24,8 +24,8 @@ from .records import (
     ENCRYPTED,
     KNOWN_TYPES,
     MAJOR,
+    MINOR,
     MUST_BE_ZERO,
-    RECORD,
     RECORD_BYTES,
     RESERVED_FLAGS,
     SUPERBLOCK,
@@ -34,6 +34,7 @@ from .records import (
     RecordType,
     described,
     signature,
+    unpack_record_header,
 )
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -73,6 +74,8 @@ class RecordReader:
         _, minor, flags, reserved, file_id, lock, crc = SUPERBLOCK.unpack(data)
         if google_crc32c.value(data[:-4]) != crc:
             raise self.corrupt("checksum of the superblock does not match", 0)
+        if minor > MINOR:
+            raise self._unsupported(f"format version {MAJOR}.{minor}", f"version {MAJOR}.{MINOR}")
         if flags & RESERVED_FLAGS or reserved or (any(lock) and not flags & ENCRYPTED):
             raise self.corrupt("reserved bits of the superblock are set", 0)
         if flags & ENCRYPTED:
@@ -103,45 +106,29 @@ class RecordReader:
         if found == want:
             return
         if found[:4] == want[:4] and found[5:] == want[5:]:
-            raise UnsupportedFileError(
-                f"format version {found[4]} is not supported, this reader knows version {MAJOR}",
-                path=self.path,
-                hint="update tsc",
-            )
+            raise self._unsupported(f"format version {found[4]}", f"version {MAJOR}")
         if found[:4] == want[:4] and len(found) == 8:
             raise self.corrupt("signature damaged: the file was converted as text on its way", 0)
         raise self.corrupt("not a .tsc file", 0)
+
+    def _unsupported(self, what: str, known: str) -> UnsupportedFileError:
+        message = f"{what} is not supported, this reader knows {known}"
+        return UnsupportedFileError(message, path=self.path, hint="update tsc")
 
     def header_at(self, offset: int, sequence: int) -> RecordHeader:
         """The checked header of the record that begins at `offset` and must have this sequence number."""
         if self.size - offset < RECORD_BYTES:
             raise self.corrupt("truncated in a record header", offset, sequence)
-        data = self._pread(offset, RECORD_BYTES)
-        (
-            kind,
-            flags,
-            codec,
-            number,
-            stored,
-            raw,
-            part,
-            reserved_a,
-            first_layer,
-            layers,
-            reserved_b,
-            first,
-            count,
-            payload_crc,
-            crc,
-        ) = RECORD.unpack(data)
-        if google_crc32c.value(self.file_id + data[:-4]) != crc:
+        unpacked = unpack_record_header(self._pread(offset, RECORD_BYTES), self.file_id)
+        if unpacked is None:
             raise self.corrupt("checksum of a record header does not match", offset, sequence)
-        if number != sequence:
-            raise self.corrupt(f"record {number} stands where record {sequence} belongs", offset, sequence)
-        if flags or reserved_a or reserved_b:
+        header, reserved = unpacked
+        if header.sequence != sequence:
+            message = f"record {header.sequence} stands where record {sequence} belongs"
+            raise self.corrupt(message, offset, sequence)
+        if reserved:
             raise self.corrupt("reserved bits of a record header are set", offset, sequence)
-        header = RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count, payload_crc)
-        if any(getattr(header, name) for name in MUST_BE_ZERO.get(kind, ())):
+        if any(getattr(header, name) for name in MUST_BE_ZERO.get(header.type, ())):
             raise self.corrupt("a record header sets fields that its type does not have", offset, sequence)
         self._check_lengths(header, offset)
         return header

@@ -8,9 +8,7 @@ from enum import IntEnum
 
 import google_crc32c
 
-MAJOR, MINOR = 1, 5
-# minor versions since which sequences may hold different tokens, files secrets, and MODEL what rows had lost before
-OWN_TOKENS, ENCRYPTION, LOST_BY = 3, 4, 5
+MAJOR, MINOR = 1, 0  # the format that this program reads and writes
 FILE_ID_BYTES = 16
 
 SUPERBLOCK = struct.Struct("<8sHHI16s28sI")
@@ -95,8 +93,13 @@ def signature(major: int = MAJOR) -> bytes:
     return b"\x89TSC" + bytes([major]) + b"\r\n\x1a"
 
 
-def pack_superblock(file_id: bytes, minor: int, lock: bytes = b"") -> bytes:
-    """`lock` is what an encrypted file says of its key."""
+def pack_superblock(file_id: bytes, lock: bytes = b"", minor: int = MINOR) -> bytes:
+    """The first 64 bytes of a file.
+
+    Args:
+        lock: what an encrypted file says of its key.
+        minor: the oldest minor version that knows all that the file needs.
+    """
     head = SUPERBLOCK.pack(signature(), minor, ENCRYPTED if lock else 0, 0, file_id, lock, 0)[:-4]
     return head + struct.pack("<I", google_crc32c.value(head))
 
@@ -104,6 +107,31 @@ def pack_superblock(file_id: bytes, minor: int, lock: bytes = b"") -> bytes:
 def pack_record_header(header: RecordHeader, file_id: bytes) -> bytes:
     head = described(header) + struct.pack("<I", header.payload_crc)
     return head + struct.pack("<I", google_crc32c.value(file_id + head))
+
+
+def unpack_record_header(data: bytes, file_id: bytes) -> tuple[RecordHeader, bool] | None:
+    """A record header, and whether reserved bits of it are set; None if its checksum is not that of this file's."""
+    (
+        kind,
+        flags,
+        codec,
+        sequence,
+        stored,
+        raw,
+        part,
+        reserved_a,
+        first_layer,
+        layer_count,
+        reserved_b,
+        first,
+        count,
+        payload_crc,
+        crc,
+    ) = RECORD.unpack(data)
+    if google_crc32c.value(file_id + data[:-4]) != crc:
+        return None
+    header = RecordHeader(kind, sequence, stored, raw, codec, part, first_layer, layer_count, first, count, payload_crc)
+    return header, bool(flags or reserved_a or reserved_b)
 
 
 def described(header: RecordHeader) -> bytes:

@@ -13,7 +13,7 @@ from formats import limits
 from formats.errors import LimitError
 
 from .encryption import TAG_BYTES, Cipher, Secret
-from .records import ENCRYPTION, RecordHeader, RecordType, described, pack_record_header, pack_superblock, signature
+from .records import RecordHeader, RecordType, described, pack_record_header, pack_superblock, signature
 
 ZSTD_LEVEL = 1  # higher levels gain nothing on byte planes (docs/design.md)
 
@@ -34,19 +34,17 @@ class RecordWriter:
         secret: encrypt the records; `salt` is random, but for files that must be made twice.
     """
 
-    def __init__(
-        self, sink: Sink, file_id: bytes, minor: int, secret: Secret | None = None, salt: bytes | None = None
-    ) -> None:
+    def __init__(self, sink: Sink, file_id: bytes, secret: Secret | None = None, salt: bytes | None = None) -> None:
         self._sink = sink
         self.file_id = file_id
         self.offset = 0
         self.entries: list[tuple[int, RecordHeader]] = []
         self._cipher: Cipher | None = None
         if secret is None:
-            self._superblock = pack_superblock(file_id, minor)
+            self._superblock = pack_superblock(file_id)
         else:
             self._cipher = Cipher.fresh(secret, file_id) if salt is None else Cipher(secret, file_id, salt)
-            self._superblock = pack_superblock(file_id, max(minor, ENCRYPTION), self._cipher.lock.pack())
+            self._superblock = pack_superblock(file_id, self._cipher.lock.pack())
         self._write(self._superblock)
 
     def record(

@@ -7,7 +7,7 @@ from typing import Any
 
 from formats.container.encryption import Secret
 from formats.errors import UsageError
-from formats.file import loss
+from formats.file import promises
 from formats.trace import eviction, row_store
 from formats.trace.eviction import Filtered
 from formats.trace.trace import Trace
@@ -19,7 +19,7 @@ class Source:
     """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
 
     def __init__(self, trace: Trace) -> None:
-        if lost_by := loss.of_trace(trace):
+        if lost_by := promises.loss_of_trace(trace):
             raise UsageError(
                 f"was compressed already ({lost_by}): what was lost then cannot be told from what was captured",
                 path=trace.path,

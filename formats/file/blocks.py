@@ -31,7 +31,7 @@ class Decoder(Protocol):
 
 
 class RecordSource(Protocol):
-    """An open file as its blocks need it; `reader.TraceFile` is one.
+    """A file as its blocks need it, such as `reader.TraceFile`.
 
     Attributes:
         path: of the file, for messages.
@@ -41,10 +41,12 @@ class RecordSource(Protocol):
         codec: what its header says of how rows were coded; "" if that is not known.
     """
 
-    path: str
-    geometry: Geometry
-    codec: str
-
+    @property
+    def path(self) -> str: ...
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def codec(self) -> str: ...
     @property
     def decoder(self) -> Decoder: ...
     @property

@@ -14,9 +14,9 @@ from formats.container.writer import RecordWriter
 from formats.errors import CorruptError, LimitError, PromiseError, StorageError
 
 from . import header as header_json
-from . import loss, promises
+from . import promises
 from .header import TierHeader
-from .table_limits import fault_of
+from .index import disproportion
 
 if TYPE_CHECKING:
     from .reader import TraceFile
@@ -66,7 +66,7 @@ def finish_records(
     not stated.
 
     Args:
-        lost_by: what MODEL says that the rows had lost by; see `loss`.
+        lost_by: what MODEL says that the rows had lost by; see `promises`.
         values: counts the stored values, for a promise of bits a value; without it no such promise is stated.
         insist: refuse to finish a file that does not keep its tier.
     Raises:
@@ -74,10 +74,10 @@ def finish_records(
         LimitError: no reader would take the file.
     """
     records = [entry for _, entry in writer.entries]
-    fault = fault_of(records, writer.offset)
+    fault = disproportion(records, writer.offset)
     if fault:
         raise LimitError(f"{fault}: no reader would take it")
-    lost_by = loss.of_records(lost_by, header.codec, header.capture, records)
+    lost_by = promises.loss_of_records(lost_by, header.codec, header.capture, records)
     stated, length = _settled(writer, header)
     broken = promises.fault_of(stated, length, lost_by)
     if broken is None and promises.bits_of(stated.tier) is not None:
@@ -111,7 +111,6 @@ def _settled(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]
 
 def _off_by(header: TierHeader, length: int) -> float:
     """How far the stated ratios are from those of a file of this length."""
-    assert header.ratios is not None
     raw = (header.raw_bytes_trace, header.raw_bytes_final)
     return max(abs(ratio * length / value - 1) for ratio, value in zip(header.ratios, raw, strict=True))
 

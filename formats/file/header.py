@@ -11,6 +11,19 @@ from formats.errors import CorruptError
 from formats.limits import MAX_INTEGER, MAX_SNAPSHOTS
 
 SCHEMA = "tsc.header/1"
+_FIELDS = (
+    "schema",
+    "tier",
+    "created_by",
+    "raw_bytes_trace",
+    "raw_bytes_final",
+    "capture",
+    "quality",
+    "codec",
+    "parameters",
+    "ratio_trace",
+    "ratio_final",
+)
 
 
 @dataclass(frozen=True)
@@ -21,8 +34,8 @@ class TierHeader:
         tier: the promise that the writer kept, by the name that `tsc tiers` lists; "" if none was asked for.
         raw_bytes: tensors' bytes over all snapshots, and of the final one, as captured; a reader compares both with
             the snapshots.  A ratio is one of them over the length of the file, everything counted.
-        codec, parameters: how the rows were coded (scalar values); "" in files of format 1.0.
-        ratios: of the trace and of the final cache, rounded down to four digits; None in files of format 1.0.
+        codec, parameters: how the rows were coded (scalar values).
+        ratios: of the trace and of the final cache, rounded down to four digits; 0 until the file is finished.
         created_by: the program and its version.
         capture: how the rows came to be (free-form, scalar values).
         quality: one record a verified snapshot (free-form, scalar values).
@@ -36,7 +49,7 @@ class TierHeader:
     quality: list[dict[str, Any]] = field(default_factory=list)
     codec: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
-    ratios: tuple[float, float] | None = None
+    ratios: tuple[float, float] = (0.0, 0.0)
 
     def with_ratios(self, file_bytes: int) -> TierHeader:
         """The same with the ratios of a file of this length."""
@@ -59,23 +72,18 @@ def to_json(header: TierHeader) -> bytes:
         "raw_bytes_final": header.raw_bytes_final,
         "capture": header.capture,
         "quality": header.quality,
+        "codec": header.codec,
+        "parameters": header.parameters,
+        "ratio_trace": header.ratios[0],
+        "ratio_final": header.ratios[1],
     }
-    if header.codec:
-        facts |= {"codec": header.codec, "parameters": header.parameters}
-    if header.ratios is not None:
-        facts |= {"ratio_trace": header.ratios[0], "ratio_final": header.ratios[1]}
     return strict_json.dumps(facts)
 
 
 def from_json(data: bytes) -> TierHeader:
     """Parse and check a HEADER record's payload.  Raises CorruptError."""
     where = "tier header"
-    found = schema.fields(
-        strict_json.loads(data, where),
-        where,
-        ("schema", "tier", "created_by", "raw_bytes_trace", "raw_bytes_final", "capture", "quality"),
-        ("codec", "parameters", "ratio_trace", "ratio_final"),
-    )
+    found = schema.fields(strict_json.loads(data, where), where, _FIELDS)
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{where}: schema {SCHEMA} was expected")
     return TierHeader(
@@ -88,19 +96,13 @@ def from_json(data: bytes) -> TierHeader:
             _scalars(entry, f"{where} quality")
             for entry in schema.items(found["quality"], f"{where} quality", MAX_SNAPSHOTS)
         ],
-        schema.string(found.get("codec", ""), f"{where} codec"),
-        _scalars(found.get("parameters", {}), f"{where} parameters"),
-        _ratios(found, where),
+        schema.string(found["codec"], f"{where} codec"),
+        _scalars(found["parameters"], f"{where} parameters"),
+        (
+            schema.number(found["ratio_trace"], f"{where} ratio_trace"),
+            schema.number(found["ratio_final"], f"{where} ratio_final"),
+        ),
     )
-
-
-def _ratios(found: dict[str, Any], where: str) -> tuple[float, float] | None:
-    stated = [found[key] for key in ("ratio_trace", "ratio_final") if key in found]
-    if not stated:
-        return None
-    if len(stated) != 2 or any(isinstance(ratio, bool) or not isinstance(ratio, int | float) for ratio in stated):
-        raise CorruptError(f"{where}: two ratios were expected")
-    return float(stated[0]), float(stated[1])
 
 
 def _scalars(value: Any, where: str) -> dict[str, Any]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 
 from formats.container.encryption import KeySource, Secret
 from formats.container.reader import RecordReader
-from formats.container.records import RECORD_BYTES, SUPERBLOCK_BYTES, RecordHeader, RecordType
+from formats.container.records import LAYERED, RECORD_BYTES, SUPERBLOCK_BYTES, TABLES, RecordHeader, RecordType
 from formats.container.safetensors_buffer import TensorView, expect, parse
-from formats.errors import LockedError, StorageError, TscError, UsageError
-from formats.limits import MAX_JSON_BYTES
-
-from .table_limits import require_modest
+from formats.errors import CorruptError, Locating, LockedError, StorageError, UsageError
+from formats.limits import (
+    FREE_LAYERS,
+    FREE_TABLES,
+    LAYERS_SHARE,
+    MAX_JSON_BYTES,
+    MAX_LAYERS,
+    TABLES_COST,
+    TABLES_RATIO,
+    require_memory,
+)
 
 INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_layer", "layer_count", "first", "count")
 
@@ -20,6 +28,25 @@ INDEX_COLUMNS = ("offset", "type", "codec", "stored", "raw", "part", "first_laye
 def most_of_index(lines: int) -> int:
     """Bytes that an INDEX of so many lines may have: a header, and its integers."""
     return 8 + MAX_JSON_BYTES + 8 * len(INDEX_COLUMNS) * lines
+
+
+def parse_index(payload: bytes, lines: int) -> list[tuple[int, RecordHeader]]:
+    """(offset, header) of each record before an INDEX record, as its payload states them.  Raises CorruptError.
+
+    Args:
+        lines: how many records there are.
+    """
+    tensors = parse(payload, "index")
+    expect(tensors, {"records": ("I64", (lines, len(INDEX_COLUMNS)))}, "index")
+    numbers, found = tensors["records"].integers(), []
+    for sequence in range(lines):
+        line = numbers[sequence * len(INDEX_COLUMNS) : (sequence + 1) * len(INDEX_COLUMNS)]
+        if min(line) < 0:
+            raise CorruptError(f"the index lists record {sequence} as what it cannot be")
+        offset, kind, codec, stored, raw, part, first_layer, layers, first, count = line
+        header = RecordHeader(kind, sequence, stored, raw, codec, part, first_layer, layers, first, count)
+        found.append((offset, header))
+    return found
 
 
 class RecordFile:
@@ -66,9 +93,9 @@ class RecordFile:
         with self.locating(offset, entry):
             return parse(payload, entry.name)
 
-    def locating(self, offset: int | None = None, entry: RecordHeader | None = None) -> _Locating:
+    def locating(self, offset: int | None = None, entry: RecordHeader | None = None) -> Locating:
         """A context in which a TscError learns the file, record and offset concerned."""
-        return _Locating(self.path, offset, entry.sequence if entry else None)
+        return Locating(self.path, offset, entry.sequence if entry else None)
 
     def _index(self) -> list[tuple[int, RecordHeader]]:
         index_offset, count = self.reader.end()
@@ -81,24 +108,21 @@ class RecordFile:
         if header.raw > most_of_index(min(count - 2, index_offset // RECORD_BYTES)):
             raise self.reader.corrupt(f"an index of {header.raw} bytes", index_offset, count - 2)
         with self.locating(index_offset, header):
-            tensors = parse(self.reader.payload(index_offset, header), "index")
-            expect(tensors, {"records": ("I64", (count - 2, len(INDEX_COLUMNS)))}, "index")
-        table, entries, at = tensors["records"].integers(), [], SUPERBLOCK_BYTES
-        for sequence in range(count - 2):
-            line = table[sequence * len(INDEX_COLUMNS) : (sequence + 1) * len(INDEX_COLUMNS)]
-            offset, kind, codec, stored, raw, part, first_layer, layers, first, length = line
-            if min(line) < 0 or kind in (RecordType.INDEX, RecordType.END):
-                raise self.reader.corrupt(f"the index lists record {sequence} as what it cannot be", index_offset)
-            if offset != at or not 0 <= stored <= index_offset - at - RECORD_BYTES:
+            lines = parse_index(self.reader.payload(index_offset, header), count - 2)
+        at = SUPERBLOCK_BYTES
+        for offset, entry in lines:
+            if entry.type in (RecordType.INDEX, RecordType.END):
+                message = f"the index lists record {entry.sequence} as what it cannot be"
+                raise self.reader.corrupt(message, index_offset)
+            if offset != at or entry.stored > index_offset - at - RECORD_BYTES:
                 raise self.reader.corrupt("the index does not tile the file", index_offset, count - 2)
-            entry = RecordHeader(kind, sequence, stored, raw, codec, part, first_layer, layers, first, length)
-            if kind != RecordType.ROWS:  # of these few, the index could otherwise hide one, even one marked as needed
+            # of these few, the index could otherwise hide one that is marked as needed
+            if entry.type != RecordType.ROWS:
                 self.header_of(offset, entry)
-            entries.append((offset, entry))
-            at = offset + RECORD_BYTES + stored
+            at = offset + RECORD_BYTES + entry.stored
         if at != index_offset:
             raise self.reader.corrupt("the index does not tile the file", index_offset, count - 2)
-        return entries
+        return lines
 
     def _of_type(self, kind: RecordType) -> list[tuple[int, RecordHeader]]:
         return [(offset, entry) for offset, entry in self.entries if entry.type == kind]
@@ -117,20 +141,6 @@ class RecordFile:
                 raise self.reader.corrupt(f"{entry.name} records do not follow on one another", offset, entry.sequence)
             at += entry.count
         return found, at
-
-
-class _Locating:
-    def __init__(self, path: str, offset: int | None, record: int | None) -> None:
-        self._place = (path, offset, record)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, UsageError):  # of what was asked, such as the key, not of a place in the file
-            error.path = error.path or self._place[0]
-        elif isinstance(error, TscError) and error.path is None:
-            error.path, error.offset, error.record = self._place
 
 
 def _described(header: RecordHeader) -> tuple[int, ...]:
@@ -157,3 +167,34 @@ def open_file(path: str) -> int:
         os.close(descriptor)
         raise UsageError("is not a regular file", path=path)
     return descriptor
+
+
+def disproportion(records: Sequence[RecordHeader], size: int) -> str | None:
+    """What a file of `size` bytes says of itself out of all proportion to that, if anything.
+
+    A few kB could otherwise describe what fills a memory.
+    """
+    tables = sum(header.raw for header in records if header.type in TABLES)
+    if tables > FREE_TABLES + TABLES_RATIO * size:
+        return f"tables of {tables} bytes in a file of {size}"
+    # a record of more layers than a model may have is another fault
+    layers = sum(min(header.layer_count, MAX_LAYERS) for header in records if header.type in LAYERED)
+    if layers > FREE_LAYERS + size // LAYERS_SHARE:
+        return f"records of {layers} layers, all counted, in a file of {size} bytes"
+    return None
+
+
+def require_modest(records: Sequence[RecordHeader], size: int) -> None:
+    """Without this, some 30 kB of zstd frames could describe 2^26 rows that nobody stored, or 2^20 records all layers.
+
+    Args:
+        size: the length of the file in bytes.
+    Raises:
+        CorruptError: something is out of proportion.
+        LimitError: tables take more than the memory budget.
+    """
+    fault = disproportion(records, size)
+    if fault:
+        raise CorruptError(fault)
+    cost = TABLES_COST * sum(header.raw for header in records if header.type in TABLES)
+    require_memory(cost, "the tables take")

@@ -19,9 +19,6 @@ from formats.trace.row_store import stored_values
 from .finish import copy_records, finish_records, require_readable
 from .header import TierHeader
 from .reader import TraceFile
-from .writer import minor_for
-
-_RATIOS = 2  # minor version of a header that states ratios
 
 
 def record_quality(
@@ -49,7 +46,7 @@ def record_quality(
         header = replace(file.header, quality=[dict(record) for record in quality])
         with atomic_write(target, overwrite=True) as sink:
             os.fchmod(sink.fileno(), stat.S_IMODE(os.stat(target).st_mode))
-            stated, _ = _write(file, sink, file.reader.file_id, file.reader.minor, file.reader.secret, header)
+            stated, _ = _write(file, sink, file.reader.file_id, file.reader.secret, header)
             require_readable(sink, file.reader.secret, path)
     return stated
 
@@ -70,7 +67,7 @@ def encrypt(file: TraceFile, sink: Sink, secret: Secret) -> tuple[TierHeader, in
     """
     if file.reader.lock is not None:
         raise UsageError("is encrypted already", path=file.path, hint="tsc decrypt it first, to change the key")
-    return _write(file, sink, os.urandom(FILE_ID_BYTES), file.reader.minor, secret, file.header)
+    return _write(file, sink, os.urandom(FILE_ID_BYTES), secret, file.header)
 
 
 def decrypt(file: TraceFile, sink: Sink) -> tuple[TierHeader, int]:
@@ -81,14 +78,13 @@ def decrypt(file: TraceFile, sink: Sink) -> tuple[TierHeader, int]:
     """
     if file.reader.lock is None:
         raise UsageError("is not encrypted", path=file.path)
-    minor = minor_for(file.geometry, file.labels.width, file.stated_loss)
-    return _write(file, sink, file.reader.file_id, minor, None, file.header)
+    return _write(file, sink, file.reader.file_id, None, file.header)
 
 
 def _write(
-    file: TraceFile, sink: Sink, file_id: bytes, minor: int, secret: Secret | None, header: TierHeader
+    file: TraceFile, sink: Sink, file_id: bytes, secret: Secret | None, header: TierHeader
 ) -> tuple[TierHeader, int]:
-    writer = RecordWriter(sink, file_id, max(minor, _RATIOS), secret)
+    writer = RecordWriter(sink, file_id, secret)
     copy_records(file, writer)
     return finish_records(
         writer, header, lost_by=file.stated_loss, values=lambda: stored_values(file.geometry, file.views)

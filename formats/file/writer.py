@@ -14,7 +14,7 @@ from formats.codecs.klt import profile_store as reference
 from formats.codecs.packing import to_planes
 from formats.container.atomic_write import atomic_write
 from formats.container.encryption import Secret
-from formats.container.records import FILE_ID_BYTES, LOST_BY, OWN_TOKENS, Part, RecordType
+from formats.container.records import FILE_ID_BYTES, Part, RecordType
 from formats.container.safetensors_buffer import pack
 from formats.container.writer import RecordWriter, Sink
 from formats.errors import LimitError, UsageError
@@ -32,7 +32,7 @@ from formats.trace.trace import Received, Trace
 from formats.trace.views import Labels, View
 from formats.version import VERSION
 
-from . import loss
+from . import promises, record_contents
 from .finish import copy_records, finish_records
 from .header import TierHeader
 
@@ -61,7 +61,7 @@ class TraceWriter:
     Args:
         label_width: token ids a row: 1, or the batch if its sequences hold different tokens.
         secret: encrypt the file with it.
-        lost_by: what the rows have lost by already; see `loss`.
+        lost_by: what the rows have lost by already; see `promises`.
     Raises:
         UsageError: the identity of an encrypted file is given: it is random, and must not follow from the content.
     """
@@ -86,16 +86,14 @@ class TraceWriter:
         self._views: list[View] = []
         self._written = [0, 0]  # labels and views that are written
         self._lost_by = lost_by if opened is None else opened.stated_loss
-        minor = minor_for(geometry, label_width, self._lost_by)
         if opened is not None:
-            older = max(opened.reader.minor, minor)
-            self._writer = RecordWriter(sink, opened.reader.file_id, older, opened.reader.secret)
+            self._writer = RecordWriter(sink, opened.reader.file_id, opened.reader.secret)
             return
         if secret is not None and file_id is not None:
             raise UsageError(
                 "an encrypted file is never the same twice", hint="leave out --deterministic, or the encryption"
             )
-        self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, minor, secret)
+        self._writer = RecordWriter(sink, os.urandom(FILE_ID_BYTES) if file_id is None else file_id, secret)
         self._writer.record(RecordType.MODEL, geometry_json.to_json(geometry, fingerprint, lost_by))
 
     @classmethod
@@ -231,7 +229,8 @@ class TraceWriter:
             raise UsageError("a trace without snapshots cannot be written")
         self._write_tables()
         if reference:
-            self._writer.record(RecordType.REFERENCE, pack({"token_ids": _ids(reference)}), span=(0, len(reference)))
+            payload = record_contents.reference_payload(reference)
+            self._writer.record(RecordType.REFERENCE, payload, span=(0, len(reference)))
         if captured_bytes is None:
             raw = [viewing.raw_bytes(self.geometry, view) for view in self._views]
             before = 0 if self._before is None else self._before.header.raw_bytes_trace
@@ -253,38 +252,24 @@ class TraceWriter:
 
     def _write_tables(self) -> None:
         """The labels and views that are not written yet."""
-        import torch
-
         rows, views_before = (0, 0) if self._before is None else (len(self._before.labels), len(self._before.views))
         width = self._labels.width
         most = MAX_LABELS_PER_RECORD if width == 1 else max(1, TARGET_RECORD_RAW // (4 * width + 8))
         labels_written, views_written = self._written
         self._written = [len(self._labels), len(self._views)]
         for first in range(labels_written, len(self._labels), most):
-            tokens = self._labels.token_ids[first * width : (first + most) * width]
+            token_ids = self._labels.token_ids[first * width : (first + most) * width]
             positions = self._labels.positions[first : first + most]
-            offsets = [position - row for row, position in enumerate(positions, rows + first)]
-            ids = _ids(tokens) if width == 1 else _ids(tokens).view(-1, width)
-            payload = pack({"token_ids": ids, "position_offsets": torch.tensor(offsets, dtype=torch.int64)})
+            payload = record_contents.labels_payload(token_ids, positions, rows + first, width)
             self._writer.record(RecordType.LABELS, payload, span=(rows + first, len(positions)))
-        for first in range(views_written, len(self._views), VIEWS_PER_RECORD):
-            views = self._views[first : first + VIEWS_PER_RECORD]
-            spans, next_tokens = viewing.to_table(views, self._labels.width)
-            chosen = torch.tensor(next_tokens, dtype=torch.int64)
-            payload = pack(
-                {
-                    "spans": torch.tensor(spans, dtype=torch.int64).view(-1, 5),
-                    "next_tokens": chosen if self._labels.width == 1 else chosen.view(-1, self._labels.width),
-                }
-            )
-            self._writer.record(RecordType.VIEWS, payload, span=(views_before + first, len(views)))
+        write_views(self._writer, self._views[views_written:], views_before + views_written, width)
 
 
-def _ids(tokens: Sequence[int]) -> torch.Tensor:
-    """Token ids in the smaller of two widths; the entropy coder does not make up for needless zero bytes."""
-    import torch
-
-    return torch.tensor(list(tokens), dtype=torch.uint16 if max(tokens, default=0) < 1 << 16 else torch.int32)
+def write_views(writer: RecordWriter, views: Sequence[View], first: int, width: int) -> None:
+    """Write the VIEWS records of snapshots `first`, `first + 1`, ...; `width` is as their labels have it."""
+    for at in range(0, len(views), VIEWS_PER_RECORD):
+        some = views[at : at + VIEWS_PER_RECORD]
+        writer.record(RecordType.VIEWS, record_contents.snapshots_payload(some, width), span=(first + at, len(some)))
 
 
 def _require_finite(tensors: Mapping[str, torch.Tensor], first_layer: int, codec: str) -> None:
@@ -301,11 +286,6 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], first_layer: int, codec
             )
 
 
-def minor_for(geometry: Geometry, label_width: int, lost_by: str = "") -> int:
-    """The oldest minor version whose readers know a file that holds this, unencrypted."""
-    return max(geometry.minor, OWN_TOKENS if label_width > 1 else 0, LOST_BY if lost_by else 0)
-
-
 def save(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False, deterministic: bool = False) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
@@ -317,7 +297,7 @@ def save(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False,
         deterministic: derive the file's identity from the content, so that the same trace gives the same bytes.
     """
     spans, next_tokens = viewing.to_table(trace.views, trace.labels.width)
-    lost_by = loss.of_trace(trace)
+    lost_by = promises.loss_of_trace(trace)
     identity = content_id(
         geometry_json.to_json(trace.geometry, trace.fingerprint, lost_by),
         repr((list(trace.labels.token_ids), list(trace.labels.positions), spans, next_tokens)).encode(),

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from formats.codecs.klt import profile_store
 from formats.container.encryption import KeySource
-from formats.container.records import ENCRYPTED, KNOWN_TYPES, MINOR, SUPERBLOCK
+from formats.container.records import ENCRYPTED, KNOWN_TYPES, SUPERBLOCK
 from formats.errors import CorruptError, TscError, UnsupportedFileError
 from formats.file import check
 from formats.file.reader import TraceFile
@@ -18,7 +18,7 @@ from formats.trace.spans import union, without
 
 from .inventory import Need, Remains
 from .scan import Problem, Wreck
-from .snapshot_status import examine
+from .snapshots import examine
 
 _REFUSALS = (CorruptError, UnsupportedFileError)
 _PIECES = 64  # ranges of rows of one layer in one snapshot; more are slow to restore
@@ -121,9 +121,7 @@ def in_words(need: Need) -> str:
 
 def _unusual(file: TraceFile) -> Iterator[Problem]:
     """Of a valid file what a person may want to know."""
-    header, reader = file.header, file.reader
-    if reader.minor > MINOR:
-        yield _note(f"format 1.{reader.minor} is newer than this program, which knows 1.{MINOR}", 8)
+    header = file.header
     with open(file.path, "rb") as raw:
         flags = SUPERBLOCK.unpack(raw.read(SUPERBLOCK.size))[2] & ~ENCRYPTED
     if flags:
@@ -140,8 +138,6 @@ def _unusual(file: TraceFile) -> Iterator[Problem]:
         yield _note(f"the rows are not as captured: {file.lost_by}", offset, entry.sequence)
     if not header.quality:
         yield _note("quality was not measured, or not recorded", offset, entry.sequence)
-    if header.ratios is None:
-        yield _note("the header states no ratio (format 1.0)", offset, entry.sequence)
     ratio = header.raw_bytes_trace / file.size
     if not 1 <= ratio <= _HIGH_RATIO:
         yield _note(

@@ -1,7 +1,6 @@
 """Writing what is left of a damaged file as a valid one: records as they are, snapshots renumbered, nothing made up.
 
-Where the format asks for something that is lost but that no snapshot needs (labels between others, values beside
-keys), zeros stand for it: no snapshot names them.  The tier is a promise about the whole file: the first loss ends it.
+The tier is a promise about the whole file: the first loss ends it.
 """
 
 from __future__ import annotations
@@ -9,29 +8,86 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from formats.codecs import codec_by_name, codec_name, is_exact
 from formats.container.atomic_write import atomic_write
 from formats.container.encryption import KeySource
-from formats.container.records import FILE_ID_BYTES, Part, RecordType, pack_record_header
-from formats.container.safetensors_buffer import pack, pack_integers
+from formats.container.records import FILE_ID_BYTES, KNOWN_TYPES, Part, RecordHeader, RecordType, pack_record_header
+from formats.container.safetensors_buffer import pack
 from formats.container.writer import RecordWriter
 from formats.errors import CorruptError, StorageError, TscError, UsageError
-from formats.file import check, loss
+from formats.file import check, promises
 from formats.file.finish import finish_records
 from formats.file.header import TierHeader
-from formats.file.writer import CREATED_BY, VIEWS_PER_RECORD, content_id, minor_for
-from formats.limits import MAX_LABELS_PER_RECORD, TARGET_RECORD_RAW
+from formats.file.writer import CREATED_BY, content_id, write_views
 from formats.trace import geometry as geometry_json
 from formats.trace import states as state_blocks
 from formats.trace import views as viewing
 from formats.trace.row_store import stored_values
 
-from .plan import Plan, choose
+from .inventory import Remains
 from .scan import Found, Wreck, in_order
-from .snapshot_status import examine
+from .snapshots import examine
+
+_ONCE = (RecordType.REFERENCE, RecordType.ATTENTION)  # records that are about the first snapshot
+
+
+@dataclass
+class Plan:
+    """What is kept of a file.
+
+    Attributes:
+        numbers: old number of each snapshot that is kept -> new number.
+        dropped: intact records that are not kept -> why.
+        untrue: the tier that the header stated and that the new file does not keep.
+    """
+
+    remains: Remains
+    numbers: dict[int, int]
+    dropped: dict[int, str] = field(default_factory=dict)
+    untrue: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is lost but, perhaps, superblock, INDEX or END."""
+        return self.remains.complete
+
+    @property
+    def damaged(self) -> bool:
+        return bool(self.remains.wreck.problems or self.remains.problems)
+
+
+def choose(remains: Remains) -> Plan:
+    """Which snapshots and records are kept.  Raises CorruptError where no snapshot is whole."""
+    if not remains.whole:
+        known = f" of {remains.snapshots}" if remains.snapshots else ""
+        raise CorruptError(
+            f"no snapshot{known} can be recovered: what it needs is lost",
+            path=remains.wreck.path,
+            hint="tsc doctor lists what is left",
+        )
+    plan = Plan(remains, {old: new for new, old in enumerate(remains.whole)}, dict(remains.dropped))
+    for number, found in remains.records.items() if not remains.complete else ():
+        if why := _out_of_place(found.header, plan):
+            plan.dropped.setdefault(number, why)
+    return plan
+
+
+def _out_of_place(header: RecordHeader, plan: Plan) -> str | None:
+    """Why an intact record does not belong into a file of the snapshots that are kept."""
+    rows = len(plan.remains.labels)
+    if header.type in _ONCE and 0 not in plan.numbers:
+        return "is about the first snapshot, which is lost"
+    if header.type in (RecordType.ATTENTION, RecordType.KEPT) and header.first + header.count > rows:
+        return "is about rows without labels"
+    if header.type == RecordType.STATES:
+        numbers = range(header.first, header.first + header.count)
+        return None if any(number in plan.numbers for number in numbers) else "states of snapshots that are lost"
+    if header.type not in KNOWN_TYPES:
+        return "is not known to this program, which cannot tell whether it still holds"
+    return None
 
 
 class Writing:
@@ -42,32 +98,29 @@ class Writing:
 
     def write(self, sink: BinaryIO) -> int:
         """Write the new file; returns its length."""
-        remains, pieces, complete = self.remains, self.remains.pieces, self.plan.complete
+        remains, geometry, complete = self.remains, self.remains.geometry, self.plan.complete
         stated, lost_by = self._header(), self._lost_by()
-        minor = max(2, pieces.reader.minor, minor_for(pieces.geometry, remains.width, lost_by))
-        writer = RecordWriter(sink, self._identity(), minor, remains.wreck.secret)
-        kept_rows = iter(sorted(remains.records.values(), key=lambda one: one.header.sequence))
-        for one in kept_rows:
-            header = one.header
+        writer = RecordWriter(sink, self._identity(), remains.wreck.secret)
+        labels: list[Found] = []
+        for found in sorted(remains.records.values(), key=lambda each: each.header.sequence):
+            header = found.header
             if header.type == RecordType.HEADER or header.sequence in self.plan.dropped:
                 continue
             if header.type == RecordType.MODEL and lost_by != remains.stated_loss:
-                writer.record(RecordType.MODEL, geometry_json.to_json(pieces.geometry, remains.fingerprint, lost_by))
-            elif complete:
-                self._copy(writer, one)
-            elif header.type == RecordType.STATES:
-                self._states(writer, one)
-            elif header.type not in (RecordType.LABELS, RecordType.VIEWS):
-                self._copy(writer, one)
-        if not complete:
-            self._stand_ins(writer)
-            self._labels(writer)
-            self._views(writer)
+                writer.record(RecordType.MODEL, geometry_json.to_json(geometry, remains.fingerprint, lost_by))
+            elif header.type == RecordType.LABELS and not complete:
+                labels.append(found)
+            elif header.type == RecordType.STATES and not complete:
+                self._states(writer, found)
+            elif header.type != RecordType.VIEWS or complete:
+                self._copy(writer, found)
+        for found in sorted(labels, key=lambda each: each.header.first):
+            self._copy(writer, found)
         views = [remains.views[number] for number in self.plan.numbers]
-        found, length = finish_records(
-            writer, stated, lost_by=lost_by, values=lambda: stored_values(pieces.geometry, views)
-        )
-        self.plan.untrue = stated.tier if stated.tier != found.tier else ""
+        if not complete:
+            write_views(writer, views, 0, remains.labels.width)
+        made, length = finish_records(writer, stated, lost_by=lost_by, values=lambda: stored_values(geometry, views))
+        self.plan.untrue = stated.tier if stated.tier != made.tier else ""
         return length
 
     def _lost_by(self) -> str:
@@ -78,10 +131,10 @@ class Writing:
         header = self._header()
         if not is_exact(header.codec):  # which says it
             return ""
-        lost_by = loss.of_records("", "", header.capture, [one.header for one in remains.records.values()])
+        lost_by = promises.loss_of_records("", "", header.capture, [one.header for one in remains.records.values()])
         if lost_by or remains.header is not None:
             return lost_by
-        geometry, views = remains.pieces.geometry, [remains.views[number] for number in self.plan.numbers]
+        geometry, views = remains.geometry, [remains.views[number] for number in self.plan.numbers]
         evicted = any(viewing.raw_bytes(geometry, view) < viewing.unevicted_bytes(geometry, view) for view in views)
         return "eviction" if evicted else ""
 
@@ -109,7 +162,7 @@ class Writing:
             return
         # some of its snapshots are lost: what a reader would restore of the others is stored as it is
         lossless = codec_by_name("lossless")
-        state = self.remains.pieces.geometry.layers[states.key.first_layer].states[states.key.number]
+        state = self.remains.geometry.layers[states.key.first_layer].states[states.key.number]
         values = state_blocks.as_values(states.read(), state)
         for number in range(span.first, span.stop):
             if number in self.plan.numbers:
@@ -124,66 +177,11 @@ class Writing:
                     span=(self.plan.numbers[number], 1),
                 )
 
-    def _stand_ins(self, writer: RecordWriter) -> None:
-        geometry = self.remains.pieces.geometry
-        for layer, part, span in self.plan.rows_for:
-            spec = geometry.layers[layer]
-            most = max(1, TARGET_RECORD_RAW // geometry.row_bytes[layer])
-            heads, size = spec.part_heads(part), spec.head_size(part)
-            for first in range(span.first, span.stop, most):
-                count = min(most, span.stop - first)
-                inner = (count, heads, size) if part is Part.VALUES else (heads, size, count)
-                shape = (geometry.item_bytes, 1, geometry.batch, *inner)
-                zeros = bytes(geometry.item_bytes * geometry.batch * heads * size * count)
-                payload = pack_integers({"planes": ("U8", shape, zeros)})
-                writer.record(
-                    RecordType.ROWS,
-                    payload,
-                    codec=codec_by_name("lossless").id,
-                    part=part,
-                    layers=(layer, 1),
-                    span=(first, count),
-                )
-
-    def _labels(self, writer: RecordWriter) -> None:
-        at = 0
-        for number in sorted(self.remains.labels, key=lambda one: self.remains.records[one].header.first):
-            found = self.remains.records[number]
-            if found.header.first >= self.plan.total_rows:
-                break
-            self._zero_labels(writer, at, found.header.first)
-            self._copy(writer, found)
-            at = found.header.first + found.header.count
-        self._zero_labels(writer, at, self.plan.total_rows)
-
-    def _zero_labels(self, writer: RecordWriter, first: int, stop: int) -> None:
-        width = self.remains.width
-        for at in range(first, stop, MAX_LABELS_PER_RECORD):
-            count = min(MAX_LABELS_PER_RECORD, stop - at)
-            ids = (count,) if width == 1 else (count, width)
-            payload = pack_integers(
-                {"token_ids": ("U16", ids, [0] * count * width), "position_offsets": ("I64", (count,), [0] * count)}
-            )
-            writer.record(RecordType.LABELS, payload, span=(at, count))
-
-    def _views(self, writer: RecordWriter) -> None:
-        views, width = [self.remains.views[number] for number in self.plan.numbers], self.remains.width
-        for first in range(0, len(views), VIEWS_PER_RECORD):
-            some = views[first : first + VIEWS_PER_RECORD]
-            spans, tokens = viewing.to_table(some, width)
-            payload = pack_integers(
-                {
-                    "spans": ("I64", (len(spans) // 5, 5), spans),
-                    "next_tokens": ("I64", (len(some),) if width == 1 else (len(some), width), tokens),
-                }
-            )
-            writer.record(RecordType.VIEWS, payload, span=(first, len(some)))
-
     def _header(self) -> TierHeader:
         remains = self.remains
         if self.plan.complete and remains.header is not None:
             return remains.header
-        raw = [viewing.raw_bytes(remains.pieces.geometry, remains.views[number]) for number in self.plan.numbers]
+        raw = [viewing.raw_bytes(remains.geometry, remains.views[number]) for number in self.plan.numbers]
         known = remains.header or TierHeader("", 1, 1, CREATED_BY, codec=self._codec())
         total = f"{remains.snapshots}" if remains.all_known else f"at least {remains.snapshots}"
         note = {"recovered": f"{len(self.plan.numbers)} of {total} snapshots"}
@@ -206,7 +204,7 @@ class Writing:
 
     def _codec(self) -> str:
         """The codec of most ROWS records, where no header says it."""
-        counts = Counter(block.header.codec for block in self.remains.blocks.values())
+        counts = Counter(block.header.codec for block in self.remains.blocks)
         return codec_name(counts.most_common(1)[0][0]) if counts else ""
 
 

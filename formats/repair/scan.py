@@ -2,9 +2,7 @@
 
 A record's header proves itself by its CRC, which is seeded with the file's identity and covers the record's number.  So
 a record is taken wherever such a header stands and the payload's CRC fits; between them the file is searched byte by
-byte.  Where the superblock is damaged, the header of MODEL, whose fields but the lengths are known, gives an identity
-that is as good (`identity_of`).  Where only a header is damaged, INDEX has what it said, and its own checksums tell
-whether that is so.
+byte.  Where only a header is damaged, INDEX has what it said, and its own checksums tell whether that is so.
 """
 
 from __future__ import annotations
@@ -16,17 +14,16 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import google_crc32c
 
 from formats.container.encryption import KeySource, Secret
-from formats.container.reader import RecordReader, unframed
+from formats.container.reader import RecordReader
 from formats.container.records import (
     MUST_BE_ZERO,
-    RECORD,
     RECORD_BYTES,
     SUPERBLOCK,
     SUPERBLOCK_BYTES,
@@ -34,20 +31,16 @@ from formats.container.records import (
     RecordType,
     pack_record_header,
     signature,
+    unpack_record_header,
 )
-from formats.container.safetensors_buffer import parse
 from formats.errors import CorruptError, LockedError, TscError, UnsupportedFileError
-from formats.file.index import INDEX_COLUMNS, most_of_index, open_file
-from formats.limits import MAX_JSON_BYTES, MAX_RECORDS, MIB
-
-from .lost_superblock import identity_of, mended, sealed
+from formats.file.index import most_of_index, open_file, parse_index
+from formats.limits import MAX_RECORDS, MIB
 
 _CHUNK = MIB
 _READINGS = 64  # times the length of a file that checksums may take: headers may claim the same bytes
-_MODEL_WITHIN = MIB  # where the first record is looked for without a superblock
-# a header of any record: type and reserved bytes; and of MODEL, most of which is zero
+# a header of any record: type and reserved bytes
 _ANY = re.compile(rb"(?=[^\x00\x80]\x00.{24}\x00\x00.{8}\x00{4}.{24})", re.DOTALL)
-_MODEL = re.compile(rb"(?=\x01\x00{7}.{5}\x00{3}.{5}\x00{35}.{8})", re.DOTALL)
 
 
 class Found(NamedTuple):
@@ -98,7 +91,6 @@ class Wreck(RecordReader):
         self.index: list[tuple[int, RecordHeader]] = []
         self.unsupported: UnsupportedFileError | None = None
         self._copies: list[Found] = []
-        self._begin = SUPERBLOCK_BYTES
         self._read = 0
         descriptor = open_file(os.fspath(path))
         weakref.finalize(self, os.close, descriptor)
@@ -134,7 +126,7 @@ class Wreck(RecordReader):
     @property
     def unread(self) -> list[tuple[int, int]]:
         """Ranges [start, stop) of bytes that are in no record."""
-        gaps, at = [], min(self._begin, self.size)
+        gaps, at = [], min(SUPERBLOCK_BYTES, self.size)
         if at and any(one.offset == 0 for one in self.problems):
             gaps.append((0, at))
         for found in in_order([*self.records.values(), *self._copies]):
@@ -144,55 +136,32 @@ class Wreck(RecordReader):
         return gaps + [(at, self.size)] * (at < self.size)
 
     def _superblock(self) -> tuple[int, bytes]:
+        """What the superblock says; of a damaged one what it said, or the identity if that is still there."""
         try:
             return super()._superblock()
-        except CorruptError as error:
-            fault: TscError = error
-        except UnsupportedFileError as error:
-            if sealed(self._pread(0, min(SUPERBLOCK_BYTES, self.size))):
-                raise  # not damaged: a newer format
+        except (CorruptError, UnsupportedFileError) as error:
             fault = error
-        self.problems.append(Problem.of(fault, 0))
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
+        if isinstance(fault, UnsupportedFileError) and _has_its_checksum(data):
+            raise fault  # not damaged: a newer format
+        self.problems.append(Problem.of(fault, 0))
         with suppress(CorruptError, UnsupportedFileError):
-            return self._read_superblock(mended(data))
-        if sealed(data):  # but reserved bits are set, which says nothing against the identity
-            _, minor, _, _, identity, _, _ = SUPERBLOCK.unpack(data)
-            return minor, identity
-        return 0, self._identity_without_superblock(fault)
-
-    def _identity_without_superblock(self, fault: TscError) -> bytes:
-        """An identity with which headers have the CRCs that they have, from that of MODEL."""
-        head = self._pread(0, min(self.size, _MODEL_WITHIN))
-        for match in _MODEL.finditer(head):
-            at = match.start()
-            _, _, _, _, stored, raw, *_, payload_crc, crc = RECORD.unpack(head[at : at + RECORD_BYTES])
-            if not 0 < raw <= MAX_JSON_BYTES or stored > min(self.size - at - RECORD_BYTES, 2 * MAX_JSON_BYTES):
-                continue
-            payload = self._pread(at + RECORD_BYTES, stored)
-            try:
-                fits = google_crc32c.value(payload) == payload_crc and unframed(payload, raw)
-            except CorruptError:
-                continue
-            if fits:  # nothing in this header but its own CRC is unproven now
-                self._begin = at
-                return identity_of(head[at : at + RECORD_BYTES - 4], crc)
-        # as a strict reader refuses it
-        raise CorruptError(fault.message, path=self.path, offset=fault.offset)
+            return self._read_superblock(_with_a_byte_mended(data))
+        if len(data) == SUPERBLOCK_BYTES:
+            _, minor, _, _, self.file_id, _, _ = SUPERBLOCK.unpack(data)
+            if self._header(SUPERBLOCK_BYTES) is not None:
+                return minor, self.file_id
+        raise CorruptError(fault.message, path=self.path, offset=fault.offset)  # as a strict reader refuses it
 
     def _header(self, offset: int) -> RecordHeader | None:
         """The header at an offset, if its CRC is right."""
         if offset + RECORD_BYTES > self.size:
             return None
-        data = self._pread(offset, RECORD_BYTES)
-        fields = RECORD.unpack(data)
-        if google_crc32c.value(self.file_id + data[:-4]) != fields[-1]:
-            return None
-        kind, _, codec, number, stored, raw, part, _, first_layer, layers, _, first, count, payload_crc, _ = fields
-        return RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count, payload_crc)
+        unpacked = unpack_record_header(self._pread(offset, RECORD_BYTES), self.file_id)
+        return None if unpacked is None else unpacked[0]
 
     def _walk(self) -> Iterator[Found]:
-        at = self._begin
+        at = SUPERBLOCK_BYTES
         while at < self.size:
             header = self._header(at)
             if header is None:
@@ -264,23 +233,11 @@ class Wreck(RecordReader):
             try:
                 if found.header.raw > most_of_index(found.header.sequence):
                     raise CorruptError(f"an index of {found.header.raw} bytes")
-                table = parse(self.payload(found.offset, found.header), "index")["records"]
-                numbers = table.integers()
-                if table.shape != (found.header.sequence, len(INDEX_COLUMNS)) or table.dtype != "I64":
-                    raise CorruptError("index: a table of another shape")
-            except (CorruptError, KeyError) as error:
-                text = error.message if isinstance(error, CorruptError) else "index: no table"
-                self._note(text, found.offset, found.header.sequence)
-                continue
-            if min(numbers, default=0) < 0:
-                continue
-            for number in range(found.header.sequence):
-                offset, kind, codec, stored, raw, *rest = numbers[number * 10 : number * 10 + 10]
-                part, first_layer, layers, first, count = rest
-                self.index.append(
-                    (offset, RecordHeader(kind, number, stored, raw, codec, part, first_layer, layers, first, count))
-                )
-            return
+                self.index = parse_index(self.payload(found.offset, found.header), found.header.sequence)
+            except CorruptError as error:
+                self._note(error.message, found.offset, found.header.sequence)
+            else:
+                return
 
     def _rebuild(self) -> None:
         """Take records whose header is damaged, but where it should stand and with one of its two checksums."""
@@ -295,9 +252,7 @@ class Wreck(RecordReader):
             if offset < SUPERBLOCK_BYTES or any(taken):
                 continue
             found = self._pread(offset, RECORD_BYTES)
-            fields = {name: getattr(listed, name) for name in INDEX_COLUMNS[2:]}
-            crc = self._checksum(offset + RECORD_BYTES, listed.stored)
-            header = RecordHeader(listed.type, listed.sequence, **fields, payload_crc=crc)
+            header = replace(listed, payload_crc=self._checksum(offset + RECORD_BYTES, listed.stored))
             try:
                 packed = pack_record_header(header, self.file_id)
                 self._check_lengths(header, offset)
@@ -336,6 +291,25 @@ class Wreck(RecordReader):
 
     def _note(self, message: str, offset: int | None, record: int | None = None) -> None:
         self.problems.append(Problem(message, offset, record))
+
+
+def _with_a_byte_mended(superblock: bytes) -> bytes:
+    """A superblock of which one byte was damaged, as it was; another one as it is.
+
+    An encrypted file has its salt nowhere else, and every bit of its superblock is authenticated with every record.
+    """
+    if len(superblock) < SUPERBLOCK_BYTES or _has_its_checksum(superblock):
+        return superblock
+    for at, change in product(range(SUPERBLOCK_BYTES), range(1, 256)):
+        tried = superblock[:at] + bytes([superblock[at] ^ change]) + superblock[at + 1 :]
+        if _has_its_checksum(tried):
+            return tried
+    return superblock
+
+
+def _has_its_checksum(superblock: bytes) -> bool:
+    checksum = int.from_bytes(superblock[-4:], "little")
+    return len(superblock) == SUPERBLOCK_BYTES and google_crc32c.value(superblock[:-4]) == checksum
 
 
 _CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)

@@ -120,7 +120,7 @@ def _emit_new(
 
 
 def _check_shapes(snapshot: Snapshot, geometry: Geometry, number: int) -> None:
-    if geometry.minor > 2:
+    if not geometry.rows_only:
         raise UsageError("only full and sliding layers without states can be deduplicated")
     if len(snapshot.keys) != len(geometry.layers) or len(snapshot.values) != len(geometry.layers):
         raise UsageError(f"snapshot {number} has {len(snapshot.keys)} layers, the model {len(geometry.layers)}")

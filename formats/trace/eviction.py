@@ -81,7 +81,7 @@ def apply(name: str, values: Mapping[str, Any], trace: Trace) -> Filtered:
     """
     if not name:
         return Filtered(list(trace.views), row_store.read(trace), [])
-    if trace.geometry.minor > 2 or trace.labels.width > 1:
+    if not trace.geometry.rows_only or trace.labels.width > 1:
         raise UsageError(f"{name} cannot evict rows beside states, indexer keys, an encoder's rows or padding")
     if name not in FILTERS:
         raise UsageError(f"there is no filter {name!r}", hint=f"filters: {', '.join(FILTERS)}")

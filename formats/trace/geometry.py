@@ -132,10 +132,10 @@ class Geometry:
         return frozenset(number for number, spec in enumerate(self.layers) if not spec.parts)
 
     @property
-    def minor(self) -> int:
-        """The oldest minor version of the format whose readers know all of this."""
-        new = any(spec.kind in ("cross", "none") or spec.index_size or spec.states for spec in self.layers)
-        return 3 if new or self.padding else 2
+    def rows_only(self) -> bool:
+        """Whether all there is are keys and values of the history's tokens, of which none is padding."""
+        more = any(spec.kind in ("cross", "none") or spec.index_size or spec.states for spec in self.layers)
+        return not more and not self.padding
 
     @cached_property
     def run_ends(self) -> tuple[int, ...]:
@@ -155,7 +155,7 @@ def to_json(geometry: Geometry, fingerprint: Mapping[str, str], lost_by: str = "
     """A MODEL record's payload.
 
     Args:
-        lost_by: what the rows lost by before they came into the file; see `loss`.
+        lost_by: what the rows lost by before they came into the file, such as "scalar".
     """
     layers = [{"count": count, **_described(spec)} for _, count, spec in geometry.runs()]
     padding = {"padding": list(geometry.padding)} if geometry.padding else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -164,10 +164,14 @@ def to_table(views: Sequence[View], width: int = 1) -> tuple[list[int], list[int
 
 
 def from_tables(
-    tensors: dict[str, TensorView], snapshots: int, geometry: Geometry, labels: Labels, what: str
+    tensors: Mapping[str, TensorView], snapshots: int, geometry: Geometry, rows: int, width: int, what: str
 ) -> tuple[list[View], int]:
-    """(views, number of spans) of a VIEWS payload that holds `snapshots` views.  Raises CorruptError."""
-    rows, width = len(labels), labels.width
+    """(views, number of spans) of a VIEWS payload that holds `snapshots` views.  Raises CorruptError.
+
+    Args:
+        rows: how many rows have labels.
+        width: token ids a row, as the labels have them.
+    """
     layers = len(geometry.layers)
     expect(
         tensors, {"spans": ("I64", (None, 5)), "next_tokens": ("I64", (None,) if width == 1 else (None, width))}, what

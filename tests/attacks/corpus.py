@@ -30,11 +30,11 @@ BASES = {
     "attention": "attention",
     "klt": "klt",
     "vq-one-layer": "one layer, vq",
-    "states": "1.3, pure",
-    "hybrid": "1.3, hybrid",
-    "padded": "1.3, padded",
-    "indexed": "1.3, indexed",
-    "cross": "1.3, encoder and decoder",
+    "states": "by hand, pure",
+    "hybrid": "by hand, hybrid",
+    "padded": "by hand, padded",
+    "indexed": "by hand, indexed",
+    "cross": "by hand, encoder and decoder",
 }
 
 
@@ -139,6 +139,7 @@ attack(
     lambda craft: craft.build()[:4] + b"\2" + craft.build()[5:],
     UnsupportedFileError,
 )
+of_liar("minor-version-1", "newer minor version", "a file that needs a minor version that nobody knows")
 of_liar("superblock-reserved", "reserved byte 59", "a reserved byte of the superblock, under a right checksum")
 of_liar("end-behind-the-file", "end: points behind the file", "an end mark that points to byte 2^40 for the index")
 of_liar("end-into-the-first-record", "end: points to the first record", "an end mark that calls MODEL the index")
@@ -272,8 +273,10 @@ of_liar("model-2-to-the-21-heads", "model: 2^21 heads", "more heads than a model
 of_liar("model-of-5000-layers", "model: run of 5,000", "more layers than a model may have")
 of_liar("model-negative-size", "model: negative size", "heads of a negative size")
 of_liar("model-other-sizes", "model: sizes that the rows do not have", "keys of other sizes than the rows have")
-of_liar("model-padding-of-nothing", "1.3: model, padding of nothing", "a list of padding that pads nothing")
-of_liar("model-padding-of-two-in-three", "1.3: model, padding of two sequences", "padding of two sequences of three")
+of_liar("model-padding-of-nothing", "by hand: model, padding of nothing", "a list of padding that pads nothing")
+of_liar(
+    "model-padding-of-two-in-three", "by hand: model, padding of two sequences", "padding of two sequences of three"
+)
 of_liar("header-ratio-too-large", "header: ratio of the trace 1% too large", "a ratio 1% better than the file has")
 of_liar("header-ratio-of-1e308", "header: ratio 1e308", "a ratio of 10^308")
 of_liar("header-raw-bytes", "header: raw bytes of the trace lie", "raw bytes one more than the snapshots have")
@@ -302,7 +305,7 @@ of_liar(
 )
 of_liar("labels-negative-token", "labels: negative token", "a negative token id, against an embedding's lookup")
 of_liar("labels-position-overflow", "labels: position 2^63", "a position that wraps around")
-of_liar("labels-of-two-in-a-batch-of-three", "1.3: labels, of two sequences", "token ids of two sequences of three")
+of_liar("labels-of-two-in-a-batch-of-three", "by hand: labels, of two sequences", "token ids of two sequences of three")
 of_liar("views-row-outside", "views: first row 2^63 - 1", "a snapshot of rows beyond the last one")
 of_liar("views-row-twice", "views: row named twice", "a snapshot that goes around: it names rows again")
 of_liar("views-layer-missing", "views: missing layer", "a snapshot that lacks a layer")
@@ -374,12 +377,16 @@ of_liar("klt-beyond-float32", "klt: coefficients beyond float32", "coefficients 
 
 # States, layers without rows, indexer keys
 
-of_liar("states-of-2-to-the-120", "1.3: limits, 2^20 six times", "a state of 2^120 values")
-of_liar("states-missing", "1.3: states, missing at a snapshot", "a snapshot that lacks a state")
-of_liar("states-twice", "1.3: states, stored twice", "a state in two records")
-of_liar("states-of-2-to-the-62-snapshots", "1.3: states, count 2^62", "a record of states of 2^62 snapshots")
-of_liar("states-of-the-wrong-layers", "1.3: states, dummy layer", "states of a layer that has none")
-of_liar("views-of-a-layer-without-rows", "1.3: views, rows of a dummy layer", "rows of a layer that keeps none")
-of_liar("indexer-keys-missing", "1.3: rows, indexer keys missing for a row", "a row without its indexer keys")
-of_liar("indexer-keys-of-another-width", "1.3: rows, indexer keys of the width of keys", "indexer keys as wide as keys")
-of_liar("cross-rows-missing", "1.3: views, rows that cross-attention does not store", "encoder's rows that are nowhere")
+of_liar("states-of-2-to-the-120", "by hand: limits, 2^20 six times", "a state of 2^120 values")
+of_liar("states-missing", "by hand: states, missing at a snapshot", "a snapshot that lacks a state")
+of_liar("states-twice", "by hand: states, stored twice", "a state in two records")
+of_liar("states-of-2-to-the-62-snapshots", "by hand: states, count 2^62", "a record of states of 2^62 snapshots")
+of_liar("states-of-the-wrong-layers", "by hand: states, dummy layer", "states of a layer that has none")
+of_liar("views-of-a-layer-without-rows", "by hand: views, rows of a dummy layer", "rows of a layer that keeps none")
+of_liar("indexer-keys-missing", "by hand: rows, indexer keys missing for a row", "a row without its indexer keys")
+of_liar(
+    "indexer-keys-of-another-width", "by hand: rows, indexer keys of the width of keys", "indexer keys as wide as keys"
+)
+of_liar(
+    "cross-rows-missing", "by hand: views, rows that cross-attention does not store", "encoder's rows that are nowhere"
+)

@@ -220,6 +220,9 @@ liar("no VIEWS", "there is no snapshot", without(VIEWS))
 liar("no records", "points outside the file", lambda c: c.records.clear())
 liar("MODEL second", "one model record, as record 0", lambda c: move(c, MODEL, 1))
 liar("HEADER not before INDEX", "one header record, as record 10", lambda c: move(c, HEADER, 9))
+liar(
+    "newer minor version", "format version 1.1 is not supported", lambda c: setattr(c, "minor", 1), UnsupportedFileError
+)
 liar("reserved flag", "reserved bits of the superblock", lambda c: setattr(c, "flags", 0x0080))
 liar("reserved byte 12", "reserved bits of the superblock", lambda c: c.reserved.update({12: 1}))
 liar("reserved byte 59", "reserved bits of the superblock", lambda c: c.reserved.update({59: 1}))

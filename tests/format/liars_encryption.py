@@ -95,7 +95,7 @@ liar("another identity", ANOTHER, changed(file_id=bytes(16)), LockedError)
 liar("lock of an older version", CHANGED, changed(lock=seal(salt=OTHER_SALT).lock))
 liar("lock of another key", CHANGED, changed(lock=seal(OTHER_KEY).lock), key=OTHER_KEY)
 liar("lock of another key, read with the old one", ANOTHER, changed(lock=seal(OTHER_KEY).lock), LockedError)
-liar("another minor version", CHANGED, changed(minor=3))
+liar("another minor version", "format version 1.3", changed(minor=3), UnsupportedFileError, sealed=True)
 liar("an unused flag", CHANGED, changed(flags=0x0101))
 liar("a reserved flag", RESERVED, changed(flags=0x0003), sealed=True)
 

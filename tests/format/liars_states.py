@@ -1,4 +1,4 @@
-"""Files of format 1.3 whose checksums are right and which lie: states, layers without rows, indexer keys, padding."""
+"""Files whose checksums are right and which lie: states, layers without rows, indexer keys, padding."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def lie(
     name: str, message: str, reason: str, edit: Edit, error: type[TscError] = CorruptError, *, sample: str = "pure"
 ) -> None:
     """`message`: a part of the product's; "": `PRODUCT` has it."""
-    REASONS[f"1.3: {name}"] = reason
-    liar(f"1.3: {name}", message or PRODUCT[name], edit, error, sample=f"1.3, {sample}")
+    REASONS[f"by hand: {name}"] = reason
+    liar(f"by hand: {name}", message or PRODUCT[name], edit, error, sample=f"by hand, {sample}")
 
 
 def nth(craft: Craft, type_: int, number: int) -> Piece:

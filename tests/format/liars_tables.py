@@ -119,7 +119,7 @@ liar(
     "reference: beside sequences of their own",
     "sequences that hold different tokens",
     reference_of_many,
-    sample="1.3, padded",
+    sample="by hand, padded",
 )
 liar("reference: another count", "is U16 [3]", lambda c: setattr(c[REFERENCE], "count", 2))
 

@@ -344,7 +344,7 @@ def other_ratios(craft: Craft, random: Random) -> None:
 
 
 def superblock(craft: Craft, random: Random) -> None:
-    craft.minor = random.choice((0, 1, 2, 3, 65_535))
+    craft.minor = random.choice((0, 0, 0, 1, 65_535))
     craft.flags = random.choice((0, 1 << random.randrange(16)))
     craft.reserved = random.choice(({}, {random.choice((12, 15, 32, 59)): 1}))
 
@@ -464,7 +464,7 @@ MUTATIONS: dict[Callable[[Craft, Random], None], int] = {
     other_ratios: 1,
 }
 
-# what there is in files of 1.3 only; others are left as a reader of 1.2 reads them
+# what there is in files with states and the like
 MUTATIONS_OF_STATES: dict[Callable[[Craft, Random], None], int] = {
     state_spec: 12,
     kind: 6,
@@ -502,8 +502,13 @@ def fix_raw_bytes(craft: Craft, *, whole: bool) -> None:
     craft[HEADER].edit_json(lambda value: value.update(raw_bytes_trace=sum(raw), raw_bytes_final=raw[-1]))
 
 
-def has_states(craft: Craft) -> bool:
-    return any(piece.type == STATES for piece in craft.records)
+def has_more_than_rows(craft: Craft) -> bool:
+    """Whether MODEL has states, indexer keys, padding or layers of kinds that few models have."""
+    model = json.loads(craft[MODEL].raw)
+    runs = model["layers"]
+    return "padding" in model or any(
+        {"states", "index_size"} & run.keys() or run["kind"] in ("none", "cross") for run in runs
+    )
 
 
 def mutant(valid: bytes, random: Random, seal: Seal | None = None) -> bytes:
@@ -512,7 +517,7 @@ def mutant(valid: bytes, random: Random, seal: Seal | None = None) -> bytes:
     craft = Craft.of(valid, seal if with_key else None)
     # an edit that no longer applies after another one is left out
     inapplicable = (KeyError, IndexError, ValueError, TypeError, AttributeError, StopIteration, struct.error)
-    mutations = MUTATIONS | (MUTATIONS_OF_STATES if craft.minor == 3 or has_states(craft) else {})
+    mutations = MUTATIONS | (MUTATIONS_OF_STATES if craft[MODEL].raw and has_more_than_rows(craft) else {})
     if seal is not None:
         keyless = {record_field: 5, record_order: 5, index_cell: 1} | mutate_encrypted.WITHOUT_KEY
         mutations = mutations | mutate_encrypted.WITH_KEY if with_key else keyless

@@ -183,7 +183,7 @@ def klt_kept() -> bytes:
 
 
 CODEBOOK = {"block": 2, "centroids": 8, "iterations": 3}
-# Files of format 1.1 and 1.2: what `make` returns is read by both readers
+# What is read by both readers
 COMPRESSED: dict[str, Callable[[], bytes]] = {
     **every_dtype("scalar", "scalar", {"bits": 4, "group": 4}),
     **every_dtype("rotated", "scalar", {"bits": 8, "hadamard": True}),

@@ -31,7 +31,7 @@ def encrypted(data: bytes, given: bytes | str = KEY, *, salt: bytes = SALT, file
         path = Path(folder) / "plain.tsc"
         path.write_bytes(data)
         file, sink = TraceFile(path), io.BytesIO()
-        writer = RecordWriter(sink, file_id, file.reader.minor, secret_of(given), salt)
+        writer = RecordWriter(sink, file_id, secret_of(given), salt)
         copy_records(file, writer)
         finish_records(writer, file.header)
     return sink.getvalue()

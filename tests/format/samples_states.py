@@ -1,4 +1,4 @@
-"""Small valid files of format 1.3, put together by hand: states, cross-attention, indexer keys, padded batches.
+"""Small valid files, put together by hand: states, cross-attention, indexer keys, padded batches.
 
 Nothing of `formats` is used, so that these files say what the text says, whatever the product writes.
 """
@@ -229,8 +229,9 @@ class Sample:
         raw = [self.raw_bytes(number) for number in range(len(self.moments))]
         header = {"schema": "tsc.header/1", "tier": "", "created_by": "test", "raw_bytes_trace": sum(raw)}
         header |= {"raw_bytes_final": raw[-1], "ratio_trace": 1.0, "ratio_final": 1.0, "capture": {}, "quality": []}
+        header |= {"codec": "", "parameters": {}}
         records = [Piece(MODEL, spell(model)), *self.pieces, *self.labels(), self.views(), Piece(HEADER, spell(header))]
-        return Craft(bytes(range(16)), records, minor=3)
+        return Craft(bytes(range(16)), records)
 
 
 def counted(rows: int, *batch: int) -> Array:
@@ -319,11 +320,11 @@ def padded() -> Sample:
 
 
 SAMPLES: dict[str, Callable[[], Sample]] = {
-    "1.3, pure": pure,
-    "1.3, hybrid": hybrid,
-    "1.3, encoder and decoder": encoder_decoder,
-    "1.3, indexed": indexed,
-    "1.3, padded": padded,
+    "by hand, pure": pure,
+    "by hand, hybrid": hybrid,
+    "by hand, encoder and decoder": encoder_decoder,
+    "by hand, indexed": indexed,
+    "by hand, padded": padded,
 }
 
 

@@ -19,7 +19,7 @@ from tests.format.craft import HEADER, KEPT, LABELS, MODEL, PROFILE, ROWS, STATE
 from tests.second_reader_payload import read_tables
 from tests.second_reader_records import Record, payload, read_record, read_records, read_superblock
 
-SMALL = ("valid", "1.3, pure", "1.3, hybrid", "1.3, indexed", "1.3, padded")
+SMALL = ("valid", "by hand, pure", "by hand, hybrid", "by hand, indexed", "by hand, padded")
 
 
 def _part(piece: Piece, axes: dict[str, int], first: int, stop: int) -> Piece:
@@ -119,11 +119,11 @@ class Model:
         return found[-1] if found else None
 
     def recoverable(self, have: Collection[int]) -> list[int]:
-        """The snapshots that records with these numbers suffice for; none without MODEL."""
+        """The snapshots of the file that records with these numbers can make; none without MODEL."""
         if 0 not in have:
             return []
         held = {number: self.records[number] for number in have}
-        labelled = self._rows(held, LABELS)
+        labelled = self._labelled(held)
         usable = self._usable(held, labelled)
         views = {
             number
@@ -133,35 +133,45 @@ class Model:
         }
         return [number for number in sorted(views) if self._whole(number, held, labelled, usable)]
 
-    def _rows(self, held: dict[int, Record], kind: int) -> set[int]:
-        return {
-            row
-            for record in held.values()
-            if record.type == kind
-            for row in range(record.first, record.first + record.number)
-        }
+    def _labelled(self, held: dict[int, Record]) -> set[int]:
+        """Rows that have labels, up to the first that has none: a file's labels go on without a gap."""
+        rows = 0
+        for record in sorted(held.values(), key=lambda one: one.first):
+            if record.type == LABELS and record.first == rows:
+                rows += record.number
+        return set(range(rows))
 
     def _usable(self, held: dict[int, Record], labelled: set[int]) -> set[tuple[int, str, int]]:
-        """(layer, part, row) that can be decoded."""
-        found: set[tuple[int, str, int]] = set()
-        stored = [record for record in held.values() if record.type == ROWS]
-        for record in sorted(stored, key=lambda one: one.first):  # a base has a lower number
-            rows = range(record.first, record.first + record.number)
+        """(layer, part, row) of the records that a file can have: all parts of a row, and what predicts it."""
+        profile = any(one.type == PROFILE for one in held.values())
+        rows: dict[int, set[tuple[int, str, int]]] = {}
+        needed: dict[int, set[tuple[int, str, int]]] = {}
+        for number, record in held.items():
+            if record.type != ROWS or (record.codec == 6 and not profile):
+                continue
+            numbers = range(record.first, record.first + record.number)
+            if not labelled.issuperset(numbers):
+                continue
             parts = second_reader.parts_of(record)
-            mine = {(layer, part, row) for layer in record.layers for part in parts for row in rows}
-            if record.codec == 6:
-                profile = any(one.type == PROFILE for one in held.values())
-                if not profile or not labelled.issuperset(rows):
-                    continue
+            rows[number] = {(layer, part, row) for layer in record.layers for part in parts for row in numbers}
+            needed[number] = {
+                (layer, part, row) for layer in record.layers for part in self._parts(layer) for row in numbers
+            }
             if record.codec == 5:
                 bases = read_tables(payload(self.view, record))["bases"].integers()
-                needed = {
+                needed[number] |= {
                     (layer, part, base) for layer in record.layers for part in parts for base in bases if base >= 0
                 }
-                if needed - mine - found:
-                    continue
-            found |= mine
-        return found
+        while True:
+            found = set().union(*rows.values())
+            out = [number for number in rows if needed[number] - found]
+            if not out:
+                return found
+            for number in out:
+                del rows[number]
+
+    def _parts(self, layer: int) -> list[str]:
+        return [part for part in second_reader.PARTS if self.document.geometry.layers[layer].shape(part)[1]]
 
     def _whole(
         self, number: int, held: dict[int, Record], labelled: set[int], usable: set[tuple[int, str, int]]
@@ -172,8 +182,7 @@ class Model:
             if rows - labelled:
                 return False
             for one in range(layer, layer + layers) if layer >= 0 else ():
-                parts = [part for part in second_reader.PARTS if geometry.layers[one].shape(part)[1]]
-                if any((one, part, row) not in usable for part in parts for row in rows):
+                if any((one, part, row) not in usable for part in self._parts(one) for row in rows):
                     return False
                 for at, record in enumerate(self.records):
                     span = set(range(record.first, record.first + record.number))

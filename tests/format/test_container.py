@@ -14,25 +14,20 @@ import pytest
 from formats.container.reader import RecordReader
 from formats.container.records import RecordHeader, RecordType, pack_record_header, pack_superblock
 from formats.container.writer import RecordWriter
-from formats.errors import CorruptError
+from formats.errors import CorruptError, UnsupportedFileError
 from tests.format.craft import LABELS, Craft, Piece, frame
 
 # Computed by hand from docs/format.md; the checksums by a bitwise CRC-32C
 FILE_ID = bytes(range(16))
 SUPERBLOCK = bytes.fromhex("""
-    89545343 01 0d0a1a  0200 0000 00000000
+    89545343 01 0d0a1a  0000 0000 00000000
     000102030405060708090a0b0c0d0e0f
-    00000000 00000000 00000000 00000000 00000000 00000000 00000000  ba1cab1d
+    00000000 00000000 00000000 00000000 00000000 00000000 00000000  1f839a50
 """)
 SUPERBLOCK_1_1 = bytes.fromhex("""
     89545343 01 0d0a1a  0100 0000 00000000
     000102030405060708090a0b0c0d0e0f
     00000000 00000000 00000000 00000000 00000000 00000000 00000000  b577f4f4
-""")
-SUPERBLOCK_1_0 = bytes.fromhex("""
-    89545343 01 0d0a1a  0000 0000 00000000
-    000102030405060708090a0b0c0d0e0f
-    00000000 00000000 00000000 00000000 00000000 00000000 00000000  1f839a50
 """)
 ROWS_HEADER = bytes.fromhex("""
     02 00 0100 00000000  0300000000000000  2c01000000000000
@@ -111,9 +106,8 @@ def test_checksum() -> None:
 
 
 def test_superblock() -> None:
-    assert pack_superblock(FILE_ID, minor=2) == SUPERBLOCK
+    assert pack_superblock(FILE_ID) == SUPERBLOCK
     assert pack_superblock(FILE_ID, minor=1) == SUPERBLOCK_1_1
-    assert pack_superblock(FILE_ID, minor=0) == SUPERBLOCK_1_0
     assert len(SUPERBLOCK) == 64
 
 
@@ -148,17 +142,35 @@ def test_type_numbers() -> None:
     }
 
 
-@pytest.mark.parametrize(("superblock", "minor"), [(SUPERBLOCK_1_0, 0), (SUPERBLOCK_1_1, 1), (SUPERBLOCK, 2)])
-def test_literal_bytes_are_read(path: Path, superblock: bytes, minor: int) -> None:
-    with reading(path, superblock + ROWS_HEADER + STORED) as reader:
-        assert (reader.minor, reader.file_id) == (minor, FILE_ID)
+def test_literal_bytes_are_read(path: Path) -> None:
+    with reading(path, SUPERBLOCK + ROWS_HEADER + STORED) as reader:
+        assert (reader.minor, reader.file_id) == (0, FILE_ID)
         assert reader.header_at(64, 0) == ROWS_FIELDS
         assert reader.stored(64, ROWS_FIELDS) == STORED
 
 
+def test_a_file_that_needs_a_newer_version_is_refused(path: Path) -> None:
+    """The reader of the next minor version takes it, and files that need only this one."""
+    newer = SUPERBLOCK_1_1 + ROWS_HEADER + STORED
+    message = r"format version 1\.1 is not supported, this reader knows version 1\.0"
+    with pytest.raises(UnsupportedFileError, match=message) as refused, reading(path, newer):
+        pass
+    assert (refused.value.exit_code, refused.value.hint) == (3, "update tsc")
+    with pytest.raises(CorruptError, match="checksum of the superblock"), reading(path, newer[:8] + b"\2" + newer[9:]):
+        pass  # what the damaged bytes say of a version is worth nothing
+
+
+def test_the_next_version_reads_this_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("formats.container.reader.MINOR", 1)
+    for superblock, minor in ((SUPERBLOCK, 0), (SUPERBLOCK_1_1, 1)):
+        with reading(path, superblock + ROWS_HEADER + STORED) as reader:
+            assert reader.minor == minor
+            assert reader.header_at(64, 0) == ROWS_FIELDS
+
+
 def test_literal_bytes_are_written() -> None:
     sink = Pipe()
-    writer = RecordWriter(sink, FILE_ID, 2)
+    writer = RecordWriter(sink, FILE_ID)
     writer.copy_record(STORED, ROWS_FIELDS)
     assert sink.data == SUPERBLOCK + ROWS_HEADER + STORED
     assert (writer.offset, writer.entries) == (len(sink.data), [(64, ROWS_FIELDS)])
@@ -166,7 +178,7 @@ def test_literal_bytes_are_written() -> None:
 
 def test_end_record_closes_the_file(path: Path) -> None:
     sink = Pipe()
-    writer = RecordWriter(sink, FILE_ID, 2)
+    writer = RecordWriter(sink, FILE_ID)
     writer.record(RecordType.LABELS, b"one")
     writer.end(64)
     assert sink.data.endswith(END_RECORD[64:])
@@ -175,7 +187,7 @@ def test_end_record_closes_the_file(path: Path) -> None:
 
 
 def write_some(sink: Pipe) -> None:
-    writer = RecordWriter(sink, FILE_ID, 2)
+    writer = RecordWriter(sink, FILE_ID)
     writer.record(RecordType.ROWS, bytes(5_000), codec=1, part=1, layers=(2, 3), span=(4, 5))
     writer.record(RecordType.LABELS, b"", span=(0, 1))
     writer.end(writer.entries[-1][0])
@@ -195,12 +207,12 @@ def test_a_pipe_will_do() -> None:
 
 def test_copies_are_made_in_order() -> None:
     with pytest.raises(ValueError, match="in order"):
-        RecordWriter(Pipe(), FILE_ID, 2).copy_record(STORED, END_FIELDS)
+        RecordWriter(Pipe(), FILE_ID).copy_record(STORED, END_FIELDS)
 
 
 def test_a_trial_writes_nothing_and_measures_the_same() -> None:
     sink = Pipe()
-    writer = RecordWriter(sink, FILE_ID, 2)
+    writer = RecordWriter(sink, FILE_ID)
     writer.record(RecordType.MODEL, b"one")
     before, trial = sink.data, writer.trial()
     for tried in (trial, writer):
@@ -222,7 +234,7 @@ def test_a_trial_writes_nothing_and_measures_the_same() -> None:
 )
 def test_payloads_come_back(path: Path, payload: bytes) -> None:
     sink = Pipe()
-    RecordWriter(sink, FILE_ID, 2).record(RecordType.LABELS, payload, span=(7, 9))
+    RecordWriter(sink, FILE_ID).record(RecordType.LABELS, payload, span=(7, 9))
     with reading(path, sink.data) as reader:
         header = reader.header_at(64, 0)
         assert (header.name, header.raw, header.first, header.count) == ("labels", len(payload), 7, 9)
@@ -293,5 +305,5 @@ def test_without_end_mark(path: Path, damage: Callable[[bytes], bytes]) -> None:
 
 def test_frame_of_the_writer_is_a_plain_one() -> None:
     sink = Pipe()
-    RecordWriter(sink, FILE_ID, 2).record(RecordType.LABELS, b"payload")
+    RecordWriter(sink, FILE_ID).record(RecordType.LABELS, b"payload")
     assert sink.data[128:] == frame(b"payload")

@@ -177,7 +177,6 @@ def raw_bytes_left(craft: Craft) -> None:
 HONEST: dict[str, Edit] = {
     "nothing changed": lambda _: None,
     "unused flag": lambda craft: setattr(craft, "flags", 0xFF00),
-    "newer minor version": lambda craft: setattr(craft, "minor", 65_535),
     "unknown ancillary type": lambda craft: craft.insert(Piece(0x90, b"anything")),
     "unknown ancillary type with all fields": lambda craft: craft.insert(Piece(0xFF, b"?", 9, 9, 9, 9, 9, 9)),
     "frame with checksum": lambda craft: craft.insert(Piece(0x90, b"x", stored=with_checksum(b"x"))),
@@ -193,15 +192,11 @@ HONEST: dict[str, Edit] = {
     "wide token ids": lambda craft: craft[LABELS].set_integers(
         "token_ids", craft[LABELS].integers("token_ids"), dtype="I32"
     ),
-    "no ratios": header(lambda value: [value.pop("ratio_trace"), value.pop("ratio_final")]),
     "ratio rounded up": rounded_up,
-    "no codec": header(lambda value: [value.pop("codec"), value.pop("parameters")]),
     "all kinds of parameters": header(lambda v: v.update(parameters={"a": None, "b": True, "c": 0.5, "d": "", "e": 1})),
 }
 HONEST_COMPRESSED: dict[str, tuple[str, Edit]] = {
     **{f"{sample} in reverse": (sample, reverse) for sample in ("h2o", "attention", "delta, edited", "vq", "klt")},
-    "1.1 under the number of 1.0": ("h2o", lambda craft: setattr(craft, "minor", 0)),
-    "1.2 under the number of 1.1": ("klt, two groups", lambda craft: setattr(craft, "minor", 1)),
     "rows that all heads kept": ("h2o", all_kept),
     "raw bytes of what was not evicted": ("h2o", raw_bytes_left),
     "bases in two records": ("delta, chains", divided_bases),
@@ -323,7 +318,7 @@ def test_tables_keep_to_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_tables_that_no_reader_takes_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = samples.trace()
-    monkeypatch.setattr("formats.file.table_limits.FREE_TABLES", -1_000_000)
+    monkeypatch.setattr("formats.file.index.FREE_TABLES", -1_000_000)
     with pytest.raises(LimitError, match="no reader would take it"):
         save(trace, tmp_path / "t.tsc")
     assert not list(tmp_path.iterdir())

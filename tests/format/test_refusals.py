@@ -31,27 +31,27 @@ from tests.traces import FULL, SLIDING, finite_rows, growing_trace
 @pytest.mark.parametrize(
     ("limit", "value", "message"),
     [
-        ("MAX_ROWS", 10, "labels: more than 10 token ids"),
-        ("MAX_NEXT_TOKENS", 3, "more than 3 next tokens"),
-        ("MAX_SPANS", 2, "views: more than 2 spans"),
-        ("MAX_LABELS_PER_RECORD", 2, "a labels record holds too many rows"),
-        ("MAX_BLOCK_BYTES", 9, "a block of more than 9 bytes"),
+        ("reader.MAX_ROWS", 10, "labels: more than 10 token ids"),
+        ("reader.MAX_NEXT_TOKENS", 3, "more than 3 next tokens"),
+        ("reader.MAX_SPANS", 2, "views: more than 2 spans"),
+        ("record_contents.MAX_LABELS_PER_RECORD", 2, "a labels record holds too many rows"),
+        ("record_contents.MAX_BLOCK_BYTES", 9, "a block of more than 9 bytes"),
     ],
 )
 def test_files_beyond_a_limit(
     limit: str, value: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "padded.tsc"
-    path.write_bytes(samples.sample("1.3, padded"))
+    path.write_bytes(samples.sample("by hand, padded"))
     assert check.check(path)
-    monkeypatch.setattr(f"formats.file.reader.{limit}", value)
+    monkeypatch.setattr(f"formats.file.{limit}", value)
     with pytest.raises(CorruptError, match=message):
         check.check(path)
 
 
 def test_a_writer_makes_nothing_that_no_reader_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = io.BytesIO()
-    writer = RecordWriter(sink, bytes(16), 3)
+    writer = RecordWriter(sink, bytes(16))
     with pytest.raises(LimitError, match="bytes that are all alike"):
         writer.record(RecordType.ROWS, bytes(FREE_RAW + 1))
     written = sink.tell()

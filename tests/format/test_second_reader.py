@@ -376,7 +376,7 @@ class Bounds:
 
 
 SEAL = samples_encrypted.seal()
-ENCRYPTED = ("valid", "scalar, 5 levels", "1.3, hybrid")
+ENCRYPTED = ("valid", "scalar, 5 levels", "by hand, hybrid")
 
 
 @cache

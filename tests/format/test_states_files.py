@@ -1,4 +1,4 @@
-"""Files of format 1.3, put together by hand: what they hold is found, and each lie is refused for its own reason."""
+"""Files of states and the like, put together by hand: what they hold is found, and each lie has its own reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from formats import Trace
 from formats.errors import CorruptError, UnsupportedFileError
 from tests import second_reader
 from tests.format import samples
-from tests.format.craft import HEADER, LABELS, MODEL, ROWS, STATES, VIEWS, Craft, Piece
+from tests.format.craft import LABELS, MODEL, ROWS, STATES, VIEWS, Craft, Piece
 from tests.format.liars import LIARS, Edit, Liar
 from tests.format.liars_states import REASONS, nth
 from tests.format.mutate import mutant
@@ -148,8 +148,6 @@ def predicted_indexer_keys(craft: Craft) -> None:
 
 
 HONEST: dict[str, tuple[str, Edit]] = {
-    "1.3 under the number of 1.2": ("pure", lambda craft: setattr(craft, "minor", 2)),
-    "newer minor version": ("pure", lambda craft: setattr(craft, "minor", 4)),
     "in reverse": ("hybrid", lambda craft: craft.records.__setitem__(slice(1, -1), craft.records[-2:0:-1])),
     "divided run of layers": ("pure", model(divided_states)),
     "other shapes of the same tensors": ("pure", model(other_shapes)),
@@ -158,10 +156,6 @@ HONEST: dict[str, tuple[str, Edit]] = {
     "padding of all sequences": ("padded", model(lambda value: value.update(padding=[1, 2**20, 1]))),
     "padding of none": ("padded", model(lambda value: value.pop("padding"))),
     "labels of all sequences": ("padded", labels_of_one),
-    "no ratios": (
-        "pure",
-        lambda craft: craft[HEADER].edit_json(lambda value: [value.pop("ratio_trace"), value.pop("ratio_final")]),
-    ),
 }
 
 
@@ -169,10 +163,10 @@ HONEST: dict[str, tuple[str, Edit]] = {
 @pytest.mark.parametrize("name", HONEST)
 def test_unusual_but_valid(name: str, reader: str, tmp_path: Path) -> None:
     sample, edit = HONEST[name]
-    written, craft = SAMPLES[f"1.3, {sample}"](), Craft.of(file_bytes(f"1.3, {sample}"))
+    written, craft = SAMPLES[f"by hand, {sample}"](), Craft.of(file_bytes(f"by hand, {sample}"))
     edit(craft)
     data = craft.build()
-    assert data != file_bytes(f"1.3, {sample}")
+    assert data != file_bytes(f"by hand, {sample}")
     if reader == "second":
         document = second_reader.read(data)
         assert document.states(1) == written.states(1)
@@ -184,7 +178,7 @@ def test_unusual_but_valid(name: str, reader: str, tmp_path: Path) -> None:
 
 
 def test_indexer_keys_predict_indexer_keys() -> None:
-    craft = Craft.of(file_bytes("1.3, indexed"))
+    craft = Craft.of(file_bytes("by hand, indexed"))
     _, shape, data = nth(craft, ROWS, 2).tensors()["planes"]
     high = bytes(octet & 0x3F for octet in data[len(data) // 2 :])  # no NaN: which one comes of a sum nothing says
     nth(craft, ROWS, 2).set_tensors({"planes": ("U8", shape, data[: len(data) // 2] + high)})

@@ -48,8 +48,7 @@ TAIL = """
    its key.
 3. `tsc recover FILE -o SAVED.tsc` writes them into a new file, under new numbers, and leaves the
    input as it is. Exit code 0 says that something was saved; `"complete"` of `--json` says whether
-   all was. Where the format requires something that is lost and that no snapshot needs, zeros stand
-   for it.
+   all was.
 4. Run `tsc test SAVED.tsc`, then `tsc verify SAVED.tsc`. The new file promises no tier.
 
 A capture that was killed leaves such a file, too: `.NAME.*.tmp` beside the output. Labels and

@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, QuantizedCach
 
 from formats import Geometry, Recorder, Trace, TraceBuilder
 from formats.errors import UnsupportedCacheError, UsageError
-from formats.file import loss
+from formats.file import promises
 from formats.trace.geometry import LayerSpec
 from formats.trace.recorder import Rows
 from tsc_cli.huggingface.fingerprint import fingerprint
@@ -88,7 +88,7 @@ def from_cache(
         trace.info["sequences"] = geometry.batch
     if isinstance(cache, QuantizedCache):
         trace.info["dequantized"] = kind = type(cache.layers[0]).__name__
-        trace.lost_by = loss.dequantized(kind)
+        trace.lost_by = promises.dequantized(kind)
         warnings.warn(
             f"the rows of a {kind} are stored dequantized: a run that goes on from them rounds otherwise", stacklevel=2
         )

@@ -17,7 +17,7 @@ from formats.container.atomic_write import atomic_write
 from formats.container.encryption import KeySource
 from formats.container.locking import only_writer
 from formats.errors import UsageError
-from formats.file import loss
+from formats.file import promises
 from formats.file.finish import require_readable
 from formats.file.reader import TraceFile
 from formats.file.writer import TraceWriter
@@ -141,7 +141,7 @@ def append(
 
 def _check(file: TraceFile, trace: Trace, prompt: Sequence[int], options: CaptureOptions) -> None:
     """Raise UsageError for a file that cannot be appended to, and for options that an append does not have."""
-    if lost_by := loss.of_trace(trace):
+    if lost_by := promises.loss_of_trace(trace):
         raise UsageError(
             f"was compressed ({lost_by}): a session can only go on from what is exact",
             path=trace.path,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from formats import Trace
 from formats.errors import UsageError
-from formats.file import loss
+from formats.file import promises
 from tsc_cli.huggingface import caches, restore
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
@@ -108,7 +108,7 @@ def verify_snapshots(
         one result a snapshot, in the order of the trace.
     """
     adapter, options = ModelAdapter.of(model), options or VerifyOptions()
-    if against is not None and (lost_by := loss.of_trace(against)):
+    if against is not None and (lost_by := promises.loss_of_trace(against)):
         raise UsageError(
             f"was compressed ({lost_by}): its rows are not the exact ones",
             path=against.path,

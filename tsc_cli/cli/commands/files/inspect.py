@@ -88,7 +88,7 @@ def facts_of(file: TraceFile) -> dict[str, Any]:
 
 
 def codec_of(file: TraceFile) -> str:
-    """As the header states it; files of format 1.0 were lossless and did not say so."""
+    """As the header states it; a file that states none holds exact rows."""
     return file.header.codec or "lossless"
 
 

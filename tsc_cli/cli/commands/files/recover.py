@@ -15,7 +15,7 @@ from tsc_cli.text_format import printable, size
 
 if TYPE_CHECKING:
     from formats.repair.inventory import Need, Remains
-    from formats.repair.plan import Plan
+    from formats.repair.recover import Plan
 
 
 def command(
@@ -71,7 +71,6 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "unread_bytes": [{"start": start, "stop": stop} for start, stop in remains.wreck.unread],
         "lost_records": [_record(one) for one in remains.lost_records()],
         "dropped_records": [{"record": number, "reason": why} for number, why in sorted(plan.dropped.items())],
-        "rows_without_labels": [{"first": one.first, "rows": one.rows} for one in plan.labels_for],
         "problems": [
             {"message": one.message, "offset": one.offset, "record": one.record}
             for one in [*remains.wreck.problems, *remains.problems]

@@ -103,7 +103,7 @@ def command(
 
 
 def _codec(trace: Trace) -> str:
-    """As the header states it; files of format 1.0 were lossless and did not say so."""
+    """As the header states it; a trace that is in no file yet holds exact rows."""
     return trace.codec or "lossless"
 
 
