@@ -17,7 +17,8 @@ import tomllib
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 TORCH = "2.13.0"
 EXTRAS = ("crypto", "gguf", "plot")
 _FLOOR = re.compile(r"(?P<name>[\w.-]+)>=(?P<version>[\d.]+)")
@@ -43,31 +44,31 @@ _SHOWN = (
 )
 # what every user meets: capture, restore, resume, append, verify, compress, calibrate, encrypt, the command line
 SHARE = (
-    "tests/test_append.py::test_a_session_in_parts_is_the_session_in_one",
-    "tests/test_bridge.py::test_generate_takes_the_cache",
-    "tests/test_calibration.py::test_the_library_compresses_with_a_profile",
-    "tests/test_capture.py::test_memory_file_and_pipe_hold_the_same",
-    "tests/test_capture.py::test_snapshots",
-    "tests/test_cli.py::test_capture_reports",
-    "tests/test_cli.py::test_inspect",
-    "tests/test_cli.py::test_resume_streams_what_the_run_would_have_said",
-    "tests/test_cli.py::test_the_demo",
-    "tests/test_cli.py::test_tiers_and_models",
-    "tests/test_cli.py::test_verify_passes_fails_and_records",
-    "tests/test_cli_compress.py::test_a_tier_is_kept_and_recorded",
-    "tests/test_cli_compress.py::test_by_hand",
-    "tests/test_cli_encrypt.py::test_appending_keeps_it_encrypted",
-    "tests/test_cli_encrypt.py::test_capture_and_its_options",
-    "tests/test_cli_probe_cache.py::test_the_report",
-    "tests/test_foreign.py::test_a_cache_of_prompt_lookup_decoding_goes_on",
-    "tests/test_foreign.py::test_beams_are_a_batch",
-    "tests/test_foreign.py::test_generate_goes_on_as_if_nothing_had_happened",
-    "tests/test_foreign.py::test_quantized_caches_are_dequantized",
-    "tests/test_foreign.py::test_static_caches",
-    "tests/test_layers.py::test_starts_without_torch",
-    "tests/test_python_page.py::test_every_block_runs",
-    "tests/test_recompute.py::test_the_command",
-    "tests/test_versions.py",
+    "tests/tsc_cli/session/test_append.py::test_a_session_in_parts_is_the_session_in_one",
+    "tests/tsc_cli/huggingface/test_bridge.py::test_generate_takes_the_cache",
+    "tests/tsc_cli/calibration/test_calibration.py::test_the_library_compresses_with_a_profile",
+    "tests/tsc_cli/session/test_capture.py::test_memory_file_and_pipe_hold_the_same",
+    "tests/tsc_cli/session/test_capture.py::test_snapshots",
+    "tests/tsc_cli/cli/test_cli.py::test_capture_reports",
+    "tests/tsc_cli/cli/test_cli.py::test_inspect",
+    "tests/tsc_cli/cli/test_cli.py::test_resume_streams_what_the_run_would_have_said",
+    "tests/tsc_cli/cli/test_cli.py::test_the_demo",
+    "tests/tsc_cli/cli/test_cli.py::test_tiers_and_models",
+    "tests/tsc_cli/cli/test_cli.py::test_verify_passes_fails_and_records",
+    "tests/tsc_cli/cli/test_cli_compress.py::test_a_tier_is_kept_and_recorded",
+    "tests/tsc_cli/cli/test_cli_compress.py::test_by_hand",
+    "tests/tsc_cli/cli/test_cli_encrypt.py::test_appending_keeps_it_encrypted",
+    "tests/tsc_cli/cli/test_cli_encrypt.py::test_capture_and_its_options",
+    "tests/tsc_cli/cli/test_cli_probe_cache.py::test_the_report",
+    "tests/tsc_cli/huggingface/test_foreign.py::test_a_cache_of_prompt_lookup_decoding_goes_on",
+    "tests/tsc_cli/huggingface/test_foreign.py::test_beams_are_a_batch",
+    "tests/tsc_cli/huggingface/test_foreign.py::test_generate_goes_on_as_if_nothing_had_happened",
+    "tests/tsc_cli/huggingface/test_foreign.py::test_quantized_caches_are_dequantized",
+    "tests/tsc_cli/huggingface/test_foreign.py::test_static_caches",
+    "tests/project/test_layers.py::test_starts_without_torch",
+    "tests/project/test_python_page.py::test_every_block_runs",
+    "tests/tsc_cli/verification/test_recompute.py::test_the_command",
+    "tests/project/test_versions.py",
 )
 
 

@@ -44,7 +44,7 @@ def entered(job: Callable[[], object]) -> tuple[int, int]:
 
 def main() -> None:
     import tsc_cli
-    from tests import models
+    from tests.support import models
 
     assert Path(tsc_cli.__file__).is_relative_to(ROOT)
     model = models.llama()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from formats import save
-from tests.traces import growing_trace
+from tests.support.traces import growing_trace
 
 RUNS = 9
 

@@ -9,24 +9,23 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.reliability.rows import PROPERTY, ROWS, Tally
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 TESTS = [
     "tests/reliability",
-    "tests/format/test_second_reader.py",
-    "tests/format/test_recovery.py",
-    "tests/format/test_damage.py",
-    "tests/format/test_liars.py",
-    "tests/format/test_encryption.py",
-    "tests/format/test_encrypted_liars.py",
-    "tests/attacks",
+    "tests/format_conformance/test_second_reader.py",
+    "tests/formats/repair/test_recovery.py",
+    "tests/formats/repair/test_damage.py",
+    "tests/format_conformance/test_liars.py",
+    "tests/formats/container/test_encryption.py",
+    "tests/format_conformance/test_encrypted_liars.py",
+    "tests/format_conformance/attacks",
 ]
 FOUND = ROOT / "docs" / "reliability.json"
 HEAD = """# Faults: what was tried, and what happened

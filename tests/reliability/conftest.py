@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import models
 from tests.reliability.nursery import Nursery
+from tests.support import models
 
 
 @pytest.fixture(scope="session")

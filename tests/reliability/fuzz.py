@@ -1,10 +1,12 @@
-"""Coverage-guided mutation of files and of payloads: only errors of `tsc` come out, in little time and memory.
+"""Coverage-guided mutation of files and of payloads: only errors of `tsc` come out, in little time
+and memory.
 
 python -m tests.reliability.fuzz [--seconds N] [--keep FOLDER] [libFuzzer options]
 
-Needs atheris (`pip install 'tsc-kv[fuzz]'`).  An input that begins with the signature's first byte is a file, which is
-taken apart, edited and put together again with right checksums; of any other, the first byte says what the rest is.
-Ends with exit code 0 after "Done N runs", or with the traceback of what came out; the input is kept as crash-*.
+Needs atheris (`pip install 'tsc-kv[fuzz]'`).  An input that begins with the signature's first byte
+is a file, which is taken apart, edited and put together again with right checksums; of any other,
+the first byte says what the rest is. Ends with exit code 0 after "Done N runs", or with the
+traceback of what came out; the input is kept as crash-*.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from random import Random
 import atheris
 import torch
 
+from tests import ROOT
+
 os.environ["TSC_MEMORY_BUDGET"] = str(64 << 20)
 
 # the parser of JSON looks at each character, which takes most of the time where it is watched
@@ -37,17 +41,19 @@ with atheris.instrument_imports(include=["formats"], exclude=["formats.container
     from formats.file import check
     from formats.repair.diagnose import diagnose
 
-from tests.format import mutate
-from tests.format.craft import HEADER, LABELS, MODEL, PROFILE, VIEWS, Craft
-from tests.format.samples_encrypted import KEY
+from tests.format_conformance import mutate
+from tests.format_conformance.craft import HEADER, LABELS, MODEL, PROFILE, VIEWS, Craft
+from tests.format_conformance.samples_encrypted import KEY
 
-ROOT = Path(__file__).parents[1]
+CONFORMANCE = ROOT / "tests" / "format_conformance"
+
 REFUSALS = (CorruptError, UnsupportedFileError, LimitError, LockedError)
 MEMORY = (64 << 20) + (64 << 20)  # the budget, and what a reader may take beside it
 SECONDS = 2.0  # of processor time
 LONGEST = 16_384
 FILE = 0x89
-# what an input is that is not a whole file: type of the record whose payload it becomes, sound file of tests/attacks
+# what an input is that is not a whole file: type of the record whose payload it becomes, sound file
+# of tests/format_conformance/attacks
 KINDS = (
     (MODEL, "hybrid"),
     (HEADER, "plain"),
@@ -64,7 +70,7 @@ KINDS = (
 
 
 def base(name: str) -> Craft:
-    return Craft.of((ROOT / "attacks" / "valid" / f"{name}.tsc").read_bytes())
+    return Craft.of((CONFORMANCE / "attacks" / "valid" / f"{name}.tsc").read_bytes())
 
 
 def words(data: bytes) -> tuple[str, list[int], bytes]:
@@ -77,7 +83,9 @@ def profile(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 def file_of(data: bytes) -> bytes:
-    """The file that an input stands for: itself, or a sound one with a payload that is the input."""
+    """The file that an input stands for: itself, or a sound one with a payload that is the
+    input.
+    """
     if not data or data[0] == FILE:
         return data
     what, name = KINDS[data[0] % len(KINDS)]
@@ -95,7 +103,10 @@ def file_of(data: bytes) -> bytes:
 
 def seeds() -> list[bytes]:
     """Sound and hostile files, and the payloads of sound ones."""
-    found = [path.read_bytes() for path in sorted(ROOT.glob("golden/*.tsc")) + sorted(ROOT.glob("attacks/**/*.tsc"))]
+    found = [
+        path.read_bytes()
+        for path in sorted(CONFORMANCE.glob("golden/*.tsc")) + sorted(CONFORMANCE.glob("attacks/**/*.tsc"))
+    ]
     for number, (what, name) in enumerate(KINDS):
         craft = base(name)
         if what == "words":
@@ -109,10 +120,13 @@ def seeds() -> list[bytes]:
 
 
 def mutated(data: bytes, longest: int, seed: int) -> bytes:
-    """A file with its structure edited, now and then also byte for byte; other inputs byte for byte."""
+    """A file with its structure edited, now and then also byte for byte; other inputs byte for
+    byte.
+    """
     random = Random(seed)
     if data[:1] == bytes([FILE]) and random.random() < 0.9:
-        # what an input declares may be more than taking it apart can bear, and edits may not apply to it
+        # what an input declares may be more than taking it apart can bear, and edits may not apply
+        # to it
         with contextlib.suppress(Exception):
             data = mutate.mutant(data, random)
     else:
@@ -137,14 +151,18 @@ def restore(path: Path) -> None:
 
 
 def key(path: str, scheme: Scheme) -> Secret:
-    """Of the encrypted sound files, but those with a passphrase: scrypt takes longer than all the rest."""
+    """Of the encrypted sound files, but those with a passphrase: scrypt takes longer than all the
+    rest.
+    """
     if scheme is not Scheme.KEY:
         raise LockedError("is encrypted with a passphrase", path=path)
     return Secret.of_key(KEY)
 
 
 class Target:
-    """Reads each input as a file: every byte and up to four snapshots; every fourth one also as `tsc doctor` does."""
+    """Reads each input as a file: every byte and up to four snapshots; every fourth one also as
+    `tsc doctor` does.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "input.tsc"
@@ -162,7 +180,8 @@ class Target:
                 diagnose(self.path, key)
         self.runs += 1
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if self.runs == 500:  # by then all sound files were read once, and libraries have what they keep
+        # by then all sound files were read once, and libraries have what they keep
+        if self.runs == 500:
             self.peak = peak
         assert not self.peak or peak < self.peak + MEMORY, f"{(peak - self.peak) >> 20} MiB more than before"
 

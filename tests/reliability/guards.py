@@ -22,28 +22,27 @@ import time
 import types
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from formats import errors
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 TESTS = [
-    "tests/format",
-    "tests/test_klt.py",
-    "tests/test_profile.py",
-    "tests/test_codecs.py",
-    "tests/test_lossless.py",
-    "tests/test_states.py",
-    "tests/test_eviction.py",
-    "tests/test_compression.py",
-    "tests/test_entropy.py",
-    "tests/test_append.py",
-    "tests/test_cli_recover.py",
-    "tests/test_golden.py",
-    "tests/test_timeline.py",
+    "tests/format_conformance",
+    "tests/formats/codecs/test_klt.py",
+    "tests/formats/codecs/test_profile.py",
+    "tests/formats/codecs/test_codecs.py",
+    "tests/formats/codecs/test_lossless.py",
+    "tests/formats/trace/test_states.py",
+    "tests/formats/trace/test_eviction.py",
+    "tests/tsc_cli/compression/test_compression.py",
+    "tests/formats/codecs/test_entropy.py",
+    "tests/tsc_cli/session/test_append.py",
+    "tests/tsc_cli/cli/test_cli_recover.py",
+    "tests/format_conformance/test_golden.py",
+    "tests/formats/trace/test_timeline.py",
 ]
 # without tests that do the same many times, and what only the second reader is asked
 REPEATED = " and ".join(

@@ -1,7 +1,7 @@
 """Changes one module in every small way that mutmut knows, and shows the changes that no test notices.
 
     python -m tests.reliability.mutants MODULE TESTS...
-    python -m tests.reliability.mutants formats/trace/spans.py tests/test_spans.py
+    python -m tests.reliability.mutants formats/trace/spans.py tests/formats/trace/test_spans.py
 
 It needs the extra `mutation`, and minutes for a module of 100 lines whose tests take seconds.  `guards` removes checks;
 this also changes numbers, comparisons, operators, arguments and results.  All runs in a copy of the tree.  The exit
@@ -18,7 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 COPIED = ("formats", "tsc_cli", "tests", "docs", "pyproject.toml", "README.md", "CHANGELOG.md")
 SURVIVED = ("survived", "no tests", "suspicious")
 # a change that never ends is stopped after ten times the seconds of CPU that its tests take, and ten more

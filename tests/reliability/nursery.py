@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import ROOT
 from tests.reliability import sessions
 from tests.reliability.sessions import append_in_turn, read_in_turn
 
@@ -31,7 +32,7 @@ def save_in_turn(path: str, lengths: list[int], times: int, stop: str = "", begu
     The file `begun` is made when the traces are.
     """
     from formats import save
-    from tests.traces import growing_trace
+    from tests.support.traces import growing_trace
 
     traces = [growing_trace(lengths=(length,)) for length in lengths]
     if begun:
@@ -175,7 +176,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             env=environment,
         )
         assert self._line() == "ready"

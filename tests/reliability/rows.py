@@ -20,7 +20,8 @@ ROWS = {
     "2 s each; so, too, mutants that atheris makes by coverage",
     "the second reader": "the same mutants read by a reader written from docs/format.md alone; both must agree on "
     "accepting and on content",
-    "crafted liars": "named files with right checksums and lying content, some of them in tests/attacks; each must be "
+    "crafted liars": "named files with right checksums and lying content, some of them in "
+    "tests/format_conformance/attacks; each must be "
     "refused with its own reason",
     "swapped and replayed records": "records of a file of 8 layers and 8 snapshots exchanged, whole and payload for "
     "payload, and replaced by those of another file; and the same of an encrypted file and of its other copies, "

@@ -16,7 +16,7 @@ PROMPT_TOKENS = 20
 @cache
 def model() -> Any:
     """Seconds to import and build: made before processes are forked."""
-    from tests import models
+    from tests.support import models
 
     return models.llama()
 
@@ -44,7 +44,7 @@ def read_in_turn(session: str, length: int, times: int, whole: str) -> int:
     """
     from formats import load
     from formats.file import check
-    from tests.traces import same_snapshots
+    from tests.support.traces import same_snapshots
 
     expected, number, seen, reads = load(whole), 0, 0, 0
     tokens = expected.token_ids()

@@ -11,42 +11,42 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.reliability.guards import REPEATED
 
-ROOT = Path(__file__).parents[2]
 ROW = "coverage of formats/"
 LEAST = 97  # percent of lines and branches together
 # those that reach `formats/` in their own process, without tests that do the same many times: no more than the quick
 # run covers
 TESTS = [
-    "tests/format",
+    "tests/format_conformance",
     "tests/reliability/test_disk.py",
     "tests/reliability/test_values.py",
-    "tests/test_append.py",
-    "tests/test_atomic.py",
-    "tests/test_calibration.py",
-    "tests/test_cli.py",
-    "tests/test_cli_calibrate.py",
-    "tests/test_cli_compress.py",
-    "tests/test_cli_recover.py",
-    "tests/test_codecs.py",
-    "tests/test_compression.py",
-    "tests/test_entropy.py",
-    "tests/test_eviction.py",
-    "tests/test_fidelity.py",
-    "tests/test_golden.py",
-    "tests/test_klt.py",
-    "tests/test_kmeans.py",
-    "tests/test_layers.py",
-    "tests/test_lossless.py",
-    "tests/test_packing.py",
-    "tests/test_positions.py",
-    "tests/test_profile.py",
-    "tests/test_rotary.py",
-    "tests/test_spans.py",
-    "tests/test_states.py",
-    "tests/test_timeline.py",
-    "tests/test_verification.py",
+    "tests/tsc_cli/session/test_append.py",
+    "tests/formats/container/test_atomic.py",
+    "tests/tsc_cli/calibration/test_calibration.py",
+    "tests/tsc_cli/cli/test_cli.py",
+    "tests/tsc_cli/cli/test_cli_calibrate.py",
+    "tests/tsc_cli/cli/test_cli_compress.py",
+    "tests/tsc_cli/cli/test_cli_recover.py",
+    "tests/formats/codecs/test_codecs.py",
+    "tests/tsc_cli/compression/test_compression.py",
+    "tests/formats/codecs/test_entropy.py",
+    "tests/formats/trace/test_eviction.py",
+    "tests/tsc_cli/scoring/test_fidelity.py",
+    "tests/format_conformance/test_golden.py",
+    "tests/formats/codecs/test_klt.py",
+    "tests/formats/codecs/test_kmeans.py",
+    "tests/project/test_layers.py",
+    "tests/formats/codecs/test_lossless.py",
+    "tests/formats/codecs/test_packing.py",
+    "tests/tsc_cli/huggingface/test_positions.py",
+    "tests/formats/codecs/test_profile.py",
+    "tests/tsc_cli/huggingface/test_rotary.py",
+    "tests/formats/trace/test_spans.py",
+    "tests/formats/trace/test_states.py",
+    "tests/formats/trace/test_timeline.py",
+    "tests/tsc_cli/verification/test_verification.py",
 ]
 
 

@@ -18,7 +18,7 @@ from formats import load, save
 from formats.errors import StorageError
 from formats.file import check
 from tests.reliability.test_processes import TEXT
-from tests.traces import finite_rows, growing_trace
+from tests.support.traces import finite_rows, growing_trace
 from tsc_cli.cli.main import run
 
 FAULTS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}

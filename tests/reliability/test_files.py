@@ -17,9 +17,9 @@ from formats import LayerSpec, load, save
 from formats.errors import CorruptError, UnsupportedFileError
 from formats.file import check
 from formats.file.reader import TraceFile
-from tests.format import samples_encrypted
-from tests.format.test_damage import flipped
-from tests.traces import full_trace, growing_trace
+from tests.format_conformance import samples_encrypted
+from tests.formats.repair.test_damage import flipped
+from tests.support.traces import full_trace, growing_trace
 
 full = pytest.mark.full
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 SECONDS = 120
 needs_atheris = pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed: pip install 'tsc-kv[fuzz]'"
@@ -44,5 +45,5 @@ def test_the_run_fails_where_something_else_comes_out(tmp_path: Path) -> None:
     done = fuzz("--inputs", tmp_path / "missing")
     assert done.returncode == 1
     assert "FileNotFoundError" in done.stderr
-    hostile = ROOT / "tests" / "attacks" / "bomb-of-1-tib.tsc"
+    hostile = ROOT / "tests" / "format_conformance" / "attacks" / "bomb-of-1-tib.tsc"
     assert fuzz("--inputs", hostile).returncode == 0

@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.reliability.guards import guards
 
 # what may go unnoticed, by file and the beginning of its line, and why
@@ -27,7 +27,7 @@ def test_checks_are_found() -> None:
 def test_every_check_is_missed_when_it_is_gone(tally: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.reliability.guards"],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

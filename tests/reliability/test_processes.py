@@ -16,7 +16,7 @@ import pytest
 from formats import LayerSpec, load, save
 from formats.file.check import check
 from tests.reliability.nursery import MIB, Nursery
-from tests.traces import finite_rows, growing_trace, same_snapshots
+from tests.support.traces import finite_rows, growing_trace, same_snapshots
 
 TEXT = "".join(f"line {n} of a text that is fed to a small model, {n * n % 97}; " for n in range(12))
 full = pytest.mark.full

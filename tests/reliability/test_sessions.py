@@ -14,11 +14,11 @@ import pytest
 from formats import Trace, load, save
 from formats.container.locking import only_writer
 from formats.file.check import check
-from tests.models import prompt
 from tests.reliability.nursery import Nursery
 from tests.reliability.sessions import PROMPT_TOKENS, model
 from tests.reliability.test_processes import TEXT, captured  # noqa: F401  a fixture
-from tests.traces import same_snapshots
+from tests.support.models import prompt
+from tests.support.traces import same_snapshots
 from tsc_cli import capture
 
 full = pytest.mark.full

@@ -17,7 +17,7 @@ from formats.encode.source import Source
 from formats.encode.write import write
 from formats.errors import UsageError
 from formats.trace.geometry import DTYPE_BYTES
-from tests.traces import finite_rows, growing_trace, same_bits, same_snapshots
+from tests.support.traces import finite_rows, growing_trace, same_bits, same_snapshots
 
 LAYERS = (LayerSpec("full", 2, 4, 4), LayerSpec("full", 2, 8, 8), LayerSpec("sliding", 2, 4, 8, window=6))
 LOSSY = tuple(kind.name for kind in CODECS.values() if not (kind.exact or kind.needs_profile))
