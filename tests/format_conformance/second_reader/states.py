@@ -52,6 +52,7 @@ def block_of_states(record: Record, geometry: Geometry) -> Block:
 
 
 def check_states_record(record: Record, geometry: Geometry, snapshots: int) -> None:
+    need(record.codec != 0, "STATES: codec")
     if record.codec not in KNOWN_CODECS:
         raise Refused(f"unsupported: codec {record.codec}")
     need(record.codec in (1, 2), "STATES: codec")
