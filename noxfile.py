@@ -46,9 +46,9 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Small changes of a module that its tests miss: `-- formats/trace/spans.py tests/formats/trace/test_spans.py`."""
+    """Small changes of a module that the named tests miss: `-- MODULE TESTS`."""
     if len(session.posargs) < 2:
-        session.error("name a module and the tests that should notice: -- formats/trace/spans.py tests/formats/trace/test_spans.py")
+        session.error("name a module and its tests: -- formats/trace/spans.py tests/formats/trace/test_spans.py")
     install(session, "test,mutation")
     session.run("python", "-m", "tests.reliability.mutants", *session.posargs)
 
