@@ -1,4 +1,4 @@
-"""The project's checks, each in an environment of its own: `nox -l` lists them, CONTRIBUTING.md says what each runs."""
+"""The checks, each in an environment of its own; CONTRIBUTING.md says what each runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def full(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The quick suite with line and branch coverage of both packages; each has a floor in percent."""
+    """The quick suite with line and branch coverage; each package has a floor in percent."""
     install(session)
     session.run(*PYTEST, "--cov", "--cov-report=", *session.posargs)
     for package, least in FLOORS.items():
@@ -92,11 +92,11 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def oldest(session: nox.Session) -> None:
-    """A share of the tests with the oldest versions that pyproject.toml allows, in an environment that it makes."""
+    """A share of the tests with the oldest versions that pyproject.toml allows."""
     session.run(sys.executable, "-m", "tests.smoke", "--oldest", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def newest(session: nox.Session) -> None:
-    """A share of the tests with the newest versions that pyproject.toml allows, in an environment that it makes."""
+    """A share of the tests with the newest versions that pyproject.toml allows."""
     session.run(sys.executable, "-m", "tests.smoke", "--newest", *session.posargs)
