@@ -31,18 +31,10 @@ from tests import ROOT
 
 TESTS = [
     "tests/format_conformance",
-    "tests/formats/codecs/test_klt.py",
-    "tests/formats/codecs/test_profile.py",
-    "tests/formats/codecs/test_codecs.py",
-    "tests/formats/codecs/test_lossless.py",
-    "tests/formats/trace/test_states.py",
-    "tests/formats/trace/test_eviction.py",
-    "tests/tsc_cli/compression/test_compression.py",
-    "tests/formats/codecs/test_entropy.py",
-    "tests/tsc_cli/session/test_append.py",
+    "tests/formats",
     "tests/tsc_cli/cli/test_cli_recover.py",
-    "tests/format_conformance/test_golden.py",
-    "tests/formats/trace/test_timeline.py",
+    "tests/tsc_cli/compression/test_compression.py",
+    "tests/tsc_cli/session/test_append.py",
 ]
 # without tests that do the same many times, and what only the second reader is asked
 REPEATED = " and ".join(
