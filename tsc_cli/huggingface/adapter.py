@@ -1,8 +1,8 @@
 """The model as the rest of the product sees it: one adapter around it, and one way to run it over a cache.
 
-transformers renamed the argument and the output field of a cache: `past_key_values`, for Mamba `cache_params`, became
-`cache`.  A model's own signature decides, not a version number: code that came with a checkpoint keeps the names of
-its time.
+transformers renamed the argument and the output field of a cache: `past_key_values`, for Mamba
+`cache_params`, became `cache`. A model's own signature decides, not a version number: code that
+came with a checkpoint keeps the names of its time.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ class ModelAdapter:
     """A transformers model, and what capturing, restoring and measuring ask of it.
 
     Args:
-        model: a transformers model; wrappers around it (`torch.compile`, peft and others) are looked through.
+        model: a transformers model; wrappers around it (`torch.compile`, peft and others) are
+            looked through.
     Attributes:
         model: the transformers model itself.
     Raises:
-        UnsupportedCacheError: what is given is neither a transformers model nor a known wrapper of one.
+        UnsupportedCacheError: what is given is neither a transformers model nor a known wrapper of
+            one.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -119,7 +121,8 @@ class ModelAdapter:
         Returns:
             the logits, (batch, tokens, vocabulary).
         Raises:
-            UnsupportedCacheError: the model takes no cache, or returns another one than it was given.
+            UnsupportedCacheError: the model takes no cache, or returns another one than it was
+                given.
         """
         if self.cache_argument is None:
             raise UnsupportedCacheError(f"{self.name} does not take a cache that was filled before")
@@ -135,9 +138,9 @@ class ModelAdapter:
     def require_finite(self, logits: torch.Tensor) -> None:
         """Raise NotFiniteError for logits that give no probabilities, and name the weight that is to blame.
 
-        Minus infinity is a logit of a token that a model rules out, unless a weight is infinite.  Weights are not
-        scanned at loading: each NaN that matters reaches the logits, and one look at these costs a thousandth of the
-        pass that made them.
+        Minus infinity is a logit of a token that a model rules out, unless a weight is infinite.
+        Weights are not scanned at loading: each NaN that matters reaches the logits, and one look
+        at these costs a thousandth of the pass that made them.
         """
         if not logits.numel():
             return

@@ -1,8 +1,8 @@
 """Observing attention while a model runs: how much each cached row receives, for eviction by heavy hitters.
 
-The model's own attention function computes its output as ever, so that a capture is the same with observation and
-without, bit for bit; beside it the probabilities are computed once more, a few queries at a time, and only their sums
-are kept.
+The model's own attention function computes its output as ever, so that a capture is the same with
+observation and without, bit for bit; beside it the probabilities are computed once more, a few
+queries at a time, and only their sums are kept.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def observed(adapter: ModelAdapter) -> Iterator[Observation]:
     """Observe the model's attention inside the context.
 
     Raises:
-        UnsupportedCacheError: the model does not compute attention by transformers' `sdpa` function.
+        UnsupportedCacheError: the model does not compute attention by transformers' `sdpa`
+            function.
     """
     observation = Observation()
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

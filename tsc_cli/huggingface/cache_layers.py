@@ -27,7 +27,8 @@ class LayerClass:
     Attributes:
         kind: of `LayerSpec`: "full", "sliding" or "none".
         states: True if there are states, replaced in place with every token.
-        static: True if rows are written into tensors of a fixed size, of which only a part is filled.
+        static: True if rows are written into tensors of a fixed size, of which only a part is
+            filled.
         quantized: True if rows are kept quantized.
     """
 
@@ -58,12 +59,13 @@ _BY_NAME = {
 LAYER_CLASSES: dict[type, LayerClass] = {EvictedLayer: LayerClass("full")} | {
     getattr(cache_utils, name): known for name, known in _BY_NAME.items() if hasattr(cache_utils, name)
 }
-# before there were dummy layers, one without attention (experts alone) had a layer for states, which stays empty
+# before there were dummy layers, one without attention (experts alone) had a layer for states,
+# which stays empty
 MAY_BE_UNUSED = not hasattr(cache_utils, "DummyLayer")
 
 
 def class_of(layer: Any) -> LayerClass:
-    """What the layer holds.  Raises KeyError for a class that is not known."""
+    """What the layer holds. Raises KeyError for a class that is not known."""
     return LAYER_CLASSES[type(layer)]
 
 
@@ -205,7 +207,8 @@ def fill(layer: Any, rows: Rows, states: Mapping[str, torch.Tensor], seen: int) 
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             if known.kind == "sliding":
-                # update() counts only what passes through it; the rows that left the window were seen as well
+                # update() counts only what passes through it; the rows that left the window were
+                # seen as well
                 layer.cumulative_length = seen
         if len(rows) > 2:
             layer.update_indexer(rows[2][:, 0])
@@ -228,7 +231,8 @@ def _fill_static(layer: Any, keys: torch.Tensor, values: torch.Tensor, seen: int
 def twin_of(layer: Any) -> Any:
     """A second layer with the same contents, which goes on by itself.
 
-    Rows need no copy: a dynamic layer grows by concatenation, into new tensors.  States are overwritten in place.
+    Rows need no copy: a dynamic layer grows by concatenation, into new tensors. States are
+    overwritten in place.
     """
     twin = copy.copy(layer)
     for name in ("conv_states", "recurrent_states"):

@@ -1,7 +1,7 @@
-"""Hugging Face caches: made, looked into, copied.  `restore` fills them again.
+"""Hugging Face caches: made, looked into, copied. `restore` fills them again.
 
-A cache that cannot be restored faithfully is refused by name before anything is captured: a snapshot that restores
-"successfully" into a wrong state is the worst thing that this tool could do.
+A cache that cannot be restored faithfully is refused by name before anything is captured: a
+snapshot that restores "successfully" into a wrong state is the worst thing that this tool could do.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def tokens_seen(cache: Cache) -> int:
 def takes_several(cache: Cache) -> bool:
     """Whether several tokens in one pass over a filled cache mean the same as one by one.
 
-    Some models with states (Jamba, Mamba) begin anew with such a pass, and an indexer chooses other rows in it.
+    Some models with states (Jamba, Mamba) begin anew with such a pass, and an indexer chooses other
+    rows in it.
     """
     return not any(
         cache_layers.class_of(layer).states or hasattr(layer, "indexer_keys") for layer in self_layers(cache)

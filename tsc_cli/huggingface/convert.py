@@ -37,20 +37,24 @@ def from_cache(
     next_tokens: TokenIds | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Trace:
-    """A trace of one snapshot: what a cache of the model's holds now.  `to_cache` is the inverse.
+    """A trace of one snapshot: what a cache of the model's holds now. `to_cache` is the inverse.
 
-    Of a static cache the filled part is taken; what a quantized one holds is dequantized, with a warning (`trace.info`
-    and `trace.lost_by` say so, too): a run that goes on from it does not round as the quantized one does.
+    Of a static cache the filled part is taken; what a quantized one holds is dequantized, with a
+    warning (`trace.info` and `trace.lost_by` say so, too): a run that goes on from it does not
+    round as the quantized one does.
 
     Args:
-        cache: a DynamicCache, StaticCache, QuantizedCache or EncoderDecoderCache that the model has filled.
-        input_ids: the tokens that it has been fed so far, (tokens,) or (batch, tokens); those of the decoder, if there
-            is an encoder, whose own input must have had no padding.
+        cache: a DynamicCache, StaticCache, QuantizedCache or EncoderDecoderCache that the model has
+            filled.
+        input_ids: the tokens that it has been fed so far, (tokens,) or (batch, tokens); those of
+            the decoder, if there is an encoder, whose own input must have had no padding.
         attention_mask: (batch, tokens), 0 at padding, which must be at the left.
-        next_tokens: the tokens to go on with, if they are known, (batch,): what `Trace.pending` gives.
+        next_tokens: the tokens to go on with, if they are known, (batch,): what `Trace.pending`
+            gives.
         tokenizer: if given, its hash becomes part of the fingerprint.
     Raises:
-        UnsupportedCacheError: a layer of another class, or the cache is not of the kind that the model makes.
+        UnsupportedCacheError: a layer of another class, or the cache is not of the kind that the
+            model makes.
         UsageError: the cache has seen another number of tokens than there are, or another batch.
     """
     adapter = ModelAdapter.of(model)
@@ -122,8 +126,8 @@ def _check_layers(layers: Sequence[Any], expected: Sequence[Any], name: str) -> 
 def _check_held(layers: Sequence[Any], geometry: Geometry, adapter: ModelAdapter, fed: int) -> None:
     """Raise UnsupportedCacheError unless each layer still holds all that the next token looks at.
 
-    Of a layer that records its past for assisted decoding, what lies there decides: it may hold more than that, or,
-    cropped more than once between two passes, less.
+    Of a layer that records its past for assisted decoding, what lies there decides: it may hold
+    more than that, or, cropped more than once between two passes, less.
     """
     hint = "feed the tokens to the model anew: capture(model, input_ids)"
     for number, (layer, spec) in enumerate(zip(layers, geometry.layers, strict=False)):

@@ -11,8 +11,9 @@ from transformers.cache_utils import DynamicLayer
 class EvictedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A full-attention layer some of whose rows were evicted: it has seen more tokens than it holds rows.
 
-    transformers takes the next position id and the mask from what a layer says of itself, as a sliding-window layer
-    does.  So `model.generate` goes on at the right position, and every row that is held is attended to.
+    transformers takes the next position id and the mask from what a layer says of itself, as a
+    sliding-window layer does. So `model.generate` goes on at the right position, and every row that
+    is held is attended to.
     """
 
     def __init__(self, tokens_seen: int) -> None:

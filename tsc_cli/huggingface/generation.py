@@ -34,13 +34,14 @@ def prefill(
 ) -> tuple[Cache, torch.Tensor]:
     """Feed a prompt to an empty cache, `chunk` tokens at a time so that activations stay bounded.
 
-    It is fed in one pass where several would mean another cache: to models with states, and where LongRoPE or dynamic
-    NTK scaling turn keys by the longest position of a pass.
+    It is fed in one pass where several would mean another cache: to models with states, and where
+    LongRoPE or dynamic NTK scaling turn keys by the longest position of a pass.
 
     Args:
         token_ids: of one sequence, or of several, (batch, tokens).
         padding: tokens at the beginning of each sequence that are padding.
-        encoded: what the encoder made of its input, (batch, tokens, width), for an encoder-decoder model.
+        encoded: what the encoder made of its input, (batch, tokens, width), for an encoder-decoder
+            model.
     Returns:
         the filled cache and the logits after the last token, (vocabulary,) or (batch, vocabulary).
     Raises:
@@ -75,10 +76,12 @@ def feed(
     """Feed tokens, in one forward pass if the cache allows it; the cache grows by them.
 
     Args:
-        encoded: what the encoder made, if it is at hand; beside a filled cross-attention cache zeros do.
+        encoded: what the encoder made, if it is at hand; beside a filled cross-attention cache
+            zeros do.
         finite: logits that are NaN or infinite are refused; not where a cache is on trial.
     Returns:
-        logits, (tokens or 1, vocabulary); of token ids (batch, tokens), (batch, tokens or 1, vocabulary).
+        logits, (tokens or 1, vocabulary); of token ids (batch, tokens), (batch, tokens or 1,
+        vocabulary).
     Raises:
         UsageError: they do not fit into the model's positions; see `positions`.
         NotFiniteError: the logits are NaN or infinite.

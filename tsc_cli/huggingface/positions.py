@@ -1,7 +1,8 @@
 """How far a model's positions go: those that it has, those that it was made for, and what a cache cannot cross.
 
-One rule for every command and function: nothing goes on beyond the positions that a model has.  Beyond those that it
-was made for, only what is asked to go on does (`--allow-beyond-positions`, `allow_beyond_positions=True`).
+One rule for every command and function: nothing goes on beyond the positions that a model has.
+Beyond those that it was made for, only what is asked to go on does (`--allow-beyond-positions`,
+`allow_beyond_positions=True`).
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ class Positions:
     def reach(self) -> int | None:
         """How many positions the model was made for, RoPE scaling included; None for a model without positions.
 
-        A config states the positions before or after scaling, according to who wrote it.  With LongRoPE and Llama 3's
-        scaling, and where only some layers are scaled (Gemma 3), it is after, unless it states no more than
-        `original_max_position_embeddings`.  With the other kinds the larger of both readings counts.
+        A config states the positions before or after scaling, according to who wrote it. With
+        LongRoPE and Llama 3's scaling, and where only some layers are scaled (Gemma 3), it is
+        after, unless it states no more than `original_max_position_embeddings`. With the other
+        kinds the larger of both readings counts.
         """
         end, stated, settings = self.end, self._stated, self._rope_settings
         if end is not None:
@@ -70,8 +72,8 @@ class Positions:
     def longrope_switch(self) -> int | None:
         """The length of a context beyond which LongRoPE (arXiv 2402.13753) turns every key at other rates, or None.
 
-        transformers chooses the rates by the longest position of a pass, so that a cache which is filled in several
-        passes must lie on one side.
+        transformers chooses the rates by the longest position of a pass, so that a cache which is
+        filled in several passes must lie on one side.
         """
         lengths = [
             int(settings.get("original_max_position_embeddings") or self._config.original_max_position_embeddings)
@@ -115,7 +117,8 @@ class Positions:
 
         Args:
             beyond: go on beyond the positions that the model was made for.
-            option: the option that says how many steps, for the hint; it counts `unfed` more than those that are fed.
+            option: the option that says how many steps, for the hint; it counts `unfed` more than
+                those that are fed.
         """
         switch, total, least = self.longrope_switch, held + tokens + steps, held + tokens
         said = f"{held} tokens, {tokens} more" if held and tokens else f"{least} tokens"
@@ -147,8 +150,9 @@ class Positions:
     def settle(self) -> None:
         """Make the rates of dynamic NTK scaling those of the next pass alone.
 
-        transformers keeps the rates of the longest text that a model has seen, so that a cache would go on in another
-        way after another text.  An unbroken run only grows, and computes them for each pass.
+        transformers keeps the rates of the longest text that a model has seen, so that a cache
+        would go on in another way after another text. An unbroken run only grows, and computes them
+        for each pass.
         """
         if not self._is_dynamic:
             return

@@ -24,9 +24,10 @@ class Prompt:
 
     Attributes:
         ids: (batch, tokens), with padding at the left.
-        padding: how many tokens at the beginning of each sequence are padding; empty if none has any.
-        encoder: what the encoder is fed, by argument (`input_ids` or `input_features`), batch first; empty for a model
-            without one.
+        padding: how many tokens at the beginning of each sequence are padding; empty if none has
+            any.
+        encoder: what the encoder is fed, by argument (`input_ids` or `input_features`), batch
+            first; empty for a model without one.
     """
 
     ids: torch.Tensor
@@ -77,9 +78,11 @@ def prompt_of(
     """A prompt out of what `model.generate` takes.
 
     Args:
-        input_ids: token ids, (tokens,) or (batch, tokens); an encoder-decoder model's encoder is fed them.
+        input_ids: token ids, (tokens,) or (batch, tokens); an encoder-decoder model's encoder is
+            fed them.
         attention_mask: (batch, tokens), 0 at padding, which must be at the left.
-        decoder_input_ids: what an encoder-decoder model's decoder begins with, by default its start token.
+        decoder_input_ids: what an encoder-decoder model's decoder begins with, by default its start
+            token.
         input_features: what a speech model's encoder is fed instead of token ids, (1, ...).
     Raises:
         UsageError: padding that is not at the left, or an encoder's input with padding.
@@ -115,7 +118,7 @@ def _start_token(adapter: ModelAdapter) -> int:
 
 
 def as_ids(input_ids: TokenIds | None) -> torch.Tensor:
-    """Token ids as (batch, tokens), int64 on the CPU.  Raises UsageError for what is none."""
+    """Token ids as (batch, tokens), int64 on the CPU. Raises UsageError for what is none."""
     try:
         ids = torch.as_tensor(input_ids).cpu()
     except (TypeError, ValueError, RuntimeError) as error:

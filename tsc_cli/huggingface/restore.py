@@ -29,7 +29,8 @@ T = TypeVar("T")
 def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec], into: Cache | None = None) -> Cache:
     """The cache that the model had at that moment.
 
-    Everything is checked before the cache is built, so that nothing half-restored is ever handed out.
+    Everything is checked before the cache is built, so that nothing half-restored is ever handed
+    out.
 
     Args:
         specs: of the snapshot's layers.
@@ -42,7 +43,8 @@ def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec
     layers: Sequence[Any] = layers_of(cache)
     own: Sequence[Any] = layers_of(expected)
     if len(specs) != len(own) and not isinstance(expected, EncoderDecoderCache):
-        # layers that share another's rows have an empty layer of their own from transformers 5.23 on, and none before
+        # layers that share another's rows have an empty layer of their own from transformers 5.23
+        # on, and none before
         specs, own = _without_empty_end(specs, lambda spec: spec.kind == "none" and not spec.states), _filling(own)
         layers = _filling(layers)
     for what, count in (("model", len(own)), ("cache to fill", len(layers))):
@@ -193,18 +195,20 @@ def to_cache(
 ) -> Cache:
     """Restore a snapshot into a transformers cache, as `model.generate(past_key_values=...)` takes it.
 
-    `generate_inputs` gives all that `generate` needs; what it makes of a cache alone differs between kinds of models.
+    `generate_inputs` gives all that `generate` needs; what it makes of a cache alone differs
+    between kinds of models.
 
     Args:
         trace: from `load` or `capture`.
         snapshot: which one; negative numbers count from the end.
         tokenizer: if given, it must be the one of the capture, too.
-        allow_model_mismatch: skip the check that the model is the one of the capture, for research.  The dtype is
-            converted; the layers must still be of the same kinds and sizes.
-        into: an empty cache to fill, such as a StaticCache; by default a new one of the model's own kind.
+        allow_model_mismatch: skip the check that the model is the one of the capture, for research.
+            The dtype is converted; the layers must still be of the same kinds and sizes.
+        into: an empty cache to fill, such as a StaticCache; by default a new one of the model's own
+            kind.
     Raises:
-        MismatchError: another model, the field that differs is named; or `into` is not such a cache. Nothing has been
-            touched.
+        MismatchError: another model, the field that differs is named; or `into` is not such a
+            cache. Nothing has been touched.
         CorruptError: the file is damaged.
     """
     adapter = ModelAdapter.of(model)

@@ -1,8 +1,9 @@
 """How a model's layers turn their keys, found by asking the model.
 
-No formula of any family is repeated here.  The model's own rotary modules are called for their angles (whatever
-scaling made them: YaRN, Llama 3, linear), and what each layer does with them is found by an experiment: the same tokens
-are run at two places, and the pairing that makes the keys equal again is the layer's.
+No formula of any family is repeated here. The model's own rotary modules are called for their
+angles (whatever scaling made them: YaRN, Llama 3, linear), and what each layer does with them is
+found by an experiment: the same tokens are run at two places, and the pairing that makes the keys
+equal again is the layer's.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _NONE = Rotary(())
 def layers_of(adapter: ModelAdapter) -> list[Rotary]:
     """The rotary embedding of every cache layer; one without frequencies where keys do not turn.
 
-    A layer whose keys depend on the position in a way that no rotary module explains (learned positions, say) has none:
-    its keys are taken as they are.
+    A layer whose keys depend on the position in a way that no rotary module explains (learned
+    positions, say) has none: its keys are taken as they are.
     """
     if not adapter.takes("position_ids"):
         return [_NONE] * len(new_cache(adapter).layers)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class Sampler:
     """Chooses tokens of one sequence: greedy at temperature 0, otherwise sampled.
 
-    There is no generator whose state would be lost between two runs.  Each draw is a hash of the seed, the sequence and
-    every token that was fed before it.  So a run in parts, one append after the other, draws as the unbroken run does,
-    and another text before the token gives another draw, although the seed is the same.
+    There is no generator whose state would be lost between two runs. Each draw is a hash of the
+    seed, the sequence and every token that was fed before it. So a run in parts, one append after
+    the other, draws as the unbroken run does, and another text before the token gives another draw,
+    although the seed is the same.
 
     Attributes:
         sequence: its number in a batch, so that equal prompts of a batch draw each for itself.

@@ -1,7 +1,8 @@
 """A self-test before a capture: does a cache that is taken apart and put together go on as the live one does?
 
-transformers shows what a cache layer is, not what a model keeps elsewhere.  So a few tokens are tried on the model at
-hand, with another text in between, which would disturb whatever is kept outside of the cache.
+transformers shows what a cache layer is, not what a model keeps elsewhere. So a few tokens are
+tried on the model at hand, with another text in between, which would disturb whatever is kept
+outside of the cache.
 """
 
 from __future__ import annotations

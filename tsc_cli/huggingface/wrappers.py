@@ -1,8 +1,9 @@
 """The model inside of what is wrapped around it: `torch.compile`, `DataParallel`, peft, and others of the kind.
 
-A wrapper takes other arguments, has no config, and puts a prefix before the names of weights.  So every function that
-is given a model looks through it first, and runs the model itself.  What is done to a model in place
-(`model.compile()`, accelerate's hooks, a layer that peft or another library exchanged) stays.
+A wrapper takes other arguments, has no config, and puts a prefix before the names of weights. So
+every function that is given a model looks through it first, and runs the model itself. What is done
+to a model in place (`model.compile()`, accelerate's hooks, a layer that peft or another library
+exchanged) stays.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 
 from formats.errors import UnsupportedCacheError
 
-# the attribute in which each keeps the model; by name, as most of them are in libraries that need not be installed
+# the attribute in which each keeps the model; by name, as most of them are in libraries that need
+# not be installed
 _KEPT_IN = {
     "OptimizedModule": "_orig_mod",  # torch.compile
     "DataParallel": "module",
@@ -32,8 +34,8 @@ def unwrapped(model: Any) -> Any:
     """The transformers model in a wrapper, or in several, one in another; a model without one as it is.
 
     Raises:
-        UnsupportedCacheError: what is given is no transformers model and no wrapper that is known, or it adds virtual
-            tokens.
+        UnsupportedCacheError: what is given is no transformers model and no wrapper that is known,
+            or it adds virtual tokens.
     """
     outer = type(model).__name__
     while (inner := _inside(model)) is not None:

@@ -37,8 +37,9 @@ def needs_sample(trace: Trace, number: int) -> bool:
 def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, list[int]]:
     """What the caches of a snapshot are fed.
 
-    The first snapshot is followed by the source text if the file has it.  Any other is followed by what the capturing
-    run fed next (its later snapshots' tokens), then by tokens sampled after the last one.
+    The first snapshot is followed by the source text if the file has it. Any other is followed by
+    what the capturing run fed next (its later snapshots' tokens), then by tokens sampled after the
+    last one.
     """
     if not needs_sample(trace, number):
         return "text", trace.reference

@@ -1,7 +1,8 @@
 """How far two sets of predictions are apart: pure functions of logits.
 
-The statistics are those that llama.cpp's `llama-perplexity --kl-divergence` prints (its tool's README defines them):
-p is the exact model, q the restored one, both distributions over the vocabulary at one position.
+The statistics are those that llama.cpp's `llama-perplexity --kl-divergence` prints (its tool's
+README defines them): p is the exact model, q the restored one, both distributions over the
+vocabulary at one position.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ class Fidelity:
     """Divergence over `positions` teacher-forced positions; KL in nats.
 
     Attributes:
-        kl_mean, kl_mean_se: mean of KL(p || q) and its standard error (positions taken as independent).
+        kl_mean, kl_mean_se: mean of KL(p || q) and its standard error (positions taken as
+            independent).
         kl_max, kl_p999, kl_p99, kl_p95, kl_p90, kl_median: of KL(p || q) over positions.
         rms_delta_p: root mean square of q(target) - p(target).
         top1, top1_se: share of positions at which p and q have the same most likely token.
-        perplexity_exact, perplexity_restored: over the targets; `perplexity_ratio` is restored / exact.
+        perplexity_exact, perplexity_restored: over the targets; `perplexity_ratio` is restored /
+            exact.
     """
 
     positions: int

@@ -1,9 +1,9 @@
 """Tiers: named promises about a file, and the recipes published under these names (docs/claims.md).
 
-`Nx` promises that the bytes of the captured trace over the bytes of the file are at least N, everything counted and
-nothing rounded (`promises` holds a file against it), and that the KL is no worse than any that was published for a
-file at least as small: a larger file never has a worse limit than a smaller one.  A file that keeps the ratio only at
-a worse KL does not keep the tier.
+`Nx` promises that the bytes of the captured trace over the bytes of the file are at least N,
+everything counted and nothing rounded (`promises` holds a file against it), and that the KL is no
+worse than any that was published for a file at least as small: a larger file never has a worse
+limit than a smaller one. A file that keeps the ratio only at a worse KL does not keep the tier.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ TABLE_1: dict[str, Published] = {
     "vq-2": Published(_blocks("vq", block=2, fallback=False), "Table 1", 429, kl=0.154, top1=1.0),
     "scalar-8": Published(Recipe("scalar", {"bits": 8}), "Table 1", 216, kl=0.030),
 }
-# Table 2 and Figure 1: blocks whose error exceeds the threshold are fp16; the share of VQ blocks at 0.05 is 2.3%
+# Table 2 and Figure 1: blocks whose error exceeds the threshold are fp16; the share of VQ blocks at
+# 0.05 is 2.3%
 TABLE_2_THRESHOLDS = (0.100, 0.070, 0.050, 0.030, 0.000)
 
 _MOST = 10**9  # times smaller that may be asked for
@@ -140,7 +141,7 @@ class Goal:
 
 
 def goal_of(quality: str) -> Goal:
-    """The goal of this name.  Raises UsageError if there is none."""
+    """The goal of this name. Raises UsageError if there is none."""
     if quality not in QUALITIES:
         near = difflib.get_close_matches(quality, QUALITIES, 1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(QUALITIES)}"
@@ -179,9 +180,11 @@ class Family:
         recipe: with the setting left out.
         knob: the setting that is searched.
         low, high: bounds of the knob, an integer of at least 2.
-        values: the settings of the knob that are tried, ascending, instead of all between the bounds.
+        values: the settings of the knob that are tried, ascending, instead of all between the
+            bounds.
         follow: another setting that is this share of the knob.
-        rate: bits a value that the largest setting takes, roughly; the family is tried where about that can be spent.
+        rate: bits a value that the largest setting takes, roughly; the family is tried where about
+            that can be spent.
     """
 
     label: str

@@ -1,7 +1,8 @@
 """Recall: does a restored cache still find what stands in its context?
 
-A continuation that is new text asks little of single rows: most of its words follow from the last few.  A passage of
-the context said again, word for word, is predicted by finding it in the cache, so that lost rows are missed here.
+A continuation that is new text asks little of single rows: most of its words follow from the last
+few. A passage of the context said again, word for word, is predicted by finding it in the cache, so
+that lost rows are missed here.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Recall:
     Attributes:
         starts: where the passages begin, in tokens from the beginning of the context.
         predicted: tokens predicted in each passage, one fewer than it holds.
-        fidelity: over the predictions of all passages, the first ones included.  There the model cannot know yet that
-            it copies, and predicts as in any text; the exact cache is in the same position, so that they count too.
-            `perplexity_exact` says how well the model copies at all: near 1 it does.
+        fidelity: over the predictions of all passages, the first ones included. There the model
+            cannot know yet that it copies, and predicts as in any text; the exact cache is in the
+            same position, so that they count too. `perplexity_exact` says how well the model copies
+            at all: near 1 it does.
     """
 
     starts: tuple[int, ...]
@@ -63,13 +65,15 @@ class Recall:
 def passages(tokens: int, positions: int) -> tuple[tuple[int, ...], int]:
     """Which passages of a context of `tokens` tokens are repeated.
 
-    They are spread evenly from behind the first 4 tokens to the end and do not overlap.  There are up to three, fewer
-    if the context has no room for three of min(`positions`, 64) predictions, and at least one.
+    They are spread evenly from behind the first 4 tokens to the end and do not overlap. There are
+    up to three, fewer if the context has no room for three of min(`positions`, 64) predictions, and
+    at least one.
 
     Args:
         positions: predictions wanted in each passage.
     Returns:
-        where each passage begins, and how many tokens are predicted in each: one fewer than it holds.
+        where each passage begins, and how many tokens are predicted in each: one fewer than it
+            holds.
     Raises:
         UsageError: there are fewer than 2 tokens, or no positions are wanted.
     """
@@ -98,8 +102,9 @@ def measure_recall(
 ) -> Recall:
     """Repeat passages of the context to both caches, each passage to a copy of its own, and compare the predictions.
 
-    The first token of a passage is fed right after the context, unpredicted; every further one is predicted from those
-    before it.  Held at once are the logits of all predictions of both caches: up to 3 times `positions` each.
+    The first token of a passage is fed right after the context, unpredicted; every further one is
+    predicted from those before it. Held at once are the logits of all predictions of both caches:
+    up to 3 times `positions` each.
 
     Args:
         exact, restored: caches of the same context; both are left as they are.

@@ -18,9 +18,11 @@ class Verified:
 
     Attributes:
         snapshot: its number; `tokens` the tokens it holds.
-        reference: "text" (what followed the prompt in the source) or "sampled" (from the exact model).
+        reference: "text" (what followed the prompt in the source) or "sampled" (from the exact
+            model).
         identical: True if every tensor is bit-identical to the exact one.
-        diverges_at: first greedy token that differs, or None if the `greedy` tokens tried are equal.
+        diverges_at: first greedy token that differs, or None if the `greedy` tokens tried are
+            equal.
         recall: None if it was not asked for.
     """
 

@@ -1,8 +1,9 @@
 """Append: a captured session goes on, and its file with it.
 
-The file is replaced as a whole: what it held is copied, what is new is written behind it, and the result
-takes the file's name when it lies on the disk.  So a reader sees the session before or after, never between, and a
-process that is killed leaves the session as it was last acknowledged.  One writer at a time holds a lock beside it.
+The file is replaced as a whole: what it held is copied, what is new is written behind it, and the
+result takes the file's name when it lies on the disk. So a reader sees the session before or after,
+never between, and a process that is killed leaves the session as it was last acknowledged. One
+writer at a time holds a lock beside it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Appended:
     """What an append tells: the file's length, its snapshots and tokens, and how many of them are new.
 
     Attributes:
-        tier: what the file promises now; `untrue` what it promised before and does not keep at its new length.
+        tier: what the file promises now; `untrue` what it promised before and does not keep at its
+            new length.
     """
 
     file_bytes: int
@@ -71,20 +73,22 @@ def append(
 ) -> Appended:
     """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
 
-    The token that the last run generated and did not feed (`Trace.pending`) is fed first, by itself, as the unbroken
-    run does, whatever token it is.  When this returns, the new snapshots are on the disk.
+    The token that the last run generated and did not feed (`Trace.pending`) is fed first, by
+    itself, as the unbroken run does, whatever token it is. When this returns, the new snapshots are
+    on the disk.
 
     Args:
-        prompt: token ids to feed behind it; without any, decoding goes on with the token that was chosen next.
+        prompt: token ids to feed behind it; without any, decoding goes on with the token that was
+            chosen next.
         steps: tokens to decode, instead of the `steps` of the options; none by default.
         options: how the tokens are fed and chosen; without a keyframe interval and attention.
         timeout: seconds to wait for another writer.
         allow_model_mismatch: skip the check that the model is the one of the file.
         key: the secret of an encrypted file, or what gives it; the file stays encrypted.
     Raises:
-        UsageError: the file was compressed, or made of one that was; it is a batch, or its last snapshot is not the
-            end of a run.
-        MismatchError: another model.  StorageError: another process appends, or the disk refuses.
+        UsageError: the file was compressed, or made of one that was; it is a batch, or its last
+            snapshot is not the end of a run.
+        MismatchError: another model. StorageError: another process appends, or the disk refuses.
     """
     adapter, options = ModelAdapter.of(model), options or CaptureOptions()
     options = options if steps is None else replace(options, steps=steps)

@@ -62,14 +62,18 @@ def capture(
     """Capture a trace into memory (each row once).
 
     Args:
-        input_ids: the prompt's token ids, a sequence or a tensor of shape (tokens,) or (batch, tokens).
-        steps: tokens to decode after the prompt, instead of the `steps` of the options; none by default.
+        input_ids: the prompt's token ids, a sequence or a tensor of shape (tokens,) or (batch,
+            tokens).
+        steps: tokens to decode after the prompt, instead of the `steps` of the options; none by
+            default.
         attention_mask: (batch, tokens), 0 at padding, which must be at the left.
-        decoder_input_ids, input_features: for models with an encoder, as `model.generate` takes them.
+        decoder_input_ids, input_features: for models with an encoder, as `model.generate` takes
+            them.
         tokenizer: if given, its hash becomes part of the fingerprint.
         reference: the text that followed, as token ids, for `verify`.
     Returns:
-        a trace of the prompt's snapshot, and of one after each decoded token (`CaptureOptions.every`).
+        a trace of the prompt's snapshot, and of one after each decoded token
+        (`CaptureOptions.every`).
     Raises:
         UnsupportedCacheError: the model's cache cannot be stored faithfully.
         UsageError: the prompt is empty or too long for the model.

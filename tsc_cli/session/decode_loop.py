@@ -30,9 +30,12 @@ class CaptureOptions:
         chunk: tokens of the prompt in one forward pass.
         temperature: of sampling; 0 takes the likeliest token.
         seed: decides the draws of sampling.
-        keyframe_interval: store all rows again at every such snapshot; None never does.  Of a capture only.
-        attention: record the attention that the prompt's rows receive, for `h2o` eviction.  Of a capture only.
-        allow_beyond_positions: go on beyond the positions that the model was made for; never beyond those it has.
+        keyframe_interval: store all rows again at every such snapshot; None never does. Of a
+            capture only.
+        attention: record the attention that the prompt's rows receive, for `h2o` eviction. Of a
+            capture only.
+        allow_beyond_positions: go on beyond the positions that the model was made for; never beyond
+            those it has.
     """
 
     steps: int = 0

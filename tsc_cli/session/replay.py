@@ -76,7 +76,8 @@ def replayed(
     """(length, a cache of so many tokens) for each of the lengths, as the capturing run had them, in order.
 
     Args:
-        tokens: of one sequence, or (batch, tokens), with `padding` at the beginning of each sequence.
+        tokens: of one sequence, or (batch, tokens), with `padding` at the beginning of each
+            sequence.
     """
     wanted = set(lengths)
     feeds = feeds_of(trace)

@@ -35,18 +35,20 @@ def resume(
 ) -> Iterator[int]:
     """Yield the tokens that follow a snapshot, for ever: stop taking them to stop.
 
-    Without a prompt the first token is the one that the capturing run chose, so that a greedy resume gives the same
-    tokens as the uninterrupted run.  If it chose none, or if tokens are sampled, the last token is fed again.
+    Without a prompt the first token is the one that the capturing run chose, so that a greedy
+    resume gives the same tokens as the uninterrupted run. If it chose none, or if tokens are
+    sampled, the last token is fed again.
 
     Args:
         sampler: chooses the tokens; greedily by default.
-        prompt: tokens to feed before generating, behind the snapshot's and a pending one (`Trace.pending_at`).
+        prompt: tokens to feed before generating, behind the snapshot's and a pending one
+            (`Trace.pending_at`).
         allow_beyond_positions: go on beyond the positions that the model was made for.
         most: so many tokens will be taken: refuse at once if there are not as many positions.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: there is no position left, for the prompt or for the next token; the first token is not known and
-            the cache cannot give up its last token; or the trace is a batch.
+        UsageError: there is no position left, for the prompt or for the next token; the first token
+            is not known and the cache cannot give up its last token; or the trace is a batch.
     """
     adapter = ModelAdapter.of(model)
     sampler = (sampler or Sampler()).after(tokens_before(trace, snapshot))
@@ -95,19 +97,21 @@ def generate_inputs(
 ) -> dict[str, Any]:
     """Everything that `model.generate` needs to go on from a snapshot: `model.generate(**generate_inputs(...))`.
 
-    The cache alone is not enough: `generate` wants the tokens that it holds and one more, the masks of a batch, the
-    cache by another name for Mamba, and for an encoder-decoder model something in the shape of the encoder's output.
+    The cache alone is not enough: `generate` wants the tokens that it holds and one more, the masks
+    of a batch, the cache by another name for Mamba, and for an encoder-decoder model something in
+    the shape of the encoder's output.
 
     Args:
-        append: token ids to feed next, (tokens,) or (batch, tokens), behind pending ones (`Trace.pending_at`), which
-            are always fed first; by default the tokens that the capturing run chose next.
+        append: token ids to feed next, (tokens,) or (batch, tokens), behind pending ones
+            (`Trace.pending_at`), which are always fed first; by default the tokens that the
+            capturing run chose next.
         tokenizer, allow_model_mismatch, into: as `to_cache` takes them.
-        allow_beyond_positions: go on beyond the positions that the model was made for; what `generate` makes of that is
-            its own affair.
+        allow_beyond_positions: go on beyond the positions that the model was made for; what
+            `generate` makes of that is its own affair.
     Raises:
         MismatchError: as `to_cache`.
-        UsageError: the capturing run chose no token, and none is given; or `generate` would put a decoder's start token
-            in front of a prompt that has none.
+        UsageError: the capturing run chose no token, and none is given; or `generate` would put a
+            decoder's start token in front of a prompt that has none.
     """
     adapter = ModelAdapter.of(model)
     view = trace.views[trace.index(snapshot)]

@@ -29,8 +29,8 @@ NOISE = 4.0  # standard errors that a stated figure may be better than the measu
 def labels(trace: Trace) -> Iterator[str]:
     """A line for each snapshot whose rows do not say that they are those of its tokens, in order.
 
-    A cache that was fed tokens one after the other has them at positions 0, 1, 2 and so on, and a layer the last of
-    them, or, after an eviction, some of them.
+    A cache that was fed tokens one after the other has them at positions 0, 1, 2 and so on, and a
+    layer the last of them, or, after an eviction, some of them.
     """
     known: dict[tuple[Any, ...], str | None] = {}  # neighbouring layers mostly share one object
     for number, view in enumerate(trace.views):
@@ -87,7 +87,8 @@ def recipe(trace: Trace) -> Recipe | None:
     """How the header says that the rows were coded, less what was evicted before; None if nothing was lost.
 
     Raises:
-        UsageError: no codec has such parameters.  UnsupportedFileError: its profile is not on this machine.
+        UsageError: no codec has such parameters. UnsupportedFileError: its profile is not on this
+            machine.
     """
     evict, _, codec = trace.codec.rpartition("+")
     if is_exact(codec):

@@ -1,10 +1,10 @@
 """Recompute: are the rows of a file those of its tokens?
 
-Checksums find damage, not lies: a valid file may hold the cache of another text under its tokens.  So the tokens are
-fed to the model again as the header says that they were, and every stored row and state is compared with what comes
-out: bit-identical, or within what rounding and the file's own codec explain (see `tolerances`).  What the codec
-explains is found by coding the recomputed rows by the header's recipe: where the run is repeated exactly, the very same
-records come out.
+Checksums find damage, not lies: a valid file may hold the cache of another text under its tokens.
+So the tokens are fed to the model again as the header says that they were, and every stored row and
+state is compared with what comes out: bit-identical, or within what rounding and the file's own
+codec explain (see `tolerances`). What the codec explains is found by coding the recomputed rows by
+the header's recipe: where the run is repeated exactly, the very same records come out.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class Entry:
     """The worst of what a snapshot is the first to hold.
 
     Attributes:
-        part: "keys", "values", "indexer keys", or the name of a state; sequence, head, row: where, None for a state.
-        error, own, allowed: |stored - recomputed|, what the codec loses of the recomputed row, and what is allowed,
-            each over the RMS of the rows of the head.
-        share: of what is allowed, by the row alone or its head as a whole; over 1 is wrong, 0 is bit-identical.
+        part: "keys", "values", "indexer keys", or the name of a state; sequence, head, row: where,
+            None for a state.
+        error, own, allowed: |stored - recomputed|, what the codec loses of the recomputed row, and
+            what is allowed, each over the RMS of the rows of the head.
+        share: of what is allowed, by the row alone or its head as a whole; over 1 is wrong, 0 is
+            bit-identical.
         coarse: the codec loses so much that rows of another text would pass as well.
     """
 
@@ -73,10 +75,10 @@ class Compared:
     """One snapshot: what it holds that no earlier one does.
 
     Attributes:
-        tensors: rows of layers and states that were compared; identical: those that are bit-identical to the recomputed
-            ones, or to what the codec makes of them.
-        worst: the entry of the largest share; first_wrong: the first one in order that is over 1; wrong: layers and
-            parts that have such.
+        tensors: rows of layers and states that were compared; identical: those that are
+            bit-identical to the recomputed ones, or to what the codec makes of them.
+        worst: the entry of the largest share; first_wrong: the first one in order that is over 1;
+            wrong: layers and parts that have such.
     """
 
     snapshot: int
@@ -116,11 +118,13 @@ def recompute(
 
     Args:
         trace: the whole of it, all sequences of a batch.
-        progress: called with the number of passes done; `recomputed_rows.passes` says how many there will be.
+        progress: called with the number of passes done; `recomputed_rows.passes` says how many
+            there will be.
     Raises:
         MismatchError: another model.
-        UsageError: it cannot be fed again: the file does not hold what its encoder was fed; or its rows lost something
-            before its own codec had them, of which nothing is known but the name.
+        UsageError: it cannot be fed again: the file does not hold what its encoder was fed; or its
+            rows lost something before its own codec had them, of which nothing is known but the
+            name.
     """
     adapter = ModelAdapter.of(model)
     if lost_by := header_claims.lost_before(trace):

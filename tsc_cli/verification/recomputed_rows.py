@@ -111,7 +111,8 @@ def recomputed(trace: Trace, adapter: ModelAdapter, progress: Progress) -> Recom
     Args:
         trace: the whole batch, whose labels were checked; see `claims`.
     Raises:
-        UsageError: the file does not hold what its encoder was fed; the model has no such positions.
+        UsageError: the file does not hold what its encoder was fed; the model has no such
+            positions.
         LimitError: the rows take more than the memory budget.
     """
     geometry, labels = trace.geometry, trace.labels

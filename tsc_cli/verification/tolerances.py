@@ -49,9 +49,10 @@ class Distances:
         own: of what the codec makes of the recomputed rows, less these.
         size: of the recomputed rows.
         identical: whether they are bit for bit what is expected, boolean.
-        apart: of stored rows less what the codec makes of the recomputed ones; infinite where records differ in kind.
-        spread, own_spread: the RMS distance of two unrelated rows of a head, and of two of what the codec makes,
-            (batch, heads); infinite where nobody knows.
+        apart: of stored rows less what the codec makes of the recomputed ones; infinite where
+            records differ in kind.
+        spread, own_spread: the RMS distance of two unrelated rows of a head, and of two of what the
+            codec makes, (batch, heads); infinite where nobody knows.
     """
 
     stored: torch.Tensor
@@ -68,9 +69,10 @@ class Judged:
     """The distances as shares of what they may be, and in units of the rows' RMS; (batch, heads, rows) each.
 
     Attributes:
-        share: the larger one of the row's own and its head's; over 1 is wrong, and 0 what is identical.
-        coarse: heads at which the codec loses so much that rows of another text would pass, (batch, heads); the share
-            of their rows is infinite.
+        share: the larger one of the row's own and its head's; over 1 is wrong, and 0 what is
+            identical.
+        coarse: heads at which the codec loses so much that rows of another text would pass, (batch,
+            heads); the share of their rows is infinite.
     """
 
     share: torch.Tensor
@@ -85,8 +87,8 @@ def judge(distances: Distances, dtype: str, promise: float = 0.0) -> Judged:
 
     Args:
         dtype: that the model computes in.
-        promise: the share of its size by which the codec may miss a row before it keeps it exactly: rounding decides on
-            which side a row comes to lie.
+        promise: the share of its size by which the codec may miss a row before it keeps it exactly:
+            rounding decides on which side a row comes to lie.
     """
     rounding = ROUNDING[dtype]
     size = torch.where(distances.size.isfinite(), distances.size, 0.0)

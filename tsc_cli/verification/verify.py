@@ -1,7 +1,8 @@
 """Verify: restore snapshots and score them against the exact cache.
 
-The exact cache is recomputed from the token ids in the file, in the same chunks and steps as at capture, or comes out
-of another file.  Both caches are then fed the same reference continuation and their predictions compared.
+The exact cache is recomputed from the token ids in the file, in the same chunks and steps as at
+capture, or comes out of another file. Both caches are then fed the same reference continuation and
+their predictions compared.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class VerifyOptions:
         positions: teacher-forced positions.
         greedy: tokens generated greedily from both caches to find where they part; 0 skips it.
         seed: of the sampled continuation.
-        recall: also repeat passages of the context, each with at most `positions` predictions; see `recall`.
+        recall: also repeat passages of the context, each with at most `positions` predictions; see
+            `recall`.
         allow_beyond_positions: measure beyond the positions that the model was made for, too.
     """
 
@@ -75,8 +77,8 @@ def verify(
         allow_model_mismatch: go on although the trace belongs to another model.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: no such snapshot, `against` was compressed or holds other tokens, one token is all there is to
-            recall, or the model has no position left after the snapshot.
+        UsageError: no such snapshot, `against` was compressed or holds other tokens, one token is
+            all there is to recall, or the model has no position left after the snapshot.
     """
     return verify_snapshots(
         trace,
@@ -177,8 +179,8 @@ _KEPT = 4  # exact caches held at once; with more snapshots the run is replayed 
 class _Plan:
     """In which passes the exact caches are made.
 
-    Sampling needs the last snapshot before the first one can be scored.  A few caches are kept from that pass; many
-    would fill the memory, so that a second pass makes them again one by one.
+    Sampling needs the last snapshot before the first one can be scored. A few caches are kept from
+    that pass; many would fill the memory, so that a second pass makes them again one by one.
     """
 
     first_pass: list[int]

@@ -31,7 +31,8 @@ _REPORTING = {
     "architectures",
     "_commit_hash",
 }
-# read when weights are drawn (they are hashed themselves), in a loss, by heads that classify, by `generate`, or never
+# read when weights are drawn (they are hashed themselves), in a loss, by heads that classify, by
+# `generate`, or never
 _NEVER_RUN = {
     "initializer_range",
     "initializer_factor",
@@ -122,8 +123,8 @@ def _sha256(text: str) -> str:
 def changed_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> str:
     """The fields that are not at the default of their class, as JSON; a long value is a short digest.
 
-    It names what differs where the hashes do, and decides nothing: the next transformers may have other defaults.
-    Empty if there are too many to be worth a file's bytes.
+    It names what differs where the hashes do, and decides nothing: the next transformers may have
+    other defaults. Empty if there are too many to be worth a file's bytes.
     """
     usual = defaults(model)
     changed = {name: shown(value) for name, value in fields.items() if name not in usual or usual[name] != value}
@@ -179,7 +180,8 @@ def name_of_difference(
 
     Args:
         recorded, here: a file's object and the model's.
-        values: the model's members that are not in `here`, too; their order decides which one is named first.
+        values: the model's members that are not in `here`, too; their order decides which one is
+            named first.
         usual: what a member is that is not there; by default it is missing.
     Returns:
         None if these are not objects, or agree.

@@ -1,8 +1,9 @@
 """One config as two versions of transformers see it: each knows fields that the other does not.
 
-The hash of a config covers all of its fields, so that a file of one version would be refused under the next, which has
-one field more.  Therefore a file also keeps what was at its default, in a few bytes a field.  A field that one side
-does not know, and that the other has at its default, changes nothing.  A default that has another value now does.
+The hash of a config covers all of its fields, so that a file of one version would be refused under
+the next, which has one field more. Therefore a file also keeps what was at its default, in a few
+bytes a field. A field that one side does not know, and that the other has at its default, changes
+nothing. A default that has another value now does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What identifies the model that a cache belongs to.
 
-A restored cache is meaningless under other weights, another RoPE base or another tokenizer, and nothing in its
-tensors would show it.  Each field is recorded by name, so that a refusal can say which one differs.
+A restored cache is meaningless under other weights, another RoPE base or another tokenizer, and
+nothing in its tensors would show it. Each field is recorded by name, so that a refusal can say
+which one differs.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def of(model: PreTrainedModel | ModelAdapter, tokenizer: Any = None) -> Fingerpr
     Hashing the weights takes about a second a gigabyte and core, once a loaded model.
 
     Raises:
-        UnsupportedCacheError: a weight cannot be hashed, or an adapter keeps rows of its own in the cache.
+        UnsupportedCacheError: a weight cannot be hashed, or an adapter keeps rows of its own in the
+            cache.
     """
     adapter = ModelAdapter.of(model)
     model = adapter.model
@@ -89,7 +91,8 @@ def require_same(
 ) -> None:
     """Raise MismatchError that names the first field in which a file's model and the one at hand differ.
 
-    A trace that names nothing was made of somebody's own caches and is taken; one that leaves a field out is not.
+    A trace that names nothing was made of somebody's own caches and is taken; one that leaves a
+    field out is not.
 
     Args:
         only: the fields to compare; by default all but those that say how the model is computed.
@@ -163,7 +166,8 @@ def differences_in_rounding(recorded: Mapping[str, str], current: Mapping[str, s
 def another_version(recorded: Mapping[str, str]) -> str | None:
     """A line for a person where a file was captured with another version of transformers, or None.
 
-    Its weights and config are the same, yet a version may compute a model otherwise: 5.23 changed the norm of Mamba-2.
+    Its weights and config are the same, yet a version may compute a model otherwise: 5.23 changed
+    the norm of Mamba-2.
     """
     then, now = recorded.get("transformers", ""), transformers.__version__
     if not then or then.split(".")[:2] == now.split(".")[:2]:

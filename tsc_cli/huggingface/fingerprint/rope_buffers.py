@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 _NAME = "inv_freq"
-# of sums of logarithms to the base 2: another device rounds each rate's last bit differently, which moves them by 1e-5
+# of sums of logarithms to the base 2: another device rounds each rate's last bit differently, which
+# moves them by 1e-5
 _TOLERANCE = 1e-4
 
 
 def frequencies_of(model: torch.nn.Module) -> str:
     """The rates of every rotary module at rest, as JSON: {buffer: [rates, two sums of their logarithms, scaling]}.
 
-    Sums and not a hash, since rates are computed on the device where a model is loaded.  Equal modules stand once, as
-    `name*count`.
+    Sums and not a hash, since rates are computed on the device where a model is loaded. Equal
+    modules stand once, as `name*count`.
     """
     names: dict[tuple[float, ...], list[str]] = {}
     for name, summary in _summaries(model):

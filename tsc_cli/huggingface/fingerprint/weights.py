@@ -21,7 +21,8 @@ _known: weakref.WeakKeyDictionary[torch.nn.Module, tuple[list[Any], str]] = weak
 def weights_of(model: torch.nn.Module) -> str:
     """SHA-256 over all parameters and persistent buffers, by name, dtype, shape and bits; cached while unchanged.
 
-    A write through `.data` or NumPy leaves no trace that would tell a cached hash; torch counts all others.
+    A write through `.data` or NumPy leaves no trace that would tell a cached hash; torch counts all
+    others.
 
     Raises:
         UnsupportedCacheError: a weight cannot be read; it is named.
@@ -49,8 +50,8 @@ def weights_of(model: torch.nn.Module) -> str:
 def _state(entries: Mapping[str, Any]) -> list[Any] | None:
     """What tells that nothing was written since, or None where torch keeps no count.
 
-    References, not addresses: what is made anew for each `state_dict` (packed weights) or was exchanged may come to lie
-    where another tensor lay.
+    References, not addresses: what is made anew for each `state_dict` (packed weights) or was
+    exchanged may come to lie where another tensor lay.
     """
     tensors = list(entries.values())
     if not all(isinstance(one, torch.Tensor) and not _is_wrapper(one) and not one.is_inference() for one in tensors):

@@ -18,7 +18,8 @@ _HINT = "fetch the model again, or mend the file"
 _LAYERS = ("num_hidden_layers", "n_layer", "encoder_layers", "decoder_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _HEADS = ("num_attention_heads", "n_head", "encoder_attention_heads", "decoder_attention_heads")
-# a model without these is none, whatever its type; null where the architecture has a rule of its own
+# a model without these is none, whatever its type; null where the architecture has a rule of its
+# own
 _LABELS = 1 << 20  # a name is made for each
 _EXTENTS = (*_WIDTHS, *_HEADS, "vocab_size")
 _NULLABLE = (
@@ -116,7 +117,8 @@ def check_tokenizer(config: Mapping[str, Any], path: str) -> None:
 def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> None:
     """Hold width, vocabulary and layers of the language model against the weights.
 
-    A width is the extent of some norm, a vocabulary that of the embedding, and each layer has a tensor of its own.
+    A width is the extent of some norm, a vocabulary that of the embedding, and each layer has a
+    tensor of its own.
 
     Raises:
         CorruptError: the weights are those of another config.

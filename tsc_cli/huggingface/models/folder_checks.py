@@ -1,7 +1,8 @@
 """What lies in a model's folder, looked at before any library opens it.
 
-Libraries meet a damaged file somewhere deep inside and say so in words of their own, and a size out of a config is
-allocated before it is held against the weights.  Here each file is read strictly, and every complaint names it.
+Libraries meet a damaged file somewhere deep inside and say so in words of their own, and a size out
+of a config is allocated before it is held against the weights. Here each file is read strictly, and
+every complaint names it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def check(folder: Path, *, trust_remote_code: bool) -> Mapping[str, Tensor] | No
     Returns:
         the tensors of the weights; None where they are no safetensors.
     Raises:
-        UsageError: a file is missing, damaged, no file at all, or states what cannot be; it names the file.
+        UsageError: a file is missing, damaged, no file at all, or states what cannot be; it names
+            the file.
     """
     try:
         config = read_object(folder / CONFIG)
@@ -98,13 +100,13 @@ def refused(error: TscError) -> UsageError:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.  Raises UsageError, CorruptError, StorageError, LimitError."""
+    """The JSON object in a file. Raises UsageError, CorruptError, StorageError, LimitError."""
     open_file(path).close()
     return json_files.read_object(path, _HINT)
 
 
 def open_file(path: Path) -> Any:
-    """A file for reading, if it is one: a pipe would be waited for, a device read for ever.  Raises UsageError."""
+    """A file for reading, if it is one: a pipe would be waited for, a device read for ever. Raises UsageError."""
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):

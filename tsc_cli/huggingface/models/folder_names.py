@@ -16,8 +16,8 @@ from tsc_cli.text_input import is_text
 def readable(where: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The same arguments of `from_pretrained`, through a link where a name is no text.
 
-    The operating system takes any bytes as a name; the readers of safetensors and tokenizers, which are not written in
-    Python, take UTF-8.
+    The operating system takes any bytes as a name; the readers of safetensors and tokenizers, which
+    are not written in Python, take UTF-8.
 
     Raises:
         StorageError: no link can be made.

@@ -32,7 +32,8 @@ class Loaded:
     """A model ready to run.
 
     Attributes:
-        name: what a file may say of it without revealing a local path: the default's name, a hub id, or a base name.
+        name: what a file may say of it without revealing a local path: the default's name, a hub
+            id, or a base name.
     """
 
     model: PreTrainedModel
@@ -58,15 +59,18 @@ def load(
     """Load a causal language model and, if it has one, its tokenizer.
 
     Args:
-        name: None or the default model's name; a name of `tsc models`; a folder; a .gguf file, which is converted once;
-            anything else is a hub id.  `./NAME` is the folder where a name is the same.
+        name: None or the default model's name; a name of `tsc models`; a folder; a .gguf file,
+            which is converted once; anything else is a hub id. `./NAME` is the folder where a name
+            is the same.
         dtype: "auto" takes the checkpoint's own.
         device: "auto" takes a CUDA device if there is one.
         fetch: a hub id may be fetched; otherwise it must be in the local hub cache.
-        trust_remote_code: Python code that comes with the model may run; the default model has none.
+        trust_remote_code: Python code that comes with the model may run; the default model has
+            none.
         say: told what takes long, and when a hub is used.
     Raises:
-        UsageError: there is no such model, it cannot be loaded here, or it needs code of its own that is not trusted.
+        UsageError: there is no such model, it cannot be loaded here, or it needs code of its own
+            that is not trusted.
         StorageError: the default model cannot be fetched.
     """
     check_dtype(dtype)
@@ -99,8 +103,8 @@ def check_trust(name: str | None, trust_remote_code: bool) -> None:
 def known_name(name: object) -> str | None:
     """A name out of a file that `load` can resolve, or None: a path of another machine is no use.
 
-    The default model and hub ids mean the same everywhere; another name is one of this machine's own (`tsc models`),
-    and the fingerprint says whether it is the same model.
+    The default model and hub ids mean the same everywhere; another name is one of this machine's
+    own (`tsc models`), and the fingerprint says whether it is the same model.
     """
     if not isinstance(name, str):
         return None
@@ -145,7 +149,7 @@ def _folder(where: dict[str, Any]) -> Path | None:
 
 
 def present(asked: str) -> str:
-    """The device, "auto" resolved.  Raises UsageError unless a number can be had from it."""
+    """The device, "auto" resolved. Raises UsageError unless a number can be had from it."""
     import torch
 
     if asked == "auto":

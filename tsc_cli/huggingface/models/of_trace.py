@@ -22,16 +22,17 @@ def model_for(
 ) -> Loaded:
     """The model of a file, in the dtype of the capture.
 
-    A name that only the file gives is looked up on this machine and never fetched from a hub: whoever made the file
-    does not decide what is downloaded here, nor that a model may run code of its own.
+    A name that only the file gives is looked up on this machine and never fetched from a hub:
+    whoever made the file does not decide what is downloaded here, nor that a model may run code of
+    its own.
 
     Args:
         name: of the model; None takes what the file says.
         any_model: another model than that of the file is wanted, in a dtype of its own.
         stage, say: told of the loading.
     Raises:
-        UsageError: the file does not name a model that can be found here, and neither does `name`; or code is to be
-            trusted of a model that only the file names.
+        UsageError: the file does not name a model that can be found here, and neither does `name`;
+            or code is to be trusted of a model that only the file names.
     """
     check_trust(name, trust_remote_code)
     chosen = name or known_name(trace.info.get("model"))

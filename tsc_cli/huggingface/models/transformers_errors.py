@@ -26,7 +26,7 @@ _TRUST = "--trust-remote-code with -m runs it: only if you know who wrote it"
 
 
 def load_config(where: Mapping[str, Any], shown: str, folder: Path | None) -> Any:
-    """The config of a model, as transformers understands it.  Raises UsageError."""
+    """The config of a model, as transformers understands it. Raises UsageError."""
     import transformers
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

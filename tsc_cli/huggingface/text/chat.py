@@ -1,7 +1,7 @@
 """Chats through a model's template: a new conversation, or what comes next in one that a cache holds.
 
-Messages are taken as OpenAI's API has them.  Of content in parts only text can be fed; everything else is refused by
-name.  How the turns of a cached session are told from new ones is in `following`.
+Messages are taken as OpenAI's API has them. Of content in parts only text can be fed; everything
+else is refused by name. How the turns of a cached session are told from new ones is in `following`.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ def chat_tokens(
     """The token ids of a chat, through the tokenizer's chat template.
 
     Args:
-        messages: `{"role": ..., "content": ...}`, with content as text or as a list of parts of type "text".
-        trace: a session that holds the conversation so far: the ids are then what follows its snapshot (and its
-            pending token, if there is one), for `append`, `resume` and `generate_inputs(append=...)`. The messages are
-            the new turns, or the whole conversation if their tokens begin with the session's.
+        messages: `{"role": ..., "content": ...}`, with content as text or as a list of parts of
+            type "text".
+        trace: a session that holds the conversation so far: the ids are then what follows its
+            snapshot (and its pending token, if there is one), for `append`, `resume` and
+            `generate_inputs(append=...)`. The messages are the new turns, or the whole conversation
+            if their tokens begin with the session's.
         system: a system message to put in front.
-        template: variables of the template, such as `{"enable_thinking": False}` or `{"tools": [...]}`;
-            `add_generation_prompt` is true unless it is given.
+        template: variables of the template, such as `{"enable_thinking": False}` or `{"tools":
+            [...]}`; `add_generation_prompt` is true unless it is given.
         say: told what is worth knowing.
     Raises:
-        UsageError: no template, messages that it refuses, a part that is no text, or a session that they do not follow.
+        UsageError: no template, messages that it refuses, a part that is no text, or a session that
+            they do not follow.
     """
     chat = checked(messages)
     variables = template_variables(tokenizer, template or {}, say)
@@ -63,7 +66,7 @@ def chat_tokens(
 
 
 def read_messages(path: str, say: Say = silent) -> Messages:
-    """A chat out of a JSON file, or stdin for `-`.  Raises UsageError for what is none."""
+    """A chat out of a JSON file, or stdin for `-`. Raises UsageError for what is none."""
     name = "stdin" if path == "-" else path
     try:
         found = json.loads(read_text(path, say))
@@ -76,7 +79,7 @@ def read_messages(path: str, say: Say = silent) -> Messages:
 
 
 def checked(messages: Any) -> Messages:
-    """Messages without fields that are null, as templates expect them.  Raises UsageError for what is none."""
+    """Messages without fields that are null, as templates expect them. Raises UsageError for what is none."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UsageError('is not a list of {"role": ..., "content": ...}, with one message or more')
     return [_message(number, one) for number, one in enumerate(messages)]

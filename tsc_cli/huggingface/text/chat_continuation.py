@@ -2,13 +2,14 @@
 
 Three cases, in this order:
 
-1. The messages are the whole conversation: their tokens, or at least their text, begin with the session's.  The rest of
-   them follows.  This is exact.
-2. They are new turns.  What the template writes behind an assistant's answer is found by rendering them behind made-up
-   turns.  It must be the same behind several of those, and leave the earlier ones as they are.  A token that ends the
-   answer is not written twice.
-3. Everything else is refused: a session that is no chat of this template, a template that writes earlier turns anew
-   (those that take the reasoning out of answers) or new ones by what came before.
+1. The messages are the whole conversation: their tokens, or at least their text, begin with the
+   session's. The rest of them follows. This is exact.
+2. They are new turns. What the template writes behind an assistant's answer is found by rendering
+   them behind made-up turns. It must be the same behind several of those, and leave the earlier
+   ones as they are. A token that ends the answer is not written twice.
+3. Everything else is refused: a session that is no chat of this template, a template that writes
+   earlier turns anew (those that take the reasoning out of answers) or new ones by what came
+   before.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class _Turns:
         self.asked, self.answer = f"{mark} asks", f"{mark} answers"
 
     def tokens(self, say: Say) -> list[int]:
-        """What is to be fed.  Raises UsageError where that is not well-defined."""
+        """What is to be fed. Raises UsageError where that is not well-defined."""
         suffix = self._suffix([self._user(), self._assistant(self.answer)], self.answer)
         longer = [self._user(), self._assistant("Yes."), self._user(), self._assistant(self.answer)]
         others = [self._suffix(longer, self.answer)]

@@ -44,7 +44,7 @@ def _no_number(text: str) -> Any:
 
 
 def template_variables(tokenizer: Any, given: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    """What the template is given.  Raises UsageError for what is none of its variables."""
+    """What the template is given. Raises UsageError for what is none of its variables."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise UsageError("the model has no chat template", hint="give the prompt as text")
     parameters = inspect.signature(tokenizer.apply_chat_template).parameters
@@ -60,7 +60,7 @@ def template_variables(tokenizer: Any, given: Mapping[str, Any], say: Say) -> di
 
 
 def render(tokenizer: Any, messages: Messages, variables: Mapping[str, Any]) -> str:
-    """The text of a chat.  Raises UsageError with what the template says against it."""
+    """The text of a chat. Raises UsageError with what the template says against it."""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **variables)
     except MemoryError:
@@ -76,7 +76,8 @@ def render(tokenizer: Any, messages: Messages, variables: Mapping[str, Any]) -> 
 def as_the_template_reads(tokenizer: Any, messages: Messages, variables: Mapping[str, Any]) -> Messages:
     """Content as this template reads it: text, parts, or either.
 
-    Most templates print a list as Python would, and some, of models that also take images, nothing for a text.
+    Most templates print a list as Python would, and some, of models that also take images, nothing
+    for a text.
     """
     texts, parts = _reads(tokenizer, variables)
     found = []

@@ -19,7 +19,8 @@ def encode(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
     Args:
         special: the tokenizer adds what it begins or ends a text with.
     Raises:
-        UsageError: the model has no tokenizer, the text is not valid Unicode, or the tokenizer fails on it.
+        UsageError: the model has no tokenizer, the text is not valid Unicode, or the tokenizer
+            fails on it.
     """
     if tokenizer is None:
         raise UsageError("the model has no tokenizer, so that text cannot be fed to it")
@@ -49,7 +50,7 @@ def encode_prompt(text: str, tokenizer: Any, say: Say, *, special: bool = True) 
 
 
 def decode(tokens: Sequence[int], tokenizer: Any, *, skip_special: bool) -> str:
-    """The text of token ids, exactly as it is.  Raises UsageError where the tokenizer fails on them."""
+    """The text of token ids, exactly as it is. Raises UsageError where the tokenizer fails on them."""
     with _explained(tokenizer, "decode the tokens"):
         text: str = tokenizer.decode(list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return text
