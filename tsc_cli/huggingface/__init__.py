@@ -1,1 +1,1 @@
-"""Everything that imports transformers: caches taken apart and put together, passes of a model, prompts."""
+"""Everything that imports transformers: caches read and filled, forward passes, prompts."""

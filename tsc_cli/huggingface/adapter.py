@@ -1,4 +1,4 @@
-"""The model as the rest of the product sees it: one adapter around it, and one way to run it over a cache.
+"""The model as the rest of the product sees it, and one way to run it over a cache.
 
 transformers renamed the argument and the output field of a cache: `past_key_values`, for Mamba
 `cache_params`, became `cache`. A model's own signature decides, not a version number: code that
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
-# models that rule tokens out by a logit of minus infinity, none of whose weights is infinite
-_ruling_out: WeakSet[Any] = WeakSet()
+# models that exclude tokens by a logit of minus infinity and whose weights are all finite
+_excludes_tokens: WeakSet[Any] = WeakSet()
 
 
 class NotFiniteError(UsageError):
@@ -35,7 +35,7 @@ class NotFiniteError(UsageError):
 
 
 class ModelAdapter:
-    """A transformers model, and what capturing, restoring and measuring ask of it.
+    """A transformers model with the operations that capture, restore and measurement need.
 
     Args:
         model: a transformers model; wrappers around it (`torch.compile`, peft and others) are
@@ -52,7 +52,7 @@ class ModelAdapter:
 
     @classmethod
     def of(cls, model: PreTrainedModel | ModelAdapter) -> ModelAdapter:
-        """The adapter of a model; an adapter is its own."""
+        """Return an adapter of the model, or the adapter itself if one is given."""
         return model if isinstance(model, ModelAdapter) else cls(model)
 
     @property
@@ -83,7 +83,7 @@ class ModelAdapter:
 
     @cached_property
     def vocabulary(self) -> int:
-        """How many token ids the model knows."""
+        """The number of token ids that the model has an embedding for."""
         return int(self.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
 
     @cached_property
@@ -91,7 +91,7 @@ class ModelAdapter:
         return frozenset(inspect.signature(self.model.forward).parameters)
 
     def takes(self, argument: str) -> bool:
-        """Whether a pass of the model can be given this argument."""
+        """Return whether the model's `forward` has this parameter."""
         return argument in self._arguments
 
     @property
@@ -101,7 +101,7 @@ class ModelAdapter:
 
     @property
     def generate_argument(self) -> str:
-        """The name by which `model.generate` takes a cache: one name for all models from 5.24 on."""
+        """The name by which `model.generate` takes a cache: one for all models from 5.24 on."""
         if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             return "cache"
         return self.cache_argument if self.cache_argument == "cache_params" else "past_key_values"
@@ -136,7 +136,7 @@ class ModelAdapter:
         return logits
 
     def require_finite(self, logits: torch.Tensor) -> None:
-        """Raise NotFiniteError for logits that give no probabilities, and name the weight that is to blame.
+        """Raise NotFiniteError for logits that give no probabilities; it names the weight at fault.
 
         Minus infinity is a logit of a token that a model rules out, unless a weight is infinite.
         Weights are not scanned at loading: each NaN that matters reaches the logits, and one look
@@ -146,10 +146,10 @@ class ModelAdapter:
             return
         low, high = torch.aminmax(logits.float(), dim=-1)  # both are NaN if any logit is
         if bool(high.isfinite().all()):
-            if bool(low.isfinite().all()) or self.model in _ruling_out:
+            if bool(low.isfinite().all()) or self.model in _excludes_tokens:
                 return
             if self._tensor_not_finite() is None:
-                _ruling_out.add(self.model)
+                _excludes_tokens.add(self.model)
                 return
         name = self._tensor_not_finite()
         if name is not None:
@@ -179,8 +179,8 @@ def _caches_in(output: Any) -> Iterator[Any]:
     """The caches that a pass returned."""
     for name in _CACHE_NAMES:
         if isinstance(output, Mapping):  # asking an output for a name of another version would warn
-            held = output[name] if name in output else None  # noqa: SIM401
+            cache = output[name] if name in output else None  # noqa: SIM401
         else:
-            held = getattr(output, name, None)
-        if held is not None:
-            yield held
+            cache = getattr(output, name, None)
+        if cache is not None:
+            yield cache

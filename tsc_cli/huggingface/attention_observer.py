@@ -1,4 +1,4 @@
-"""Observing attention while a model runs: how much each cached row receives, for eviction by heavy hitters.
+"""How much attention each cached row receives while a model runs, for `h2o` eviction.
 
 The model's own attention function computes its output as ever, so that a capture is the same with
 observation and without, bit for bit; beside it the probabilities are computed once more, a few
@@ -21,7 +21,7 @@ from formats.trace.trace import MemoryReceived
 from .adapter import ModelAdapter
 
 _OBSERVABLE = "sdpa"
-_SCORES = 1 << 25  # attention scores held at once
+_MAX_SCORES = 1 << 25  # attention scores in memory at once
 
 
 @dataclass
@@ -33,32 +33,39 @@ class Observation:
     def add(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
     ) -> None:
-        """Add the probabilities of one call: query (1, heads, queries, size), key (1, KV heads, rows, size)."""
+        """Add the attention probabilities of one call.
+
+        Args:
+            query: (1, heads, queries, size).
+            key: (1, KV heads, rows, size).
+            mask: (1, 1 or heads, queries, rows) of booleans or of terms to add; None is causal.
+            scaling: a factor of the scores; None is 1 / sqrt(size).
+        """
         query, key = query[0].float(), key[0].float()
         kv_heads, rows, size = key.shape
         group, queries = query.shape[0] // kv_heads, query.shape[1]
         query = query.reshape(kv_heads, group, queries, size) * (scaling if scaling is not None else size**-0.5)
         total = torch.zeros(kv_heads, rows, device=key.device)
-        step = max(1, _SCORES // (kv_heads * group * rows))
-        places = torch.arange(rows, device=key.device)
+        step = max(1, _MAX_SCORES // (kv_heads * group * rows))
+        row_indices = torch.arange(rows, device=key.device)
         for first in range(0, queries, step):
             piece = query[:, :, first : first + step]
             scores = piece @ key[:, None].transpose(-1, -2)
             count = piece.shape[2]
             if mask is None:  # causal: the last query sees all rows
                 last_seen = torch.arange(first, first + count, device=key.device) + rows - queries
-                scores.masked_fill_(places > last_seen[:, None], -torch.inf)
+                scores.masked_fill_(row_indices > last_seen[:, None], -torch.inf)
             else:
                 visible = mask[0, :, first : first + count, :rows]
                 scores = _masked(scores.flatten(0, 1), visible).view_as(scores)
             total += scores.softmax(-1).sum((1, 2))
-        known = self.received.get(layer)
-        if known is not None and known.shape[1] <= total.shape[1]:  # a window that moved on is of no use to anybody
-            total[:, : known.shape[1]] += known
+        earlier = self.received.get(layer)
+        if earlier is not None and earlier.shape[1] <= total.shape[1]:  # a moved window has other rows
+            total[:, : earlier.shape[1]] += earlier
         self.received[layer] = total
 
     def records(self, geometry: Geometry, tokens: int) -> Iterator[MemoryReceived]:
-        """What was received in each run of full-attention layers.
+        """Yield the attention received in each run of full-attention layers.
 
         Raises:
             UnsupportedCacheError: a layer computed its attention unobserved.
@@ -66,15 +73,17 @@ class Observation:
         for first, count, spec in geometry.runs():
             if spec.kind != "full":
                 continue
-            found = [self.received.get(layer) for layer in range(first, first + count)]
-            for layer, scores in enumerate(found, first):
-                if scores is None or scores.shape != (spec.heads, tokens):
+            totals = []
+            for layer in range(first, first + count):
+                total = self.received.get(layer)
+                if total is None or total.shape != (spec.heads, tokens):
                     raise UnsupportedCacheError(f"the attention of layer {layer} could not be observed")
-            yield MemoryReceived(first, count, torch.stack([scores.cpu() for scores in found if scores is not None]))
+                totals.append(total.cpu())
+            yield MemoryReceived(first, count, torch.stack(totals))
 
 
 def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Scores (heads, queries, rows) under a mask (1 or heads, queries, rows) of booleans or of terms to add."""
+    """Apply a mask (1 or heads, queries, rows) to scores (heads, queries, rows)."""
     return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
 
 
@@ -89,10 +98,10 @@ def observed(adapter: ModelAdapter) -> Iterator[Observation]:
     observation = Observation()
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    used = getattr(adapter.config.get_text_config(decoder=True), "_attn_implementation", None)
-    if used != _OBSERVABLE:
+    kernel = getattr(adapter.config.get_text_config(decoder=True), "_attn_implementation", None)
+    if kernel != _OBSERVABLE:
         raise UnsupportedCacheError(
-            f"{adapter.name} runs with {used} attention, which cannot be observed",
+            f"{adapter.name} runs with {kernel} attention, which cannot be observed",
             hint="capture without --attention, or load the model with attn_implementation='sdpa'",
         )
     original: Any = ALL_ATTENTION_FUNCTIONS[_OBSERVABLE]

@@ -1,7 +1,7 @@
-"""Hugging Face caches: made, looked into, copied. `restore` fills them again.
+"""Hugging Face caches: made, read and copied. `restore` fills them again.
 
-A cache that cannot be restored faithfully is refused by name before anything is captured: a
-snapshot that restores "successfully" into a wrong state is the worst thing that this tool could do.
+A cache that cannot be restored faithfully is refused by name before anything is captured, since a
+snapshot that restores into a wrong state is worse than an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .adapter import ModelAdapter
 
 
 def new_cache(adapter: ModelAdapter) -> Cache:
-    """An empty cache of the kind that the model generates with.
+    """Return an empty cache of the kind that the model generates with.
 
     Raises:
         UnsupportedCacheError: the model needs a kind of cache that cannot be stored; it is named.
@@ -50,7 +50,7 @@ def new_cache(adapter: ModelAdapter) -> Cache:
 
 
 def refuse_unsupported(cache: Any, model_name: str) -> None:
-    """Raise UnsupportedCacheError unless every layer is of a class that can be stored and restored exactly."""
+    """Raise UnsupportedCacheError unless every layer's class can be stored and restored exactly."""
     if type(cache) not in (DynamicCache, EncoderDecoderCache):
         raise UnsupportedCacheError(
             f"{model_name} uses {type(cache).__name__}, which cannot be stored yet", hint=families.HINT
@@ -64,24 +64,25 @@ def refuse_unsupported(cache: Any, model_name: str) -> None:
 
 
 def layers_of(cache: Cache) -> list[Any]:
-    """The layers, of an encoder-decoder model those of self-attention and then those of cross-attention."""
+    """Return all layers; those of self-attention come before those of cross-attention."""
     if isinstance(cache, EncoderDecoderCache):
         return [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
     return list(cache.layers)
 
 
 def self_layers(cache: Cache) -> list[Any]:
+    """Return the layers of self-attention."""
     return list(cache.self_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else cache.layers)
 
 
 def tokens_seen(cache: Cache) -> int:
-    """How many tokens were fed; 0 if no layer counts them (a model of states only)."""
+    """Return how many tokens were fed; 0 if no layer counts them (a model of states only)."""
     filled = [layer for layer in self_layers(cache) if cache_layers.filled(layer)]
     return max((cache_layers.tokens_seen(layer) for layer in filled), default=0)
 
 
 def takes_several(cache: Cache) -> bool:
-    """Whether several tokens in one pass over a filled cache mean the same as one by one.
+    """Return whether several tokens in one pass over a filled cache give the same as one by one.
 
     Some models with states (Jamba, Mamba) begin anew with such a pass, and an indexer chooses other
     rows in it.
@@ -92,33 +93,34 @@ def takes_several(cache: Cache) -> bool:
 
 
 def encoded_rows(cache: Cache) -> int:
-    """How many rows of an encoder's tokens the cache holds."""
+    """Return how many rows of an encoder's tokens the cache holds."""
     if not isinstance(cache, EncoderDecoderCache):
         return 0
     return max((cache_layers.tokens_seen(layer) for layer in cache.cross_attention_cache.layers), default=0)
 
 
 def geometry_of(cache: Cache, model_name: str, padding: Sequence[int] = ()) -> Geometry:
-    """The shape of a cache that the model has filled.
+    """Return the geometry of a cache that the model has filled.
 
     Args:
         padding: rows at the beginning of each sequence that are padding.
     Raises:
-        UnsupportedCacheError: a layer was left empty, or its dtype or batch cannot be stored.
+        UnsupportedCacheError: a layer is empty, or its dtype or batch cannot be stored.
     """
-    own, specs = len(self_layers(cache)), []
-    for number, layer in enumerate(layers_of(cache)):
-        where = f"layer {number} of {model_name}"
-        specs.append(cache_layers.spec_of(layer, where, "cross" if number >= own else None))
-    held = [(number, rows[0]) for number, rows in enumerate(rows_of(cache)) if rows]
-    for number, rows in held:
-        if rows.dtype != held[0][1].dtype:
+    decoder_layers, specs = len(self_layers(cache)), []
+    for index, layer in enumerate(layers_of(cache)):
+        where = f"layer {index} of {model_name}"
+        specs.append(cache_layers.spec_of(layer, where, "cross" if index >= decoder_layers else None))
+    keys = {index: rows[0] for index, rows in enumerate(rows_of(cache)) if rows}
+    for index, tensor in keys.items():
+        first_index, first = next(iter(keys.items()))
+        if tensor.dtype != first.dtype:
             raise UnsupportedCacheError(
-                f"layer {number} of {model_name} holds {rows.dtype}, layer {held[0][0]} {held[0][1].dtype}: "
+                f"layer {index} of {model_name} holds {tensor.dtype}, layer {first_index} {first.dtype}: "
                 "they must be alike"
             )
-    states = [state for found in states_of(cache) for state in found.values()]
-    first = held[0][1] if held else states[0]
+    states = (state for by_name in states_of(cache) for state in by_name.values())
+    first = next(iter([*keys.values(), *states]))
     dtype = str(first.dtype).removeprefix("torch.")
     if dtype not in DTYPE_BYTES:
         raise UnsupportedCacheError(f"{model_name} keeps its cache as {dtype}, which cannot be stored")
@@ -126,17 +128,17 @@ def geometry_of(cache: Cache, model_name: str, padding: Sequence[int] = ()) -> G
 
 
 def rows_of(cache: Cache) -> list[Rows]:
-    """The rows of every layer as they are in the cache, (batch, heads, rows, size) a part; not copied."""
+    """Return views of every layer's rows, (batch, heads, rows, size) a part."""
     return [cache_layers.rows_of(layer) for layer in layers_of(cache)]
 
 
 def states_of(cache: Cache) -> list[dict[str, torch.Tensor]]:
-    """The states of every layer by name, (batch, *shape) each; not copied."""
+    """Return views of every layer's states by name, (batch, *shape) each."""
     return [cache_layers.states_of(layer) for layer in layers_of(cache)]
 
 
 def fork(cache: Cache) -> Any:
-    """A second cache with the same contents; feeding tokens to either leaves the other alone."""
+    """Return an independent cache with the same contents."""
     twin: Any = copy.copy(cache)
     if isinstance(cache, EncoderDecoderCache):
         twin.self_attention_cache = fork(cache.self_attention_cache)
@@ -148,13 +150,13 @@ def fork(cache: Cache) -> Any:
 
 
 def with_leaves(cache: Cache) -> tuple[Cache, list[Rows]]:
-    """A second cache whose keys and values are leaves of an autograd graph, and these leaves, layer by layer."""
+    """Return a copy whose keys and values are autograd leaves, and these leaves of each layer."""
     leaves: list[Rows] = [tuple(part.clone().requires_grad_() for part in rows[:2]) for rows in rows_of(cache)]
     return with_rows(cache, leaves), leaves
 
 
 def with_rows(cache: Cache, rows: Sequence[Rows]) -> Cache:
-    """A second cache that has seen the same tokens and holds these keys and values; all else is as it was."""
+    """Return a copy of the cache that holds these keys and values of each layer instead."""
     twin: Cache = fork(cache)
     for layer, parts in zip(layers_of(twin), rows, strict=True):
         if parts:
@@ -162,20 +164,20 @@ def with_rows(cache: Cache, rows: Sequence[Rows]) -> Cache:
     return twin
 
 
-def identical(one: Cache, other: Cache) -> bool:
-    """True if every tensor is bit-identical (NaNs and signed zeros compared as bits)."""
-    rows = all(
-        len(left) == len(right) and all(map(_same_bits, left, right))
-        for left, right in zip(rows_of(one), rows_of(other), strict=True)
+def identical(left: Cache, right: Cache) -> bool:
+    """Return whether every tensor is bit-identical (NaNs and signed zeros compared as bits)."""
+    same_rows = all(
+        len(parts) == len(others) and all(map(_same_bits, parts, others))
+        for parts, others in zip(rows_of(left), rows_of(right), strict=True)
     )
-    return rows and all(map(_same_states, states_of(one), states_of(other)))
+    return same_rows and all(map(_same_states, states_of(left), states_of(right)))
 
 
-def _same_states(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(_same_bits(one[name], other[name]) for name in one)
+def _same_states(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(_same_bits(left[name], right[name]) for name in left)
 
 
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))

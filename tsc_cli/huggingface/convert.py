@@ -1,4 +1,4 @@
-"""Caches that tsc did not make: out of somebody's own run, static, quantized, or tuples of tensors."""
+"""Caches that tsc did not make: from a user's own run, static, quantized, or as tuples."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def from_cache(
     next_tokens: TokenIds | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Trace:
-    """A trace of one snapshot: what a cache of the model's holds now. `to_cache` is the inverse.
+    """Return a trace of one snapshot: what a cache of the model holds. `to_cache` is the inverse.
 
-    Of a static cache the filled part is taken; what a quantized one holds is dequantized, with a
-    warning (`trace.info` and `trace.lost_by` say so, too): a run that goes on from it does not
-    round as the quantized one does.
+    Of a static cache the filled part is taken. The rows of a quantized one are dequantized, with a
+    warning and a note in `trace.info` and `trace.lost_by`: a run that goes on from them rounds
+    otherwise than the quantized one.
 
     Args:
         cache: a DynamicCache, StaticCache, QuantizedCache or EncoderDecoderCache that the model has
@@ -76,15 +76,15 @@ def from_cache(
             f"the cache has seen {seen} tokens, input_ids has {ids.shape[1]}",
             hint="give the tokens that were fed: the last one that generate returned was not",
         )
-    _check_held(caches.self_layers(cache), geometry, adapter, ids.shape[1])
+    _check_rows_held(caches.self_layers(cache), geometry, adapter, ids.shape[1])
     builder = TraceBuilder(geometry, fingerprint.of(adapter, tokenizer), geometry.batch)
     recorder = Recorder(builder, geometry, label_width=geometry.batch)
     recorder.encoder([0] * (caches.encoded_rows(cache) * geometry.batch))
-    chosen = () if next_tokens is None else [int(token) for token in as_ids(next_tokens).reshape(-1)]
-    if len(chosen) not in (0, geometry.batch):
-        raise UsageError(f"{len(chosen)} next tokens for {geometry.batch} sequences")
-    adapter.check_tokens(as_ids(chosen))
-    recorder.snapshot(by_row(ids), caches.rows_of(cache), chosen, caches.states_of(cache))
+    next_ids = () if next_tokens is None else [int(token) for token in as_ids(next_tokens).reshape(-1)]
+    if len(next_ids) not in (0, geometry.batch):
+        raise UsageError(f"{len(next_ids)} next tokens for {geometry.batch} sequences")
+    adapter.check_tokens(as_ids(next_ids))
+    recorder.snapshot(by_row(ids), caches.rows_of(cache), next_ids, caches.states_of(cache))
     recorder.finish()
     trace = builder.trace
     trace.info = {"prompt_tokens": ids.shape[1], "cache": type(cache).__name__}
@@ -103,74 +103,75 @@ def _check_layers(layers: Sequence[Any], expected: Sequence[Any], name: str) -> 
     """Raise UnsupportedCacheError unless the layers keep what the model's own cache keeps."""
     if len(layers) != len(expected):
         raise UnsupportedCacheError(f"the cache has {len(layers)} layers, that of {name} {len(expected)}")
-    for number, (layer, own) in enumerate(zip(layers, expected, strict=True)):
-        known = cache_layers.LAYER_CLASSES.get(type(layer))
-        if known is None:
+    for index, (layer, model_layer) in enumerate(zip(layers, expected, strict=True)):
+        layer_class = cache_layers.LAYER_CLASSES.get(type(layer))
+        if layer_class is None:
             raise UnsupportedCacheError(
-                f"layer {number} is a {type(layer).__name__}, which cannot be stored yet", hint=families.HINT
+                f"layer {index} is a {type(layer).__name__}, which cannot be stored yet", hint=families.HINT
             )
-        of_model = cache_layers.class_of(own)
-        if (known.kind, known.states) != (of_model.kind, of_model.states):
+        model_class = cache_layers.class_of(model_layer)
+        if (layer_class.kind, layer_class.states) != (model_class.kind, model_class.states):
             raise UnsupportedCacheError(
-                f"layer {number} of the cache is {known.kind}, that of {name} {of_model.kind}",
+                f"layer {index} of the cache is {layer_class.kind}, that of {name} {model_class.kind}",
                 hint="make the cache with the model's config: DynamicCache(config=model.config)",
             )
-        if known.kind == "sliding" and cache_layers.window_of(layer) != own.sliding_window:
+        if layer_class.kind == "sliding" and cache_layers.window_of(layer) != model_layer.sliding_window:
             raise UnsupportedCacheError(
-                f"layer {number} of the cache keeps {cache_layers.window_of(layer)} tokens, the model's window is "
-                f"{own.sliding_window}",
+                f"layer {index} of the cache keeps {cache_layers.window_of(layer)} tokens, the model's window is "
+                f"{model_layer.sliding_window}",
                 hint="a static cache needs room for a whole window",
             )
 
 
-def _check_held(layers: Sequence[Any], geometry: Geometry, adapter: ModelAdapter, fed: int) -> None:
+def _check_rows_held(layers: Sequence[Any], geometry: Geometry, adapter: ModelAdapter, fed: int) -> None:
     """Raise UnsupportedCacheError unless each layer still holds all that the next token looks at.
 
     Of a layer that records its past for assisted decoding, what lies there decides: it may hold
     more than that, or, cropped more than once between two passes, less.
     """
     hint = "feed the tokens to the model anew: capture(model, input_ids)"
-    for number, (layer, spec) in enumerate(zip(layers, geometry.layers, strict=False)):
-        known = cache_layers.class_of(layer)
-        if known.kind != "none" and cache_layers.tokens_seen(layer) != fed:
+    for index, (layer, spec) in enumerate(zip(layers, geometry.layers, strict=False)):
+        layer_class = cache_layers.class_of(layer)
+        if layer_class.kind != "none" and cache_layers.tokens_seen(layer) != fed:
             raise UnsupportedCacheError(
-                f"layer {number} has seen {cache_layers.tokens_seen(layer)} tokens, input_ids has {fed}", hint=hint
+                f"layer {index} has seen {cache_layers.tokens_seen(layer)} tokens, input_ids has {fed}", hint=hint
             )
-        if known.kind == "sliding":
+        if layer_class.kind == "sliding":
             held, needed = cache_layers.rows_of(layer)[0].shape[2], cache_layers.rows_needed(layer)
             if held < needed:
                 raise UnsupportedCacheError(
-                    f"layer {number} holds {held} of the {needed} rows that the next token looks at: "
+                    f"layer {index} holds {held} of the {needed} rows that the next token looks at: "
                     "it was cropped beyond what it had recorded",
                     hint=hint,
                 )
-        if known.states and cache_layers.records(layer):
-            _check_states(number, layer, spec, adapter, fed, hint)
+        if layer_class.states and cache_layers.records_past(layer):
+            _check_states(index, layer, spec, adapter, fed, hint)
 
 
-def _check_states(number: int, layer: Any, spec: LayerSpec, adapter: ModelAdapter, fed: int, hint: str) -> None:
-    """Raise UnsupportedCacheError unless the states of a layer that records its past are those of its last token."""
+def _check_states(index: int, layer: Any, spec: LayerSpec, adapter: ModelAdapter, fed: int, hint: str) -> None:
+    """Raise UnsupportedCacheError unless a recording layer's states are those of its last token."""
     if any(state.name.startswith("recurrent") for state in spec.states):
         raise UnsupportedCacheError(
-            f"layer {number} was told to record its past, to be cropped, which its recurrent states do not follow",
+            f"layer {index} was told to record its past, to be cropped, which its recurrent states do not follow",
             hint=hint,
         )
-    own = {state.name: state.shape for state in probe_run.geometry(adapter).layers[number].states}
+    own = {state.name: state.shape for state in probe_run.geometry(adapter).layers[index].states}
     for state in spec.states:
         columns = layer.conv_states[int(state.name.partition(".")[2])].shape[-1]
         if state.shape != own.get(state.name) or columns < min(fed, state.shape[-1]):
             raise UnsupportedCacheError(
-                f"layer {number} holds {columns} columns of state {state.name}, the model's has the shape "
+                f"layer {index} holds {columns} columns of state {state.name}, the model's has the shape "
                 f"{own.get(state.name)}: it was cropped beyond what it had recorded",
                 hint=hint,
             )
 
 
 def from_tuples(tuples: Tuples, model: PreTrainedModel | ModelAdapter) -> Cache:
-    """A cache out of (keys, values) of each layer, (batch, heads, tokens, head size), as older programs pass them on.
+    """Return a cache made of (keys, values) of each layer, as older programs pass them on.
 
-    With four tensors a layer, the last two are those of cross-attention.
-
+    Args:
+        tuples: tensors of (batch, heads, tokens, head size); with four of them a layer, the last
+            two are those of cross-attention.
     Raises:
         UnsupportedCacheError: the model's layers keep more than keys and values of every token.
         UsageError: another number of layers, or shapes that do not fit together.
@@ -178,18 +179,19 @@ def from_tuples(tuples: Tuples, model: PreTrainedModel | ModelAdapter) -> Cache:
     adapter = ModelAdapter.of(model)
     cache = caches.new_cache(adapter)
     layers = caches.layers_of(cache)
-    rows: list[Rows] = [tuple(one[:2]) for one in tuples] + [tuple(one[2:4]) for one in tuples if len(one) == 4]
+    rows: list[Rows] = [tuple(parts[:2]) for parts in tuples]
+    rows += [tuple(parts[2:4]) for parts in tuples if len(parts) == 4]
     if len(rows) != len(layers):
         raise UsageError(f"tuples of {len(rows)} layers, the model has {len(layers)}")
-    for number, (layer, parts) in enumerate(zip(layers, rows, strict=True)):
-        known = cache_layers.class_of(layer)
-        if known.kind != "full" or known.states or hasattr(layer, "indexer_keys"):
+    for index, (layer, parts) in enumerate(zip(layers, rows, strict=True)):
+        layer_class = cache_layers.class_of(layer)
+        if layer_class.kind != "full" or layer_class.states or hasattr(layer, "indexer_keys"):
             raise UnsupportedCacheError(
-                f"layer {number} of {adapter.name} keeps more than keys and values: it is a {type(layer).__name__}",
+                f"layer {index} of {adapter.name} keeps more than keys and values: it is a {type(layer).__name__}",
                 hint="from_cache takes a whole cache",
             )
         if len(parts) != 2 or any(part.dim() != 4 for part in parts) or parts[0].shape[:3] != parts[1].shape[:3]:
-            raise UsageError(f"layer {number}: keys and values of (batch, heads, tokens, head size) were expected")
+            raise UsageError(f"layer {index}: keys and values of (batch, heads, tokens, head size) were expected")
     for layer, parts in zip(layers, rows, strict=True):
         cache_layers.fill(layer, parts, {}, parts[0].shape[2])
     if isinstance(cache, EncoderDecoderCache):
@@ -198,37 +200,41 @@ def from_tuples(tuples: Tuples, model: PreTrainedModel | ModelAdapter) -> Cache:
 
 
 def to_tuples(cache: Cache) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """(keys, values) of each layer, and of its cross-attention, if there is any; the inverse of `from_tuples`.
+    """Return (keys, values) of each layer and its cross-attention; the inverse of `from_tuples`.
 
     Raises:
         UnsupportedCacheError: a layer keeps more than keys and values of every token.
     """
     layers = caches.layers_of(cache)
-    for number, layer in enumerate(layers):
-        known = cache_layers.class_of(layer)
-        if known.kind != "full" or known.states or hasattr(layer, "indexer_keys"):
+    for index, layer in enumerate(layers):
+        layer_class = cache_layers.class_of(layer)
+        if layer_class.kind != "full" or layer_class.states or hasattr(layer, "indexer_keys"):
             raise UnsupportedCacheError(
-                f"layer {number} is a {type(layer).__name__}: tuples hold keys and values of every token only"
+                f"layer {index} is a {type(layer).__name__}: tuples hold keys and values of every token only"
             )
     rows = [tuple(parts) for parts in caches.rows_of(cache)]
     if isinstance(cache, EncoderDecoderCache):
         half = len(rows) // 2
-        return tuple(own + cross for own, cross in zip(rows[:half], rows[half:], strict=True))
+        return tuple(decoder + cross for decoder, cross in zip(rows[:half], rows[half:], strict=True))
     return tuple(rows)
 
 
 def branch(cache: Cache) -> Cache:
-    """A second cache with the same contents; feeding tokens to either leaves the other alone."""
+    """Return an independent cache with the same contents."""
     for layer in caches.layers_of(cache):
-        known = cache_layers.class_of(layer)
-        if known.static or known.quantized:
+        layer_class = cache_layers.class_of(layer)
+        if layer_class.static or layer_class.quantized:
             raise UnsupportedCacheError(f"a {type(layer).__name__} is written in place", hint="restore it twice")
     twin: Cache = caches.fork(cache)
     return twin
 
 
 def repeat(cache: Cache, times: int) -> Cache:
-    """A cache with every sequence `times` times, neighbours together: for several continuations of one prompt."""
+    """Return a cache with each sequence `times` times in a row, to continue a prompt several times.
+
+    Raises:
+        UnsupportedCacheError: the cache is static or quantized.
+    """
     batch = next(
         tensor.shape[0]
         for rows, states in zip(caches.rows_of(cache), caches.states_of(cache), strict=True)

@@ -1,4 +1,4 @@
-"""A cache layer that has seen more tokens than it holds rows."""
+"""A cache layer for snapshots some of whose rows were evicted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from transformers.cache_utils import DynamicLayer
 
 
 class EvictedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A full-attention layer some of whose rows were evicted: it has seen more tokens than it holds rows.
+    """A full-attention layer that has seen more tokens than it holds rows.
 
-    transformers takes the next position id and the mask from what a layer says of itself, as a
-    sliding-window layer does. So `model.generate` goes on at the right position, and every row that
-    is held is attended to.
+    transformers takes the next position id and the mask from the layer, as it does from a sliding
+    one. So `model.generate` goes on at the right position, and attends to every row that is left.
     """
 
     def __init__(self, tokens_seen: int) -> None:
@@ -28,9 +27,9 @@ class EvictedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.tokens_seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(rows, offset of the first row): the rows stand right before the query, so that none is masked."""
-        held = 0 if self.keys is None else self.keys.shape[-2]
-        return held + query_length, self.tokens_seen - held
+        """Return (rows, offset of the first): right before the query, so that none is masked."""
+        rows = 0 if self.keys is None else self.keys.shape[-2]
+        return rows + query_length, self.tokens_seen - rows
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)

@@ -76,9 +76,8 @@ def feed(
     """Feed tokens, in one forward pass if the cache allows it; the cache grows by them.
 
     Args:
-        encoded: what the encoder made, if it is at hand; beside a filled cross-attention cache
-            zeros do.
-        finite: logits that are NaN or infinite are refused; not where a cache is on trial.
+        encoded: the encoder's output; by default zeros, which do where its rows are cached.
+        finite: refuse logits that are NaN or infinite; False where a lossy cache is measured.
     Returns:
         logits, (tokens or 1, vocabulary); of token ids (batch, tokens), (batch, tokens or 1,
         vocabulary).
@@ -102,7 +101,7 @@ def feed(
 
 
 def _as_tensor(adapter: ModelAdapter, token_ids: Tokens) -> torch.Tensor:
-    """(batch, tokens) on the model's device."""
+    """Return the ids as (batch, tokens) on the model's device."""
     ids = token_ids if isinstance(token_ids, torch.Tensor) else torch.tensor([list(token_ids)])
     return ids.to(adapter.device)
 
@@ -117,17 +116,17 @@ def _run(
     *,
     last_only: bool,
 ) -> torch.Tensor:
-    """One forward pass; logits, (batch, tokens or 1, vocabulary)."""
+    """Run one forward pass and return its logits, (batch, tokens or 1, vocabulary)."""
     adapter.positions.require_room(seen, ids.shape[1])
     adapter.positions.settle()
     arguments: dict[str, Any] = {}
     if last_only and adapter.takes("logits_to_keep"):
         arguments["logits_to_keep"] = 1
     if any(padding):
-        arguments |= padded(adapter, padding, seen, ids.shape[1])
+        arguments |= padding_arguments(adapter, padding, seen, ids.shape[1])
     if isinstance(cache, EncoderDecoderCache):
         arguments["decoder_input_ids"] = ids
-        hidden = placeholder(adapter, cache) if encoded is None else encoded
+        hidden = encoder_placeholder(adapter, cache) if encoded is None else encoded
         arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden)
     else:
         arguments["input_ids"] = ids
@@ -135,19 +134,19 @@ def _run(
     return logits[:, -1:] if last_only else logits
 
 
-def padded(adapter: ModelAdapter, padding: Sequence[int], seen: int, count: int) -> dict[str, torch.Tensor]:
-    """What tells a model of padding: `attention_mask`, (batch, seen + count), and `position_ids`, (batch, count)."""
+def padding_arguments(adapter: ModelAdapter, padding: Sequence[int], seen: int, count: int) -> dict[str, torch.Tensor]:
+    """Return `attention_mask`, (batch, seen + count), and `position_ids`, (batch, count)."""
     device = adapter.device
-    before = torch.tensor(list(padding), device=device)[:, None]
-    places = torch.arange(seen + count, device=device)[None]
-    arguments = {"attention_mask": (places >= before).long()}
+    pads = torch.tensor(list(padding), device=device)[:, None]
+    columns = torch.arange(seen + count, device=device)[None]
+    arguments = {"attention_mask": (columns >= pads).long()}
     if adapter.takes("position_ids"):
-        arguments["position_ids"] = (places[:, seen:] - before).clamp(min=0)
+        arguments["position_ids"] = (columns[:, seen:] - pads).clamp(min=0)
     return arguments
 
 
-def placeholder(adapter: ModelAdapter, cache: Cache) -> torch.Tensor:
-    """Zeros in the shape of what the encoder made; beside a filled cross-attention cache no more of it is read."""
+def encoder_placeholder(adapter: ModelAdapter, cache: Cache) -> torch.Tensor:
+    """Return zeros in the shape of the encoder's output: cached rows replace its values."""
     batch = next(rows[0].shape[0] for rows in rows_of(cache) if rows)
     shape = batch, encoded_rows(cache), adapter.config.hidden_size
     return torch.zeros(shape, dtype=adapter.dtype, device=adapter.device)
@@ -155,7 +154,7 @@ def placeholder(adapter: ModelAdapter, cache: Cache) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(adapter: ModelAdapter, **inputs: Any) -> torch.Tensor:
-    """What the encoder makes of its input, (batch, tokens, width)."""
+    """Return the encoder's output, (batch, tokens, width)."""
     moved = {
         name: value.to(adapter.device, adapter.dtype) if value.is_floating_point() else value.to(adapter.device)
         for name, value in inputs.items()
@@ -165,7 +164,7 @@ def encode(adapter: ModelAdapter, **inputs: Any) -> torch.Tensor:
 
 
 def feed_last_again(adapter: ModelAdapter, cache: Cache, tokens: Sequence[int]) -> torch.Tensor:
-    """Logits after the last of the tokens that `cache` holds, (vocabulary,): its row is taken off and computed anew.
+    """Remove the cache's last row, feed its token again and return the logits, (vocabulary,).
 
     Raises:
         UsageError: the cache cannot give up its last row.
@@ -183,7 +182,7 @@ def feed_last_again(adapter: ModelAdapter, cache: Cache, tokens: Sequence[int]) 
 
 
 def continue_from(adapter: ModelAdapter, cache: Cache, next_token: int, choose: Sampler) -> Iterator[int]:
-    """Yield `next_token` and what follows it, for ever; the cache grows by each token after it was yielded."""
+    """Yield `next_token` and all that follow it; the cache grows by each after it was yielded."""
     while True:
         yield next_token
         logits = feed(adapter, cache, [next_token], last_only=True)[-1]
@@ -194,7 +193,7 @@ def continue_from(adapter: ModelAdapter, cache: Cache, next_token: int, choose: 
 def continuation(
     adapter: ModelAdapter, cache: Cache, next_token: int, count: int, choose: Sampler, progress: Progress = nothing
 ) -> list[int]:
-    """The next `count` tokens; `cache` itself is left as it is."""
+    """Return the next `count` tokens; `cache` itself does not change."""
     tokens = []
     for token in continue_from(adapter, fork(cache), next_token, choose):
         tokens.append(token)
@@ -205,9 +204,11 @@ def continuation(
 
 
 def score(adapter: ModelAdapter, cache: Cache, token_ids: Sequence[int], *, finite: bool = True) -> torch.Tensor:
-    """Teacher-forced logits after each of the tokens, (tokens, vocabulary); `cache` itself is left as it is.
+    """Return teacher-forced logits after each of the tokens, (tokens, vocabulary).
+
+    `cache` itself does not change.
 
     Args:
-        finite: logits that are NaN or infinite are refused; not where a cache is on trial.
+        finite: refuse logits that are NaN or infinite; False where a lossy cache is measured.
     """
     return feed(adapter, fork(cache), token_ids, finite=finite)

@@ -1,8 +1,7 @@
-"""How far a model's positions go: those that it has, those that it was made for, and what a cache cannot cross.
+"""How many positions a model has, how many it was made for, and what a cache cannot cross.
 
-One rule for every command and function: nothing goes on beyond the positions that a model has.
-Beyond those that it was made for, only what is asked to go on does (`--allow-beyond-positions`,
-`allow_beyond_positions=True`).
+Every command and function stops at the positions that a model has, and at those that it was made
+for unless the user asks for more (`--allow-beyond-positions`, `allow_beyond_positions=True`).
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TABLE = re.compile(r"(.*\.)?(wpe|embed_positions|positions_embed|pos_emb\w*|pos_encoding|position(al)?_embeddings?)")
-_OTHERS = re.compile(r"(^|[._])(encoder|vision|visual|audio|image)")  # modules that are not the decoder's
+_NOT_DECODER = re.compile(r"(^|[._])(encoder|vision|visual|audio|image)")  # modules that are not the decoder's
 
 
 class Positions:
-    """The positions of one model; what takes a walk over its modules is found once.
+    """The positions of one model; each walk over its modules is done once.
 
     Args:
         model: the transformers model itself, without wrappers.
@@ -37,7 +36,7 @@ class Positions:
 
     @cached_property
     def end(self) -> int | None:
-        """How many positions there are, for a model that looks them up in a table; None where there is no end."""
+        """The number of positions of a model that looks them up in a table; else None."""
         return self._rows_of_tables()
 
     @cached_property
@@ -47,7 +46,7 @@ class Positions:
 
     @property
     def reach(self) -> int | None:
-        """How many positions the model was made for, RoPE scaling included; None for a model without positions.
+        """The positions that the model was made for, RoPE scaling included; None without positions.
 
         A config states the positions before or after scaling, according to who wrote it. With
         LongRoPE and Llama 3's scaling, and where only some layers are scaled (Gemma 3), it is
@@ -70,7 +69,7 @@ class Positions:
 
     @property
     def longrope_switch(self) -> int | None:
-        """The length of a context beyond which LongRoPE (arXiv 2402.13753) turns every key at other rates, or None.
+        """The context length beyond which LongRoPE (arXiv 2402.13753) has other rates, or None.
 
         transformers chooses the rates by the longest position of a pass, so that a cache which is
         filled in several passes must lie on one side.
@@ -84,13 +83,13 @@ class Positions:
 
     @property
     def one_pass_beyond(self) -> int | None:
-        """The length beyond which a prompt is fed in one pass: its longest position decides how all its keys turn."""
+        """The length beyond which a prompt is fed in one pass, as its end sets all keys' rates."""
         if self.longrope_switch is None and self._is_dynamic:
             return self._stated
         return self.longrope_switch
 
     def room(self, held: int, *, beyond: bool = False) -> int:
-        """How many tokens can be fed to a cache of `held` tokens.
+        """Return how many tokens can be fed to a cache of `held` tokens.
 
         Args:
             beyond: go on beyond the positions that the model was made for.
@@ -102,7 +101,7 @@ class Positions:
         return max(min(ends) - held, 0) if ends else sys.maxsize
 
     def require_room(self, held: int, count: int) -> None:
-        """Raise UsageError if a pass cannot feed `count` tokens to a cache of `held`, whoever asks for it."""
+        """Raise UsageError if a pass cannot feed `count` tokens to a cache of `held`."""
         free = self.room(held, beyond=True)
         if free < count:
             raise UsageError(
@@ -121,7 +120,7 @@ class Positions:
                 those that are fed.
         """
         switch, total, least = self.longrope_switch, held + tokens + steps, held + tokens
-        said = f"{held} tokens, {tokens} more" if held and tokens else f"{least} tokens"
+        summary = f"{held} tokens, {tokens} more" if held and tokens else f"{least} tokens"
         for limit, hard in ((self.end, True), (self.reach, False)):
             if limit is None or total <= limit or (beyond and not hard):
                 continue
@@ -131,12 +130,12 @@ class Positions:
             if not hard and limit != self.end:
                 hints.append("--allow-beyond-positions (in Python allow_beyond_positions=True) goes on all the same")
             raise UsageError(
-                f"{said} and {steps} steps make {total}, which do not fit into the model's {limit} positions",
+                f"{summary} and {steps} steps make {total}, which do not fit into the model's {limit} positions",
                 hint="; ".join(hints) or "begin anew with fewer tokens",
             )
         if switch is not None and 0 < (held or tokens) <= switch < total:
             raise UsageError(
-                f"{said} and {steps} steps cross {switch}, where the model's LongRoPE turns every key anew",
+                f"{summary} and {steps} steps cross {switch}, where the model's LongRoPE turns every key anew",
                 hint=f"at most {option} {switch - least + unfed}"
                 if least <= switch
                 else "begin anew with all of the tokens",
@@ -148,11 +147,10 @@ class Positions:
             raise UsageError(f"{tokens} tokens do not fit into the {self.encoder_end} positions of the model's encoder")
 
     def settle(self) -> None:
-        """Make the rates of dynamic NTK scaling those of the next pass alone.
+        """Reset the rates of dynamic NTK scaling: the next pass sets them by its own length.
 
-        transformers keeps the rates of the longest text that a model has seen, so that a cache
-        would go on in another way after another text. An unbroken run only grows, and computes them
-        for each pass.
+        transformers keeps the rates of the longest text that a model has seen, which would change
+        how a cache goes on after another text.
         """
         if not self._is_dynamic:
             return
@@ -171,7 +169,7 @@ class Positions:
 
     @property
     def _rope_settings(self) -> list[Mapping[str, Any]]:
-        """The settings of every kind of RoPE that the model has; some have one a type of layer."""
+        """The settings of each kind of RoPE in the model; some models have one a type of layer."""
         stated = getattr(self._config, "rope_parameters", None) or {}
         if "rope_type" in stated:
             return [stated]
@@ -183,7 +181,7 @@ class Positions:
 
     @cached_property
     def _has_positions(self) -> bool:
-        """Whether keys are turned or a table grows; if not, what a config states means nothing (ALiBi, say)."""
+        """Whether keys are rotated or a table grows; if not, a config's limit does not count."""
         if getattr(self._config, "alibi", False):
             return False
         modules = list(self._model.modules())
@@ -191,7 +189,7 @@ class Positions:
         return turns or any(hasattr(module, "make_weights") for module in modules)
 
     def _rows_of_tables(self, *, encoder: bool = False) -> int | None:
-        """The rows of the smallest table of positions, learned or computed once; a table that grows has no end."""
+        """Return the rows of the smallest table of positions; None without one that is fixed."""
         longest, ends = getattr(self._config, "max_seq_len", None), []
         if not encoder and hasattr(self._config, "attn_config") and isinstance(longest, int):
             ends.append(longest)  # MPT computes its biases for so many tokens
@@ -199,7 +197,7 @@ class Positions:
         if self._model.config.is_encoder_decoder:
             root = root.get_encoder() if encoder else root.get_decoder()
         for path, module in root.named_modules():
-            if _OTHERS.search(path):
+            if _NOT_DECODER.search(path):
                 continue
             tables = {path: getattr(module, "weight", None)} if not hasattr(module, "make_weights") else {}
             attributes = {**vars(module), **module._buffers}
@@ -215,7 +213,7 @@ class Positions:
 
 
 def _rows_before_the_first(module: torch.nn.Module) -> int:
-    """Rows of a table that stand before that of the first position."""
+    """Return how many rows of a table precede that of the first position."""
     offset, padding = getattr(module, "offset", None), getattr(module, "padding_idx", None)
     if isinstance(offset, int):
         return offset

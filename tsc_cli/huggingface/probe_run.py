@@ -1,4 +1,4 @@
-"""A few tokens fed to a model, to see what its cache is like."""
+"""A short trial run of a model, to see the shape of its cache."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _geometries: weakref.WeakKeyDictionary[torch.nn.Module, Geometry] = weakref.Weak
 
 
 def tokens_from(adapter: ModelAdapter, start: int) -> torch.Tensor:
-    """Token ids, (1, 12) or as many as there are positions; other ones for another `start`."""
+    """Return token ids that `start` decides, (1, 12) or as many as there are positions."""
     count = min(TOKENS, adapter.positions.end or TOKENS)
     return torch.arange(start, start + count)[None] * 7 % adapter.vocabulary
 
 
 def filled(adapter: ModelAdapter, start: int) -> Any:
-    """The cache of such tokens, and of what an encoder might have made, if there is one."""
+    """Return the cache of these tokens, and of a made-up encoder output if there is an encoder."""
     cache, _ = prefill(adapter, tokens_from(adapter, start), chunk=TOKENS, encoded=encoded(adapter, start))
     return cache
 
 
 def encoded(adapter: ModelAdapter, start: int) -> torch.Tensor | None:
-    """Something that an encoder might have made, (1, 5, width), if there is one."""
+    """Return a made-up encoder output, (1, 5, width), or None for a model without an encoder."""
     if not adapter.config.is_encoder_decoder:
         return None
     noise = torch.randn(1, 5, adapter.config.hidden_size, generator=torch.Generator().manual_seed(start))
@@ -39,7 +39,7 @@ def encoded(adapter: ModelAdapter, start: int) -> torch.Tensor | None:
 
 
 def geometry(adapter: ModelAdapter) -> Geometry:
-    """The shape of the model's caches; tried once a model."""
+    """Return the geometry of the model's caches, found by one trial a model."""
     if adapter.model not in _geometries:
         _geometries[adapter.model] = caches.geometry_of(filled(adapter, 3), adapter.name)
     return _geometries[adapter.model]

@@ -1,4 +1,4 @@
-"""What a model is prompted with: a sequence, a batch of them with padding, or an encoder's input and a decoder's."""
+"""Prompts: a sequence, a padded batch, or an encoder's input with a decoder's."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class Prompt:
         return self.ids.shape[1]
 
     def encoded(self, adapter: ModelAdapter) -> torch.Tensor | None:
-        """What the encoder makes of its input, (batch, tokens, width), or None without one."""
+        """Return the encoder's output, (batch, tokens, width), or None without an encoder."""
         return encode(adapter, **dict(self.encoder)) if self.encoder else None
 
     def encoder_labels(self, rows: int) -> list[int]:
-        """A token id for each sequence of each of the encoder's rows, row by row; zeros if it is not fed tokens."""
+        """Return token ids of the encoder's rows, row by row; zeros if it is not fed tokens."""
         ids = dict(self.encoder).get("input_ids")
         return by_row(ids) if ids is not None and ids.shape[1] == rows else [0] * (rows * self.batch)
 
     def facts(self) -> dict[str, Any]:
-        """What the tier header says of it."""
+        """Return what the tier header states of the prompt."""
         facts: dict[str, Any] = {"prompt_tokens": self.tokens}
         if self.batch > 1:
             facts["sequences"] = self.batch
@@ -63,7 +63,7 @@ class Prompt:
 
 
 def by_row(ids: torch.Tensor) -> list[int]:
-    """(batch, tokens) as labels have it: an id for each sequence, token by token."""
+    """Return ids (batch, tokens) in the order of labels: an id a sequence, token by token."""
     return [int(token) for token in ids.T.reshape(-1).tolist()]
 
 
@@ -75,7 +75,7 @@ def prompt_of(
     decoder_input_ids: TokenIds | None = None,
     input_features: torch.Tensor | None = None,
 ) -> Prompt:
-    """A prompt out of what `model.generate` takes.
+    """Return a prompt made of what `model.generate` takes.
 
     Args:
         input_ids: token ids, (tokens,) or (batch, tokens); an encoder-decoder model's encoder is
@@ -118,7 +118,7 @@ def _start_token(adapter: ModelAdapter) -> int:
 
 
 def as_ids(input_ids: TokenIds | None) -> torch.Tensor:
-    """Token ids as (batch, tokens), int64 on the CPU. Raises UsageError for what is none."""
+    """Return token ids as (batch, tokens), int64 on the CPU. Raises UsageError for other input."""
     try:
         ids = torch.as_tensor(input_ids).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -129,7 +129,7 @@ def as_ids(input_ids: TokenIds | None) -> torch.Tensor:
 
 
 def padding_of(attention_mask: TokenIds | None, ids: torch.Tensor) -> tuple[int, ...]:
-    """How many tokens at the beginning of each sequence are padding; empty if none has any."""
+    """Return how many tokens at the beginning of each sequence are padding; empty without any."""
     if attention_mask is None:
         return ()
     mask = torch.as_tensor(attention_mask).bool().cpu()
@@ -148,7 +148,7 @@ def padding_of(attention_mask: TokenIds | None, ids: torch.Tensor) -> tuple[int,
 
 
 def check(adapter: ModelAdapter, prompt: Prompt, steps: int, *, beyond: bool = False) -> None:
-    """Raise UsageError unless the model knows all tokens of the prompt and has room for it and the steps after it.
+    """Raise UsageError unless the model knows all of the prompt's tokens and has room for the run.
 
     Args:
         beyond: go on beyond the positions that the model was made for.
@@ -162,13 +162,13 @@ def check(adapter: ModelAdapter, prompt: Prompt, steps: int, *, beyond: bool = F
     adapter.positions.require_fit(prompt.tokens, steps, beyond=beyond)
 
 
-def encoded_of(trace: Trace, adapter: ModelAdapter) -> torch.Tensor | None:
-    """What the encoder made of the input of a captured trace, made again; None for a model without an encoder.
+def encoder_output_of(trace: Trace, adapter: ModelAdapter) -> torch.Tensor | None:
+    """Compute the encoder's output of a captured trace again; None for a model without an encoder.
 
     Raises:
-        UsageError: it was not fed tokens.
+        UsageError: the encoder was not fed tokens.
     """
-    cross = [number for number, spec in enumerate(trace.geometry.layers) if spec.kind == "cross"]
+    cross = [layer for layer, spec in enumerate(trace.geometry.layers) if spec.kind == "cross"]
     if not cross:
         return None
     if trace.info.get("encoder") != "input_ids":

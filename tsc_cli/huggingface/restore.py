@@ -1,4 +1,4 @@
-"""Snapshots -> Hugging Face caches, checked before anything is built."""
+"""Restoring snapshots into Hugging Face caches, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ T = TypeVar("T")
 
 
 def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec], into: Cache | None = None) -> Cache:
-    """The cache that the model had at that moment.
+    """Return the cache that the model had at the snapshot.
 
-    Everything is checked before the cache is built, so that nothing half-restored is ever handed
-    out.
+    Everything is checked before the cache is built, so that no half-restored cache is returned.
 
     Args:
         specs: of the snapshot's layers.
@@ -41,17 +40,16 @@ def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec
     expected = new_cache(adapter)
     cache = expected if into is None else into
     layers: Sequence[Any] = layers_of(cache)
-    own: Sequence[Any] = layers_of(expected)
-    if len(specs) != len(own) and not isinstance(expected, EncoderDecoderCache):
-        # layers that share another's rows have an empty layer of their own from transformers 5.23
-        # on, and none before
-        specs, own = _without_empty_end(specs, lambda spec: spec.kind == "none" and not spec.states), _filling(own)
-        layers = _filling(layers)
-    for what, count in (("model", len(own)), ("cache to fill", len(layers))):
+    model_layers: Sequence[Any] = layers_of(expected)
+    if len(specs) != len(model_layers) and not isinstance(expected, EncoderDecoderCache):
+        # layers that share another's rows are listed, empty, from transformers 5.23 on only
+        specs = _without_empty_end(specs, lambda spec: spec.kind == "none" and not spec.states)
+        model_layers, layers = _without_empty_layers(model_layers), _without_empty_layers(layers)
+    for owner, count in (("model", len(model_layers)), ("cache to fill", len(layers))):
         if count != len(specs):
-            raise MismatchError(f"the file has {len(specs)} layers, the {what} {count}")
+            raise MismatchError(f"the file has {len(specs)} layers, the {owner} {count}")
     seen = len(snapshot.token_ids)
-    _check_kinds(specs, own, len(self_layers(expected)), adapter)
+    _check_kinds(specs, model_layers, len(self_layers(expected)), adapter)
     evicted = _check_rows(snapshot, specs, seen)
     if into is not None:
         _check_empty(layers, snapshot, specs, seen, evicted=evicted)
@@ -66,20 +64,20 @@ def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec
         ]
         cache.layers = [*layers, *cache.layers[len(layers) :]]
     with torch.no_grad():
-        for number, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
-            tokens = snapshot.keys[number].shape[2] if spec.kind == "cross" else seen
-            cache_layers.fill(layer, _rows(snapshot, number, spec), snapshot.states[number], tokens)
-    if isinstance(cache, EncoderDecoderCache):  # anew: it notes which cross-attention layers are filled
+        for index, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
+            tokens = snapshot.keys[index].shape[2] if spec.kind == "cross" else seen
+            cache_layers.fill(layer, _rows(snapshot, index, spec), snapshot.states[index], tokens)
+    if isinstance(cache, EncoderDecoderCache):  # a new one notes which cross-attention layers are filled
         cache = EncoderDecoderCache(cache.self_attention_cache, cache.cross_attention_cache)
     return cache
 
 
-def _filling(layers: Sequence[Any]) -> Sequence[Any]:
-    """Layers of a cache without the empty ones at its end."""
+def _without_empty_layers(layers: Sequence[Any]) -> Sequence[Any]:
+    """Return the layers of a cache without the empty ones at its end."""
 
     def empty(layer: Any) -> bool:
-        known = cache_layers.LAYER_CLASSES.get(type(layer))
-        return known is not None and known.kind == "none" and not known.states
+        layer_class = cache_layers.LAYER_CLASSES.get(type(layer))
+        return layer_class is not None and layer_class.kind == "none" and not layer_class.states
 
     return _without_empty_end(layers, empty)
 
@@ -90,46 +88,48 @@ def _without_empty_end(layers: Sequence[T], empty: Callable[[T], bool]) -> Seque
     return layers
 
 
-def _rows(snapshot: Snapshot, number: int, spec: LayerSpec) -> Rows:
-    parts = (snapshot.keys[number], snapshot.values[number], snapshot.indexer_keys[number])
+def _rows(snapshot: Snapshot, index: int, spec: LayerSpec) -> Rows:
+    parts = (snapshot.keys[index], snapshot.values[index], snapshot.indexer_keys[index])
     return tuple(part for part in parts if part is not None) if spec.parts else ()
 
 
-def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], own: int, adapter: ModelAdapter) -> None:
-    """Raise MismatchError unless the model's layers are of the kinds of the file's."""
-    for number, (spec, layer) in enumerate(zip(specs, layers, strict=True)):
-        known = cache_layers.class_of(layer)
-        kind = "cross" if number >= own else known.kind
-        if kind != spec.kind or (known.kind == "sliding" and layer.sliding_window != spec.window):
+def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], decoder_layers: int, adapter: ModelAdapter) -> None:
+    """Raise MismatchError unless the model's layers are of the file's kinds."""
+    for index, (spec, layer) in enumerate(zip(specs, layers, strict=True)):
+        layer_class = cache_layers.class_of(layer)
+        kind = "cross" if index >= decoder_layers else layer_class.kind
+        if kind != spec.kind or (layer_class.kind == "sliding" and layer.sliding_window != spec.window):
             raise MismatchError(
-                f"layer {number} is {_named(spec.kind, spec.window)} in the file and "
+                f"layer {index} is {_named(spec.kind, spec.window)} in the file and "
                 f"{_named(kind, getattr(layer, 'sliding_window', None))} in the model"
             )
-        states = known.states and not (
-            cache_layers.MAY_BE_UNUSED and not probe_run.geometry(adapter).layers[number].states
+        states = layer_class.states and not (
+            cache_layers.MAY_BE_UNUSED and not probe_run.geometry(adapter).layers[index].states
         )
         if states != bool(spec.states):
-            raise MismatchError(f"layer {number} {'lacks' if known.states else 'has'} states in the file")
+            raise MismatchError(f"layer {index} {'lacks' if layer_class.states else 'has'} states in the file")
         for state in spec.states:
-            what, _, at = state.name.partition(".")
-            if what not in ("conv", "recurrent") or at not in map(str, range(layer.number_of_states)):
+            state_type, _, state_index = state.name.partition(".")
+            if state_type not in ("conv", "recurrent") or state_index not in map(str, range(layer.number_of_states)):
                 raise MismatchError(
-                    f"layer {number} has a state {state.name!r} in the file, which the model does not know"
+                    f"layer {index} has a state {state.name!r} in the file, which the model does not know"
                 )
 
 
-def _check_sizes(specs: Sequence[LayerSpec], own: Sequence[LayerSpec]) -> None:
-    """Raise MismatchError unless heads, their sizes and states are those of the model's own cache."""
-    for number, (spec, mine) in enumerate(zip(specs, own, strict=False)):  # `restore` says if there are others or more
+def _check_sizes(specs: Sequence[LayerSpec], model_specs: Sequence[LayerSpec]) -> None:
+    """Raise MismatchError unless heads, their sizes and states are those of the model's cache."""
+    for index, (spec, model_spec) in enumerate(zip(specs, model_specs, strict=False)):
+        if spec.kind != model_spec.kind:  # `restore` refuses other kinds, and another number of layers
+            continue
         for name in ("heads", "key_size", "value_size", "index_size"):
-            if spec.kind == mine.kind and getattr(spec, name) != getattr(mine, name):
+            if getattr(spec, name) != getattr(model_spec, name):
                 raise MismatchError(
-                    f"layer {number} has {name.replace('_', ' ')} {getattr(spec, name)} in the file and "
-                    f"{getattr(mine, name)} in the model"
+                    f"layer {index} has {name.replace('_', ' ')} {getattr(spec, name)} in the file and "
+                    f"{getattr(model_spec, name)} in the model"
                 )
-        shapes = [[(state.name, state.shape) for state in one.states] for one in (spec, mine)]
-        if spec.kind == mine.kind and shapes[0] != shapes[1]:
-            raise MismatchError(f"layer {number} has states {shapes[0]} in the file and {shapes[1]} in the model")
+        stored, expected = ([(state.name, state.shape) for state in side.states] for side in (spec, model_spec))
+        if stored != expected:
+            raise MismatchError(f"layer {index} has states {stored} in the file and {expected} in the model")
 
 
 def _named(kind: str, window: int | None) -> str:
@@ -137,20 +137,24 @@ def _named(kind: str, window: int | None) -> str:
 
 
 def _check_rows(snapshot: Snapshot, specs: Sequence[LayerSpec], seen: int) -> bool:
-    """Raise MismatchError unless the layers hold as many rows as they should; returns whether rows were evicted."""
+    """Check the layers' row counts; return whether rows of the full-attention layers were evicted.
+
+    Raises:
+        MismatchError: a layer holds another number of rows than it should.
+    """
     counts = [keys.shape[2] for keys in snapshot.keys]
-    full = {number: counts[number] for number, spec in enumerate(specs) if spec.kind == "full"}
-    for number, rows in full.items():
+    full = {index: counts[index] for index, spec in enumerate(specs) if spec.kind == "full"}
+    for index, rows in full.items():
         first = next(iter(full))
         if rows != full[first]:  # a model has one mask for all of them
-            raise MismatchError(f"layer {number} has {rows} rows, layer {first} has {full[first]}: they must be equal")
+            raise MismatchError(f"layer {index} has {rows} rows, layer {first} has {full[first]}: they must be equal")
         if not 1 <= rows <= seen:
-            raise MismatchError(f"layer {number} has {rows} rows after {seen} tokens")
-    for number, spec in enumerate(specs):
-        if spec.window is not None and counts[number] != min(seen, spec.window - 1):
+            raise MismatchError(f"layer {index} has {rows} rows after {seen} tokens")
+    for index, spec in enumerate(specs):
+        if spec.window is not None and counts[index] != min(seen, spec.window - 1):
             raise MismatchError(
-                f"layer {number} needs {min(seen, spec.window - 1)} rows after {seen} tokens, "
-                f"the file has {counts[number]}"
+                f"layer {index} needs {min(seen, spec.window - 1)} rows after {seen} tokens, "
+                f"the file has {counts[index]}"
             )
     return bool(set(full.values()) - {seen})
 
@@ -158,29 +162,29 @@ def _check_rows(snapshot: Snapshot, specs: Sequence[LayerSpec], seen: int) -> bo
 def _check_empty(
     layers: Sequence[Any], snapshot: Snapshot, specs: Sequence[LayerSpec], seen: int, *, evicted: bool
 ) -> None:
-    """Raise MismatchError unless a cache that was handed in can take the rows."""
-    for number, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
-        known = cache_layers.LAYER_CLASSES.get(type(layer))
-        if known is None or known.quantized:
-            raise MismatchError(f"layer {number} of the cache to fill is a {type(layer).__name__}, which cannot be")
+    """Raise MismatchError unless the caller's cache is empty and can take the rows."""
+    for index, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
+        layer_class = cache_layers.LAYER_CLASSES.get(type(layer))
+        if layer_class is None or layer_class.quantized:
+            raise MismatchError(f"layer {index} of the cache to fill is a {type(layer).__name__}, which cannot be")
         if cache_layers.filled(layer) or any(state is not None for state in cache_layers.states_of(layer).values()):
             raise MismatchError("the cache to fill is not empty")
-        if known.kind != ("full" if spec.kind == "cross" else spec.kind):
-            raise MismatchError(f"layer {number} of the cache to fill is {known.kind}, in the file {spec.kind}")
-        if known.static and evicted:
+        if layer_class.kind != ("full" if spec.kind == "cross" else spec.kind):
+            raise MismatchError(f"layer {index} of the cache to fill is {layer_class.kind}, in the file {spec.kind}")
+        if layer_class.static and evicted:
             raise MismatchError("rows were evicted, which a static cache cannot be told")
-        if known.kind == "sliding" and cache_layers.window_of(layer) != spec.window:
+        if layer_class.kind == "sliding" and cache_layers.window_of(layer) != spec.window:
             raise MismatchError(
-                f"layer {number} of the cache to fill keeps {cache_layers.window_of(layer)} tokens, the model's window "
+                f"layer {index} of the cache to fill keeps {cache_layers.window_of(layer)} tokens, the model's window "
                 f"is {spec.window}"
             )
-        if known.static and known.kind == "full":
-            held, cross = snapshot.keys[number].shape[2], spec.kind == "cross"
+        if layer_class.static and layer_class.kind == "full":
+            rows, cross = snapshot.keys[index].shape[2], spec.kind == "cross"
             # what a static cross-attention layer has beyond the encoder's rows would be attended to
-            if layer.max_cache_len != held if cross else layer.max_cache_len < seen:
+            if layer.max_cache_len != rows if cross else layer.max_cache_len < seen:
                 raise MismatchError(
-                    f"layer {number} of the cache to fill has room for {layer.max_cache_len} tokens, the file has "
-                    f"{held if cross else seen}"
+                    f"layer {index} of the cache to fill has room for {layer.max_cache_len} tokens, the file has "
+                    f"{rows if cross else seen}"
                 )
 
 
@@ -193,10 +197,10 @@ def to_cache(
     allow_model_mismatch: bool = False,
     into: Cache | None = None,
 ) -> Cache:
-    """Restore a snapshot into a transformers cache, as `model.generate(past_key_values=...)` takes it.
+    """Restore a snapshot into a transformers cache.
 
-    `generate_inputs` gives all that `generate` needs; what it makes of a cache alone differs
-    between kinds of models.
+    To go on with `model.generate`, use `generate_inputs`, which gives all that it needs beside the
+    cache.
 
     Args:
         trace: from `load` or `capture`.
@@ -222,7 +226,7 @@ def to_cache(
         restored.keys[:] = [keys.to(dtype) for keys in restored.keys]
         restored.values[:] = [values.to(dtype) for values in restored.values]
         restored.indexer_keys[:] = [None if keys is None else keys.to(dtype) for keys in restored.indexer_keys]
-        captured = getattr(torch, trace.geometry.dtype)  # a state of another dtype than the rows has it in any model
+        captured = getattr(torch, trace.geometry.dtype)  # a state of another dtype has it in every model
         restored.states[:] = [
             {name: state.to(dtype) if state.dtype == captured else state for name, state in states.items()}
             for states in restored.states

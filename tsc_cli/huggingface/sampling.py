@@ -1,4 +1,4 @@
-"""Choosing the next token: greedily, or by a draw that the seed and all tokens before it decide."""
+"""Choosing the next token: greedily, or by a draw seeded with all tokens before it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 class Sampler:
     """Chooses tokens of one sequence: greedy at temperature 0, otherwise sampled.
 
-    There is no generator whose state would be lost between two runs. Each draw is a hash of the
-    seed, the sequence and every token that was fed before it. So a run in parts, one append after
-    the other, draws as the unbroken run does, and another text before the token gives another draw,
-    although the seed is the same.
+    Each draw is a hash of the seed, the sequence and every token that was fed before it, so that no
+    generator state is lost between two runs. A run in parts, one append after the other, draws as
+    the unbroken run does, and another text before the token gives another draw of the same seed.
 
     Attributes:
-        sequence: its number in a batch, so that equal prompts of a batch draw each for itself.
+        sequence: its index in a batch, so that equal prompts in a batch draw independently.
     """
 
     temperature: float = 0.0
@@ -46,11 +45,11 @@ class Sampler:
         self._history.update(_bytes((self.seed, self.sequence)))
 
     def fed(self, tokens: Iterable[int]) -> None:
-        """Say which tokens the model was fed since the last draw."""
+        """Add the tokens that the model was fed since the last draw."""
         self._history.update(_bytes(tokens))
 
     def after(self, tokens: Iterable[int]) -> Sampler:
-        """A sampler of its own that goes on from here behind these tokens."""
+        """Return an independent sampler that goes on from here behind these tokens."""
         twin = copy.copy(self)
         twin._history = self._history.copy()
         twin.fed(tokens)
@@ -83,11 +82,11 @@ def check_seed(seed: int) -> None:
 
 
 def tokens_before(trace: Trace, snapshot: int = -1, sequence: int = 0) -> list[int]:
-    """What was fed before a snapshot in one sequence: its encoder's tokens, then its own without padding."""
-    one = trace if trace.geometry.batch == 1 else trace.sequence(sequence)
-    cross = next((layer for layer, spec in enumerate(one.geometry.layers) if spec.kind == "cross"), None)
-    encoder = [] if cross is None else one.labels.tokens(one.views[0].layers[cross])
-    return encoder + one.token_ids(snapshot)
+    """Return the tokens fed to a sequence up to a snapshot: encoder's, then its own, unpadded."""
+    trace = trace if trace.geometry.batch == 1 else trace.sequence(sequence)
+    cross = next((layer for layer, spec in enumerate(trace.geometry.layers) if spec.kind == "cross"), None)
+    encoder = [] if cross is None else trace.labels.tokens(trace.views[0].layers[cross])
+    return encoder + trace.token_ids(snapshot)
 
 
 def _bytes(numbers: Iterable[int]) -> bytes:

@@ -1,4 +1,4 @@
-"""A self-test before a capture: does a cache that is taken apart and put together go on as the live one does?
+"""A self-test before a capture: does a restored cache go on as the live one does?
 
 transformers shows what a cache layer is, not what a model keeps elsewhere. So a few tokens are
 tried on the model at hand, with another text in between, which would disturb whatever is kept
@@ -28,15 +28,18 @@ _passed: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def require_restorable(adapter: ModelAdapter) -> None:
-    """Raise UnsupportedCacheError if the cache of a few tokens is not all that the model goes on from; once a model."""
+    """Raise UnsupportedCacheError if the model keeps a part of its state outside of its cache.
+
+    A model is tried once.
+    """
     limit = adapter.positions.end
     if adapter.model in _passed or (limit is not None and limit < probe_run.TOKENS + _STEPS):
         return
     try:
-        alike = _goes_on(adapter)
+        alike = _restored_continues_alike(adapter)
     except TscError:
         raise
-    except Exception as error:  # whatever a model that nobody tried does with a cache that it is handed
+    except Exception as error:  # an untried model may raise anything
         raise UnsupportedCacheError(
             f"{adapter.name} cannot be captured: a few tokens fed to it end in {type(error).__name__}: {error}",
             hint=families.HINT,
@@ -50,8 +53,8 @@ def require_restorable(adapter: ModelAdapter) -> None:
     _passed.add(adapter.model)
 
 
-def _goes_on(adapter: ModelAdapter) -> bool:
-    """Whether a cache that was taken apart and put together gives the logits that the live one gives."""
+def _restored_continues_alike(adapter: ModelAdapter) -> bool:
+    """Return whether a restored cache gives the logits that the live one gives."""
     cache, after = probe_run.filled(adapter, 3), probe_run.tokens_from(adapter, 90)
     encoded = probe_run.encoded(adapter, 3)
     geometry = caches.geometry_of(cache, adapter.name)
@@ -68,10 +71,10 @@ def _goes_on(adapter: ModelAdapter) -> bool:
     return all(map(_alike, again, exact))
 
 
-def _alike(have: torch.Tensor, want: torch.Tensor) -> bool:
-    """Equal but for rounding; some models set logits of tokens that they never say to the lowest number, or below."""
-    lowest = torch.finfo(want.dtype).min / 2
-    said = want > lowest
-    if not torch.equal(said, have > lowest):
+def _alike(restored: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Return whether logits are equal but for rounding; both must exclude the same tokens."""
+    lowest = torch.finfo(exact.dtype).min / 2  # some models set the logits of excluded tokens below
+    possible = exact > lowest
+    if not torch.equal(possible, restored > lowest):
         return False
-    return float((have - want)[said].abs().max()) <= _TOLERANCE * float(want[said].abs().max())
+    return float((restored - exact)[possible].abs().max()) <= _TOLERANCE * float(exact[possible].abs().max())

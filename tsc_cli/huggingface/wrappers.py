@@ -1,4 +1,4 @@
-"""The model inside of what is wrapped around it: `torch.compile`, `DataParallel`, peft, and others of the kind.
+"""The model inside of its wrappers: `torch.compile`, `DataParallel`, peft and others.
 
 A wrapper takes other arguments, has no config, and puts a prefix before the names of weights. So
 every function that is given a model looks through it first, and runs the model itself. What is done
@@ -19,7 +19,7 @@ from formats.errors import UnsupportedCacheError
 
 # the attribute in which each keeps the model; by name, as most of them are in libraries that need
 # not be installed
-_KEPT_IN = {
+_MODEL_ATTRIBUTES = {
     "OptimizedModule": "_orig_mod",  # torch.compile
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -31,7 +31,7 @@ _LIBRARIES = ("torch", "deepspeed")
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model in a wrapper, or in several, one in another; a model without one as it is.
+    """Return the transformers model without the wrappers around it.
 
     Raises:
         UnsupportedCacheError: what is given is no transformers model and no wrapper that is known,
@@ -51,15 +51,15 @@ def unwrapped(model: Any) -> Any:
 
 
 def _inside(model: Any) -> Any:
-    """What this one is wrapped around, or None."""
+    """Return the object that this one wraps, or None."""
     kind = type(model)
     if kind.__module__.split(".")[0] == "peft" or _is_peft(model):
         refuse_virtual_tokens(model)
         return model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "model", None)
-    known = next((one for one in kind.__mro__ if one.__name__ in _KEPT_IN), None)
-    if known is None or known.__module__.split(".")[0] not in _LIBRARIES:
+    wrapper = next((base for base in kind.__mro__ if base.__name__ in _MODEL_ATTRIBUTES), None)
+    if wrapper is None or wrapper.__module__.split(".")[0] not in _LIBRARIES:
         return None
-    return getattr(model, _KEPT_IN[known.__name__])
+    return getattr(model, _MODEL_ATTRIBUTES[wrapper.__name__])
 
 
 def _is_peft(model: Any) -> bool:
@@ -71,7 +71,7 @@ def _is_peft(model: Any) -> bool:
 
 
 def refuse_virtual_tokens(model: Any) -> None:
-    """Raise UnsupportedCacheError for prompt and prefix tuning, whose rows stand for no token of the history."""
+    """Raise UnsupportedCacheError for prompt and prefix tuning, whose cache rows have no token."""
     for name, config in adapter_configs(model).items():
         if getattr(config, "is_prompt_learning", False) or getattr(config, "num_virtual_tokens", None):
             raise UnsupportedCacheError(
@@ -81,13 +81,13 @@ def refuse_virtual_tokens(model: Any) -> None:
 
 
 def adapter_configs(model: Any) -> Mapping[str, Any]:
-    """The configuration of each adapter, by name; none of a model without adapters."""
+    """Return the configuration of each adapter, by name; empty for a model without adapters."""
     configs = getattr(model, "peft_config", None)
     return configs if isinstance(configs, Mapping) else {}
 
 
 def json_value(value: Any) -> Any:
-    """A value of a configuration as JSON has it: of an enumeration its value, of a set a sorted list."""
+    """Return a value that JSON can hold: of an enumeration its value, of a set a sorted list."""
     if isinstance(value, Enum):
         return value.value
     return sorted(value, key=str) if isinstance(value, set | frozenset) else value

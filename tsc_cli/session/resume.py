@@ -13,7 +13,7 @@ from formats import Trace
 from formats.errors import UsageError
 from tsc_cli.huggingface import caches, restore
 from tsc_cli.huggingface.adapter import ModelAdapter
-from tsc_cli.huggingface.generation import continue_from, feed, feed_last_again, padded, placeholder
+from tsc_cli.huggingface.generation import continue_from, encoder_placeholder, feed, feed_last_again, padding_arguments
 from tsc_cli.huggingface.prompts import TokenIds, as_ids
 from tsc_cli.huggingface.sampling import Sampler, tokens_before
 
@@ -137,14 +137,14 @@ def generate_inputs(
         held, following = torch.cat([held, following[:, :-1]], 1), following[:, -1:]
     adapter.positions.settle()
     ids = torch.cat([held, following], 1)
-    mask = padded(adapter, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
+    mask = padding_arguments(adapter, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
     if isinstance(cache, EncoderDecoderCache):
         _require_start(adapter, ids)
         return {
             "decoder_input_ids": ids,
             "decoder_attention_mask": mask,
             adapter.generate_argument: cache,
-            "encoder_outputs": BaseModelOutput(last_hidden_state=placeholder(adapter, cache)),
+            "encoder_outputs": BaseModelOutput(last_hidden_state=encoder_placeholder(adapter, cache)),
         }
     if not caches.tokens_seen(cache):  # states alone count no tokens: `generate` would feed all of them again
         return {"input_ids": following, adapter.generate_argument: cache}

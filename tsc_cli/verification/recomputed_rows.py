@@ -18,7 +18,7 @@ from formats.trace.states import of_snapshot
 from formats.trace.views import BlockKey, Labels, View
 from tsc_cli.huggingface import caches
 from tsc_cli.huggingface.adapter import ModelAdapter
-from tsc_cli.huggingface.prompts import encoded_of
+from tsc_cli.huggingface.prompts import encoder_output_of
 from tsc_cli.progress import Progress
 from tsc_cli.session.replay import passes_to, replayed
 
@@ -117,7 +117,7 @@ def recomputed(trace: Trace, adapter: ModelAdapter, progress: Progress) -> Recom
     """
     geometry, labels = trace.geometry, trace.labels
     found = Recomputed(_columns(trace))
-    encoded = encoded_of(trace, adapter)
+    encoded = encoder_output_of(trace, adapter)
     for run in runs_of(trace):
         history = trace.views[run[-1]].history
         ids = torch.tensor([labels.tokens(history, sequence) for sequence in range(geometry.batch)])

@@ -18,7 +18,7 @@ from tsc_cli.huggingface import caches, restore
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.huggingface.generation import continuation, score
-from tsc_cli.huggingface.prompts import encoded_of
+from tsc_cli.huggingface.prompts import encoder_output_of
 from tsc_cli.huggingface.sampling import Sampler, check_seed
 from tsc_cli.progress import Progress, nothing
 from tsc_cli.scoring.continuations import (
@@ -233,5 +233,5 @@ def _exact_caches(
                 hint=f"--snapshots {number}",
             )
     lengths = {len(trace.token_ids(number)): number for number in wanted}
-    for length, cache in replayed(trace, adapter, tokens, list(lengths), encoded_of(trace, adapter), progress):
+    for length, cache in replayed(trace, adapter, tokens, list(lengths), encoder_output_of(trace, adapter), progress):
         yield lengths[length], cache

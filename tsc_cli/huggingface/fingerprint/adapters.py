@@ -1,4 +1,4 @@
-"""Which adapters a model runs with, and how strongly: their weights are hashed with all others, that is not."""
+"""Which adapters a model runs with and at which scaling; their weights are hashed with the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tsc_cli.huggingface.wrappers import adapter_configs, json_value, refuse_vir
 
 from .config_fields import canonical, digest
 
-_TOLD = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
+_RECORDED = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
 # where an adapter comes from, and how it was trained or begun
 _IGNORED = {
     "base_model_name_or_path",
@@ -33,22 +33,22 @@ _IGNORED = {
 
 
 def names_of(model: Any) -> list[str]:
-    """Names of active adapters."""
+    """Return the names of the active adapters, sorted."""
     if not (getattr(model, "_hf_peft_config_loaded", False) or adapter_configs(model)):
         return []
     tuned = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
-    if tuned:  # also where peft's own wrapper was taken off, of which transformers' method knows nothing
+    if tuned:  # also where peft's wrapper was removed, which transformers' method does not see
         return sorted({name for module in tuned for name in module.active_adapters})
     try:
         active = model.active_adapters
         active = active() if callable(active) else active
-    except ValueError:  # settings are left of adapters that were merged into the weights, and are there no more
+    except ValueError:  # adapters merged into the weights leave their settings behind
         return []
     return sorted([active] if isinstance(active, str) else active)
 
 
 def adapters_of(model: Any) -> str:
-    """The active adapters and their settings as JSON; their names alone where peft keeps no settings; or "none".
+    """Return the active adapters and their settings as JSON, their names alone, or "none".
 
     Raises:
         UnsupportedCacheError: an adapter puts rows of its own into the cache.
@@ -57,23 +57,23 @@ def adapters_of(model: Any) -> str:
     names, configs = names_of(model), adapter_configs(model)
     if not names or not configs:
         return ",".join(names) or "none"
-    return canonical({name: _described(model, name, configs.get(name)) for name in names})
+    return canonical({name: _settings_of(model, name, configs.get(name)) for name in names})
 
 
-def _described(model: Any, name: str, config: Any) -> dict[str, Any]:
+def _settings_of(model: Any, name: str, config: Any) -> dict[str, Any]:
     settings = config.to_dict() if callable(getattr(config, "to_dict", None)) else dict(vars(config)) if config else {}
-    # what is empty or off is left out: the next peft has more of it
+    # empty settings are left out, since another version of peft has more of them
     settings = {key: json_value(value) for key, value in settings.items() if value and key not in _IGNORED}
-    told = {key: settings.pop(key) for key in _TOLD if key in settings}
+    recorded = {key: settings.pop(key) for key in _RECORDED if key in settings}
     layers = {
         path: module.scaling[name]
         for path, module in model.named_modules()
         if isinstance(getattr(module, "scaling", None), Mapping) and name in module.scaling
     }
     if layers:
-        different = set(layers.values())
-        told["scaling"] = different.pop() if len(different) == 1 else digest(canonical(layers))
+        scalings = set(layers.values())
+        recorded["scaling"] = scalings.pop() if len(scalings) == 1 else digest(canonical(layers))
     tuned = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
     if tuned and all(module._disable_adapters for module in tuned):
-        told["disabled"] = True
-    return told | {"others": digest(canonical(settings))}
+        recorded["disabled"] = True
+    return recorded | {"others": digest(canonical(settings))}

@@ -1,4 +1,4 @@
-"""What of a model's config changes what its caches mean: one hash, and the names of the fields behind it."""
+"""The fields of a model's config that change its caches: one hash, and the fields by name."""
 
 from __future__ import annotations
 
@@ -68,23 +68,23 @@ def config_of(model: Any) -> Any:
 
 
 def meaningful(model: PreTrainedModel) -> dict[str, Any]:
-    """Every field of the config that may change a cache, nested ones as `outer.inner`, in the config's order."""
+    """Return the config's fields that may change a cache, in its order, nested as `outer.inner`."""
     ignored = _REPORTING | _NEVER_RUN | (set() if _counts_from_padding(model) else {"pad_token_id"})
     fields = flat(config_of(model).to_dict())
     return {name: value for name, value in fields.items() if not _is_ignored(name, value, ignored)}
 
 
 def _is_ignored(name: str, value: Any, ignored: set[str]) -> bool:
-    parts = name.split(".")
-    return not ignored.isdisjoint(parts) or (_is_rate(value) and _DROPOUT.search(parts[-1]) is not None)
+    return not ignored.isdisjoint(name.split(".")) or _is_dropout(name, value)
 
 
-def _is_rate(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+def _is_dropout(name: str, value: Any) -> bool:
+    is_rate = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return is_rate and _DROPOUT.search(name.rpartition(".")[2]) is not None
 
 
 def _counts_from_padding(model: Any) -> bool:
-    """True for models such as RoBERTa, whose positions begin behind the id that pads."""
+    """Return whether positions begin behind the padding id, as RoBERTa's do."""
     from transformers import PreTrainedModel
 
     return any(
@@ -95,7 +95,7 @@ def _counts_from_padding(model: Any) -> bool:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, with dotted names; an empty one stays as it is."""
+    """Return nested objects as one with dotted names; an empty object stays a value."""
     return dict(_flat(value, prefix))
 
 
@@ -108,7 +108,7 @@ def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def hash_of(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of fields and values; 1 and 1.0 are one value, which config files mix."""
+    """Return SHA-256 of fields and values; 1 and 1.0 are equal, since config files mix them."""
     whole = {
         name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in fields.items()
     }
@@ -121,10 +121,10 @@ def _sha256(text: str) -> str:
 
 
 def changed_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> str:
-    """The fields that are not at the default of their class, as JSON; a long value is a short digest.
+    """Return the fields that differ from their class's defaults, as JSON; long values as digests.
 
-    It names what differs where the hashes do, and decides nothing: the next transformers may have
-    other defaults. Empty if there are too many to be worth a file's bytes.
+    They only name what differs where hashes do, since another transformers may have other defaults.
+    Empty if there are too many for a file's header.
     """
     usual = defaults(model)
     changed = {name: shown(value) for name, value in fields.items() if name not in usual or usual[name] != value}
@@ -133,7 +133,7 @@ def changed_fields(model: PreTrainedModel, fields: Mapping[str, Any]) -> str:
 
 
 def defaults(model: PreTrainedModel) -> dict[str, Any]:
-    """The fields of the config's class as the transformers that is installed has them."""
+    """Return the default fields of the config's class in the installed transformers."""
     return _defaults(cast("Hashable", type(config_of(model))))
 
 
@@ -141,12 +141,12 @@ def defaults(model: PreTrainedModel) -> dict[str, Any]:
 def _defaults(kind: Hashable) -> dict[str, Any]:
     try:
         return flat(kind().to_dict())  # type: ignore[operator]
-    except Exception:  # a config class that cannot be made of nothing says so as it likes; then all fields are named
+    except Exception:  # a class without defaults may raise anything; then all fields are named
         return {}
 
 
 def shown(value: Any) -> Any:
-    """A scalar as it is; anything longer than a line's part as a digest."""
+    """Return a short scalar as it is, other short values as JSON, and long ones as a digest."""
     text = canonical(value)
     plain = value is None or isinstance(value, bool | int | float | str)
     if len(text) > _LONGEST:
@@ -155,15 +155,15 @@ def shown(value: Any) -> Any:
 
 
 def digest(text: str) -> str:
-    """Eight digits that stand for a text too long to be kept."""
+    """Return eight hex digits for a text that is too long to keep."""
     return f"#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def parsed(text: str | None) -> dict[str, Any] | None:
-    """A JSON object out of a file, flat, or None for anything else."""
+    """Return a file's JSON object, flattened, or None if the text is not one."""
     try:
-        found = json.loads(text or "")
-        return flat(found) if isinstance(found, dict) else None
+        value = json.loads(text or "")
+        return flat(value) if isinstance(value, dict) else None
     except (ValueError, RecursionError):
         return None
 
@@ -176,53 +176,50 @@ def name_of_difference(
     values: Mapping[str, Any] | None = None,
     usual: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Which member of two JSON objects differs, as "config.rms_norm_eps is 1e-06 in the file and 1e-05 here".
+    """Describe the first difference of two JSON objects, a file's and the model's.
 
     Args:
-        recorded, here: a file's object and the model's.
-        values: the model's members that are not in `here`, too; their order decides which one is
-            named first.
-        usual: what a member is that is not there; by default it is missing.
+        recorded: the file's object.
+        here: the model's object.
+        values: all members of the model's, in the order in which they are compared.
+        usual: values of members that the file lacks; by default they are "missing".
     Returns:
-        None if these are not objects, or agree.
+        such as "config.rms_norm_eps is 1e-06 in the file and 1e-05 here"; None if the objects agree
+        or one is not a JSON object.
     """
-    there, found = parsed(recorded), parsed(here)
-    if there is None or found is None:
+    in_file, in_model = parsed(recorded), parsed(here)
+    if in_file is None or in_model is None:
         return None
     values = values or {}
-    for name in dict.fromkeys([*values, *found, *there]):
-        if (name in there) == (name in found) and there.get(name) == found.get(name):
+    for name in dict.fromkeys([*values, *in_model, *in_file]):
+        if (name in in_file) == (name in in_model) and in_file.get(name) == in_model.get(name):
             continue
-        one = there.get(name, "missing" if usual is None else _default(name, usual))
-        other = found.get(name, shown(values[name]) if name in values else "missing")
-        if any(isinstance(value, str) and value.startswith("#") for value in (one, other)):
+        then = in_file.get(name, "missing" if usual is None else _default(name, usual))
+        now = in_model.get(name, shown(values[name]) if name in values else "missing")
+        if any(isinstance(value, str) and value.startswith("#") for value in (then, now)):
             return f"{field}.{name} differs from the file's"
-        return f"{field}.{name} is {_said(one)} in the file and {_said(other)} here"
+        return f"{field}.{name} is {_shortened(then)} in the file and {_shortened(now)} here"
     return None
 
 
 def _default(name: str, usual: Mapping[str, Any]) -> str:
-    return f"the default ({_said(usual[name])})" if name in usual else "the default"
+    return f"the default ({_shortened(usual[name])})" if name in usual else "the default"
 
 
-def _said(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = value if isinstance(value, str) else canonical(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def dropouts(model: PreTrainedModel) -> list[str]:
-    """The dropouts that are active now: of a config, or of modules, with their rates."""
+    """Return the active dropouts with their rates, those of the config or else of modules."""
     if not any(module.training for module in model.modules()):
         return []
     fields = flat(config_of(model).to_dict())
-    found = [f"{name} {value:g}" for name, value in fields.items() if _is_rate(value) and value and _drops(name)]
-    kinds = {
+    named = [f"{name} {value:g}" for name, value in fields.items() if _is_dropout(name, value) and value]
+    modules = {
         type(module).__name__: module.p
         for module in model.modules()
         if module.training and isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0
     }
-    return found or [f"{name} {rate:g}" for name, rate in kinds.items()]
-
-
-def _drops(name: str) -> bool:
-    return _DROPOUT.search(name.rpartition(".")[2]) is not None
+    return named or [f"{name} {rate:g}" for name, rate in modules.items()]

@@ -1,9 +1,9 @@
-"""One config as two versions of transformers see it: each knows fields that the other does not.
+"""Comparing configs of two versions of transformers, each of which has fields of its own.
 
 The hash of a config covers all of its fields, so that a file of one version would be refused under
-the next, which has one field more. Therefore a file also keeps what was at its default, in a few
-bytes a field. A field that one side does not know, and that the other has at its default, changes
-nothing. A default that has another value now does.
+the next, which has one field more. Therefore a file also keeps which fields were at their default,
+in a few bytes each. Configs agree if a field that one side does not have is at its default on the
+other. They differ if a default has another value now.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ _NAME, _VALUE = 3, 3  # bytes of a digest
 
 
 def usual_fields(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """The fields that are at the default of their class, as text: a digest of the name and of the value of each."""
+    """Return the fields at their class's defaults as text, by digests of names and values."""
     same = sorted(name for name, value in fields.items() if name in usual and usual[name] == value)
-    return base64.b85encode(b"".join(_digest(name)[:_NAME] + _of_value(fields[name]) for name in same)).decode()
+    return base64.b85encode(b"".join(_digest(name)[:_NAME] + _value_digest(fields[name]) for name in same)).decode()
 
 
 def agree(recorded: Mapping[str, str], found: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
-    """Whether a file's config is the one at hand, but for fields that one side does not know and that change nothing.
+    """Return whether a file's config is the model's, but for defaults that one side does not have.
 
     Args:
-        settings: the fields at hand.
+        recorded: the file's fingerprint.
+        found: the model's fingerprint.
+        settings: the fields of the model's config.
     """
     changed, changed_here = parsed(recorded.get("config_fields")), parsed(found.get("config_fields"))
     usual = _parsed_usual(recorded.get("config_usual"))
@@ -43,7 +45,7 @@ def agree(recorded: Mapping[str, str], found: Mapping[str, str], settings: Mappi
         if name in changed:
             continue
         then = usual.get(_digest(name)[:_NAME])
-        if then is not None and then != _of_value(value):
+        if then is not None and then != _value_digest(value):
             return False
         copied = settings.get(f"rope_parameters.{name}", _Unknown) == value  # `rope` is compared by itself
         if then is None and name in changed_here and not copied:
@@ -52,20 +54,20 @@ def agree(recorded: Mapping[str, str], found: Mapping[str, str], settings: Mappi
 
 
 class _Unknown:
-    """Stands for a field that is not there; None is a value."""
+    """Marks a missing field, since None is a value."""
 
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _of_value(value: Any) -> bytes:
+def _value_digest(value: Any) -> bytes:
     whole = isinstance(value, float) and value.is_integer()  # 1 and 1.0 are one value
     return _digest(canonical(int(value) if whole else value))[:_VALUE]
 
 
 def _parsed_usual(text: str | None) -> dict[bytes, bytes] | None:
-    """Digest of the value by digest of the name, or None for what was not written by `usual_fields`."""
+    """Return digests of values by digests of names; None unless `usual_fields` wrote the text."""
     try:
         data = base64.b85decode(text or "")
     except (ValueError, binascii.Error):
@@ -73,4 +75,5 @@ def _parsed_usual(text: str | None) -> dict[bytes, bytes] | None:
     size = _NAME + _VALUE
     if not data or len(data) % size:
         return None
-    return {data[at : at + _NAME]: data[at + _NAME : at + size] for at in range(0, len(data), size)}
+    pairs = (data[start : start + size] for start in range(0, len(data), size))
+    return {pair[:_NAME]: pair[_NAME:] for pair in pairs}

@@ -1,8 +1,7 @@
 """What identifies the model that a cache belongs to.
 
-A restored cache is meaningless under other weights, another RoPE base or another tokenizer, and
-nothing in its tensors would show it. Each field is recorded by name, so that a refusal can say
-which one differs.
+A restored cache is meaningless under other weights, another RoPE base or another tokenizer, and its
+tensors do not show it. Each field is recorded by name, so that a refusal can name it.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ _TRUNCATION, _PADDING = '{"version":"1.0","truncation":', ',"padding":'  # as a 
 
 
 class Fingerprint(dict[str, str]):
-    """Fields and their values, as a file keeps them, and what only a comparison needs.
+    """The fields that a file keeps, and the config's fields, which only a comparison needs.
 
     Attributes:
-        settings: the fields of the config, by name, with those that are at their default.
-        usual: the defaults.
+        settings: the fields of the config by name, including those at their default.
+        usual: the default fields of the config's class.
     """
 
     def __init__(self, fields: Mapping[str, str], settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
@@ -48,9 +47,9 @@ class Fingerprint(dict[str, str]):
 
 
 def of(model: PreTrainedModel | ModelAdapter, tokenizer: Any = None) -> Fingerprint:
-    """The fingerprint of a loaded model; the tokenizer's field is there only when one is given.
+    """Return the fingerprint of a loaded model, and of its tokenizer if one is given.
 
-    Hashing the weights takes about a second a gigabyte and core, once a loaded model.
+    Hashing the weights takes about a second a gigabyte and core, once for each loaded model.
 
     Raises:
         UnsupportedCacheError: a weight cannot be hashed, or an adapter keeps rows of its own in the
@@ -89,18 +88,18 @@ def of(model: PreTrainedModel | ModelAdapter, tokenizer: Any = None) -> Fingerpr
 def require_same(
     recorded: Mapping[str, str], current: Mapping[str, str], *, only: Collection[str] | None = None
 ) -> None:
-    """Raise MismatchError that names the first field in which a file's model and the one at hand differ.
+    """Raise MismatchError that names the first difference between a file's model and this one.
 
-    A trace that names nothing was made of somebody's own caches and is taken; one that leaves a
-    field out is not.
+    A trace with an empty fingerprint was made of a user's own caches and is accepted. One that
+    lacks single fields is not.
 
     Args:
         only: the fields to compare; by default all but those that say how the model is computed.
     """
-    silent = _silent(recorded, current, only)
-    if silent is not None:
+    missing = _missing_field(recorded, current, only)
+    if missing is not None:
         raise MismatchError(
-            f"the file does not say what model it belongs to: it has no {silent}",
+            f"the file does not say what model it belongs to: it has no {missing}",
             hint="--force-model-mismatch (allow_model_mismatch=True in Python) takes it at your word",
         )
     differs = difference(recorded, current, only=only)
@@ -110,31 +109,31 @@ def require_same(
         )
 
 
-def _silent(recorded: Mapping[str, str], current: Mapping[str, str], only: Collection[str] | None) -> str | None:
-    """A field that the file should name and does not."""
-    known = {*recorded, *NOT_COMPARED, "tokenizer"}
-    missing = (field for field in current if field not in known and (only is None or field in only))
+def _missing_field(recorded: Mapping[str, str], current: Mapping[str, str], only: Collection[str] | None) -> str | None:
+    """Return the first field that the file should have and does not."""
+    optional = {*recorded, *NOT_COMPARED, "tokenizer"}
+    missing = (field for field in current if field not in optional and (only is None or field in only))
     return next(missing, None) if recorded else None
 
 
 def difference(
     recorded: Mapping[str, str], current: Mapping[str, str], *, only: Collection[str] | None = None
 ) -> str | None:
-    """The first field in which a file's model and the one at hand differ, in words, or None; see `require_same`."""
+    """Describe the first difference between a file's model and this one, or None if they agree."""
     for field in dict.fromkeys([*current, *recorded]):
         value, here = recorded.get(field), current.get(field)
         if value is None or field in NOT_COMPARED or (only is not None and field not in only):
             continue
         if value == here or (field == "tokenizer" and here is None):
             continue
-        named = _named(field, recorded, current)
-        if named is not None:
-            return named
+        described = _difference_in(field, recorded, current)
+        if described is not None:
+            return described
     return None
 
 
-def _named(field: str, recorded: Mapping[str, str], current: Mapping[str, str]) -> str | None:
-    """How a field differs whose texts do, or None if it does not after all."""
+def _difference_in(field: str, recorded: Mapping[str, str], current: Mapping[str, str]) -> str | None:
+    """Describe how a field differs whose texts do; None if its meaning is the same."""
     value, here = recorded[field], current.get(field, "missing")
     inner = None
     if field == "rope_frequencies":
@@ -152,22 +151,21 @@ def _named(field: str, recorded: Mapping[str, str], current: Mapping[str, str]) 
 
 
 def differences_in_rounding(recorded: Mapping[str, str], current: Mapping[str, str]) -> str | None:
-    """A line for a person where the same cache is computed by another kernel than at capture, or None."""
-    other = []
-    for field, what in _KERNELS.items():
+    """Return a note for the user if another kernel computes here than at capture, else None."""
+    changes = []
+    for field, name in _KERNELS.items():
         then, now = recorded.get(field, _EAGER), current.get(field, _EAGER)
         if then != now and "attention" in recorded:
-            other.append(f"{what} by {_short(then)} at capture and by {_short(now)} here")
-    if not other:
+            changes.append(f"{name} by {_short(then)} at capture and by {_short(now)} here")
+    if not changes:
         return None
-    return f"computed {' and '.join(other)}: the same cache, but results may differ as rounding does"
+    return f"computed {' and '.join(changes)}: the same cache, but results may differ as rounding does"
 
 
 def another_version(recorded: Mapping[str, str]) -> str | None:
-    """A line for a person where a file was captured with another version of transformers, or None.
+    """Return a note for the user if another transformers captured the file, else None.
 
-    Its weights and config are the same, yet a version may compute a model otherwise: 5.23 changed
-    the norm of Mamba-2.
+    Versions may compute the same weights otherwise: 5.23 changed the norm of Mamba-2.
     """
     then, now = recorded.get("transformers", ""), transformers.__version__
     if not then or then.split(".")[:2] == now.split(".")[:2]:
@@ -179,7 +177,12 @@ def another_version(recorded: Mapping[str, str]) -> str | None:
 
 
 def require_repeatable(adapter: ModelAdapter) -> None:
-    """Raise UsageError for a model that drops out at random; UnsupportedCacheError for one with virtual tokens."""
+    """Raise an error for a model whose caches cannot be computed again.
+
+    Raises:
+        UsageError: dropout is active.
+        UnsupportedCacheError: an adapter adds virtual tokens.
+    """
     active = config_fields.dropouts(adapter.model)
     if active:
         raise UsageError(
@@ -190,15 +193,15 @@ def require_repeatable(adapter: ModelAdapter) -> None:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of everything that turns text into token ids; each time, since any part can be exchanged in place."""
+    """Return SHA-256 of all that turns text into ids; not cached, as parts may be replaced."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = _described(backend) if backend is not None else canonical(tokenizer.get_vocab())
+    text = _tokenizer_json(backend) if backend is not None else canonical(tokenizer.get_vocab())
     data = text.encode()
     return hashlib.sha256(len(data).to_bytes(8, "little") + data).hexdigest()
 
 
-def _described(backend: Any) -> str:
-    """A fast tokenizer as JSON, less how the last call asked it to pad and truncate, which it keeps."""
+def _tokenizer_json(backend: Any) -> str:
+    """Return a fast tokenizer as JSON without the padding and truncation of its last call."""
     text: str = backend.to_str()
     if backend.padding is None and backend.truncation is None:
         return text

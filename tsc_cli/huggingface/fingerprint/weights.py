@@ -1,4 +1,4 @@
-"""One hash of all that a model has learned, whatever its tensors are packed into."""
+"""One hash of all weights of a model, in whatever form its tensors are packed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import torch
 from formats.errors import UnsupportedCacheError
 
 _SCALARS = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
-_known: weakref.WeakKeyDictionary[torch.nn.Module, tuple[list[Any], str]] = weakref.WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[torch.nn.Module, tuple[list[Any], str]] = weakref.WeakKeyDictionary()
 
 
 def weights_of(model: torch.nn.Module) -> str:
-    """SHA-256 over all parameters and persistent buffers, by name, dtype, shape and bits; cached while unchanged.
+    """Return SHA-256 of all parameters and persistent buffers: names, dtypes, shapes and bits.
 
-    A write through `.data` or NumPy leaves no trace that would tell a cached hash; torch counts all
-    others.
+    The hash is cached until torch counts a write. It does not count writes through `.data` or
+    NumPy.
 
     Raises:
         UnsupportedCacheError: a weight cannot be read; it is named.
     """
     entries = model.state_dict(keep_vars=True)
-    known = _known.get(model)
-    if known is not None and _is_same(known[0], entries):
-        return known[1]
+    cached = _cache.get(model)
+    if cached is not None and _is_unchanged(cached[0], entries):
+        return cached[1]
     leaves = dict(leaf for name, value in entries.items() for leaf in _leaves(name, value))
     with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
         digests = list(pool.map(_digest, sorted(leaves), [leaves[name] for name in sorted(leaves)]))
@@ -41,38 +41,37 @@ def weights_of(model: torch.nn.Module) -> str:
     value = whole.hexdigest()
     state = _state(entries)
     if state is None:
-        _known.pop(model, None)
+        _cache.pop(model, None)
     else:
-        _known[model] = (state, value)
+        _cache[model] = (state, value)
     return value
 
 
 def _state(entries: Mapping[str, Any]) -> list[Any] | None:
-    """What tells that nothing was written since, or None where torch keeps no count.
+    """Return what changes with every write to the weights, or None where torch counts no writes.
 
-    References, not addresses: what is made anew for each `state_dict` (packed weights) or was
-    exchanged may come to lie where another tensor lay.
+    It holds references, since a tensor that replaces another may have the same address.
     """
-    tensors = list(entries.values())
-    if not all(isinstance(one, torch.Tensor) and not _is_wrapper(one) and not one.is_inference() for one in tensors):
-        return None
-    return [(name, weakref.ref(one), one.data_ptr(), one._version) for name, one in entries.items()]
+    for tensor in entries.values():
+        if not isinstance(tensor, torch.Tensor) or _is_wrapper(tensor) or tensor.is_inference():
+            return None
+    return [(name, weakref.ref(tensor), tensor.data_ptr(), tensor._version) for name, tensor in entries.items()]
 
 
-def _is_same(state: list[Any], entries: Mapping[str, Any]) -> bool:
+def _is_unchanged(state: list[Any], entries: Mapping[str, Any]) -> bool:
     return len(state) == len(entries) and all(
-        name == known and reference() is tensor and tensor.data_ptr() == place and tensor._version == version
-        for (known, reference, place, version), (name, tensor) in zip(state, entries.items(), strict=True)
+        name == old_name and reference() is tensor and tensor.data_ptr() == address and tensor._version == version
+        for (old_name, reference, address, version), (name, tensor) in zip(state, entries.items(), strict=True)
     )
 
 
 def _is_wrapper(tensor: torch.Tensor) -> bool:
-    """True for a tensor that is made of others, such as torchao's quantized ones."""
+    """Return whether the tensor is made of others, as torchao's quantized ones are."""
     return hasattr(tensor, "__tensor_flatten__")
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(name, tensor or bytes) of everything that a state dict's entry holds."""
+    """Yield (name, tensor or bytes) of all that an entry of a state dict holds."""
     if isinstance(value, torch.Tensor) and _is_wrapper(value):
         inner, context = value.__tensor_flatten__()  # type: ignore[attr-defined]
         yield f"{name}.type", f"{type(value).__name__} {value.dtype} {list(value.shape)}".encode()

@@ -1,1 +1,1 @@
-"""Loading a model and its tokenizer; a damaged or odd folder is refused by the file and the field."""
+"""Loading a model and its tokenizer; errors name the damaged file and field."""

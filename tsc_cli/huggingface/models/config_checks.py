@@ -1,4 +1,4 @@
-"""What a config may state: types, ranges, and sizes that the weights bear out, before anything of them is built."""
+"""Checks of a config before a model is built: types, ranges, and sizes against the weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ _HINT = "fetch the model again, or mend the file"
 _LAYERS = ("num_hidden_layers", "n_layer", "encoder_layers", "decoder_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _HEADS = ("num_attention_heads", "n_head", "encoder_attention_heads", "decoder_attention_heads")
-# a model without these is none, whatever its type; null where the architecture has a rule of its
-# own
-_LABELS = 1 << 20  # a name is made for each
+_MAX_LABELS = 1 << 20  # a name is made for each
 _EXTENTS = (*_WIDTHS, *_HEADS, "vocab_size")
-_NULLABLE = (
+_NULLABLE = (  # null where the architecture has a rule of its own
     "head_dim",
     "num_key_value_heads",
     "intermediate_size",
@@ -67,7 +65,10 @@ _ARTICLES = {str: "a string", int: "a number", dict: "an object", list: "a list"
 
 
 def check(config: Mapping[str, Any], path: str, *, trust_remote_code: bool) -> None:
-    """Raise UsageError or CorruptError for what no model can have; types of rarer fields are the library's business."""
+    """Raise UsageError or CorruptError for values that no model can have.
+
+    The types of rarer fields are left to the library.
+    """
     for inside, values in _objects(config):
         fields = Fields(values, path, inside=inside)
         for name in _LAYERS:
@@ -75,7 +76,7 @@ def check(config: Mapping[str, Any], path: str, *, trust_remote_code: bool) -> N
         for name in _EXTENTS:
             _size(fields, name, MAX_EXTENT)
         if fields.stated("num_labels"):
-            _size(fields, "num_labels", _LABELS)
+            _size(fields, "num_labels", _MAX_LABELS)
         for name in _NULLABLE:
             if values.get(name) is not None and not isinstance(values[name], list):
                 _size(fields, name, _MAX_POSITIONS if name in _POSITIONS else MAX_EXTENT)
@@ -98,15 +99,15 @@ def check(config: Mapping[str, Any], path: str, *, trust_remote_code: bool) -> N
 
 
 def check_generation(config: Mapping[str, Any], path: str) -> None:
-    """Raise CorruptError unless what a continuation stops at is a token id, or several."""
+    """Raise CorruptError unless the end of a text is a token id, or several."""
     ids = config.get("eos_token_id")
-    for one in ids if isinstance(ids, list) else [ids]:
-        if one is not None and (type(one) is not int or not 0 <= one < 1 << 31):
+    for token in ids if isinstance(ids, list) else [ids]:
+        if token is not None and (type(token) is not int or not 0 <= token < 1 << 31):
             raise Fields(config, path).error("eos_token_id", "a token id, or a list of them, was expected", _HINT)
 
 
 def check_tokenizer(config: Mapping[str, Any], path: str) -> None:
-    """Raise CorruptError for fields of a tokenizer_config.json that are of another type than the library takes."""
+    """Raise CorruptError for fields of a tokenizer_config.json of a wrong type."""
     fields = Fields(config, path)
     for name, value in config.items():
         kinds = _TOKENIZER_TYPES.get(name)
@@ -115,7 +116,7 @@ def check_tokenizer(config: Mapping[str, Any], path: str) -> None:
 
 
 def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> None:
-    """Hold width, vocabulary and layers of the language model against the weights.
+    """Compare width, vocabulary and layers of the language model with the weights.
 
     A width is the extent of some norm, a vocabulary that of the embedding, and each layer has a
     tensor of its own.
@@ -137,33 +138,35 @@ def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
 
 
 def check_memory(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> None:
-    """Hold a model that was built without memory against the weights: what they lack would be allocated all the same.
+    """Compare a model built on the meta device with the weights, before it takes memory.
 
     Raises:
         CorruptError: the model is much larger than its weights.
     """
-    held = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    most = held * (_PACKED if "quantization_config" in config else 1) * _SURPLUS + _FREE
-    asked = sum(one.numel() for one in model.parameters())
-    tables = sum(one.numel() for one in model.buffers())
-    if asked > most or tables > held * _SURPLUS + _FREE_BUFFERS:
+    stored = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    most = stored * (_PACKED if "quantization_config" in config else 1) * _SURPLUS + _FREE
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    buffers = sum(tensor.numel() for tensor in model.buffers())
+    if parameters > most or buffers > stored * _SURPLUS + _FREE_BUFFERS:
         raise CorruptError(
-            f"describes a model of {max(asked, tables):,} values, and the weights hold {held:,}", path=path, hint=_HINT
+            f"describes a model of {max(parameters, buffers):,} values, and the weights hold {stored:,}",
+            path=path,
+            hint=_HINT,
         )
 
 
 def field_of(config: Mapping[str, Any], value: object) -> str | None:
-    """The field that has a value, dotted: a library that looks it up in vain names the value alone."""
+    """Return the dotted name of a field that has a value, which a library's error names alone."""
     for inside, values in _objects(config):
-        for name, found in values.items():
-            stated = [found, *found] if isinstance(found, list) else [found]
-            if any(type(one) is type(value) and one == value for one in stated):
+        for name, stated in values.items():
+            candidates = [stated, *stated] if isinstance(stated, list) else [stated]
+            if any(type(candidate) is type(value) and candidate == value for candidate in candidates):
                 return inside + name
     return None
 
 
 def _objects(config: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The config and every object in it, with the dotted prefix of its fields."""
+    """Yield the config and every object in it, with the dotted prefix of its fields."""
     yield inside, config
     for name, value in config.items():
         if isinstance(value, dict):
@@ -191,7 +194,7 @@ def _check_heads(fields: Fields) -> None:
 
 
 def _check_windows(fields: Fields) -> None:
-    """A window of n tokens keeps n - 1 rows; a config may state any where no layer has one."""
+    """Refuse windows below 2 tokens, which keep no rows; unused ones may have any value."""
     kinds = fields.values.get("layer_types")
     for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
         value = fields.values.get(name)
@@ -209,13 +212,16 @@ def _check_rope(fields: Fields) -> None:
         if value is not None and not isinstance(value, dict):
             raise fields.error(name, f"is {shown(value)}; an object was expected", _HINT)
         for inside, values in _objects(value or {}, f"{name}."):
-            for key, one in values.items():
-                if isinstance(one, str) and key not in _NOT_NUMBERS:
-                    raise fields.error(inside + key, f"is {shown(one)}; a number was expected", _HINT)
-                if key in _NOT_NUMBERS and not isinstance(one, str | None):
-                    raise fields.error(inside + key, f"is {shown(one)}; a string was expected", _HINT)
-                if key == "rope_theta" and (isinstance(one, bool) or not isinstance(one, int | float) or not one > 0):
-                    raise fields.error(inside + key, f"is {shown(one)}; a number above 0 was expected", _HINT)
+            for key, setting in values.items():
+                expected = None
+                if isinstance(setting, str) and key not in _NOT_NUMBERS:
+                    expected = "a number"
+                elif key in _NOT_NUMBERS and not isinstance(setting, str | None):
+                    expected = "a string"
+                elif key == "rope_theta" and not (type(setting) in (int, float) and setting > 0):
+                    expected = "a number above 0"
+                if expected is not None:
+                    raise fields.error(inside + key, f"is {shown(setting)}; {expected} was expected", _HINT)
 
 
 def _check_dtype(fields: Fields) -> None:
@@ -234,10 +240,10 @@ def _check_dtype(fields: Fields) -> None:
 def _check_kernels(fields: Fields) -> None:
     for name in _KERNELS:
         value = fields.values.get(name)
-        for one in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(one, str) and "/" in one:
+        for kernel in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(kernel, str) and "/" in kernel:
                 raise UsageError(
-                    f"field {shown(fields.inside + name)} names code on a hub, {shown(one)}, which is not run",
+                    f"field {shown(fields.inside + name)} names code on a hub, {shown(kernel)}, which is not run",
                     path=fields.path,
                     hint="--trust-remote-code with -m runs it: only if you know who wrote it",
                 )

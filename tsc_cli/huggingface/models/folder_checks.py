@@ -1,8 +1,7 @@
-"""What lies in a model's folder, looked at before any library opens it.
+"""Checks of the files in a model's folder, before any library opens them.
 
-Libraries meet a damaged file somewhere deep inside and say so in words of their own, and a size out
-of a config is allocated before it is held against the weights. Here each file is read strictly, and
-every complaint names it.
+Libraries report a damaged file in words of their own, and allocate what a config asks for before
+they compare it with the weights. Here each file is read strictly, and every error names it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ GENERATION = "generation_config.json"
 SETTINGS = "tokenizer_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-# of these at least one is there if a model has a tokenizer
+# a model with a tokenizer has at least one of these
 TOKENIZERS = (
     "tokenizer.json",
     SETTINGS,
@@ -58,24 +57,24 @@ _HINT = "fetch the model again, or mend the file"
 
 
 def check(folder: Path, *, trust_remote_code: bool) -> Mapping[str, Tensor] | None:
-    """Look at the files of a folder that a model is loaded from.
+    """Check the files of a folder that a model is loaded from.
 
     Returns:
-        the tensors of the weights; None where they are no safetensors.
+        the tensors of the weights; None where they are not safetensors.
     Raises:
-        UsageError: a file is missing, damaged, no file at all, or states what cannot be; it names
-            the file.
+        UsageError: a file is missing, damaged, not a regular file, or has a value that no model
+            has; the error names the file.
     """
     try:
         config = read_object(folder / CONFIG)
         config_checks.check(config, str(folder / CONFIG), trust_remote_code=trust_remote_code)
         for name in _OBJECTS:
             if os.path.lexists(folder / name):
-                facts = read_object(folder / name)
+                content = read_object(folder / name)
                 if name == GENERATION:
-                    config_checks.check_generation(facts, str(folder / name))
+                    config_checks.check_generation(content, str(folder / name))
                 if name == SETTINGS:
-                    config_checks.check_tokenizer(facts, str(folder / name))
+                    config_checks.check_tokenizer(content, str(folder / name))
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json"):
             if os.path.lexists(folder / name):
                 _refuse_empty(folder / name)
@@ -95,48 +94,48 @@ def check(folder: Path, *, trust_remote_code: bool) -> Mapping[str, Tensor] | No
 
 
 def refused(error: TscError) -> UsageError:
-    """The same complaint as one about a request: no .tsc file is damaged."""
+    """Return the same error as a UsageError, since no .tsc file is damaged."""
     return UsageError(error.message, path=error.path, hint=error.hint or _HINT)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UsageError, CorruptError, StorageError, LimitError."""
+    """Read the JSON object in a file. Raises UsageError, CorruptError, StorageError, LimitError."""
     open_file(path).close()
     return json_files.read_object(path, _HINT)
 
 
 def open_file(path: Path) -> Any:
-    """A file for reading, if it is one: a pipe would be waited for, a device read for ever. Raises UsageError."""
+    """Open a regular file. Raises UsageError for any other, since a pipe or a device may block."""
     try:
-        kind = path.stat().st_mode
-        if not stat.S_ISREG(kind):
-            what = "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
-            raise UsageError(f"is {what}, where a file was expected", path=str(path), hint=_HINT)
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise UsageError(f"is {kind}, where a file was expected", path=str(path), hint=_HINT)
         return path.open("rb")
     except FileNotFoundError as error:
-        what = "is a link to a file that is missing" if path.is_symlink() else "is missing"
-        raise UsageError(what, path=str(path), hint=_HINT) from error
+        reason = "is a link to a file that is missing" if path.is_symlink() else "is missing"
+        raise UsageError(reason, path=str(path), hint=_HINT) from error
     except OSError as error:
         reason = "is a link to itself" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
         raise UsageError(reason, path=str(path), hint=_HINT) from error
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a file of a tokenizer lies in a folder, be it damaged."""
+    """Return whether a folder has a file of a tokenizer, damaged or not."""
     return any(os.path.lexists(folder / name) for name in TOKENIZERS) or any(folder.glob("*.tiktoken"))
 
 
 def _check_ids(path: Path) -> None:
-    """The library allocates up to the highest token id, whatever the file says it is."""
+    """Refuse token ids that no model has: the library allocates memory up to the highest."""
     with open_file(path) as file:
         if _LONG_NUMBER.search(file.read(_MOST_TEXT)) is None:
             return
-    facts = read_object(path)  # seldom: the number may stand in a text
-    model, added = facts.get("model"), facts.get("added_tokens")
+    content = read_object(path)  # slow, and rarely needed
+    model, added = content.get("model"), content.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    ids += [one.get("id") for one in added if isinstance(one, dict)] if isinstance(added, list) else []
-    highest = max((one for one in ids if type(one) is int), default=0)
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    highest = max((token for token in ids if type(token) is int), default=0)
     if highest > MAX_EXTENT:
         raise UsageError(f"has a token of id {highest}, more than any model has", path=str(path), hint=_HINT)
 
@@ -150,7 +149,7 @@ def _check_text(path: Path) -> None:
 
 
 def _check_adapter(folder: Path) -> None:
-    """Without the library for adapters, transformers would leave it out without a word."""
+    """Refuse an adapter without peft, where transformers would silently load the model alone."""
     if find_spec("peft") is None:
         raise UsageError(
             "holds an adapter, which needs the package peft",
@@ -160,10 +159,10 @@ def _check_adapter(folder: Path) -> None:
 
 
 def _weights(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
-    """The tensors of the safetensors files that transformers will load, in its order of preference."""
+    """Return the tensors of the safetensors files that transformers prefers; None for pickles."""
     from tsc_cli.checkpoints import safetensors_files
 
-    if isinstance(config.get("transformers_weights"), str):  # named by the config; the library keeps it in the folder
+    if isinstance(config.get("transformers_weights"), str):  # the library checks that it is in the folder
         return None
     if os.path.lexists(folder / SINGLE):
         _refuse_empty(folder / SINGLE)
@@ -180,9 +179,11 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Tensor] | 
             _refuse_empty(folder / name)
             return None
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    found = f"; {others[0]} is not the name that is looked for" if others else ""
+    misnamed = f"; {others[0]} is not the name that is looked for" if others else ""
     raise UsageError(
-        f"the folder holds no weights: neither {SINGLE} nor {INDEX} nor {PICKLE}{found}", path=str(folder), hint=_HINT
+        f"the folder holds no weights: neither {SINGLE} nor {INDEX} nor {PICKLE}{misnamed}",
+        path=str(folder),
+        hint=_HINT,
     )
 
 

@@ -1,4 +1,4 @@
-"""Folders of models whose names are no UTF-8, for libraries that take such names only."""
+"""Folders of models whose names are not UTF-8, for libraries that take UTF-8 only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tsc_cli.text_input import is_text
 
 @contextlib.contextmanager
 def readable(where: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same arguments of `from_pretrained`, through a link where a name is no text.
+    """Replace a name that is not UTF-8 by a link to it, in arguments of `from_pretrained`.
 
-    The operating system takes any bytes as a name; the readers of safetensors and tokenizers, which
-    are not written in Python, take UTF-8.
+    The operating system takes any bytes as a name. The readers of safetensors and tokenizers take
+    UTF-8.
 
     Raises:
         StorageError: no link can be made.

@@ -32,8 +32,7 @@ class Loaded:
     """A model ready to run.
 
     Attributes:
-        name: what a file may say of it without revealing a local path: the default's name, a hub
-            id, or a base name.
+        name: for files, without a local path: the default's name, a hub id, or a base name.
     """
 
     model: PreTrainedModel
@@ -76,9 +75,9 @@ def load(
     check_dtype(dtype)
     check_trust(name, trust_remote_code)
     quiet_libraries()
-    device = present(device)
-    where, named = _locate(name, fetch, say, trust_remote_code)
-    shown, folder = as_text(named), _folder(where)
+    device = resolve_device(device)
+    where, display_name = _locate(name, fetch, say, trust_remote_code)
+    shown, folder = as_text(display_name), _folder(where)
     tensors = None if folder is None else folder_checks.check(folder, trust_remote_code=trust_remote_code)
     where["trust_remote_code"] = trust_remote_code  # where it is left out, transformers asks on stdin
     with readable(where) as places:
@@ -95,16 +94,16 @@ def check_dtype(dtype: str) -> None:
 
 
 def check_trust(name: str | None, trust_remote_code: bool) -> None:
-    """Raise UsageError if code is to be trusted of a model that nobody named: a file does not decide what runs here."""
+    """Raise UsageError if code is to be trusted of a model that only a file names."""
     if trust_remote_code and name is None:
         raise UsageError("--trust-remote-code is for a model that you name yourself", hint="give it with -m")
 
 
 def known_name(name: object) -> str | None:
-    """A name out of a file that `load` can resolve, or None: a path of another machine is no use.
+    """Return a model's name from a file if `load` can resolve it here, else None.
 
-    The default model and hub ids mean the same everywhere; another name is one of this machine's
-    own (`tsc models`), and the fingerprint says whether it is the same model.
+    The default model and hub ids mean the same everywhere. Any other name is looked up in `tsc
+    models`, and the fingerprint says whether it is the same model.
     """
     if not isinstance(name, str):
         return None
@@ -114,15 +113,15 @@ def known_name(name: object) -> str | None:
 
 
 def _locate(name: str | None, fetch: bool, say: Say, code: bool) -> tuple[dict[str, Any], str]:
-    """(arguments for from_pretrained, name to show)."""
+    """Return (arguments for from_pretrained, name to show)."""
     if name is None or name == default_model.NAME:
         folder = default_model.ensure(say)
         return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}, default_model.NAME
     if not name:
         raise UsageError("-m is empty", hint="a name of tsc models, a hub id, a folder or a .gguf file")
-    named = store.find(name)
-    if named is not None:
-        return store.arguments(named, say)
+    stored = store.find(name)
+    if stored is not None:
+        return store.arguments(stored, say)
     path = Path(name).expanduser()
     if path.suffix == ".gguf" or path.is_file():
         return store.arguments(store.of_gguf_file(path, say), say)
@@ -138,26 +137,26 @@ def _locate(name: str | None, fetch: bool, say: Say, code: bool) -> tuple[dict[s
 
 
 def _folder(where: dict[str, Any]) -> Path | None:
-    """Where a model's files are; None for a model that is not on this machine."""
+    """Return the folder of a model's files; None for a model that is not on this machine."""
     name = where["pretrained_model_name_or_path"]
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import try_to_load_from_cache
 
-    kept = try_to_load_from_cache(name, folder_checks.CONFIG)
-    return Path(kept).parent if isinstance(kept, str) else None
+    config = try_to_load_from_cache(name, folder_checks.CONFIG)
+    return Path(config).parent if isinstance(config, str) else None
 
 
-def present(asked: str) -> str:
-    """The device, "auto" resolved. Raises UsageError unless a number can be had from it."""
+def resolve_device(device: str) -> str:
+    """Return the device, "auto" resolved. Raises UsageError unless it can compute."""
     import torch
 
-    if asked == "auto":
+    if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            float(torch.zeros(1, device=asked))  # `meta` takes tensors and gives nothing
-    except Exception as error:  # whatever a backend raises that is not there, or not installed whole
-        raise UsageError(f"there is no device {asked!r} here", hint="--device cpu works everywhere") from error
-    return asked
+            float(torch.zeros(1, device=device))  # `meta` has no values to read
+    except Exception as error:  # a missing or incomplete backend may raise anything
+        raise UsageError(f"there is no device {device!r} here", hint="--device cpu works everywhere") from error
+    return device

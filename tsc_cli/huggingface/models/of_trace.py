@@ -1,4 +1,4 @@
-"""The model that a trace was captured from, as far as it is on this machine."""
+"""Finding the model that a trace was captured from."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ def model_for(
     any_model: bool = False,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """The model of a file, in the dtype of the capture.
+    """Load the model of a file, in the dtype of the capture.
 
-    A name that only the file gives is looked up on this machine and never fetched from a hub:
-    whoever made the file does not decide what is downloaded here, nor that a model may run code of
-    its own.
+    A name that only the file gives is looked up on this machine and never fetched: a file must not
+    decide what is downloaded, nor that a model's code may run.
 
     Args:
         name: of the model; None takes what the file says.
-        any_model: another model than that of the file is wanted, in a dtype of its own.
+        any_model: load another model than the file's, in its own dtype.
         stage, say: told of the loading.
     Raises:
         UsageError: the file does not name a model that can be found here, and neither does `name`;
@@ -46,7 +45,7 @@ def model_for(
 
 
 def model_at_hand(trace: Trace) -> bool:
-    """True if the model that a file names is on this machine, so that nothing has to be fetched."""
+    """Return whether the model that a file names is on this machine."""
     name = known_name(trace.info.get("model"))
     if name is None:
         return False

@@ -1,4 +1,4 @@
-"""Where transformers loads a model: what it raises becomes one line that names the model, the file and the cause."""
+"""Loading through transformers; its errors become one line with the model, file and cause."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _TRUST = "--trust-remote-code with -m runs it: only if you know who wrote it"
 
 
 def load_config(where: Mapping[str, Any], shown: str, folder: Path | None) -> Any:
-    """The config of a model, as transformers understands it. Raises UsageError."""
+    """Load the config of a model by transformers. Raises UsageError."""
     import transformers
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if folder is not None:
-        facts = folder_checks.read_object(folder / folder_checks.CONFIG)
-        model_type = facts.get("model_type")
-        if isinstance(model_type, str) and model_type not in CONFIG_MAPPING and "auto_map" not in facts:
+        content = folder_checks.read_object(folder / folder_checks.CONFIG)
+        model_type = content.get("model_type")
+        if isinstance(model_type, str) and model_type not in CONFIG_MAPPING and "auto_map" not in content:
             raise UsageError(
                 f"field 'model_type': {model_type[:60]!r} is not known to transformers {transformers.__version__}",
                 path=str(folder / folder_checks.CONFIG),
@@ -52,7 +52,7 @@ def load_model(
     dtype: str,
     device: str,
 ) -> PreTrainedModel:
-    """The model, all of whose tensors come out of its checkpoint.
+    """Load a model all of whose tensors come from its checkpoint.
 
     Args:
         folder: where its files are, if that is known.
@@ -94,10 +94,10 @@ def load_model(
 
 
 def load_tokenizer(where: Mapping[str, Any], shown: str, folder: Path | None) -> Any:
-    """The tokenizer, or None for a model without one: it can still be fed token ids.
+    """Load the tokenizer; return None for a model without one, which takes token ids only.
 
     Raises:
-        UsageError: there is one, and it cannot be loaded.
+        UsageError: the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -115,7 +115,7 @@ def load_tokenizer(where: Mapping[str, Any], shown: str, folder: Path | None) ->
 
 @contextlib.contextmanager
 def explained(shown: str, folder: Path | None, file: str | None) -> Iterator[None]:
-    """Turn whatever a library raises into a UsageError about a model, or about one of its files.
+    """Turn any error of a library into a UsageError about a model, or about one of its files.
 
     Args:
         file: the one that is being read; None if that may be any.
@@ -124,7 +124,7 @@ def explained(shown: str, folder: Path | None, file: str | None) -> Iterator[Non
         yield
     except TscError:
         raise
-    except BaseException as error:  # each part of a model raises what it likes, down to the panic of a Rust thread
+    except BaseException as error:  # a model's parts may raise anything, even the panic of a Rust thread
         if is_want_of_memory(error) or not (isinstance(error, Exception) or is_panic(error)):
             raise
         if "trust_remote_code" in str(error):
@@ -145,7 +145,7 @@ def explained(shown: str, folder: Path | None, file: str | None) -> Iterator[Non
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of a library's exception, in one line."""
+    """Return the root cause of a library's exception, in one line."""
     error = _root(error)
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     kind = type(error).__name__
@@ -165,7 +165,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _field(folder: Path | None, error: BaseException) -> str | None:
-    """The field of a config whose value a library looked up in vain: its exception names the value alone."""
+    """Return the config's field whose value a library did not find and names without the field."""
     root = _root(error)
     if folder is None or not isinstance(root, KeyError) or not root.args:
         return None
@@ -183,7 +183,7 @@ def _check_memory(auto: Any, config: Any, tensors: Mapping[str, Tensor], folder:
     try:
         with torch.device("meta"):
             model = auto.from_config(copy.deepcopy(config))
-    except Exception:  # what stops a model from being built stops it again, with its memory, and is explained there
+    except Exception:  # the load with memory fails in the same way, and is explained there
         return
     path = folder / folder_checks.CONFIG
     try:
@@ -193,7 +193,7 @@ def _check_memory(auto: Any, config: Any, tensors: Mapping[str, Tensor], folder:
 
 
 def _check_complete(info: Mapping[str, Any], shown: str) -> None:
-    """Raise UsageError if not every tensor of a model came out of its checkpoint: the library draws the rest."""
+    """Raise UsageError unless all tensors came from the checkpoint: the library draws the rest."""
     mismatched = sorted(info.get("mismatched_keys") or ())
     if mismatched:
         name, stored, built = mismatched[0][:3]
@@ -219,13 +219,13 @@ def _check_complete(info: Mapping[str, Any], shown: str) -> None:
 
 
 def _names(names: list[str]) -> str:
-    """A count and the first few."""
+    """Return a count and the first few names."""
     few = ", ".join(repr(name) for name in names[:_SHOWN])
     return f"tensor {few}" if len(names) == 1 else f"{len(names)} tensors, {few}{', ...' * (len(names) > _SHOWN)}"
 
 
 def _broken_tokenizer(folder: Path | None) -> UsageError | None:
-    """What is wrong with the one file that holds all of a tokenizer, if that is it."""
+    """Return an error for tokenizer.json if that file is the cause, else None."""
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     from tokenizers import Tokenizer

@@ -1,0 +1,1 @@
+"""Text and chats to token ids, by a model's tokenizer and chat template."""

@@ -1,7 +1,7 @@
-"""Chats through a model's template: a new conversation, or what comes next in one that a cache holds.
+"""Token ids of a chat: a new conversation, or what comes next in one that a cache holds.
 
-Messages are taken as OpenAI's API has them. Of content in parts only text can be fed; everything
-else is refused by name. How the turns of a cached session are told from new ones is in `following`.
+Messages are those of OpenAI's API. Of content in parts only text can be fed; other parts are
+refused by name. `following` tells the turns of a cached session from new ones.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ def chat_tokens(
     template: Mapping[str, Any] | None = None,
     say: Say = silent,
 ) -> list[int]:
-    """The token ids of a chat, through the tokenizer's chat template.
+    """Return the token ids of a chat by the tokenizer's chat template.
 
     Args:
         messages: `{"role": ..., "content": ...}`, with content as text or as a list of parts of
             type "text".
         trace: a session that holds the conversation so far: the ids are then what follows its
-            snapshot (and its pending token, if there is one), for `append`, `resume` and
-            `generate_inputs(append=...)`. The messages are the new turns, or the whole conversation
-            if their tokens begin with the session's.
+            snapshot and pending token, for `append`, `resume` and `generate_inputs(append=...)`.
+            The messages are the new turns, or the whole conversation if their tokens begin with the
+            session's.
         system: a system message to put in front.
-        template: variables of the template, such as `{"enable_thinking": False}` or `{"tools":
-            [...]}`; `add_generation_prompt` is true unless it is given.
-        say: told what is worth knowing.
+        template: variables of the template, such as `{"enable_thinking": False}`;
+            `add_generation_prompt` is true by default.
+        say: called with notes for the user.
     Raises:
-        UsageError: no template, messages that it refuses, a part that is no text, or a session that
-            they do not follow.
+        UsageError: no template, messages that it refuses, a part that is not text, or a session
+            that the messages do not follow.
     """
     chat = checked(messages)
     variables = template_variables(tokenizer, template or {}, say)
@@ -66,54 +66,56 @@ def chat_tokens(
 
 
 def read_messages(path: str, say: Say = silent) -> Messages:
-    """A chat out of a JSON file, or stdin for `-`. Raises UsageError for what is none."""
+    """Read a chat from a JSON file, or stdin for `-`. Raises UsageError if it is not one."""
     name = "stdin" if path == "-" else path
     try:
-        found = json.loads(read_text(path, say))
+        messages = json.loads(read_text(path, say))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"is not JSON: {error}", path=name) from error
     try:
-        return checked(found)
+        return checked(messages)
     except UsageError as error:
         raise UsageError(error.message, path=name, hint=error.hint) from error
 
 
 def checked(messages: Any) -> Messages:
-    """Messages without fields that are null, as templates expect them. Raises UsageError for what is none."""
+    """Return messages without null fields. Raises UsageError for input that is not a chat."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UsageError('is not a list of {"role": ..., "content": ...}, with one message or more')
-    return [_message(number, one) for number, one in enumerate(messages)]
+    return [_message(number, message) for number, message in enumerate(messages)]
 
 
 def _message(number: int, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UsageError(f'message {number} is not {{"role": ..., "content": ...}}')
-    what = f"message {number} ({message['role']})"
-    found = {key: value for key, value in message.items() if value is not None}
-    require_text(found, what)
-    content = found.get("content")
+    label = f"message {number} ({message['role']})"
+    fields = {key: value for key, value in message.items() if value is not None}
+    require_text(fields, label)
+    content = fields.get("content")
     if content is None:
-        if message["role"] != "assistant" or not (found.get("tool_calls") or found.get("function_call")):
+        if message["role"] != "assistant" or not (fields.get("tool_calls") or fields.get("function_call")):
             raise UsageError(
-                f"{what} has no content", hint="only an assistant's message with tool_calls may do without"
+                f"{label} has no content", hint="only an assistant's message with tool_calls may do without"
             )
     elif isinstance(content, list):
-        found["content"] = [{"type": "text", "text": _text(what, at, part)} for at, part in enumerate(content)]
+        fields["content"] = [
+            {"type": "text", "text": _text(f"{label}: part {index}", part)} for index, part in enumerate(content)
+        ]
         if not content:
-            raise UsageError(f"{what} has content without a part")
+            raise UsageError(f"{label} has content without a part")
     elif not isinstance(content, str):
-        raise UsageError(f"{what} has content that is neither text nor a list of parts")
-    return found
+        raise UsageError(f"{label} has content that is neither text nor a list of parts")
+    return fields
 
 
-def _text(what: str, at: int, part: Any) -> str:
+def _text(label: str, part: Any) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
-        raise UsageError(f'{what}: part {at} is not {{"type": "text", "text": ...}}')
+        raise UsageError(f'{label} is not {{"type": "text", "text": ...}}')
     if part.get("type") not in _TEXT_TYPES:
-        raise UsageError(f"{what}: part {at} is of type {part.get('type')!r}, and only text can be captured")
+        raise UsageError(f"{label} is of type {part.get('type')!r}, and only text can be captured")
     if not isinstance(part.get("text"), str):
-        raise UsageError(f"{what}: part {at} has no text")
+        raise UsageError(f"{label} has no text")
     text: str = part["text"]
     return text

@@ -5,11 +5,11 @@ Three cases, in this order:
 1. The messages are the whole conversation: their tokens, or at least their text, begin with the
    session's. The rest of them follows. This is exact.
 2. They are new turns. What the template writes behind an assistant's answer is found by rendering
-   them behind made-up turns. It must be the same behind several of those, and leave the earlier
-   ones as they are. A token that ends the answer is not written twice.
-3. Everything else is refused: a session that is no chat of this template, a template that writes
-   earlier turns anew (those that take the reasoning out of answers) or new ones by what came
-   before.
+   the turns behind made-up ones. It must be the same behind several of those, and must not change
+   them. A token that ends the answer is not written twice.
+3. Everything else is refused: a session that is not a chat of this template, and a template that
+   changes earlier turns (such as one that removes the reasoning from answers) or lets them change
+   new ones.
 """
 
 from __future__ import annotations
@@ -29,45 +29,51 @@ _WHOLE = "give the whole conversation, as the session has it, or capture it anew
 
 
 def following(
-    tokenizer: Any, messages: Messages, held: Sequence[int], variables: Mapping[str, Any], *, new_system: bool, say: Say
+    tokenizer: Any,
+    messages: Messages,
+    session_ids: Sequence[int],
+    variables: Mapping[str, Any],
+    *,
+    new_system: bool,
+    say: Say,
 ) -> list[int]:
-    """The tokens to feed behind `held`.
+    """Return the tokens to feed behind those of a session.
 
     Args:
-        held: the session's tokens, with the one that was chosen last.
+        session_ids: the session's tokens, including the pending one.
         new_system: the first message was put in front of the others.
     Raises:
-        UsageError: the messages do not follow, or it cannot be told how.
+        UsageError: the messages do not follow the session, or the template does not show how.
     """
-    rest = _rest_of_whole(tokenizer, messages, held, variables)
+    rest = _rest_of_whole(tokenizer, messages, session_ids, variables)
     if rest is None:
-        _refuse_another_beginning(tokenizer, messages, held, variables, new_system=new_system)
-        rest = _Turns(tokenizer, messages, held, variables).tokens(say)
+        _refuse_another_beginning(tokenizer, messages, session_ids, variables, new_system=new_system)
+        rest = _Turns(tokenizer, messages, session_ids, variables).tokens(say)
     if not rest:
         raise UsageError("the session holds all of these messages already, so that there is nothing to feed")
     return rest
 
 
 def _rest_of_whole(
-    tokenizer: Any, messages: Messages, held: Sequence[int], variables: Mapping[str, Any]
+    tokenizer: Any, messages: Messages, session_ids: Sequence[int], variables: Mapping[str, Any]
 ) -> list[int] | None:
-    """What follows if the messages begin as the session does, else None."""
+    """Return the tokens that follow if the messages begin as the session does, else None."""
     try:
         text = render(tokenizer, messages, variables)
     except UsageError:  # a template may refuse turns without those before them
         return None
     whole = encode(text, tokenizer, special=False)
-    if whole[: len(held)] == list(held):
-        return whole[len(held) :]
-    # an answer that the model made need not have the tokens into which its text would be cut
-    so_far = _text_of(tokenizer, held)
+    if whole[: len(session_ids)] == list(session_ids):
+        return whole[len(session_ids) :]
+    # the tokens of a generated answer may differ from those that its text is encoded to
+    so_far = _text_of(tokenizer, session_ids)
     return encode(text[len(so_far) :], tokenizer, special=False) if so_far and text.startswith(so_far) else None
 
 
 def _refuse_another_beginning(
-    tokenizer: Any, messages: Messages, held: Sequence[int], variables: Mapping[str, Any], *, new_system: bool
+    tokenizer: Any, messages: Messages, session_ids: Sequence[int], variables: Mapping[str, Any], *, new_system: bool
 ) -> None:
-    """Raise UsageError for what is meant as the whole conversation and is another one."""
+    """Raise UsageError for messages that are meant as the whole conversation but differ from it."""
     if new_system:
         raise UsageError("the session does not begin with this system message and these messages", hint=_WHOLE)
     first = 2 if messages[0]["role"] == "system" else 1
@@ -79,10 +85,11 @@ def _refuse_another_beginning(
         whole = encode(render(tokenizer, messages, variables), tokenizer, special=False)
     except UsageError:
         return
-    if beginning and list(held[: len(beginning)]) == beginning:
-        same = next((at for at, pair in enumerate(zip(whole, held, strict=False)) if pair[0] != pair[1]), len(whole))
+    if beginning and list(session_ids[: len(beginning)]) == beginning:
+        pairs = enumerate(zip(whole, session_ids, strict=False))
+        same = next((position for position, (new, old) in pairs if new != old), len(whole))
         raise UsageError(
-            f"the messages begin as the session does, and say something else from token {same} of {len(held)} on",
+            f"the messages begin as the session does, and say something else from token {same} of {len(session_ids)} on",
             hint="give the new turns alone, or capture the conversation anew",
         )
 
@@ -90,8 +97,10 @@ def _refuse_another_beginning(
 class _Turns:
     """New turns behind an assistant's answer."""
 
-    def __init__(self, tokenizer: Any, messages: Messages, held: Sequence[int], variables: Mapping[str, Any]) -> None:
-        self.tokenizer, self.messages, self.held, self.variables = tokenizer, messages, held, variables
+    def __init__(
+        self, tokenizer: Any, messages: Messages, session_ids: Sequence[int], variables: Mapping[str, Any]
+    ) -> None:
+        self.tokenizer, self.messages, self.session_ids, self.variables = tokenizer, messages, session_ids, variables
         self.closed = dict(variables) | {"add_generation_prompt": False}
         given = json.dumps(messages)
         mark = "quvorn"
@@ -100,7 +109,7 @@ class _Turns:
         self.asked, self.answer = f"{mark} asks", f"{mark} answers"
 
     def tokens(self, say: Say) -> list[int]:
-        """What is to be fed. Raises UsageError where that is not well-defined."""
+        """Return the tokens to feed. Raises UsageError where the template does not define them."""
         suffix = self._suffix([self._user(), self._assistant(self.answer)], self.answer)
         longer = [self._user(), self._assistant("Yes."), self._user(), self._assistant(self.answer)]
         others = [self._suffix(longer, self.answer)]
@@ -112,8 +121,8 @@ class _Turns:
         added = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         end = _text_of(self.tokenizer, ids[:1]).strip() if ids and ids[0] in added else ""
         self._check_answer(suffix, end, say)
-        most = min(len(ids), len(self.held))
-        overlap = next((n for n in range(most, 0, -1) if list(self.held[-n:]) == ids[:n]), 0)
+        most = min(len(ids), len(self.session_ids))
+        overlap = next((n for n in range(most, 0, -1) if list(self.session_ids[-n:]) == ids[:n]), 0)
         return ids[overlap:]
 
     def _user(self) -> dict[str, Any]:
@@ -124,19 +133,19 @@ class _Turns:
         return {"role": "assistant", "content": content}
 
     def _suffix(self, turns: Messages, answer: str) -> str:
-        """What the template writes behind the answer that `turns` end with."""
+        """Return what the template writes behind the answer that `turns` end with."""
         try:
             text = render(self.tokenizer, [*turns, *self.messages], self.variables)
             before = render(self.tokenizer, turns[:-1], self.closed)
         except UsageError as error:
             raise _Refused(error.message, hint=_WHOLE) from error
-        head, found, suffix = text.rpartition(answer)
-        if not found or not head.startswith(before):
+        head, separator, suffix = text.rpartition(answer)
+        if not separator or not head.startswith(before):
             raise UsageError("the chat template writes earlier turns anew when others follow", hint=_WHOLE)
         return suffix
 
     def _in_context(self, suffix: str) -> list[int]:
-        """The suffix's tokens as they are behind a word: a tokenizer may begin every text with a space."""
+        """Return the suffix's tokens behind a word, as tokenizers may put a space before a text."""
         alone = encode(self.answer, self.tokenizer, special=False)
         both = encode(self.answer + suffix, self.tokenizer, special=False)
         if both[: len(alone)] != alone:
@@ -146,15 +155,15 @@ class _Turns:
         return both[len(alone) :]
 
     def _check_answer(self, suffix: str, end: str, say: Say) -> None:
-        """Raise UsageError unless the session ends in an answer that the template would leave as it is."""
-        session = _text_of(self.tokenizer, self.held)
-        places = [session.rfind(one) + len(one) for one in self._headers() if one in session]
-        if not places:
+        """Raise UsageError unless the session ends in an answer that the template keeps."""
+        session = _text_of(self.tokenizer, self.session_ids)
+        starts = [session.rfind(header) + len(header) for header in self._headers() if header in session]
+        if not starts:
             raise UsageError(
                 "the session is not a chat of this template: it has no assistant's turn",
                 hint="give the prompt as text, or capture a chat with --messages",
             )
-        answer = session[max(places) :]
+        answer = session[max(starts) :]
         if end:
             answer, _, more = answer.partition(end)
             if more.strip():
@@ -166,16 +175,16 @@ class _Turns:
             raise UsageError("the chat template writes new turns by what came before them", hint=_WHOLE)
 
     def _headers(self) -> list[str]:
-        """How the template begins an assistant's turn, at the end of a prompt and within a conversation."""
+        """Return the beginnings of an assistant's turn, at a prompt's end and in a conversation."""
         closed = render(self.tokenizer, [self._user()], self.closed)
-        found = []
+        headers = []
         for variables in (self.variables, {}):
             opened = render(self.tokenizer, [self._user()], dict(variables) | {"add_generation_prompt": True})
             if opened.startswith(closed):
-                found.append(opened[len(closed) :].strip())
+                headers.append(opened[len(closed) :].strip())
         within = render(self.tokenizer, [self._user(), self._assistant(self.answer)], self.closed)
-        found.append(within.partition(self.asked)[2].partition(self.answer)[0].strip())
-        return [one for one in found if one]
+        headers.append(within.partition(self.asked)[2].partition(self.answer)[0].strip())
+        return [header for header in headers if header]
 
 
 class _Refused(UsageError):

@@ -1,4 +1,4 @@
-"""Text to token ids and back by a model's tokenizer, whose files are not the user's doing when they fail."""
+"""Text to token ids and back; errors of the tokenizers library become one line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tsc_cli.progress import Say
 
 
 def encode(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
-    """Token ids of a text.
+    """Return the token ids of a text.
 
     Args:
-        special: the tokenizer adds what it begins or ends a text with.
+        special: add the tokens with which the tokenizer begins or ends a text.
     Raises:
         UsageError: the model has no tokenizer, the text is not valid Unicode, or the tokenizer
             fails on it.
@@ -30,7 +30,7 @@ def encode(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
 
 
 def encode_prompt(text: str, tokenizer: Any, say: Say, *, special: bool = True) -> list[int]:
-    """Token ids of a prompt; two tokens of the beginning of a text are said.
+    """Return the token ids of a prompt; tell the user if it has two beginning-of-text tokens.
 
     Raises:
         UsageError: as of `encode`, or the prompt has no tokens.
@@ -50,7 +50,7 @@ def encode_prompt(text: str, tokenizer: Any, say: Say, *, special: bool = True) 
 
 
 def decode(tokens: Sequence[int], tokenizer: Any, *, skip_special: bool) -> str:
-    """The text of token ids, exactly as it is. Raises UsageError where the tokenizer fails on them."""
+    """Return the text of token ids, unchanged. Raises UsageError where the tokenizer fails."""
     with _explained(tokenizer, "decode the tokens"):
         text: str = tokenizer.decode(list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return text
@@ -58,7 +58,7 @@ def decode(tokens: Sequence[int], tokenizer: Any, *, skip_special: bool) -> str:
 
 @contextlib.contextmanager
 def _explained(tokenizer: Any, what: str) -> Iterator[None]:
-    """What the library of tokenizers raises, down to a bare Exception or the end of a Rust thread, as a UsageError."""
+    """Turn any error of the tokenizers library, a Rust panic included, into a UsageError."""
     try:
         yield
     except BaseException as error:
