@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from formats.encode.recipe import Recipe
-from tsc_cli.scoring.interpolation import at_kl
+from tsc_cli.scoring.interpolation import bits_at_kl
 from tsc_cli.scoring.published import Published, Tier
 
 from .peers import Peer, installed
@@ -108,7 +108,7 @@ def _families(points: Sequence[Mapping[str, Any]], kl: float) -> list[tuple[str,
 
 def _bits_at(points: Sequence[tuple[float, float]], kl: float) -> float | None:
     """Bits at a KL on the line through the points, or those of the coarsest point that keeps it."""
-    between = at_kl(points, kl)
+    between = bits_at_kl(points, kl)
     if between is not None:
         return between
     return min((bits for reached, bits in points if reached <= kl), default=None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tsc_cli.scoring.interpolation import at_kl
+from tsc_cli.scoring.interpolation import bits_at_kl
 from tsc_cli.scoring.published import QUALITIES
 
 MEASURED_ON = "smollm2-135m-instruct"
@@ -70,7 +70,7 @@ def _qualities() -> list[Rate]:
     coarsest = KLT[-1]
     qualities = []
     for name, kl in sorted(QUALITIES.items(), key=lambda quality: quality[1]):
-        bits = at_kl(points, kl)
+        bits = bits_at_kl(points, kl)
         if bits is not None:
             qualities.append(Rate(f"klt {name}", bits, kl, None, "interpolated", _LADDER))
         elif kl > coarsest.kl:

@@ -1,1 +1,1 @@
-"""How faithful a restored cache is: distributions, continuations, recall, and the tiers that promise it."""
+"""Fidelity of restored caches: distributions, continuations, recall, and published tiers."""

@@ -1,4 +1,4 @@
-"""What follows a snapshot: the tokens that its exact and its restored cache are both fed."""
+"""The tokens behind a snapshot, which its exact and its restored cache are both fed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_POSITIONS = 1 << 16
 
 
 def check_positions(adapter: ModelAdapter, positions: int) -> None:
-    """Raise UsageError or LimitError unless so many positions can be measured: their logits stand in memory, twice."""
+    """Raise UsageError or LimitError unless memory holds the logits of both caches."""
     if not 1 <= positions <= MOST_POSITIONS:
         raise UsageError(f"{positions} positions are not from 1 to {MOST_POSITIONS}")
     needed = 2 * 4 * adapter.vocabulary * positions
@@ -30,16 +30,15 @@ def check_positions(adapter: ModelAdapter, positions: int) -> None:
 
 
 def needs_sample(trace: Trace, number: int) -> bool:
-    """Whether the text that followed a snapshot is not known."""
+    """Return whether tokens must be sampled, as the text behind the snapshot is not known."""
     return not (number == 0 and len(trace.reference) > 1)
 
 
 def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str, list[int]]:
-    """What the caches of a snapshot are fed.
+    """Return ("text" or "sampled", the tokens behind a snapshot).
 
-    The first snapshot is followed by the source text if the file has it. Any other is followed by
-    what the capturing run fed next (its later snapshots' tokens), then by tokens sampled after the
-    last one.
+    Behind the first snapshot is the source text if the file has it. Behind any other are the tokens
+    of the later snapshots, then those sampled after the last one.
     """
     if not needs_sample(trace, number):
         return "text", trace.reference
@@ -49,9 +48,11 @@ def reference_of(trace: Trace, number: int, sampled: Sequence[int]) -> tuple[str
 def followed(
     trace: Trace, adapter: ModelAdapter, number: int, reference: list[int], positions: int, *, beyond: bool = False
 ) -> list[int]:
-    """What both caches of a snapshot are fed, and the last target: as much of the reference as the model has room for.
+    """Return the tokens that both caches are fed and the last target, as far as there is room.
 
     Args:
+        number: the snapshot's.
+        reference: from `reference_of`.
         beyond: go on beyond the positions that the model was made for.
     Raises:
         UsageError: nothing can follow the snapshot.
@@ -79,9 +80,11 @@ def sample_after(
     *,
     beyond: bool = False,
 ) -> list[int]:
-    """`positions` + 1 tokens sampled from the exact model after the last snapshot; one run serves every snapshot.
+    """Return tokens sampled from the exact model after the last snapshot, for all snapshots.
 
-    Fewer where the model has no room for them.
+    Args:
+        exact: the exact cache of the last snapshot.
+        positions: one fewer than the tokens wanted; fewer come where the model has no room.
     """
     sampler = Sampler(temperature=1.0, seed=seed).after(tokens_before(trace))
     next_token = trace.views[-1].next_token

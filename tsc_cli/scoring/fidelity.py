@@ -1,8 +1,8 @@
-"""How far two sets of predictions are apart: pure functions of logits.
+"""The divergence between the predictions of two caches: pure functions of logits.
 
-The statistics are those that llama.cpp's `llama-perplexity --kl-divergence` prints (its tool's
-README defines them): p is the exact model, q the restored one, both distributions over the
-vocabulary at one position.
+The statistics are those of llama.cpp's `llama-perplexity --kl-divergence`, as its README defines
+them: p is the exact model, q the restored one, both distributions over the vocabulary at one
+position.
 """
 
 from __future__ import annotations
@@ -57,30 +57,32 @@ class Fidelity:
 
 
 def compare(exact: torch.Tensor, restored: torch.Tensor, targets: Sequence[int]) -> Fidelity:
-    """Compare logits of shape (positions, vocabulary); `targets` are the tokens that followed each position.
+    """Compare two sets of logits, (positions, vocabulary) each.
 
+    Args:
+        targets: the token that followed each position.
     Raises:
         ValueError: the shapes do not agree or there is no position.
     """
     if exact.shape != restored.shape or exact.dim() != 2 or len(targets) != len(exact) or not targets:
         raise ValueError(f"logits {tuple(exact.shape)} and {tuple(restored.shape)} for {len(targets)} targets")
-    kl, delta_p, nll_p, nll_q, same = [], [], [], [], []
+    kl, delta_p, nll_p, nll_q, top1_matches = [], [], [], [], []
     for start in range(0, len(targets), _CHUNK):
         log_p = torch.log_softmax(exact[start : start + _CHUNK].double(), -1)
         log_q = torch.log_softmax(restored[start : start + _CHUNK].double(), -1)
-        wanted = torch.tensor(targets[start : start + _CHUNK], device=log_p.device)[:, None]
-        # a token that both rule out contributes nothing; 0 * (-inf - -inf) would be NaN
+        target = torch.tensor(targets[start : start + _CHUNK], device=log_p.device)[:, None]
+        # a token that both exclude contributes 0, where 0 * (-inf - -inf) would be NaN
         terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q))
         kl.append(terms.sum(-1))
-        at_p, at_q = log_p.gather(1, wanted)[:, 0], log_q.gather(1, wanted)[:, 0]
-        delta_p.append(at_q.exp() - at_p.exp())
-        nll_p.append(-at_p)
-        nll_q.append(-at_q)
-        same.append((log_p.argmax(-1) == log_q.argmax(-1)).double())
-    divergence, agree = torch.cat(kl).cpu(), torch.cat(same).cpu()
+        target_p, target_q = log_p.gather(1, target)[:, 0], log_q.gather(1, target)[:, 0]
+        delta_p.append(target_q.exp() - target_p.exp())
+        nll_p.append(-target_p)
+        nll_q.append(-target_q)
+        top1_matches.append((log_p.argmax(-1) == log_q.argmax(-1)).double())
+    divergence, agreement = torch.cat(kl).cpu(), torch.cat(top1_matches).cpu()
     count = len(targets)
     perplexity = [float(torch.cat(nll).mean().exp()) for nll in (nll_p, nll_q)]
-    top1 = float(agree.mean())
+    top1 = float(agreement.mean())
     return Fidelity(
         positions=count,
         kl_mean=float(divergence.mean()),
@@ -96,9 +98,6 @@ def compare(exact: torch.Tensor, restored: torch.Tensor, targets: Sequence[int])
     )
 
 
-def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first position at which two token sequences differ, or None."""
-    for position, (a, b) in enumerate(zip(one, other, strict=True)):
-        if a != b:
-            return position
-    return None
+def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
+    """Return the first position at which two token sequences differ, or None."""
+    return next((position for position, (a, b) in enumerate(zip(left, right, strict=True)) if a != b), None)

@@ -1,9 +1,9 @@
 """Tiers: named promises about a file, and the recipes published under these names (docs/claims.md).
 
-`Nx` promises that the bytes of the captured trace over the bytes of the file are at least N,
-everything counted and nothing rounded (`promises` holds a file against it), and that the KL is no
-worse than any that was published for a file at least as small: a larger file never has a worse
-limit than a smaller one. A file that keeps the ratio only at a worse KL does not keep the tier.
+`Nx` promises two things. The bytes of the captured trace are at least N times those of the file,
+with everything counted and no rounding (`promises` checks that). And the KL is at most the lowest
+that was published for a file of this size or smaller, so that a larger file never has a worse
+limit. A file that reaches the ratio only at a worse KL does not keep the tier.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Tier:
-    """A promise.
+    """A named promise about a file.
 
     Attributes:
         ratio: trace over file, at least; None promises bit-exactness instead of a size.
@@ -101,10 +101,10 @@ _MOST = 10**9  # times smaller that may be asked for
 
 
 def tier_of(name: str) -> Tier:
-    """The tier of this name; any `Nx` is one, with the lowest KL of the published tiers that are at least as small.
+    """Return the tier of this name, published or any other `Nx`.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: there is no such tier.
     """
     if name in TIERS:
         return TIERS[name]
@@ -122,11 +122,12 @@ QUALITIES = {"near-exact": 0.001, "high": 0.01, "balanced": 0.05, "small": 0.15}
 
 @dataclass(frozen=True)
 class Goal:
-    """A quality to be kept in as few bytes as possible.
+    """A quality to keep in as few bytes as possible.
 
     Attributes:
         name: as the tier header states it.
-        max_kl: mean KL, at most; min_top1: share of equal top-1 tokens, at least.
+        max_kl: the largest mean KL in nats.
+        min_top1: the smallest share of equal top-1 tokens.
     """
 
     name: str
@@ -141,7 +142,7 @@ class Goal:
 
 
 def goal_of(quality: str) -> Goal:
-    """The goal of this name. Raises UsageError if there is none."""
+    """Return the goal of this name. Raises UsageError if there is none."""
     if quality not in QUALITIES:
         near = difflib.get_close_matches(quality, QUALITIES, 1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(QUALITIES)}"
@@ -168,18 +169,19 @@ VERDICTS = (
 
 
 def verdict(kl: float) -> str:
-    """The word for a mean KL in nats; a KL that is not a number is archival."""
-    return next((one.word for one in VERDICTS if kl < one.below), "archival")
+    """Return the word for a mean KL in nats; NaN is archival."""
+    return next((step.word for step in VERDICTS if kl < step.below), "archival")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Recipes that differ in one setting, the larger the larger the file.
+    """Recipes that differ in one setting, whose larger values make larger files.
 
     Attributes:
-        recipe: with the setting left out.
+        recipe: the recipe without that setting.
         knob: the setting that is searched.
-        low, high: bounds of the knob, an integer of at least 2.
+        low: the smallest value of the knob, at least 2.
+        high: the largest value of the knob.
         values: the settings of the knob that are tried, ascending, instead of all between the
             bounds.
         follow: another setting that is this share of the knob.
@@ -197,14 +199,13 @@ class Family:
     rate: float | None = None
 
 
-SINKS = 4  # rows: their damage costs more than their bytes (arXiv 2309.17453; measured in docs/claims.md)
-
-
+# first rows, kept exactly: their damage costs more than their bytes (arXiv 2309.17453, claims.md)
+SINKS = 4
 FINENESS = (160, 720)  # of codec klt: from a caricature to the rounding of float32
 
 
 def klt_family(profile: str, *, embed: bool = False) -> Family:
-    """Codec klt with the profile of this digest, which the file names or holds."""
+    """Return codec klt with the profile of this digest, which the file names or holds."""
     low, high = FINENESS
     settings = tuple(range(low, high + 1))
     recipe = Recipe("klt", {"profile": profile}, embed_profile=embed)
@@ -212,9 +213,9 @@ def klt_family(profile: str, *, embed: bool = False) -> Family:
 
 
 def families(klt: Family | None = None) -> list[Family]:
-    """What rate control chooses from: codec klt first if there is a profile for it."""
-    found = [klt] if klt is not None else []
-    found += [
+    """Return the families that rate control chooses from, codec klt first if it has a profile."""
+    choices = [klt] if klt is not None else []
+    choices += [
         Family(
             f"scalar, values {share:g}",
             Recipe("scalar", {"group": 64}, exact_sinks=SINKS),
@@ -225,11 +226,11 @@ def families(klt: Family | None = None) -> list[Family]:
         for share in (1.0, 0.75, 0.5)
     ]
     rotated = {"keys": "token", "symmetric": True, "hadamard": True, "group": 64}
-    found.append(Family("scalar, rotated", Recipe("scalar", rotated, exact_sinks=SINKS), "levels", 3))
+    choices.append(Family("scalar, rotated", Recipe("scalar", rotated, exact_sinks=SINKS), "levels", 3))
     sizes = (160, 192, 224, 256)
     for block in (4, 5, 6, 8):  # with smaller ones scalar is better at the same size
         recipe = Recipe("vq", {"block": block, "fallback": False}, exact_sinks=SINKS)
-        found.append(Family(f"vq, block {block}", recipe, "centroids", values=sizes, rate=8 / block))
+        choices.append(Family(f"vq, block {block}", recipe, "centroids", values=sizes, rate=8 / block))
     recipe = Recipe("pq", {"block": 8, "m": 2, "fallback": False}, exact_sinks=SINKS)
-    found.append(Family("pq, block 8", recipe, "centroids", values=sizes, rate=2.0))
-    return found
+    choices.append(Family("pq, block 8", recipe, "centroids", values=sizes, rate=2.0))
+    return choices

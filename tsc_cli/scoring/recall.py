@@ -1,8 +1,8 @@
-"""Recall: does a restored cache still find what stands in its context?
+"""Recall: can the model still copy passages of its context with a restored cache?
 
-A continuation that is new text asks little of single rows: most of its words follow from the last
-few. A passage of the context said again, word for word, is predicted by finding it in the cache, so
-that lost rows are missed here.
+New text depends little on single rows, as most of its words follow from the last few. A passage of
+the context that is repeated word for word is predicted by finding it in the cache, so that lost
+rows show here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 PASSAGES = 3  # the beginning, the middle and the end of the context
-_SINKS = 4  # the first tokens of a context, which every codec treats with care: no sample of the rest
-_ENOUGH = 64  # predictions a passage; rather fewer passages than shorter ones
+_SINKS = 4  # first tokens of a context, which codecs keep exactly and which do not stand for the rest
+_ENOUGH = 64  # predictions a passage; fewer passages are better than shorter ones
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ class Recall:
     Attributes:
         starts: where the passages begin, in tokens from the beginning of the context.
         predicted: tokens predicted in each passage, one fewer than it holds.
-        fidelity: over the predictions of all passages, the first ones included. There the model
-            cannot know yet that it copies, and predicts as in any text; the exact cache is in the
-            same position, so that they count too. `perplexity_exact` says how well the model copies
-            at all: near 1 it does.
+        fidelity: over the predictions of all passages. The first ones count too, although the model
+            cannot know yet that it copies, since this holds for the exact cache as well.
+            `perplexity_exact` says how well the model copies: perfectly at 1.
     """
 
     starts: tuple[int, ...]
@@ -47,7 +46,7 @@ class Recall:
     fidelity: Fidelity
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; NaN becomes null."""
+        """Return the result for JSON; NaN becomes null."""
         facts = {
             "passages": len(self.starts),
             "passage_starts": list(self.starts),
@@ -57,23 +56,23 @@ class Recall:
         return strict_json.writable(facts)
 
     def record(self) -> dict[str, Any]:
-        """Scalars only, for a quality record in the tier header: `recall_` before each key, the starts as text."""
+        """Return scalars with keys `recall_...`, for a quality record in the tier header."""
         facts = self.to_dict() | {"passage_starts": ",".join(map(str, self.starts))}
         return {f"recall_{key}": value for key, value in facts.items()}
 
 
 def passages(tokens: int, positions: int) -> tuple[tuple[int, ...], int]:
-    """Which passages of a context of `tokens` tokens are repeated.
+    """Choose the passages of a context that are repeated.
 
     They are spread evenly from behind the first 4 tokens to the end and do not overlap. There are
-    up to three, fewer if the context has no room for three of min(`positions`, 64) predictions, and
-    at least one.
+    three, or fewer, but at least one, if the context has no room for three of min(`positions`, 64)
+    predictions.
 
     Args:
+        tokens: the length of the context.
         positions: predictions wanted in each passage.
     Returns:
-        where each passage begins, and how many tokens are predicted in each: one fewer than it
-            holds.
+        the passages' first tokens, and the predictions in each: one fewer than its tokens.
     Raises:
         UsageError: there are fewer than 2 tokens, or no positions are wanted.
     """
@@ -83,12 +82,12 @@ def passages(tokens: int, positions: int) -> tuple[tuple[int, ...], int]:
     room = tokens - skipped
     count = max(1, min(PASSAGES, room // (min(positions, _ENOUGH) + 1)))
     length = min(positions + 1, room // count)
-    starts = tuple(skipped + (room - length) * at // max(1, count - 1) for at in range(count))
+    starts = tuple(skipped + (room - length) * passage // max(1, count - 1) for passage in range(count))
     return starts, length - 1
 
 
 def recall_passes(tokens: int, positions: int) -> int:
-    """How many forward passes `measure_recall` will report to its `progress`."""
+    """Return how many forward passes `measure_recall` will report to its `progress`."""
     return 2 * len(passages(tokens, positions)[0])
 
 
@@ -100,14 +99,15 @@ def measure_recall(
     positions: int,
     progress: Progress = nothing,
 ) -> Recall:
-    """Repeat passages of the context to both caches, each passage to a copy of its own, and compare the predictions.
+    """Feed passages of the context again to copies of both caches, and compare the predictions.
 
-    The first token of a passage is fed right after the context, unpredicted; every further one is
-    predicted from those before it. Held at once are the logits of all predictions of both caches:
-    up to 3 times `positions` each.
+    The first token of a passage is fed right after the context and not predicted; every further one
+    is predicted from those before it. Memory holds the logits of all predictions of both caches: up
+    to 3 times `positions` each.
 
     Args:
-        exact, restored: caches of the same context; both are left as they are.
+        exact: the exact cache of the context; it does not change.
+        restored: a restored cache of the same context; it does not change.
         token_ids: the context.
         positions: predictions wanted in each passage.
     Raises:

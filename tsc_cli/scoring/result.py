@@ -1,4 +1,4 @@
-"""What was measured of one snapshot that came back out of a file."""
+"""The measured fidelity of one restored snapshot."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from .recall import Recall
 
 @dataclass(frozen=True)
 class Verified:
-    """One snapshot's result.
+    """The measured fidelity of one snapshot.
 
     Attributes:
-        snapshot: its number; `tokens` the tokens it holds.
+        snapshot: its number in the trace.
+        tokens: how many tokens it holds.
         reference: "text" (what followed the prompt in the source) or "sampled" (from the exact
             model).
+        exact: where the exact cache came from: "recomputed", "file" or "capture".
         identical: True if every tensor is bit-identical to the exact one.
-        diverges_at: first greedy token that differs, or None if the `greedy` tokens tried are
-            equal.
+        greedy: how many greedy tokens were compared.
+        diverges_at: the first greedy token that differs, or None if all are equal.
         recall: None if it was not asked for.
     """
 
@@ -42,7 +44,7 @@ class Verified:
         return verdict(self.fidelity.kl_mean)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result without recall, scalars only; NaN becomes null."""
+        """Return the result without recall, scalars only; NaN becomes null."""
         facts = {
             "snapshot": self.snapshot,
             "tokens": self.tokens,
@@ -58,5 +60,5 @@ class Verified:
         return strict_json.writable(facts)
 
     def record(self) -> dict[str, Any]:
-        """Everything that was measured, scalars only, as a quality record in the tier header takes it."""
+        """Return all measurements, scalars only, as a quality record for the tier header."""
         return self.to_dict() | (self.recall.record() if self.recall else {})

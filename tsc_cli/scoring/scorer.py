@@ -1,4 +1,4 @@
-"""Judging candidates: one exact cache, one reference, many restored caches."""
+"""Scoring candidates: one exact cache, one reference, many restored caches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,8 +22,11 @@ from tsc_cli.huggingface.sampling import check_seed
 from tsc_cli.progress import Progress, nothing
 from tsc_cli.scoring.result import Verified
 
-from .continuations import check_positions, followed, reference_of, sample_after
+from .continuations import check_positions, followed, needs_sample, reference_of, sample_after
 from .fidelity import Fidelity, compare
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 class Judge:
@@ -43,17 +46,23 @@ class Judge:
         progress: Progress = nothing,
         beyond: bool = False,
     ) -> None:
-        """Run the exact cache; `beyond` goes on beyond the positions that the model was made for."""
+        """Feed the continuation to the exact cache.
+
+        Args:
+            positions: teacher-forced positions to compare.
+            seed: of the sampled continuation.
+            beyond: go on beyond the positions that the model was made for.
+        """
         check_positions(adapter, positions)
         check_seed(seed)
         trace = source.trace
         self.source = source
         self.snapshot = trace.index(snapshot)
         self._adapter = adapter
-        self._known: dict[str, Fidelity] = {}
+        self._measured: dict[str, Fidelity] = {}
         exact = restore.to_cache(trace, adapter, self.snapshot, allow_model_mismatch=True)
         sampled: list[int] = []
-        if not (self.snapshot == 0 and len(trace.reference) > 1):
+        if needs_sample(trace, self.snapshot):
             last = (
                 exact
                 if self.snapshot == len(trace) - 1
@@ -62,7 +71,7 @@ class Judge:
             sampled = sample_after(trace, adapter, last, positions, seed, progress, beyond=beyond)
         self.reference, tokens = reference_of(trace, self.snapshot, sampled)
         self._tokens = followed(trace, adapter, self.snapshot, tokens, positions, beyond=beyond)
-        self._exact = score(adapter, exact, self._tokens[:-1])
+        self._exact_logits = score(adapter, exact, self._tokens[:-1])
         self._cache = exact
 
     @property
@@ -70,34 +79,36 @@ class Judge:
         return self._adapter.device
 
     def of_trace(self, trace: Trace) -> Fidelity:
-        """The fidelity of a restored trace at the judge's snapshot."""
-        restored = restore.to_cache(trace, self._adapter, self.snapshot, allow_model_mismatch=True)
-        return compare(self._exact, score(self._adapter, restored, self._tokens[:-1], finite=False), self._tokens[1:])
+        """Return the fidelity of a restored trace at the judge's snapshot."""
+        return self._of_cache(restore.to_cache(trace, self._adapter, self.snapshot, allow_model_mismatch=True))
+
+    def of_rows(self, rows: Sequence[Rows]) -> Fidelity:
+        """Return the fidelity of a cache that holds these rows instead of the exact ones."""
+        return self._of_cache(caches.with_rows(self._cache, rows))
+
+    def _of_cache(self, restored: Cache) -> Fidelity:
+        logits = score(self._adapter, restored, self._tokens[:-1], finite=False)
+        return compare(self._exact_logits, logits, self._tokens[1:])
 
     def exact_rows(self) -> list[Rows]:
-        """Keys and values of every layer of the exact cache, (batch, heads, rows, head size)."""
+        """Return keys and values of each layer of the exact cache, (batch, heads, rows, size)."""
         return caches.rows_of(self._cache)
 
     @property
     def config(self) -> Any:
-        """The model's."""
+        """The model's config."""
         return self._adapter.config
 
-    def of_rows(self, rows: Sequence[Rows]) -> Fidelity:
-        """The fidelity of a cache that holds these rows instead of the exact ones."""
-        restored = caches.with_rows(self._cache, rows)
-        return compare(self._exact, score(self._adapter, restored, self._tokens[:-1], finite=False), self._tokens[1:])
-
     def of_recipe(self, recipe: Recipe) -> Fidelity:
-        """The fidelity of the file that a recipe gives; every recipe is measured once."""
+        """Return the fidelity of a recipe's file; every recipe is measured once."""
         key = repr(recipe)
-        if key not in self._known:
+        if key not in self._measured:
             with scratch_file(self.source, recipe, self.device) as trace:
-                self._known[key] = self.of_trace(trace)
-        return self._known[key]
+                self._measured[key] = self.of_trace(trace)
+        return self._measured[key]
 
     def record(self, recipe: Recipe) -> dict[str, Any]:
-        """The quality record of a recipe's file, as `verify --record` writes one."""
+        """Return the quality record of a recipe's file, as `verify --record` writes one."""
         fidelity = self.of_recipe(recipe)
         tokens = len(self.source.trace.token_ids(self.snapshot))
         return Verified(self.snapshot, tokens, self.reference, "capture", recipe.exact, fidelity, 0, None).to_dict()
@@ -108,7 +119,7 @@ class Judge:
 
 @contextlib.contextmanager
 def scratch_file(source: Source, recipe: Recipe, device: str | torch.device = "cpu") -> Iterator[Trace]:
-    """The recipe's file, written to a scratch folder and loaded, for as long as the context lasts."""
+    """Write the recipe's file to a scratch folder and load it, for the length of the context."""
     with tempfile.TemporaryDirectory(prefix="tsc-") as folder:
         path = Path(folder) / "candidate.tsc"
         with path.open("wb") as sink:

@@ -1,1 +1,1 @@
-"""A session of a model: capturing it, appending to it, going on with it."""
+"""Sessions of a model: capture, append, resume and replay."""

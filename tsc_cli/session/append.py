@@ -1,9 +1,8 @@
-"""Append: a captured session goes on, and its file with it.
+"""Appending to a captured session and its file.
 
-The file is replaced as a whole: what it held is copied, what is new is written behind it, and the
-result takes the file's name when it lies on the disk. So a reader sees the session before or after,
-never between, and a process that is killed leaves the session as it was last acknowledged. One
-writer at a time holds a lock beside it.
+The file is replaced as a whole: its records are copied, new ones are written behind them, and the
+result takes the file's name once it is on the disk. So a reader sees the session either before or
+after, and a killed process leaves it as it was. A lock beside the file admits one writer at a time.
 """
 
 from __future__ import annotations
@@ -36,16 +35,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-_MOST_ENDS = 4096  # texts whose ends a file remembers: the string has a limit
+_MAX_TEXT_ENDS = 4096  # a string in a header has a limit
 
 
 @dataclass(frozen=True)
 class Appended:
-    """What an append tells: the file's length, its snapshots and tokens, and how many of them are new.
+    """What an append did to a file.
 
     Attributes:
-        tier: what the file promises now; `untrue` what it promised before and does not keep at its
-            new length.
+        file_bytes: the file's length.
+        snapshots: all snapshots of the file.
+        new_snapshots: those that were appended.
+        tokens: all tokens of the file.
+        new_tokens: those that were appended.
+        raw_bytes_trace: bytes of all snapshots' tensors.
+        tier: the tier that the file promises now.
+        untrue: the tier that it promised before and does not keep at its new length, or "".
     """
 
     file_bytes: int
@@ -71,14 +76,13 @@ def append(
     progress: Progress = nothing,
     key: KeySource | None = None,
 ) -> Appended:
-    """Restore the last snapshot of a file, feed it more text, decode, and append a snapshot after each.
+    """Restore the last snapshot of a file, feed and decode tokens, and append the new snapshots.
 
     The token that the last run generated and did not feed (`Trace.pending`) is fed first, by
-    itself, as the unbroken run does, whatever token it is. When this returns, the new snapshots are
-    on the disk.
+    itself, as an unbroken run does. When this returns, the new snapshots are on the disk.
 
     Args:
-        prompt: token ids to feed behind it; without any, decoding goes on with the token that was
+        prompt: token ids to feed behind it; if empty, decoding goes on with the token that was
             chosen next.
         steps: tokens to decode, instead of the `steps` of the options; none by default.
         options: how the tokens are fed and chosen; without a keyframe interval and attention.
@@ -86,9 +90,10 @@ def append(
         allow_model_mismatch: skip the check that the model is the one of the file.
         key: the secret of an encrypted file, or what gives it; the file stays encrypted.
     Raises:
-        UsageError: the file was compressed, or made of one that was; it is a batch, or its last
-            snapshot is not the end of a run.
-        MismatchError: another model. StorageError: another process appends, or the disk refuses.
+        UsageError: the file was compressed, or made from a compressed one; it holds a batch, or its
+            last snapshot is not the end of a run.
+        MismatchError: the file belongs to another model.
+        StorageError: another process appends, or the disk refuses.
     """
     adapter, options = ModelAdapter.of(model), options or CaptureOptions()
     options = options if steps is None else replace(options, steps=steps)
@@ -120,13 +125,15 @@ def append(
             sampler = Sampler(options.temperature, options.seed).after(tokens_before(trace))
             loop = DecodeLoop(adapter, cache, recorder, [sampler], progress=progress, next_tokens=list(upcoming[:1]))
             feeds = _run(loop, prompt, options)
+            appends = trace.info.get("appended", 0)
+            appends = appends if isinstance(appends, int) else 0
             ends = trace.text_ends
             if prompt:
-                ends = (*ends[-_MOST_ENDS:], len(trace.token_ids()) + len(trace.pending) + len(prompt))
+                ends = (*ends[-_MAX_TEXT_ENDS:], len(trace.token_ids()) + len(trace.pending) + len(prompt))
             info = (
                 trace.info
                 | {"text_ends": ",".join(map(str, ends))}
-                | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": _times(trace) + 1}
+                | {"feeds": feeds_text([*feeds_of(trace), *feeds]), "appended": appends + 1}
             )
             header, length = writer.finish(tier=trace.tier, capture=info, quality=trace.quality)
             require_readable(sink, file.reader.secret, path)
@@ -144,7 +151,7 @@ def append(
 
 
 def _check(file: TraceFile, trace: Trace, prompt: Sequence[int], options: CaptureOptions) -> None:
-    """Raise UsageError for a file that cannot be appended to, and for options that an append does not have."""
+    """Raise UsageError for a file or options that an append cannot take."""
     if lost_by := promises.loss_of_trace(trace):
         raise UsageError(
             f"was compressed ({lost_by}): a session can only go on from what is exact",
@@ -160,14 +167,8 @@ def _check(file: TraceFile, trace: Trace, prompt: Sequence[int], options: Captur
         raise UsageError("there is nothing to append: neither a prompt nor steps")
 
 
-def _times(trace: Trace) -> int:
-    """How often something was appended before."""
-    times = trace.info.get("appended", 0)
-    return times if isinstance(times, int) else 0
-
-
 def _run(loop: DecodeLoop, prompt: Sequence[int], options: CaptureOptions) -> list[Feed]:
-    """Feed the prompt behind the pending token and decode; returns in which passes tokens were fed."""
+    """Feed the prompt behind the pending token and decode; return in which passes that was done."""
     feeds = []
     if prompt:
         pending = loop.next_tokens

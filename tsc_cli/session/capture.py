@@ -1,4 +1,4 @@
-"""Capture: run a prompt and some decode steps, and record the cache at each."""
+"""Capture: feed a prompt, decode some steps, and record the cache at each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,17 @@ REFERENCE_TOKENS = 257  # 256 positions to score, and the target of the last
 
 @dataclass(frozen=True)
 class Captured:
-    """What a capture to a file tells: its length, the cached scalars of its final cache, the seconds of the prefill."""
+    """What a capture wrote to a file.
+
+    Attributes:
+        file_bytes: the file's length.
+        raw_bytes_trace: bytes of all snapshots' tensors.
+        raw_bytes_final: bytes of the last snapshot's tensors.
+        values_final: scalars of the last snapshot's tensors.
+        prompt_tokens: tokens of each sequence of the prompt, with padding.
+        snapshots: how many were recorded.
+        prefill_seconds: the time that the prompt's passes took.
+    """
 
     file_bytes: int
     raw_bytes_trace: int
@@ -59,7 +69,7 @@ def capture(
     tokenizer: PreTrainedTokenizerBase | None = None,
     reference: Sequence[int] = (),
 ) -> Trace:
-    """Capture a trace into memory (each row once).
+    """Capture a trace into memory, each row once.
 
     Args:
         input_ids: the prompt's token ids, a sequence or a tensor of shape (tokens,) or (batch,
@@ -67,8 +77,8 @@ def capture(
         steps: tokens to decode after the prompt, instead of the `steps` of the options; none by
             default.
         attention_mask: (batch, tokens), 0 at padding, which must be at the left.
-        decoder_input_ids, input_features: for models with an encoder, as `model.generate` takes
-            them.
+        decoder_input_ids: as `model.generate` takes them, for a model with an encoder.
+        input_features: as `model.generate` takes them, for a speech model.
         tokenizer: if given, its hash becomes part of the fingerprint.
         reference: the text that followed, as token ids, for `verify`.
     Returns:
@@ -80,7 +90,7 @@ def capture(
     """
     adapter, options = ModelAdapter.of(model), options or CaptureOptions()
     options = options if steps is None else replace(options, steps=steps)
-    caches.new_cache(adapter)  # a model that cannot be captured is refused before anything is said of its prompt
+    caches.new_cache(adapter)  # a model that cannot be captured is refused before its prompt is checked
     prompt = prompt_of(
         adapter,
         input_ids,
@@ -112,7 +122,7 @@ def capture_to_file(
     progress: Progress = nothing,
     key: Secret | None = None,
 ) -> Captured:
-    """Capture straight into a .tsc file; rows are written as they come and never held twice."""
+    """Capture into a .tsc file; see `capture_to_sink`."""
     with atomic_write(path, overwrite=overwrite) as file:
         return capture_to_sink(
             model,
@@ -141,11 +151,14 @@ def capture_to_sink(
     progress: Progress = nothing,
     key: Secret | None = None,
 ) -> Captured:
-    """As `capture_to_file`, to anything that can be written to in order, such as a pipe.
+    """Capture into a file or pipe; rows are written as they come and never held twice.
 
     Args:
         prompt: from `prompt_of`, or the token ids of one sequence.
-        key: encrypt the file with it.
+        reference: the text that followed, as token ids, for `verify`.
+        info: further facts for the tier header.
+        deterministic: give equal captures equal files.
+        key: encrypts the file.
     """
     adapter = ModelAdapter.of(model)
     caches.new_cache(adapter)
@@ -175,12 +188,12 @@ def capture_to_sink(
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A cache that holds a prompt.
+    """A cache filled with a prompt.
 
     Attributes:
         logits: after the last token, (batch, vocabulary).
-        seconds: what the passes took.
-        observation: of the attention, if the options ask for it.
+        seconds: the time that the passes took.
+        observation: the attention that the rows received, if the options ask for it.
     """
 
     cache: Cache
@@ -193,7 +206,7 @@ class Prefilled:
 def prefill_prompt(
     adapter: ModelAdapter, prompt: Prompt, options: CaptureOptions, progress: Progress = nothing
 ) -> Prefilled:
-    """Check everything that can be checked before the model runs, and feed it the prompt."""
+    """Check the request as far as possible before the model runs, and feed it the prompt."""
     options.check()
     if options.attention and (prompt.batch > 1 or prompt.encoder):
         raise UsageError("attention is observed in one sequence of a model without an encoder only")
@@ -223,7 +236,7 @@ def record(
     sink: RowSink,
     progress: Progress = nothing,
 ) -> None:
-    """Record the prompt's snapshot, decode, and record the snapshots of that, into the sink."""
+    """Record the prompt's snapshot and those of the decode steps into the sink."""
     geometry = prefilled.geometry
     samplers = [Sampler(options.temperature, options.seed, sequence) for sequence in range(prompt.batch)]
     recorder = Recorder(sink, geometry, keyframe_interval=options.keyframe_interval, label_width=geometry.batch)
@@ -245,7 +258,7 @@ def record(
 
 
 def capture_info(options: CaptureOptions, prompt: Prompt) -> dict[str, Any]:
-    """What the tier header keeps of a capture, so that it can be replayed exactly."""
+    """Return what the tier header keeps of a capture, so that it can be replayed exactly."""
     info: dict[str, Any] = prompt.facts() | {
         "chunk": options.chunk,
         "steps": options.steps,

@@ -1,4 +1,4 @@
-"""The loop that a capture and an append share: tokens are decoded one by one, and snapshots of the cache recorded."""
+"""The decode loop of capture and append, which records snapshots of the cache."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CaptureOptions:
     allow_beyond_positions: bool = False
 
     def check(self) -> None:
-        """Raise UsageError for values that no run can have; a seed and a temperature are checked by the sampler."""
+        """Raise UsageError for invalid values; the sampler checks seed and temperature."""
         for name in ("every", "chunk", "keyframe_interval"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -62,9 +62,9 @@ class DecodeLoop:
     """A model, the cache that it fills, and the recorder that takes snapshots of it.
 
     Attributes:
-        samplers: one for each sequence of the batch; they have been told what was fed.
+        samplers: one for each sequence of the batch; they know what was fed.
         padding: tokens at the beginning of each sequence that are padding.
-        next_tokens: the token that each sequence goes on with; it was chosen and not fed yet.
+        next_tokens: the token that was chosen for each sequence and not yet fed.
     """
 
     adapter: ModelAdapter
@@ -83,13 +83,13 @@ class DecodeLoop:
         """Record the cache as it is now.
 
         Args:
-            tokens: what was fed since the last snapshot, an id for each sequence, token by token.
+            tokens: the ids fed since the last snapshot, one a sequence, token by token.
         """
         rows, states = caches.rows_of(self.cache), caches.states_of(self.cache)
         self.recorder.snapshot(tokens, rows, self.next_tokens, states)
 
     def decode(self, steps: int, every: int) -> None:
-        """Decode `steps` tokens; record a snapshot after each `every` of them, and after the last."""
+        """Decode `steps` tokens; record a snapshot after each `every` of them and the last."""
         fed: list[int] = []
         for step in range(1, steps + 1):
             tokens = self.next_tokens

@@ -1,7 +1,8 @@
-"""How the tokens of a trace were fed, so that a run can be made again exactly: in which passes."""
+"""Replaying a captured run in the same passes, so that its caches come out exactly."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,30 +20,30 @@ _TEXT = re.compile(r"\d{1,9}/\d{1,9}(,\d{1,9}/\d{1,9})*")
 
 
 class Feed(NamedTuple):
-    """`tokens` that were fed `chunk` at a time."""
+    """`tokens` tokens that were fed `chunk` at a time."""
 
     tokens: int
     chunk: int
 
 
 def feeds_text(feeds: Sequence[Feed]) -> str:
-    """As the tier header's `capture` object holds it, such as 1024/1024,64/1."""
+    """Return the feeds as the tier header's `capture` object holds them: 1024/1024,64/1."""
     merged: list[Feed] = []
-    for fed in feeds:
-        if merged and merged[-1].chunk == fed.chunk == 1:
-            merged[-1] = Feed(merged[-1].tokens + fed.tokens, 1)
+    for tokens, chunk in feeds:
+        if merged and merged[-1].chunk == chunk == 1:
+            merged[-1] = Feed(merged[-1].tokens + tokens, 1)
         else:
-            merged.append(fed)
-    return ",".join(f"{fed.tokens}/{fed.chunk}" for fed in merged)
+            merged.append(Feed(tokens, chunk))
+    return ",".join(f"{tokens}/{chunk}" for tokens, chunk in merged)
 
 
 def feeds_of(trace: Trace) -> list[Feed]:
-    """The feeds of a trace whose tokens are known; what its header does not say was fed one by one."""
+    """Return the feeds of a trace; tokens that its header does not cover were fed one by one."""
     total = trace.views[-1].tokens_seen
     text = trace.info.get("feeds")
     if isinstance(text, str) and _TEXT.fullmatch(text):
         feeds = [Feed(*map(int, piece.split("/"))) for piece in text.split(",")]
-        if sum(fed.tokens for fed in feeds) == total and all(min(fed) > 0 for fed in feeds):
+        if sum(tokens for tokens, _ in feeds) == total and all(min(entry) > 0 for entry in feeds):
             return feeds
     first = trace.views[0].tokens_seen
     prompt = trace.info.get("prompt_tokens", first)
@@ -53,13 +54,11 @@ def feeds_of(trace: Trace) -> list[Feed]:
 
 
 def passes_to(trace: Trace, length: int) -> int:
-    """Passes that it takes to feed the first `length` tokens again; the prompt counts as one."""
-    passes, done = 0, 0
-    for number, fed in enumerate(feeds_of(trace)):
-        if done >= length:
-            break
-        tokens = min(fed.tokens, length - done)
-        passes += 1 if number == 0 else -(-tokens // fed.chunk)
+    """Return how many passes feed the first `length` tokens again; the prompt counts as one."""
+    (prompt, _), *feeds = feeds_of(trace)
+    passes, done = min(length, 1), prompt
+    for tokens, chunk in feeds:
+        passes += math.ceil(min(tokens, max(length - done, 0)) / chunk)
         done += tokens
     return passes
 
@@ -73,11 +72,14 @@ def replayed(
     progress: Any,
     padding: Sequence[int] = (),
 ) -> Iterator[tuple[int, Any]]:
-    """(length, a cache of so many tokens) for each of the lengths, as the capturing run had them, in order.
+    """Yield (length, a cache of so many tokens), as the capturing run had them.
 
     Args:
-        tokens: of one sequence, or (batch, tokens), with `padding` at the beginning of each
-            sequence.
+        tokens: ids of one sequence, or (batch, tokens).
+        lengths: the lengths at which a copy of the cache is wanted, in any order.
+        encoded: the encoder's output, (batch, tokens, width), or None.
+        progress: called with 1 after the prompt and after each later pass.
+        padding: tokens at the beginning of each sequence that are padding.
     """
     wanted = set(lengths)
     feeds = feeds_of(trace)
@@ -90,10 +92,10 @@ def replayed(
         yield first, caches.fork(cache)
     done = first
     with torch.no_grad():
-        for fed in feeds[1:]:
-            stop = min(done + fed.tokens, total)
+        for count, chunk in feeds[1:]:
+            stop = min(done + count, total)
             while done < stop:
-                piece = ids[:, done : min(done + fed.chunk, stop)]
+                piece = ids[:, done : min(done + chunk, stop)]
                 feed(adapter, cache, piece, padding=padding, last_only=True)
                 progress(1)
                 done += piece.shape[1]

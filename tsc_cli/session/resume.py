@@ -1,4 +1,4 @@
-"""Resume: go on generating from a snapshot, here or with transformers' own `generate`."""
+"""Resume: generation goes on from a snapshot, here or in transformers' own `generate`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def resume(
     allow_beyond_positions: bool = False,
     most: int | None = None,
 ) -> Iterator[int]:
-    """Yield the tokens that follow a snapshot, for ever: stop taking them to stop.
+    """Yield the tokens that follow a snapshot, without end.
 
     Without a prompt the first token is the one that the capturing run chose, so that a greedy
     resume gives the same tokens as the uninterrupted run. If it chose none, or if tokens are
@@ -44,11 +44,11 @@ def resume(
         prompt: tokens to feed before generating, behind the snapshot's and a pending one
             (`Trace.pending_at`).
         allow_beyond_positions: go on beyond the positions that the model was made for.
-        most: so many tokens will be taken: refuse at once if there are not as many positions.
+        most: the number of tokens wanted; too many for the model's positions raise at once.
     Raises:
         MismatchError: the trace belongs to another model.
-        UsageError: there is no position left, for the prompt or for the next token; the first token
-            is not known and the cache cannot give up its last token; or the trace is a batch.
+        UsageError: no position is left for the prompt or the next token; the first token is not
+            known and the cache cannot give up its last row; or the trace is a batch.
     """
     adapter = ModelAdapter.of(model)
     sampler = (sampler or Sampler()).after(tokens_before(trace, snapshot))
@@ -74,7 +74,7 @@ def resume(
 
 
 def _within(tokens: Iterator[int], adapter: ModelAdapter, held: int, *, beyond: bool) -> Iterator[int]:
-    """The tokens, until the next one would need a position that is not to be taken."""
+    """Yield the tokens until no position is left for the next one."""
     for count, token in enumerate(tokens, 1):
         yield token
         _require_fit(adapter, held, 0, count, beyond=beyond)
@@ -95,19 +95,18 @@ def generate_inputs(
     into: Cache | None = None,
     allow_beyond_positions: bool = False,
 ) -> dict[str, Any]:
-    """Everything that `model.generate` needs to go on from a snapshot: `model.generate(**generate_inputs(...))`.
+    """Return the arguments with which `model.generate(**generate_inputs(...))` goes on.
 
-    The cache alone is not enough: `generate` wants the tokens that it holds and one more, the masks
-    of a batch, the cache by another name for Mamba, and for an encoder-decoder model something in
-    the shape of the encoder's output.
+    Beside the cache, `generate` needs the tokens that it holds and one more, the masks of a batch,
+    and for an encoder-decoder model a tensor in the shape of the encoder's output.
 
     Args:
         append: token ids to feed next, (tokens,) or (batch, tokens), behind pending ones
             (`Trace.pending_at`), which are always fed first; by default the tokens that the
             capturing run chose next.
         tokenizer, allow_model_mismatch, into: as `to_cache` takes them.
-        allow_beyond_positions: go on beyond the positions that the model was made for; what
-            `generate` makes of that is its own affair.
+        allow_beyond_positions: go on beyond the positions that the model was made for; `generate`
+            itself has no such limit.
     Raises:
         MismatchError: as `to_cache`.
         UsageError: the capturing run chose no token, and none is given; or `generate` would put a
@@ -118,10 +117,10 @@ def generate_inputs(
     batch, padding = trace.geometry.batch, trace.geometry.padding
     upcoming = view.next_tokens if append is None else trace.pending_at(snapshot)
     pending = torch.tensor(upcoming, dtype=torch.int64).reshape(-1, 1) if upcoming else as_ids([])
-    more = as_ids([] if append is None else append)
-    if more.shape[0] not in (1, batch):
-        raise UsageError(f"{more.shape[0]} sequences to append to {batch}")
-    following = torch.cat([pending.expand(batch, -1), more.expand(batch, -1)], 1).to(adapter.device)
+    appended = as_ids([] if append is None else append)
+    if appended.shape[0] not in (1, batch):
+        raise UsageError(f"{appended.shape[0]} sequences to append to {batch}")
+    following = torch.cat([pending.expand(batch, -1), appended.expand(batch, -1)], 1).to(adapter.device)
     if not following.numel():
         raise UsageError("the capturing run chose no next token", hint="append= gives the tokens to go on with")
     adapter.check_tokens(following)
@@ -129,14 +128,14 @@ def generate_inputs(
     cache = restore.to_cache(
         trace, adapter, snapshot, tokenizer=tokenizer, allow_model_mismatch=allow_model_mismatch, into=into
     )
-    held = torch.tensor(
+    past = torch.tensor(
         [trace.labels.tokens(view.history, sequence) for sequence in range(batch)], device=adapter.device
     )
     if not caches.takes_several(cache) and following.shape[1] > 1:
         feed(adapter, cache, following[:, :-1], padding=padding, last_only=True)
-        held, following = torch.cat([held, following[:, :-1]], 1), following[:, -1:]
+        past, following = torch.cat([past, following[:, :-1]], 1), following[:, -1:]
     adapter.positions.settle()
-    ids = torch.cat([held, following], 1)
+    ids = torch.cat([past, following], 1)
     mask = padding_arguments(adapter, padding or (0,) * batch, 0, ids.shape[1])["attention_mask"]
     if isinstance(cache, EncoderDecoderCache):
         _require_start(adapter, ids)
@@ -146,7 +145,7 @@ def generate_inputs(
             adapter.generate_argument: cache,
             "encoder_outputs": BaseModelOutput(last_hidden_state=encoder_placeholder(adapter, cache)),
         }
-    if not caches.tokens_seen(cache):  # states alone count no tokens: `generate` would feed all of them again
+    if not caches.tokens_seen(cache):  # states count no tokens: `generate` would feed all of them again
         return {"input_ids": following, adapter.generate_argument: cache}
     return {"input_ids": ids, "attention_mask": mask, adapter.generate_argument: cache}
 

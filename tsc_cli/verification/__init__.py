@@ -1,1 +1,1 @@
-"""Comparing what a file restores with an exact cache, and its claims with a new prefill."""
+"""Comparing a file's caches with exact ones, and its claims with a new prefill."""

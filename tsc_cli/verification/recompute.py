@@ -1,10 +1,10 @@
 """Recompute: are the rows of a file those of its tokens?
 
-Checksums find damage, not lies: a valid file may hold the cache of another text under its tokens.
-So the tokens are fed to the model again as the header says that they were, and every stored row and
-state is compared with what comes out: bit-identical, or within what rounding and the file's own
-codec explain (see `tolerances`). What the codec explains is found by coding the recomputed rows by
-the header's recipe: where the run is repeated exactly, the very same records come out.
+A file with correct checksums may still hold the cache of another text under its tokens. So the
+tokens are fed to the model again in the passes that the header states, and every stored row and
+state is compared with the result: it must be bit-identical, or within the tolerance for rounding
+and the codec's loss (see `tolerances`). That loss is found by coding the recomputed rows by the
+header's recipe; where the run is repeated exactly, this gives the same records.
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """The worst of what a snapshot is the first to hold.
+    """One compared row or state; errors are in units of the RMS of its head's rows.
 
     Attributes:
-        part: "keys", "values", "indexer keys", or the name of a state; sequence, head, row: where,
-            None for a state.
-        error, own, allowed: |stored - recomputed|, what the codec loses of the recomputed row, and
-            what is allowed, each over the RMS of the rows of the head.
-        share: of what is allowed, by the row alone or its head as a whole; over 1 is wrong, 0 is
-            bit-identical.
+        snapshot: the first one that holds it.
+        part: "keys", "values", "indexer keys", or the name of a state.
+        sequence: its index in the batch.
+        head: its head; None for a state.
+        row: its row number; None for a state.
+        error: |stored - recomputed|.
+        own: the codec's loss of the recomputed row.
+        allowed: the tolerance.
+        share: distance over tolerance of the row or its head, whichever is larger; over 1 is wrong,
+            0 is bit-identical.
         coarse: the codec loses so much that rows of another text would pass as well.
     """
 
@@ -66,8 +70,8 @@ class Entry:
         place += "" if self.head is None else f", head {self.head}"
         if self.coarse and self.error <= self.allowed:
             return f"{place}: the codec loses so much ({self.own:.3g} of the RMS) that rows of another text would pass"
-        what = "it" if self.row is None else f"row {self.row}"
-        return f"{place}: {what} is {self.error:.3g} of the RMS away, {self.allowed:.3g} is allowed"
+        subject = "it" if self.row is None else f"row {self.row}"
+        return f"{place}: {subject} is {self.error:.3g} of the RMS away, {self.allowed:.3g} is allowed"
 
 
 @dataclass
@@ -101,7 +105,12 @@ class Compared:
 
 @dataclass
 class Findings:
-    """What `recompute` found: a line for each lie, and each snapshot."""
+    """The result of `recompute`.
+
+    Attributes:
+        lies: a line for each false statement of the file.
+        snapshots: the comparison of each snapshot.
+    """
 
     lies: list[str] = field(default_factory=list)
     snapshots: list[Compared] = field(default_factory=list)
@@ -134,36 +143,34 @@ def recompute(
             hint="tsc verify without --recompute measures them",
         )
     fingerprint.require_same(trace.fingerprint, fingerprint.of(adapter, tokenizer))
-    found = Findings(list(header_claims.labels(trace)))
-    if found.lies:  # rows of which it is not known what they are cannot be compared
-        return found
+    findings = Findings(list(header_claims.labels(trace)))
+    if findings.lies:  # rows without true labels cannot be compared
+        return findings
     try:
         recipe = header_claims.recipe(trace)
     except UsageError as error:
         return Findings([header_claims.refused(error)])
     exact = recomputed(trace, adapter, progress)
-    under = exact.under(trace)
-    with _coded(under, recipe, adapter.device) as own:
-        found.lies += header_claims.codec(trace, {"lossless"} if own is None else header_claims.codecs_of(own))
+    with _coded(exact.as_trace(trace), recipe, adapter.device) as coded:
+        findings.lies += header_claims.codec(trace, {"lossless"} if coded is None else header_claims.codecs_of(coded))
         table = {number: Compared(number) for number in range(len(trace))}
         dtype = coarser(trace.geometry.dtype, adapter.dtype_name)
         promise = header_claims.promise(recipe)
-        for layer, part, distances, first, numbers in of_rows(trace, own, exact):
+        for layer, part, distances, first, numbers in of_rows(trace, coded, exact):
             _enter(table, layer, part, judge(distances, dtype, promise), distances, first, numbers)
-        for layer, part, distances in of_states(trace, own, exact):
-            every = torch.arange(len(trace))
-            _enter(table, layer, part, judge(distances, dtype), distances, every, None)
-    found.snapshots = [table[number] for number in sorted(table)]
-    wrong = [one for one in found.snapshots if one.first_wrong is not None]
+        for layer, part, distances in of_states(trace, coded, exact):
+            _enter(table, layer, part, judge(distances, dtype), distances, torch.arange(len(trace)), None)
+    findings.snapshots = list(table.values())
+    wrong = [snapshot for snapshot in findings.snapshots if snapshot.first_wrong is not None]
     if wrong:
-        found.lies.insert(0, str(wrong[0].first_wrong))
-        if (count := sum(one.wrong for one in wrong)) > 1:
-            found.lies.insert(1, f"and {count - 1} more of layers and parts, in {len(wrong)} snapshots")
-    return found
+        findings.lies.insert(0, str(wrong[0].first_wrong))
+        if (count := sum(snapshot.wrong for snapshot in wrong)) > 1:
+            findings.lies.insert(1, f"and {count - 1} more of layers and parts, in {len(wrong)} snapshots")
+    return findings
 
 
 def coarser(*dtypes: str) -> str:
-    """The dtype of the largest rounding; of layers of states alone, the states may be finer than the model computes."""
+    """Return the dtype of the largest rounding: states may be finer than the model's dtype."""
     return max((dtype for dtype in dtypes if dtype in ROUNDING), key=lambda dtype: ROUNDING[dtype].row)
 
 
@@ -176,14 +183,19 @@ def _enter(
     first: torch.Tensor,
     numbers: torch.Tensor | None,
 ) -> None:
-    """Put one part of one layer into the table; `first` is the snapshot of each row, `numbers` its number."""
-    for snapshot in sorted(set(first.tolist())):
-        at = (first == snapshot).nonzero()[:, 0]
-        share, compared = judged.share[..., at], table[snapshot]
+    """Add one part of one layer to the table.
 
-        def entry(place: torch.Tensor, at: torch.Tensor = at, snapshot: int = snapshot) -> Entry:
-            sequence, head, row = (int(one) for one in place)
-            where = sequence, head, int(at[row])
+    Args:
+        first: the first snapshot that holds each row, (rows,).
+        numbers: the number of each row, (rows,); None for states.
+    """
+    for snapshot in sorted(set(first.tolist())):
+        columns = (first == snapshot).nonzero()[:, 0]
+        share, compared = judged.share[..., columns], table[snapshot]
+
+        def entry(place: torch.Tensor, columns: torch.Tensor = columns, snapshot: int = snapshot) -> Entry:
+            sequence, head, column = (int(index) for index in place)
+            where = sequence, head, int(columns[column])
             return Entry(
                 snapshot,
                 layer,
@@ -192,27 +204,27 @@ def _enter(
                 None if numbers is None else head,
                 None if numbers is None else int(numbers[where[2]]),
                 float(judged.error[where]),
-                float(judged.own[where]),
+                float(judged.lost[where]),
                 float(judged.allowed[where]),
                 float(judged.share[where]),
                 bool(judged.coarse[where[:2]]),
             )
 
-        compared.tensors += len(at)
-        compared.identical += int(distances.identical[..., at].all(0).all(0).sum())
+        compared.tensors += len(columns)
+        compared.identical += int(distances.identical[..., columns].all(0).all(0).sum())
         worst = share.amax()
-        error = torch.where(share == worst, judged.error[..., at], -1.0).nan_to_num(torch.inf)
+        error = torch.where(share == worst, judged.error[..., columns], -1.0).nan_to_num(torch.inf)
         compared.add(entry((error == error.amax()).nonzero()[0]))
         wrong = ~(share <= 1)
         if bool(wrong.any()):
             compared.wrong += 1
             row = int(wrong.any(0).any(0).nonzero()[0])
-            found = entry(torch.tensor([*wrong[..., row].nonzero()[0].tolist(), row]))
-            compared.first_wrong = compared.first_wrong or found
+            first_wrong = entry(torch.tensor([*wrong[..., row].nonzero()[0].tolist(), row]))
+            compared.first_wrong = compared.first_wrong or first_wrong
 
 
 def _coded(
     trace: Trace, recipe: Recipe | None, device: torch.device
 ) -> contextlib.AbstractContextManager[Trace | None]:
-    """What the recipe makes of the recomputed rows, or None if it loses nothing."""
+    """Return a context with the recomputed rows after the codec, or None for an exact codec."""
     return contextlib.nullcontext() if recipe is None else scratch_file(Source(trace), recipe, device)

@@ -44,7 +44,7 @@ class VerifyOptions:
 
     Attributes:
         positions: teacher-forced positions.
-        greedy: tokens generated greedily from both caches to find where they part; 0 skips it.
+        greedy: tokens generated greedily from both caches to find where they differ; 0 skips it.
         seed: of the sampled continuation.
         recall: also repeat passages of the context, each with at most `positions` predictions; see
             `recall`.
@@ -102,7 +102,7 @@ def verify_snapshots(
     allow_model_mismatch: bool = False,
     progress: Progress = nothing,
 ) -> list[Verified]:
-    """Score several snapshots, as `verify` does one; the exact run and the sampled continuation are made once.
+    """Score several snapshots, as `verify` does one, with one exact run and one continuation.
 
     Args:
         progress: called with the number of passes done; `passes` says how many there will be.
@@ -124,17 +124,19 @@ def verify_snapshots(
     if not 0 <= options.greedy <= MOST_POSITIONS:
         raise UsageError(f"greedy is not from 0 to {MOST_POSITIONS}")
     plan = _Plan.of(trace, wanted, against=against is not None)
-    kept = dict(_exact_caches(trace, adapter, plan.first_pass, against, progress))
+    exact_by_number = dict(_exact_caches(trace, adapter, plan.first_pass, against, progress))
     sampled: list[int] = []
     if plan.sample:
         beyond = options.allow_beyond_positions
-        last = kept[len(trace) - 1]
+        last = exact_by_number[len(trace) - 1]
         sampled = sample_after(trace, adapter, last, options.positions, options.seed, progress, beyond=beyond)
     source = "recomputed" if against is None else "file"
     exact_caches = (
-        _exact_caches(trace, adapter, plan.second_pass, against, progress) if plan.second_pass else kept.items()
+        _exact_caches(trace, adapter, plan.second_pass, against, progress)
+        if plan.second_pass
+        else exact_by_number.items()
     )
-    # each exact cache and its restored one are let go before the next snapshot's are made
+    # a generator, so that each snapshot's caches are released before the next one's are made
     return [
         _score(trace, adapter, number, exact, sampled, source, options, progress)
         for number, exact in exact_caches
@@ -162,37 +164,41 @@ def _score(
     greedy = min(options.greedy, free + 1)  # the last of them is not fed
     fidelity = compare(score(adapter, exact, tokens[:-1]), score(adapter, restored, tokens[:-1]), tokens[1:])
     progress(2)
-    diverges = recall = None
+    diverges_at = recall = None
     if greedy:
         paths = [continuation(adapter, cache, reference[0], greedy, Sampler(), progress) for cache in (exact, restored)]
-        diverges = first_difference(*paths)
+        diverges_at = first_difference(*paths)
     if options.recall:
         recall = measure_recall(adapter, exact, restored, history, min(options.positions, free), progress)
     identical = caches.identical(exact, restored)
-    return Verified(number, len(history), name, source, identical, fidelity, greedy, diverges, recall)
+    return Verified(number, len(history), name, source, identical, fidelity, greedy, diverges_at, recall)
 
 
-_KEPT = 4  # exact caches held at once; with more snapshots the run is replayed instead
+_MAX_CACHES = 4  # exact caches in memory at once; with more snapshots the run is replayed
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """In which passes the exact caches are made.
+    """The snapshots whose exact caches are made in each of two runs.
 
-    Sampling needs the last snapshot before the first one can be scored. A few caches are kept from
-    that pass; many would fill the memory, so that a second pass makes them again one by one.
+    Sampling needs the last snapshot before the first one can be scored. Up to four caches are kept
+    from that run. More would fill the memory, so that a second run makes them one by one.
+
+    Attributes:
+        sample: whether tokens are sampled after the last snapshot.
+        feeds: how many passes both runs replay, the prompt as one.
     """
 
     first_pass: list[int]
     second_pass: list[int]
     sample: bool
-    feeds: int  # prompt and steps that are replayed, over both passes
+    feeds: int
 
     @classmethod
     def of(cls, trace: Trace, wanted: list[int], *, against: bool) -> _Plan:
         sample = any(needs_sample(trace, number) for number in wanted)
         everything = sorted({*wanted, len(trace) - 1}) if sample else wanted
-        few = len(everything) <= _KEPT
+        few = len(everything) <= _MAX_CACHES
         first = everything if few else [len(trace) - 1] if sample else []
         second = [] if few else wanted
         feeds = (
@@ -204,7 +210,7 @@ class _Plan:
 
 
 def passes(trace: Trace, snapshots: Sequence[int], options: VerifyOptions, *, against: bool) -> int:
-    """How many forward passes `verify_snapshots` will report to its `progress`."""
+    """Return how many forward passes `verify_snapshots` will report to its `progress`."""
     wanted = sorted({trace.index(number) for number in snapshots})
     plan = _Plan.of(trace, wanted, against=against)
     recalled = wanted if options.recall else []
@@ -215,7 +221,7 @@ def passes(trace: Trace, snapshots: Sequence[int], options: VerifyOptions, *, ag
 def _exact_caches(
     trace: Trace, adapter: ModelAdapter, wanted: Sequence[int], against: Trace | None, progress: Progress
 ) -> Iterator[tuple[int, Cache]]:
-    """(number, exact cache) of each wanted snapshot, in order."""
+    """Yield (number, exact cache) of each wanted snapshot, in order."""
     if not wanted:
         return
     if against is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tsc_cli.bench.ladder import BASELINES, COMPARED_AT, RUNGS, comparison, rows
-from tsc_cli.scoring.interpolation import at_kl
+from tsc_cli.scoring.interpolation import bits_at_kl
 
 
 def row(label: str, kl: float, bits: float, kind: str = "baseline") -> dict[str, Any]:
@@ -17,15 +17,15 @@ def row(label: str, kl: float, bits: float, kind: str = "baseline") -> dict[str,
 
 def test_bits_lie_on_a_line_of_logarithms() -> None:
     points = [(0.001, 4.0), (0.1, 1.0)]
-    assert at_kl(points, 0.01) == pytest.approx(2.0)
-    assert at_kl(points, 0.001) == pytest.approx(4.0)
-    assert at_kl(points, 0.1) == pytest.approx(1.0)
-    assert at_kl(points, 0.0009) is None
-    assert at_kl(points, 0.11) is None
-    assert at_kl([(0.001, 4.0), (0.01, 3.0), (0.1, 1.0)], math.sqrt(0.001)) == pytest.approx(math.sqrt(3))
-    assert at_kl([], 0.01) is None
-    assert at_kl([(0.01, 3.0)], 0.01) is None
-    assert at_kl([(0.01, 3.0), (0.01, 2.0)], 0.01) is None
+    assert bits_at_kl(points, 0.01) == pytest.approx(2.0)
+    assert bits_at_kl(points, 0.001) == pytest.approx(4.0)
+    assert bits_at_kl(points, 0.1) == pytest.approx(1.0)
+    assert bits_at_kl(points, 0.0009) is None
+    assert bits_at_kl(points, 0.11) is None
+    assert bits_at_kl([(0.001, 4.0), (0.01, 3.0), (0.1, 1.0)], math.sqrt(0.001)) == pytest.approx(math.sqrt(3))
+    assert bits_at_kl([], 0.01) is None
+    assert bits_at_kl([(0.01, 3.0)], 0.01) is None
+    assert bits_at_kl([(0.01, 3.0), (0.01, 2.0)], 0.01) is None
 
 
 def ours() -> list[dict[str, Any]]:

@@ -89,7 +89,8 @@ def _refuse_another_beginning(
         pairs = enumerate(zip(whole, session_ids, strict=False))
         same = next((position for position, (new, old) in pairs if new != old), len(whole))
         raise UsageError(
-            f"the messages begin as the session does, and say something else from token {same} of {len(session_ids)} on",
+            f"the messages begin as the session does, and say something else from token {same} of "
+            f"{len(session_ids)} on",
             hint="give the new turns alone, or capture the conversation anew",
         )
 
