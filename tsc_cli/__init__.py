@@ -105,7 +105,8 @@ def __getattr__(name: str) -> Any:
         home = import_module(_HOMES[name])
     except AttributeError as error:  # Python would take it for "no such name", and hide what went wrong inside
         raise ImportError(f"{_HOMES[name]} cannot be imported: AttributeError: {error}", name=_HOMES[name]) from error
-    return getattr(home, name)
+    value = globals()[name] = getattr(home, name)  # looked up once
+    return value
 
 
 def __dir__() -> list[str]:
