@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from formats.codecs.base import NO_BASE, Bases, Codec, Prediction, Surroundings
+from formats.codecs.base import NO_BASE, Bases, BlockContext, Codec, Prediction
 from formats.container.records import Part
 from formats.container.safetensors_buffer import pack, parse
 from formats.trace.blocks import BlockShape, MemoryBlock
@@ -64,8 +64,8 @@ class Predecessors:
         rows: dict[Part, torch.Tensor] = {}
         for part, tensor in block.rows.items():
             bases = self.bases(block, part)
-            payload = parse(pack(codec.encode({part: tensor}, Surroundings(bases=bases))), codec.name)
-            rows |= codec.decode(payload, part, shape, tensor.device, Surroundings(fetch=bases.fetch))
+            payload = parse(pack(codec.encode({part: tensor}, BlockContext(bases=bases))), codec.name)
+            rows |= codec.decode(payload, part, shape, tensor.device, BlockContext(fetch=bases.fetch))
         return rows
 
     def _fetch(self, block: MemoryBlock, part: Part, numbers: Sequence[int]) -> torch.Tensor:

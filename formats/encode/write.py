@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from formats.codecs import Surroundings, codec_by_name
+from formats.codecs import BlockContext, codec_by_name
 from formats.container.encryption import Secret
 from formats.container.records import Part
 from formats.container.writer import Sink
@@ -132,9 +132,9 @@ class _Encoder:
             return max(1, min(self._codec.block_rows, MAX_BLOCK_BYTES // run_bytes)), MAX_BLOCK_BYTES
         return self._codec.block_rows, TARGET_RECORD_RAW
 
-    def _around(self, key: BlockKey) -> Surroundings:
+    def _context(self, key: BlockKey) -> BlockContext:
         positions = self._labels.positions
-        return Surroundings(
+        return BlockContext(
             first_layer=key.first_layer, positions=positions[key.first_row : key.span.stop], end=max(positions) + 1
         )
 
@@ -144,7 +144,7 @@ class _Encoder:
         if self._predecessors is None:
             codec = self._exact_codec if block.key.first_row >= self._exact_from else self._codec
             codec = self._sink_codec if sink else codec
-            writer.add_block(block, codec, self._around(block.key))
+            writer.add_block(block, codec, self._context(block.key))
             if Part.JOINT in codec.parts and Part.INDEXER in block.rows:
                 writer.add_block(MemoryBlock(block.key, {Part.INDEXER: block.rows[Part.INDEXER]}), self._beside)
             return
@@ -154,5 +154,5 @@ class _Encoder:
         for piece in self._predecessors.split(block) if codec is self._codec else [block]:
             for part in piece.rows:
                 bases = self._predecessors.bases(piece, part)
-                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, Surroundings(bases=bases))
+                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, BlockContext(bases=bases))
             self._predecessors.remember(piece, codec)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from formats.codecs import Surroundings
+from formats.codecs import BlockContext
 from formats.codecs.klt import fitting, importance
 from formats.codecs.klt.codec import Klt, KltSettings
 from formats.codecs.klt.fitting import Rank
@@ -327,7 +327,7 @@ class Contexts:
         return cache
 
 
-def joint_blocks(cache: Cache, geometry: Geometry) -> Iterator[tuple[dict[Part, torch.Tensor], Surroundings]]:
+def joint_blocks(cache: Cache, geometry: Geometry) -> Iterator[tuple[dict[Part, torch.Tensor], BlockContext]]:
     """The rows of each run of layers as codec klt takes them, (layers, 1, heads, rows, head size)."""
     rows = caches.rows_of(cache)
     for first, count, spec in geometry.runs():
@@ -336,7 +336,7 @@ def joint_blocks(cache: Cache, geometry: Geometry) -> Iterator[tuple[dict[Part, 
         layers = rows[first : first + count]
         held = layers[0][0].shape[2]
         seen = caches.tokens_seen(cache)
-        around = Surroundings(first_layer=first, positions=range(seen - held, seen), end=seen)
+        around = BlockContext(first_layer=first, positions=range(seen - held, seen), end=seen)
         yield (
             {
                 Part.KEYS: torch.stack([parts[0] for parts in layers]),

@@ -69,15 +69,15 @@ class Profile:
     def tables(self) -> CodeTables:
         return tables_of(self._views)
 
-    def fineness_at(self, what: str, value: float) -> int | None:
+    def fineness_at(self, where: str, value: float) -> int | None:
         """The fineness at which calibration measured about this "kl" or these "bits" a value; None if it did not."""
-        points = [point for point in self.curve if point.get(what, 0) > 0 and "fineness" in point]
+        points = [point for point in self.curve if point.get(where, 0) > 0 and "fineness" in point]
         if not points or not 0 < value < math.inf:
             return None
-        points.sort(key=lambda point: abs(math.log(point[what] / value)))
+        points.sort(key=lambda point: abs(math.log(point[where] / value)))
         near, other = points[0], points[min(1, len(points) - 1)]
-        between = math.log(other[what] / near[what])
-        share = math.log(value / near[what]) / between if between else 0.0
+        between = math.log(other[where] / near[where])
+        share = math.log(value / near[where]) / between if between else 0.0
         return round(near["fineness"] + min(max(share, -1), 1) * (other["fineness"] - near["fineness"]))
 
     def run(self, first_layer: int, layer_count: int) -> list[int]:
@@ -117,36 +117,36 @@ def dumps(
     return loads(pack({DESCRIPTION: description, **packed(groups, tables)}))
 
 
-def loads(data: bytes, what: str = "profile") -> Profile:
+def loads(data: bytes, where: str = "profile") -> Profile:
     """Read a profile.  Statistics are unpacked when they are asked for.  Raises CorruptError."""
     if len(data) > MAX_PROFILE_BYTES:
-        raise CorruptError(f"{what}: more than {MAX_PROFILE_BYTES} bytes")
-    views = parse(data, what)
+        raise CorruptError(f"{where}: more than {MAX_PROFILE_BYTES} bytes")
+    views = parse(data, where)
     if DESCRIPTION not in views or views[DESCRIPTION].dtype != "U8":
-        raise CorruptError(f"{what}: is a safetensors file, but not a profile")
+        raise CorruptError(f"{where}: is a safetensors file, but not a profile")
     found = schema.fields(
-        strict_json.loads(bytes(views[DESCRIPTION].data), what),
-        what,
+        strict_json.loads(bytes(views[DESCRIPTION].data), where),
+        where,
         ("schema", "name", "fingerprint", "info", "curve", "groups"),
     )
     if found["schema"] != SCHEMA:
-        raise CorruptError(f"{what}: schema {SCHEMA} was expected")
-    entries = schema.items(found["groups"], f"{what} groups", MAX_GROUPS)
-    shapes = tuple(shape.from_json(entry, f"{what} groups") for entry in entries)
+        raise CorruptError(f"{where}: schema {SCHEMA} was expected")
+    entries = schema.items(found["groups"], f"{where} groups", MAX_GROUPS)
+    shapes = tuple(shape.from_json(entry, f"{where} groups") for entry in entries)
     if not shapes:
-        raise CorruptError(f"{what}: no groups")
+        raise CorruptError(f"{where}: no groups")
     if any(b.first_layer < a.first_layer + a.layer_count for a, b in pairwise(shapes)):
-        raise CorruptError(f"{what}: groups are not in the order of layers")
-    check(views, shapes, what)
-    fingerprint = schema.fields(found["fingerprint"], f"{what} fingerprint", (), found["fingerprint"] or ())
+        raise CorruptError(f"{where}: groups are not in the order of layers")
+    check(views, shapes, where)
+    fingerprint = schema.fields(found["fingerprint"], f"{where} fingerprint", (), found["fingerprint"] or ())
     return Profile(
-        schema.string(found["name"], f"{what} name"),
-        {key: schema.string(value, f"{what} fingerprint") for key, value in fingerprint.items()},
+        schema.string(found["name"], f"{where} name"),
+        {key: schema.string(value, f"{where} fingerprint") for key, value in fingerprint.items()},
         shapes,
-        schema.fields(found["info"], f"{what} info", (), found["info"] or ()),
+        schema.fields(found["info"], f"{where} info", (), found["info"] or ()),
         [
-            {key: schema.number(value, f"{what} curve") for key, value in schema.fields(p, what, (), p).items()}
-            for p in schema.items(found["curve"], f"{what} curve", 256)
+            {key: schema.number(value, f"{where} curve") for key, value in schema.fields(p, where, (), p).items()}
+            for p in schema.items(found["curve"], f"{where} curve", 256)
         ],
         data,
         views,

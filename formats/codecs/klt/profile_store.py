@@ -198,8 +198,8 @@ def to_tensors(profile: Profile, *, embed: bool) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def from_tensors(tensors: Mapping[str, TensorView], what: str) -> ProfileReference:
+def from_tensors(tensors: Mapping[str, TensorView], where: str) -> ProfileReference:
     """Check the tensors of a PROFILE record.  Raises CorruptError; needs no torch."""
     held: dict[str, tuple[str, tuple[int | None, ...]]] = {"data": ("U8", (None,))} if "data" in tensors else {}
-    expect(tensors, {"digest": ("U8", (_DIGEST_BYTES,)), **held}, what)
+    expect(tensors, {"digest": ("U8", (_DIGEST_BYTES,)), **held}, where)
     return ProfileReference(bytes(tensors["digest"].data).hex(), tensors["data"].data if held else None)
