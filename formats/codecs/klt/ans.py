@@ -1,4 +1,6 @@
-"""Entropy coding of small integers with static tables: asymmetric numeral systems (Duda, arXiv 1311.2540).
+"""Entropy coding of small integers with static tables, by asymmetric numeral systems.
+
+(Duda, arXiv 1311.2540.)
 
 The coder is constriction's `AnsCoder`: a stack of 32-bit words, a state of 64 bits, probabilities
 in units of 2**-24.  Every symbol has a class, which is the row of the table that codes it.  Classes
@@ -57,8 +59,8 @@ class Tables:
         import constriction  # its submodules are attributes, not modules that can be imported
         import numpy as np
 
-        # constriction gives every symbol one unit and shares out the rest in proportion; it is given
-        # the rest in integers, which a double holds exactly, so that nothing is rounded
+        # constriction gives every symbol one unit and shares out the rest in proportion: given the
+        # rest itself, in integers that a double holds exactly, it rounds nothing
         return [
             constriction.stream.model.Categorical(row.astype(np.float64) - 1, perfect=False) for row in self.frequencies
         ]

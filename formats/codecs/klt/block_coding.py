@@ -63,7 +63,7 @@ class _Group:
         return ~self.tokens.others | rest
 
     def predicted(self, before: torch.Tensor | None) -> torch.Tensor | None:
-        """Predict coefficients over their scales, (tokens, rank), from those of the group before."""
+        """Predict coefficients over their scales, (tokens, rank), from the group before."""
         if self.group.predict is None or before is None:
             return None
         count = min(before.shape[1], self.group.predict.shape[1])
@@ -169,8 +169,7 @@ class GroupWriter(_Group):
         error = self.group.by_layer(scaled.square())
         worth = error.sqrt() > _WORTH_CODING
         if auto:
-            # a few rows far outside the basis may cause nearly all of the error: compare errors, not
-            # numbers of rows
+            # compare errors, not rows: a few rows far outside the basis may cause most of the error
             error = error * ~self.tokens.first[:, None]
             self.rest = float((error * worth).sum()) > _WORTH_SHARE * float(error.sum())
             if not self.rest:
