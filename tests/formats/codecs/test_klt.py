@@ -40,7 +40,8 @@ from formats.trace.geometry import Geometry, LayerSpec
 from tests.support import models
 from tests.support.traces import same_bits, same_snapshots
 from tsc_cli import capture
-from tsc_cli.calibration.gather import CalibrationOptions, Gatherer, joint_blocks, profile_of
+from tsc_cli.calibration.gather import CalibrationOptions, Gatherer
+from tsc_cli.calibration.symbol_counting import joint_blocks, profile_of
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.session.decode_loop import CaptureOptions
