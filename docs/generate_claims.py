@@ -101,7 +101,7 @@ def _in_short(facts: dict[str, Any]) -> str:
 
 
 def _compared(facts: dict[str, Any]) -> str:
-    from tsc_cli.bench.ladder import comparison
+    from tsc_cli.bench.comparison import comparison
 
     lines = [["at a KL of", "klt, bits a value", "best other, bits a value", "which", "times fewer"]]
     for one in comparison(facts["rows"]):

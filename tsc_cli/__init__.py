@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from formats.file.writer import save as save
     from formats.trace.trace import Snapshot as Snapshot
     from formats.trace.trace import Trace as Trace
-    from tsc_cli.calibration.calibrate import Effort as Effort
     from tsc_cli.calibration.calibrate import calibrate as calibrate
+    from tsc_cli.calibration.effort import Effort as Effort
     from tsc_cli.compression.compressor import compress as compress
     from tsc_cli.huggingface.adapter import ModelAdapter as ModelAdapter
     from tsc_cli.huggingface.convert import branch as branch
@@ -78,7 +78,8 @@ _NAMES_BY_MODULE = {
     "formats.file.reader": ("load",),
     "formats.file.writer": ("save",),
     "formats.trace.trace": ("Snapshot", "Trace"),
-    "tsc_cli.calibration.calibrate": ("Effort", "calibrate"),
+    "tsc_cli.calibration.calibrate": ("calibrate",),
+    "tsc_cli.calibration.effort": ("Effort",),
     "tsc_cli.compression.compressor": ("compress",),
     "tsc_cli.huggingface.adapter": ("ModelAdapter",),
     "tsc_cli.huggingface.text.chat": ("chat_tokens",),

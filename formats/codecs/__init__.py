@@ -1,20 +1,29 @@
-"""Codecs: rows to bytes and back.  `registry` knows all of them, `base` says what one is."""
+"""Codecs: rows to bytes and back.  `base` defines a codec, `registry` lists all of them."""
 
-from .base import Bases, Codec, Fetch, Prediction, Surroundings
-from .registry import CODECS, codec_by_id, codec_by_name, codec_class, codec_name, is_exact, others, registered
+from .base import Bases, BlockContext, Codec, Fetch, Prediction
+from .registry import (
+    CODECS,
+    codec_by_id,
+    codec_by_name,
+    codec_class,
+    codec_name,
+    installed_codecs,
+    is_exact,
+    registered,
+)
 
 __all__ = [
     "CODECS",
     "Bases",
+    "BlockContext",
     "Codec",
     "Fetch",
     "Prediction",
-    "Surroundings",
     "codec_by_id",
     "codec_by_name",
     "codec_class",
     "codec_name",
+    "installed_codecs",
     "is_exact",
-    "others",
     "registered",
 ]

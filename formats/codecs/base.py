@@ -1,4 +1,4 @@
-"""What a codec is: rows of a few layers to named tensors and back, and what the rest of the product asks of it."""
+"""The interface of a codec, which turns rows of a few layers into named tensors and back."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     import torch
 
 
-# given row numbers, the decoded rows of the block's layers and part, (layers, batch, heads, rows, head size)
+# row numbers -> decoded rows of a block's layers and part, (layers, batch, heads, rows, head size)
 Fetch = Callable[[Sequence[int]], "torch.Tensor"]
 NO_BASE = -1
 
 
 @dataclass(frozen=True)
 class Bases:
-    """For each row of a block the earlier row that predicts it, or NO_BASE.
+    """The earlier rows from which the rows of a block are predicted.
 
     Attributes:
         first_row: the number of the block's first row.
-        numbers: one row number a row, lower than its own.
-        fetch: decoded rows outside the block, as the decoder will have them.
+        numbers: for each row the number of its base, lower than its own, or NO_BASE.
+        fetch: gives decoded rows outside the block, as the decoder will have them.
     """
 
     first_row: int
@@ -37,16 +37,16 @@ class Bases:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a codec may know of a block beside its rows; most codecs need none of it.
+class BlockContext:
+    """What a codec may know of a block besides its rows; most codecs ignore it.
 
     Attributes:
         first_layer: the number of the block's first layer.
         positions: position ids of the rows.
         end: one more than the last position of the trace, for an encoder.
         bases: rows that predict these, for an encoder.
-        fetch: decoded rows outside the block, for a decoder.
-        profile: gives what the file names as its profile, for a decoder; the codec knows its type.
+        fetch: gives decoded rows outside the block, for a decoder.
+        profile: gives the profile that the file names, for a decoder; the codec knows its type.
     """
 
     first_layer: int = 0
@@ -57,7 +57,7 @@ class Surroundings:
     profile: Callable[[], object] | None = None
 
 
-ALONE = Surroundings()
+NO_CONTEXT = BlockContext()
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,11 @@ class Prediction:
     """How an encoder predicts rows from earlier ones.
 
     Attributes:
-        longest_chain: rows of a chain of predictions; the next row of the chain stands by itself.
-        append: rows that a growing cache appends stand by themselves; else the row before predicts them.
-        keyframe_bits: of the first snapshot's rows, 2 to 16 (codec scalar); 0 keeps them exactly.
+        longest_chain: the most rows in a chain of predictions; the next row is coded by itself.
+        append: appended rows of a growing cache are coded by themselves; if false, each is
+            predicted from the row before it.
+        keyframe_bits: bits of the first snapshot's rows, 2 to 16 (codec scalar); 0 keeps them
+            exactly.
     """
 
     longest_chain: int
@@ -76,21 +78,24 @@ class Prediction:
 
 
 class Codec(ABC):
-    """Rows to tensors and back.  An id names a byte format for ever; another format gets another id.
+    """A codec turns rows into tensors and back.
 
-    An instance holds the settings with which it encodes; what decoding needs is in the payload.
+    An id names one byte format for ever; another format gets another id.  An instance holds the
+    settings with which it encodes; the payload holds everything that decoding needs.
 
     Attributes:
-        id: the literal integer in a record header.
-        name: what a person calls it.
+        id: the integer in a record header.
+        name: the codec's name in recipes and file headers.
         Settings: the type of its settings, a frozen dataclass of scalars that all have a default.
-        parts: the parts that one record holds each; (JOINT,) writes one record for keys and values.
-        exact: every bit of every value comes back, NaNs included; other codecs are given finite values only.
+        parts: the parts that get a record each; (JOINT,) writes one record for keys and values.
+        exact: every bit of every value comes back, NaNs included; other codecs are given finite
+            values only.
         codes_states: it also codes states, given as the values of one layer.
-        needs_profile: its setting `profile` names a profile of the model, without which rows cannot be decoded.
+        needs_profile: decoding needs the profile of the model that its setting `profile` names.
         needs_positions: decoding needs the position ids of the rows.
-        groups_layers: an encoder is given all alike layers of a run at once, not as many as make a record.
-        block_rows: rows of a block, at most.
+        groups_layers: an encoder is given a whole run of equal layers at once, even if that is more
+            than a record usually holds.
+        block_rows: the most rows of a block.
     """
 
     id: ClassVar[int]
@@ -102,7 +107,7 @@ class Codec(ABC):
     needs_profile: ClassVar[bool] = False
     needs_positions: ClassVar[bool] = False
     groups_layers: ClassVar[bool] = False
-    block_rows: ClassVar[int] = 4096  # a table a block costs the less the more rows share it
+    block_rows: ClassVar[int] = 4096  # the tables of a block cost less per row if many rows share them
 
     settings: setting.Settings
 
@@ -111,21 +116,25 @@ class Codec(ABC):
 
     @property
     def prediction(self) -> Prediction | None:
-        """How rows are to be predicted from earlier ones; None if each block stands by itself."""
+        """How rows are predicted from earlier ones; None if each block is coded by itself."""
         return None
 
     @property
     def exact_beyond(self) -> float:
-        """The relative error beyond which a row, or a block of its channels, is kept exactly; 0 if none ever is."""
+        """The relative error beyond which a row or block is kept exactly; 0 for never."""
         return 0.0
 
     @abstractmethod
-    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
-        """The payload tensors (on the CPU) of rows shaped (layers, batch, heads, rows, head size)."""
+    def encode(self, rows: Mapping[Part, torch.Tensor], context: BlockContext = NO_CONTEXT) -> dict[str, torch.Tensor]:
+        """Encode rows (layers, batch, heads, rows, head size) as payload tensors on the CPU."""
 
     @abstractmethod
-    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
-        """Raise CorruptError unless `tensors` can be decoded to `shape`.  Needs no torch."""
+    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, where: str) -> None:
+        """Raise CorruptError unless `tensors` can be decoded to `shape`; this needs no torch.
+
+        Args:
+            where: the record, for messages.
+        """
 
     @abstractmethod
     def decode(
@@ -134,16 +143,16 @@ class Codec(ABC):
         part: Part,
         shape: BlockShape,
         device: str | torch.device,
-        around: Surroundings = ALONE,
+        context: BlockContext = NO_CONTEXT,
     ) -> dict[Part, torch.Tensor]:
-        """The rows of checked tensors, in the cache's dtype, shaped as they were given to `encode`."""
+        """Decode checked tensors to rows in the cache's dtype, shaped as `encode` got them."""
 
     def bases(self, tensors: Mapping[str, TensorView]) -> Sequence[int]:
-        """The numbers of the rows from which the rows of checked tensors are predicted; may hold NO_BASE."""
+        """Return the number of the base of each row in checked tensors, which may be NO_BASE."""
         del tensors
         return ()
 
     def coded_blocks(self, tensors: Mapping[str, TensorView]) -> tuple[int, int]:
-        """Blocks of channels in checked tensors: how many there are, and how many are kept exactly; (0, 0) without."""
+        """Count the blocks of channels in checked tensors: (all, those that are kept exactly)."""
         del tensors
         return 0, 0

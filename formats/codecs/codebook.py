@@ -1,6 +1,7 @@
-"""Codebooks of blocks of channels: trained by k-means, several at once, deterministic by seed on one device.
+"""Codebooks of blocks of channels, trained by k-means, several at once.
 
-k-means++ is Arthur and Vassilvitskii, SODA 2007.
+The same seed gives the same codebooks on the same device.  k-means++: Arthur and Vassilvitskii,
+SODA 2007.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ if TYPE_CHECKING:
 NORMALIZE = ("head", "channel")
 MAX_CENTROIDS = 256
 MAX_BLOCK = 256
-_CHUNK = 1 << 16  # vectors whose distances to all centroids are held at once
+_CHUNK = 1 << 16  # vectors whose distances to all centroids are in memory at once
 
 
 @dataclass(frozen=True)
 class CodebookSettings(Settings):
-    """Common settings.
+    """The settings that vq and pq have in common.
 
     Attributes:
         block: channels of one head that are coded together.
         centroids: entries of a codebook, 2 to 256.
         fallback: keep a block exactly if its relative error exceeds `threshold`.
-        threshold: of the relative error |x - x'| / |x| of a block.
-        normalize: subtract the mean and divide by the standard deviation of each "head" or each "channel" of it.
-        shared: one codebook for all layers of a record instead of one a layer.
-        samples: vectors on which a codebook is trained, at most.
-        iterations: of k-means.
-        seed: of the samples and of k-means++.
+        threshold: the limit of a block's relative error |x - x'| / |x|.
+        normalize: subtract the mean and divide by the standard deviation of each "head", or of each
+            "channel" of a head.
+        shared: use one codebook for all layers of a record instead of one for each.
+        samples: the most vectors on which a codebook is trained.
+        iterations: iterations of k-means.
+        seed: the seed of the samples and of k-means++.
     """
 
     block: int = 8
@@ -56,7 +58,11 @@ class CodebookSettings(Settings):
 
 
 def train(blocks: torch.Tensor, sub_vectors: int, settings: CodebookSettings) -> torch.Tensor:
-    """Codebooks (books, sub-vectors, centroids, size) for blocks (layers, batch, heads, rows, N, block)."""
+    """Train codebooks (books, sub-vectors, centroids, size) on blocks of channels.
+
+    Args:
+        blocks: (layers, batch, heads, rows, N, block), normalized, float32.
+    """
     import torch
 
     layers = 1 if settings.shared else blocks.shape[0]
@@ -72,7 +78,7 @@ def train(blocks: torch.Tensor, sub_vectors: int, settings: CodebookSettings) ->
 
 
 def assign(blocks: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
-    """Codes (layers, batch, heads, rows, N, sub-vectors), int64."""
+    """Return the codes of blocks, (layers, batch, heads, rows, N, sub-vectors), int64."""
     import torch
 
     layers, (count, subs) = blocks.shape[0], books.shape[:2]
@@ -85,59 +91,59 @@ def assign(blocks: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
 
 
 def look_up(codes: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
-    """Normalized channels (layers, batch, heads, rows, N * block)."""
+    """Return the normalized channels of codes, (layers, batch, heads, rows, N * block)."""
     import torch
 
     layers, (count, subs, _, size) = codes.shape[0], books.shape
-    result = torch.empty(*codes.shape, size, dtype=books.dtype, device=books.device)
+    channels = torch.empty(*codes.shape, size, dtype=books.dtype, device=books.device)
     for layer in range(layers):
         for sub in range(subs):
-            result[layer, ..., sub, :] = books[layer if count > 1 else 0, sub][codes[layer, ..., sub]]
-    return result.flatten(-3)
+            channels[layer, ..., sub, :] = books[layer if count > 1 else 0, sub][codes[layer, ..., sub]]
+    return channels.flatten(-3)
 
 
 def kmeans(vectors: torch.Tensor, centroids: int, *, seed: int, iterations: int) -> torch.Tensor:
-    """Centroids (books, centroids, size) of vectors (books, count, size).
+    """Find centroids (books, centroids, size) of vectors (books, count, size).
 
-    With fewer vectors than centroids some centroids are repeated.
+    If there are fewer vectors than centroids, some centroids are equal.
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device draws the same
-    chosen = _seed(vectors, centroids, generator)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
+    means = _seed(vectors, centroids, generator)
     for _ in range(iterations):
-        sums = torch.zeros_like(chosen)
-        counts = torch.zeros(chosen.shape[:2], dtype=chosen.dtype, device=chosen.device)
+        sums = torch.zeros_like(means)
+        counts = torch.zeros(means.shape[:2], dtype=means.dtype, device=means.device)
         for book, members in enumerate(vectors):
-            closest = nearest(members, chosen[book])
+            closest = nearest(members, means[book])
             sums[book].index_add_(0, closest, members)
-            counts[book] = torch.bincount(closest, minlength=centroids).to(chosen.dtype)
-        # a centroid that lost all its vectors stays where it is
-        chosen = torch.where(counts[..., None] > 0, sums / counts.clamp(min=1)[..., None], chosen)
-    return chosen
+            counts[book] = torch.bincount(closest, minlength=centroids).to(means.dtype)
+        # a centroid that no vector is closest to stays where it is
+        means = torch.where(counts[..., None] > 0, sums / counts.clamp(min=1)[..., None], means)
+    return means
 
 
 def _seed(vectors: torch.Tensor, centroids: int, generator: torch.Generator) -> torch.Tensor:
-    """k-means++: each next centroid is a vector drawn with probability proportional to its squared distance."""
+    """Draw the first centroids by k-means++, with probability proportional to squared distance."""
     import torch
 
     books, count, _ = vectors.shape
     draws = torch.rand(books, centroids, generator=generator, dtype=torch.float64).to(vectors.device)
-    lines = torch.arange(books, device=vectors.device)
+    book_indices = torch.arange(books, device=vectors.device)
     first = (draws[:, 0] * count).long().clamp(max=count - 1)
-    chosen = [vectors[lines, first]]
+    chosen = [vectors[book_indices, first]]
     distances = (vectors - chosen[0][:, None]).square().sum(-1)
-    for number in range(1, centroids):
+    for centroid in range(1, centroids):
         cumulative = distances.double().cumsum(-1)
-        wanted = draws[:, number, None] * cumulative[:, -1:]
-        at = torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=count - 1)
-        chosen.append(vectors[lines, at])
+        wanted = draws[:, centroid, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=count - 1)
+        chosen.append(vectors[book_indices, drawn])
         distances = torch.minimum(distances, (vectors - chosen[-1][:, None]).square().sum(-1))
     return torch.stack(chosen, 1)
 
 
 def nearest(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """The index of the nearest of (centroids, size) for each of (count, size), int64."""
+    """Return the index of the centroid (of (centroids, size)) nearest to each vector, int64."""
     import torch
 
     norms = centroids.square().sum(-1)

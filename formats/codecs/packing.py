@@ -1,8 +1,9 @@
-"""How numbers lie in the bytes of a payload: the layout tensor, byte planes, bits, and codes that share a byte.
+"""How numbers are packed into a payload: the layout tensor, byte planes, bits, and small codes.
 
-zstd entropy-codes bytes (Huffman, order 0).  As many codes as fit share a byte, so that a byte's distribution is the
-joint one of its codes: five ternary codes cost their entropy, where one code a byte would cost at least one bit each.
-Alphabets of more than 256 take two byte planes, low bytes first.
+zstd entropy-codes bytes (Huffman, order 0).  As many codes as fit share a byte, so that a byte has
+the joint distribution of its codes: five ternary codes in a byte cost their entropy, while a byte
+for each would cost at least one bit each.  Alphabets of more than 256 take two byte planes, low
+bytes first.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from formats.errors import CorruptError
 if TYPE_CHECKING:
     import torch
 
-LAYOUT = "layout"  # the payload tensor that holds what decoding needs to know, as 32-bit integers
+LAYOUT = "layout"  # the payload tensor of the 32-bit integers that say how to decode the others
 
 
-def layout_of(tensors: Mapping[str, TensorView], count: int, what: str) -> Sequence[int]:
-    """The `count` integers of a payload's layout tensor.  Raises CorruptError."""
+def layout_of(tensors: Mapping[str, TensorView], count: int, where: str) -> Sequence[int]:
+    """Return the `count` integers of a payload's layout tensor.  Raises CorruptError."""
     if LAYOUT not in tensors:
-        raise CorruptError(f"{what}: there is no tensor {LAYOUT!r}")
-    expect({LAYOUT: tensors[LAYOUT]}, {LAYOUT: ("I32", (count,))}, what)
+        raise CorruptError(f"{where}: there is no tensor {LAYOUT!r}")
+    expect({LAYOUT: tensors[LAYOUT]}, {LAYOUT: ("I32", (count,))}, where)
     return tensors[LAYOUT].integers()
 
 
 def working_dtype(dtype: str) -> torch.dtype:
-    """The dtype of a lossy codec's arithmetic."""
+    """Return the dtype of a lossy codec's arithmetic."""
     import torch
 
     return torch.float64 if dtype == "float64" else torch.float32
 
 
 def to_cache_dtype(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    """`values` in the cache's dtype; what a grid's last step put beyond its range becomes its largest number."""
+    """Convert values to the cache's dtype; those beyond its range become its largest number."""
     import torch
 
     wanted: torch.dtype = getattr(torch, dtype)
@@ -45,7 +46,7 @@ def to_cache_dtype(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def to_planes(values: torch.Tensor) -> torch.Tensor:
-    """Byte planes, uint8 (item bytes, ...), least significant first: high bytes are alike, low ones are noise."""
+    """Split values into byte planes, uint8 (item bytes, ...), least significant first."""
     import torch
 
     octets = values.contiguous().reshape(-1).view(torch.uint8).view(*values.shape, values.element_size())
@@ -53,7 +54,7 @@ def to_planes(values: torch.Tensor) -> torch.Tensor:
 
 
 def from_planes(view: TensorView, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
-    """The inverse of `to_planes`."""
+    """Join the byte planes that `to_planes` made."""
     import torch
 
     planes = to_torch(view, device).view(view.shape)
@@ -64,7 +65,7 @@ def from_planes(view: TensorView, dtype: torch.dtype, device: str | torch.device
 
 
 def to_bits(flags: torch.Tensor) -> torch.Tensor:
-    """Booleans of any shape as a string of bits in uint8, the first in the least significant bit."""
+    """Pack booleans of any shape into uint8, the first in the least significant bit."""
     import torch
 
     octets = torch.nn.functional.pad(flags.reshape(-1).to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
@@ -73,25 +74,29 @@ def to_bits(flags: torch.Tensor) -> torch.Tensor:
 
 
 def from_bits(bits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The inverse of `to_bits`."""
+    """Unpack the booleans that `to_bits` packed."""
     import torch
 
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return ((bits[:, None] >> places) & 1).reshape(-1)[: math.prod(shape)].view(*shape).bool()
 
 
-def marked_bits(tensors: Mapping[str, TensorView], name: str, count: int, what: str) -> int:
-    """How many of the `count` bits of a tensor are set.  Raises CorruptError if bits beyond them are."""
+def marked_bits(tensors: Mapping[str, TensorView], name: str, count: int, where: str) -> int:
+    """Count the set bits of a tensor of `count` bits.
+
+    Raises:
+        CorruptError: there is no such tensor, or it has another length.
+    """
     if name not in tensors:
-        raise CorruptError(f"{what}: there is no tensor {name!r}")
+        raise CorruptError(f"{where}: there is no tensor {name!r}")
     data = tensors[name].data
     if len(data) != -(-count // 8) or (count % 8 and data[-1] >> count % 8):
-        raise CorruptError(f"{what}: {name!r} does not hold {count} bits")
+        raise CorruptError(f"{where}: {name!r} does not hold {count} bits")
     return int.from_bytes(data, "little").bit_count()
 
 
 def codes_per_byte(levels: int) -> int:
-    """How many codes of an alphabet of `levels` share a byte; 0 if one takes two bytes."""
+    """Return how many codes of an alphabet of `levels` share a byte; 0 if one takes two bytes."""
     count = 0
     while levels ** (count + 1) <= 256:
         count += 1
@@ -99,7 +104,7 @@ def codes_per_byte(levels: int) -> int:
 
 
 def packed_shape(shape: tuple[int, ...], levels: int) -> tuple[int, ...]:
-    """The shape of `pack(codes)` for codes of this shape: the last axis shrinks, or planes come first."""
+    """Return the shape of `pack(codes)` for codes of this shape."""
     per_byte = codes_per_byte(levels)
     if per_byte == 0:
         return (2, *shape)
@@ -107,7 +112,7 @@ def packed_shape(shape: tuple[int, ...], levels: int) -> tuple[int, ...]:
 
 
 def pack(codes: torch.Tensor, levels: int) -> torch.Tensor:
-    """Integers from 0 to levels - 1 as uint8."""
+    """Pack integers from 0 to levels - 1 into uint8, shaped as `packed_shape` says."""
     import torch
 
     per_byte = codes_per_byte(levels)
@@ -125,10 +130,7 @@ def pack(codes: torch.Tensor, levels: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, levels: int, length: int) -> torch.Tensor:
-    """The inverse of `pack`, as int32; `length` is the extent of the codes' last axis.
-
-    Any byte gives codes below `levels`, but for those of an alphabet that does not fill its bytes: `largest` tells.
-    """
+    """Unpack the codes that `pack` packed, int32; `length` is the extent of their last axis."""
     import torch
 
     per_byte = codes_per_byte(levels)

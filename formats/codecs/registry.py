@@ -1,8 +1,9 @@
-"""The codecs that files may name: TSC's own, and those of installed packages.
+"""The codecs that files may name: those of the format, and those of installed packages.
 
-A package brings a codec by an entry point of the group `tsc.codecs`, whose name is the codec's and whose value is a
-class derived from `Codec` with an id of `PRIVATE_IDS`.  Such packages are imported when a file or a person asks for a
-codec that is not TSC's own.  A file alone can load nothing: what may be imported was installed before.
+A package brings a codec by an entry point of the group `tsc.codecs`.  The entry point has the
+codec's name, and its value is a class derived from `Codec` with an id of `PRIVATE_IDS`.  Such
+packages are imported when a file or a user asks for a codec that is not of the format.  A file
+cannot make a reader import anything that was not installed before.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .scalar import Scalar
 from .vq import PQ, VQ
 
 GROUP = "tsc.codecs"
-PRIVATE_IDS = range(0x8000, 0x10000)  # never given to a codec of the format
+PRIVATE_IDS = range(0x8000, 0x10000)  # a codec of the format never gets one
 CODECS: Mapping[int, type[Codec]] = {kind.id: kind for kind in (Lossless, Scalar, VQ, PQ, Delta, Klt)}
 _NAMES: Mapping[str, type[Codec]] = {kind.name: kind for kind in CODECS.values()}
 _OWNER = "tsc"
@@ -39,8 +40,8 @@ class Registered:
     """A codec that can be used here.
 
     Attributes:
-        kind: its class.
-        owner: "tsc", or the package that brings it, with its version.
+        kind: the codec's class.
+        owner: "tsc", or the name and the version of the package that brings it.
     """
 
     kind: type[Codec]
@@ -49,15 +50,20 @@ class Registered:
 
 @dataclass(frozen=True)
 class Fault:
-    """An entry point of this name cannot be used; `text` says why."""
+    """An entry point that cannot be used.
+
+    Attributes:
+        name: its name.
+        text: a sentence that says why.
+    """
 
     name: str
     text: str
 
 
 @dataclass(frozen=True)
-class Others:
-    """What installed packages bring.
+class InstalledCodecs:
+    """The codecs of installed packages.
 
     Attributes:
         codecs: those that can be used, by id.
@@ -68,31 +74,35 @@ class Others:
     faults: tuple[Fault, ...]
 
     def hint(self, name: str, otherwise: str) -> str:
-        """Why the codec of this name cannot be used, or what to do otherwise."""
+        """Say why the codec of this name cannot be used, or return `otherwise`."""
         return "; ".join(fault.text for fault in self.faults if fault.name == name) or otherwise
 
 
 @cache
-def others() -> Others:
-    """The codecs of installed packages; each package is imported once.  `others.cache_clear()` forgets them."""
+def installed_codecs() -> InstalledCodecs:
+    """Load the codecs of installed packages, once until `installed_codecs.cache_clear()`."""
     usable: list[Registered] = []
     faults: list[Fault] = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        owner = _owner(entry)
+        owner = "an unknown package"
+        if entry.dist is not None:
+            owner = f"{entry.dist.name} {entry.dist.version}"
         try:
-            usable.append(Registered(_loaded(entry), owner))
+            usable.append(Registered(_load(entry), owner))
         except (Exception, SystemExit) as error:  # a package's import may raise anything
             reason = str(error) if isinstance(error, _Unusable) else f"it fails to import: {error!r}"
             faults.append(_fault(entry.name, owner, reason))
-    ids = Counter(one.kind.id for one in usable)
-    names = Counter(one.kind.name for one in usable)
-    for one in usable:
-        for count, what in ((ids[one.kind.id], f"id {one.kind.id}"), (names[one.kind.name], "this name")):
-            if count > 1:
-                faults.append(_fault(one.kind.name, one.owner, f"another package has {what}, too"))
-                break
-    alone = {one.kind.id: one for one in usable if ids[one.kind.id] == names[one.kind.name] == 1}
-    return Others(alone, tuple(faults))
+    ids = Counter(codec.kind.id for codec in usable)
+    names = Counter(codec.kind.name for codec in usable)
+    unique = {}
+    for codec in usable:
+        kind = codec.kind
+        if ids[kind.id] == names[kind.name] == 1:
+            unique[kind.id] = codec
+        else:
+            shared = f"id {kind.id}" if ids[kind.id] > 1 else "this name"
+            faults.append(_fault(kind.name, codec.owner, f"another package has {shared}, too"))
+    return InstalledCodecs(unique, tuple(faults))
 
 
 def _fault(name: str, owner: str, reason: str) -> Fault:
@@ -100,10 +110,10 @@ def _fault(name: str, owner: str, reason: str) -> Fault:
 
 
 class _Unusable(Exception):
-    """Why what an entry point gives is not a codec that can be used."""
+    """An entry point does not give a usable codec."""
 
 
-def _loaded(entry: EntryPoint) -> type[Codec]:
+def _load(entry: EntryPoint) -> type[Codec]:
     kind: object = entry.load()
     if not (isinstance(kind, type) and issubclass(kind, Codec)):
         raise _Unusable(f"{entry.value} is not a class derived from formats.codecs.Codec")
@@ -118,43 +128,40 @@ def _loaded(entry: EntryPoint) -> type[Codec]:
         raise _Unusable("a codec of the format has this name")
     if not (is_dataclass(kind.Settings) and issubclass(kind.Settings, setting.Settings)):
         raise _Unusable("its Settings are not a dataclass derived from formats.settings.Settings")
-    if any(one.default is MISSING and one.default_factory is MISSING for one in fields(kind.Settings)):
+    if any(item.default is MISSING and item.default_factory is MISSING for item in fields(kind.Settings)):
         raise _Unusable("its Settings need a default each")
     return kind
 
 
-def _owner(entry: EntryPoint) -> str:
-    return "an unknown package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
-
-
 def registered() -> list[Registered]:
-    """All codecs that can be used here: TSC's own, then those of other packages, by id."""
+    """List all codecs that can be used here: those of the format, then those of packages, by id."""
     own = [Registered(kind, _OWNER) for kind in CODECS.values()]
-    return own + [one for _, one in sorted(others().codecs.items())]
+    return own + [codec for _, codec in sorted(installed_codecs().codecs.items())]
 
 
 def _find_id(number: int) -> type[Codec] | None:
     if number not in PRIVATE_IDS:
         return CODECS.get(number)
-    one = others().codecs.get(number)
-    return None if one is None else one.kind
+    codec = installed_codecs().codecs.get(number)
+    return None if codec is None else codec.kind
 
 
 def _find_name(name: str) -> type[Codec] | None:
     if name in _NAMES or not _NAME.fullmatch(name):
         return _NAMES.get(name)
-    return next((one.kind for one in others().codecs.values() if one.kind.name == name), None)
+    usable = (codec.kind for codec in installed_codecs().codecs.values())
+    return next((kind for kind in usable if kind.name == name), None)
 
 
 def codec_by_id(number: int, path: str, stated: str = "") -> Codec:
-    """The codec with this id.
+    """Return the codec with this id, with its default settings.
 
     Args:
-        path: of the file that names it, for messages.
-        stated: what the file's header says of its codec, for messages.
+        path: the file that names it, for messages.
+        stated: the codec's name in the file's header, for messages.
     Raises:
-        CorruptError: it is 0, which no codec will ever have.
-        UnsupportedFileError: it is not known here.
+        CorruptError: the id is 0, which no codec will ever have.
+        UnsupportedFileError: there is no codec with this id here.
     """
     if number == 0:
         raise CorruptError("codec 0 is never valid", path=path)
@@ -164,21 +171,21 @@ def codec_by_id(number: int, path: str, stated: str = "") -> Codec:
     if number not in PRIVATE_IDS:
         raise UnsupportedFileError(f"codec {number} is not known to this reader", path=path, hint="update tsc")
     named = f" (the file's codec is {stated!r})" if stated else ""
-    hint = others().hint(stated.rpartition("+")[2], "another package brings this codec: install it")
+    hint = installed_codecs().hint(stated.rpartition("+")[2], "another package brings this codec: install it")
     raise UnsupportedFileError(f"codec {number} is not known to this reader{named}", path=path, hint=hint)
 
 
 def codec_name(number: int) -> str:
-    """The name of the codec with this id; "codec N" of one that is not known here."""
+    """Return the name of the codec with this id; "codec N" if there is none here."""
     kind = _find_id(number)
     return f"codec {number}" if kind is None else kind.name
 
 
 def is_exact(codec: int | str, *, own: bool = False) -> bool:
-    """Whether a codec is known to keep every bit.
+    """Tell whether a codec is known to keep every bit.
 
     Args:
-        codec: its id or its name; a file that names none holds rows of a codec that does.
+        codec: its id or its name; "" is exact: a file that names no codec holds bit-exact rows.
         own: only codecs of the format count.
     """
     if codec == "":
@@ -190,17 +197,17 @@ def is_exact(codec: int | str, *, own: bool = False) -> bool:
 
 
 def codec_class(name: str) -> type[Codec]:
-    """The class of the codec of this name.  Raises UsageError with what exists."""
+    """Return the class of the codec of this name.  Raises UsageError if there is none."""
     kind = _find_name(name)
     if kind is not None:
         return kind
-    names = [one.kind.name for one in registered()]
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {near[0]}?" if near else f"codecs: {', '.join(names)}"
-    raise UsageError(f"there is no codec {name!r}", hint=others().hint(name, hint))
+    names = [codec.kind.name for codec in registered()]
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]}?" if close else f"codecs: {', '.join(names)}"
+    raise UsageError(f"there is no codec {name!r}", hint=installed_codecs().hint(name, hint))
 
 
 def codec_by_name(name: str, settings: Mapping[str, Any] | None = None) -> Codec:
-    """The codec of this name with these settings.  Raises UsageError with what exists."""
+    """Make the codec of this name with these settings.  Raises UsageError."""
     kind = codec_class(name)
     return kind(setting.make(kind.Settings, settings or {}, f"codec {name}"))

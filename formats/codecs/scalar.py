@@ -1,8 +1,8 @@
-"""Uniform scalar quantization with entropy-coded codes: KIVI's layout by default, ggml's q8_0 and q4_0 on request.
+"""Codec scalar: uniform scalar quantization in KIVI's layout, or in ggml's q8_0 or q4_0.
 
-KIVI (arXiv 2402.02750) quantizes keys per channel, because a key channel keeps its scale along the tokens, and values
-per token.  `levels` may be any number, not only a power of two: as the codes are entropy-coded, that is a fine knob
-for the size of a file.
+KIVI (arXiv 2402.02750) quantizes keys per channel, because a key channel keeps its scale along the
+tokens, and values per token.  `levels` may be any number, not only a power of two: as the codes are
+entropy-coded, it tunes the size of a file finely.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from formats.errors import CorruptError
 from formats.settings import Settings, Value, require
 from formats.trace.blocks import BlockShape
 
-from .base import ALONE, Codec, Surroundings
+from .base import NO_CONTEXT, BlockContext, Codec
 from .packing import (
     LAYOUT,
     from_planes,
@@ -29,7 +29,7 @@ from .packing import (
     unpack,
     working_dtype,
 )
-from .uniform_quantizer import Grid, Quantized, dequantize, quantize
+from .uniform_quantizer import SCALE_DTYPES, Grid, Quantized, dequantize, quantize
 
 if TYPE_CHECKING:
     import torch
@@ -37,23 +37,24 @@ if TYPE_CHECKING:
 AXES = ("token", "channel")
 GGML = {"": 0, "q8_0": 255, "q4_0": 16}  # levels of each preset
 MAX_LEVELS = 1 << 16
-_SCALE_DTYPES = {2: "float16", 4: "float32", 8: "float64"}
 
 
 @dataclass(frozen=True)
 class ScalarSettings(Settings):
-    """How rows are quantized.
+    """The settings of codec scalar.
 
     Attributes:
         bits: 2 to 16; levels = 2 ** bits.
-        levels: 2 to 65,536; if not 0, it counts instead of `bits`.
-        values_levels: levels of the values, if not 0; errors of keys cost more, so that values may take fewer.
-        keys, values: the axis along which neighbours share a scale: "channel" takes the tokens of one channel
-            (KIVI's "per channel"), "token" the channels of one head of one token ("per token").
-        group: neighbours that share a scale; 0 takes all of the record's.
+        levels: 2 to 65,536; overrides `bits` unless it is 0.
+        values_levels: levels of the values, unless it is 0; errors of keys cost more, so that
+            values may have fewer.
+        keys: the axis along which neighbouring keys share a scale: "channel" takes the tokens of
+            one channel (KIVI's "per channel"), "token" the channels of one head of one token.
+        values: the same for values.
+        group: neighbours that share a scale; 0 takes all of a record.
         symmetric: no offset, zero is a level.
         hadamard: rotate every head before it is quantized.
-        format: "q8_0" or "q4_0" gives ggml's numbers and overrides all of the above.
+        format: "q8_0" or "q4_0" gives ggml's numbers and overrides all settings above.
     """
 
     bits: int = 4
@@ -97,13 +98,16 @@ class ScalarSettings(Settings):
 
 
 class Scalar(Codec):
-    """Codec 2.  Payload, with X the quantized axis last, (layers, batch, heads, rows, head size) for "token" or
-    (layers, batch, heads, head size, rows) for "channel":
+    """Codec 2.  Its payload:
 
-    layout: levels, group, symmetric, axis (0 token, 1 channel), hadamard, bytes of a scale and of an offset (0: none)
-    codes: U8, as `packing.pack` puts them;  scales, offsets: U8 byte planes (bytes, ..., groups)
+    layout: levels, group, symmetric, axis (0 token, 1 channel), hadamard, bytes of a scale, bytes
+    of
+        an offset (0: none)
+    codes: U8, packed by `packing.pack`; the quantized axis is the last one: (layers, batch, heads,
+        rows, head size) for "token", (layers, batch, heads, head size, rows) for "channel"
+    scales, offsets: U8 byte planes (bytes, ..., groups)
 
-    The bound is that of `uniform`: half a scale a value; with `hadamard`, that of the rotated values.
+    A value's error is at most half a scale; with `hadamard`, that bounds the rotated values.
     """
 
     id = 2
@@ -112,10 +116,10 @@ class Scalar(Codec):
     codes_states = True
     settings: ScalarSettings
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
+    def encode(self, rows: Mapping[Part, torch.Tensor], context: BlockContext = NO_CONTEXT) -> dict[str, torch.Tensor]:
         import torch
 
-        del around
+        del context
         ((part, tensor),) = rows.items()
         values = tensor.to(working_dtype(dtype_name(tensor.dtype)))
         settings, grid, axis = self.settings, self.settings.grid(part), self.settings.axis(part)
@@ -124,36 +128,36 @@ class Scalar(Codec):
             values = hadamard(values)
         if axis == "channel":
             values = values.transpose(-1, -2)
-        found = quantize(values, grid, ggml=bool(settings.format))
-        offsets = {} if found.offsets is None else {"offsets": to_planes(found.offsets).cpu()}
-        offset_bytes = 0 if found.offsets is None else found.offsets.element_size()
+        quantized = quantize(values, grid, ggml=bool(settings.format))
+        offsets = {} if quantized.offsets is None else {"offsets": to_planes(quantized.offsets).cpu()}
+        offset_bytes = 0 if quantized.offsets is None else quantized.offsets.element_size()
         layout = [
             grid.levels,
             grid.group,
             grid.symmetric,
             AXES.index(axis),
             rotated,
-            found.scales.element_size(),
+            quantized.scales.element_size(),
             offset_bytes,
         ]
         return {
             LAYOUT: torch.tensor(layout, dtype=torch.int32),
-            "codes": pack(found.codes, grid.levels).cpu(),
-            "scales": to_planes(found.scales).cpu(),
+            "codes": pack(quantized.codes, grid.levels).cpu(),
+            "scales": to_planes(quantized.scales).cpu(),
             **offsets,
         }
 
-    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
-        levels, group, symmetric, axis, rotated, scale_bytes, offset_bytes = layout_of(tensors, 7, what)
+    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, where: str) -> None:
+        levels, group, symmetric, axis, rotated, scale_bytes, offset_bytes = layout_of(tensors, 7, where)
         if (
             not 2 <= levels <= MAX_LEVELS
             or not 0 <= group <= 1 << 20
             or {symmetric, axis, rotated} - {0, 1}
-            or scale_bytes not in _SCALE_DTYPES
+            or scale_bytes not in SCALE_DTYPES
             or (offset_bytes != 0) == symmetric
-            or (offset_bytes and offset_bytes not in _SCALE_DTYPES)
+            or (offset_bytes and offset_bytes not in SCALE_DTYPES)
         ):
-            raise CorruptError(f"{what}: a scalar layout that no writer makes")
+            raise CorruptError(f"{where}: a scalar layout that no writer makes")
         stored = _stored_shape(part, shape, axis)
         groups = (*stored[:-1], Grid(levels, group, bool(symmetric)).groups(stored[-1]))
         shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {
@@ -163,7 +167,7 @@ class Scalar(Codec):
         }
         if offset_bytes:
             shapes["offsets"] = ("U8", (offset_bytes, *groups))
-        expect(tensors, shapes, what)
+        expect(tensors, shapes, where)
 
     def decode(
         self,
@@ -171,23 +175,23 @@ class Scalar(Codec):
         part: Part,
         shape: BlockShape,
         device: str | torch.device,
-        around: Surroundings = ALONE,
+        context: BlockContext = NO_CONTEXT,
     ) -> dict[Part, torch.Tensor]:
         import torch
 
-        del around
+        del context
         levels, group, symmetric, axis, rotated, scale_bytes, offset_bytes = tensors[LAYOUT].integers()
         stored = _stored_shape(part, shape, axis)
         packed = to_torch(tensors["codes"], device).view(tensors["codes"].shape)
         offsets = None
         if offset_bytes:
-            offsets = from_planes(tensors["offsets"], getattr(torch, _SCALE_DTYPES[offset_bytes]), device)
-        found = Quantized(
+            offsets = from_planes(tensors["offsets"], getattr(torch, SCALE_DTYPES[offset_bytes]), device)
+        quantized = Quantized(
             unpack(packed, levels, stored[-1]),
-            from_planes(tensors["scales"], getattr(torch, _SCALE_DTYPES[scale_bytes]), device),
+            from_planes(tensors["scales"], getattr(torch, SCALE_DTYPES[scale_bytes]), device),
             offsets,
         )
-        values = dequantize(found, Grid(levels, group, bool(symmetric)), working_dtype(shape.dtype))
+        values = dequantize(quantized, Grid(levels, group, bool(symmetric)), working_dtype(shape.dtype))
         if axis == AXES.index("channel"):
             values = values.transpose(-1, -2)
         if rotated:
@@ -201,10 +205,11 @@ def _stored_shape(part: Part, shape: BlockShape, axis: int) -> tuple[int, ...]:
 
 
 def hadamard(rows: torch.Tensor) -> torch.Tensor:
-    """`rows` (..., head size) times the normalized block Hadamard matrix, which is its own inverse.
+    """Multiply rows (..., head size) by the normalized block Hadamard matrix, its own inverse.
 
-    It spreads an outlier channel over all channels, as in QuaRot (arXiv 2404.00456) and llama.cpp.  A head size that is
-    no power of two is rotated in blocks of its largest power-of-two divisor (80 = 5 blocks of 16).
+    This spreads an outlier channel over all channels, as in QuaRot (arXiv 2404.00456) and
+    llama.cpp.  If the head size is not a power of two, blocks of its largest power-of-two divisor
+    are rotated (80 = 5 blocks of 16).
     """
     import torch
 

@@ -1,12 +1,14 @@
-"""Quantization of blocks of channels by codebooks, with a fallback (tiers 125x to 1034x as published).
+"""Codecs vq and pq: blocks of channels are quantized by codebooks, with a fallback.
 
-A head of one token is normalized and cut into blocks of `block` channels; each of the block's `parts` sub-vectors is
-replaced by the nearest centroid of a codebook of its own.  The error measure is the **relative error of the block**,
+The head of a token is normalized and cut into blocks of `block` channels; each sub-vector of a
+block is replaced by the nearest centroid of its codebook.  The **relative error of a block** is
 
-    e = |x - x'| / |x|    (Euclidean norms over the block's channels, x the cached values, x' the decoded ones),
+    e = |x - x'| / |x|
 
-and with a fallback every block with e > threshold is stored in 16 bits instead (in 32 where float16 has no room).
-Threshold 0 stores everything so.  Codebooks, scales, the fallback map and its values are all in the payload.
+with Euclidean norms over the block's channels, x the cached values and x' the decoded ones.  With a
+fallback, every block with e > threshold is stored in 16 bits instead (in 32 where float16
+overflows), with threshold 0 all blocks.  Codebooks, scales, the fallback map and its values are in
+the payload.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from formats.errors import CorruptError
 from formats.settings import require
 from formats.trace.blocks import BlockShape
 
-from .base import ALONE, Codec, Surroundings
+from .base import NO_CONTEXT, BlockContext, Codec
 from .codebook import MAX_BLOCK, MAX_CENTROIDS, NORMALIZE, CodebookSettings, assign, look_up, train
 from .packing import (
     LAYOUT,
@@ -45,31 +47,38 @@ _EXACT_BYTES = {1: 2, 2: 2, 3: 4, 4: 8}
 
 
 class BlockCodebook(Codec):
-    """Payload, with N blocks a head:
+    """The payload of vq and pq, with N blocks a head:
 
-    layout: block, sub-vectors a block, centroids, codebooks, normalize (0 head, 1 channel), kind of the exact values
-    codes: U8 (layers, batch, heads, rows, N, sub-vectors);  codebooks: U8 planes of float16
-    (2, codebooks, sub-vectors, centroids, block / sub-vectors);  means, scales: U8 planes of bfloat16 (float64 in a
-    float64 cache), (bytes, layers, batch, heads, channels or 1);  with a fallback also exact_blocks, U8, a bit a
-    block, and exact, U8 planes (bytes, exact blocks, block).
+    layout: block, sub-vectors a block, centroids, codebooks, normalize (0 head, 1 channel), dtype
+    of
+        the exact values (a key of `_EXACT`)
+    codes: U8 (layers, batch, heads, rows, N, sub-vectors)
+    codebooks: U8 planes of float16, (2, codebooks, sub-vectors, centroids, block / sub-vectors)
+    means, scales: U8 planes of bfloat16 (float64 in a float64 cache), (bytes, layers, batch, heads,
+        channels or 1)
+    exact_blocks: U8, a bit a block (with a fallback)
+    exact: U8 planes (bytes, exact blocks, block) (with a fallback)
+
+    Attributes:
+        splits: a block may have several sub-vectors.
     """
 
-    splits: ClassVar[bool]  # a block may have several sub-vectors
+    splits: ClassVar[bool]
     settings: CodebookSettings
 
     @property
     @abstractmethod
     def sub_vectors(self) -> int:
-        """Sub-vectors of a block, each with a codebook of its own."""
+        """The number of sub-vectors of a block, each with its own codebook."""
 
     @property
     def exact_beyond(self) -> float:
         return self.settings.threshold if self.settings.fallback else 0.0
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
+    def encode(self, rows: Mapping[Part, torch.Tensor], context: BlockContext = NO_CONTEXT) -> dict[str, torch.Tensor]:
         import torch
 
-        del around
+        del context
         ((_, tensor),) = rows.items()
         settings, sub_vectors = self.settings, self.sub_vectors
         dtype = dtype_name(tensor.dtype)
@@ -80,15 +89,15 @@ class BlockCodebook(Codec):
         books = train(blocks, sub_vectors, settings).to(torch.float16)
         codes = assign(blocks, books.float())
         decoded = _join(look_up(codes, books.float()), means, scales, values)
-        extra: dict[str, torch.Tensor] = {}
+        fallback: dict[str, torch.Tensor] = {}
         kind = 0
         if settings.fallback:
             source, blocks_of_decoded = _cut(values, settings.block), _cut(decoded, settings.block)
             error, norm = (source - blocks_of_decoded).norm(dim=-1), source.norm(dim=-1)
             exact = error > settings.threshold * norm
-            kind, chosen = _exact_values(_cut(tensor, settings.block)[exact])
+            kind, exact_values = _exact_values(_cut(tensor, settings.block)[exact])
             codes[exact] = 0
-            extra = {"exact_blocks": to_bits(exact), "exact": to_planes(chosen).cpu()}
+            fallback = {"exact_blocks": to_bits(exact), "exact": to_planes(exact_values).cpu()}
         layout = [
             settings.block,
             sub_vectors,
@@ -103,11 +112,11 @@ class BlockCodebook(Codec):
             "codebooks": to_planes(books).cpu(),
             "means": to_planes(means).cpu(),
             "scales": to_planes(scales).cpu(),
-            **extra,
+            **fallback,
         }
 
-    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, what: str) -> None:
-        block, subs, centroids, books, normalize, kind = layout_of(tensors, 6, what)
+    def check(self, tensors: Mapping[str, TensorView], part: Part, shape: BlockShape, where: str) -> None:
+        block, subs, centroids, books, normalize, kind = layout_of(tensors, 6, where)
         if (
             not 1 <= block <= MAX_BLOCK
             or not 1 <= subs <= block
@@ -118,7 +127,7 @@ class BlockCodebook(Codec):
             or kind not in _EXACT
             or (subs != 1 and not self.splits)
         ):
-            raise CorruptError(f"{what}: a {self.name} layout that no writer makes")
+            raise CorruptError(f"{where}: a {self.name} layout that no writer makes")
         layers, batch, heads, rows, size = shape.tensor(part)
         count = -(-size // block)
         norm_bytes = 8 if shape.dtype == "float64" else 2
@@ -133,10 +142,10 @@ class BlockCodebook(Codec):
         if kind:
             total = layers * batch * heads * rows * count
             shapes["exact_blocks"] = ("U8", (-(-total // 8),))
-            shapes["exact"] = ("U8", (_EXACT_BYTES[kind], marked_bits(tensors, "exact_blocks", total, what), block))
-        expect(tensors, shapes, what)
+            shapes["exact"] = ("U8", (_EXACT_BYTES[kind], marked_bits(tensors, "exact_blocks", total, where), block))
+        expect(tensors, shapes, where)
         if centroids < MAX_CENTROIDS and max(tensors["codes"].data) >= centroids:
-            raise CorruptError(f"{what}: a code names a centroid that is not there")
+            raise CorruptError(f"{where}: a code names a centroid that is not there")
 
     def decode(
         self,
@@ -144,24 +153,24 @@ class BlockCodebook(Codec):
         part: Part,
         shape: BlockShape,
         device: str | torch.device,
-        around: Surroundings = ALONE,
+        context: BlockContext = NO_CONTEXT,
     ) -> dict[Part, torch.Tensor]:
         import torch
 
-        del around
+        del context
         block, _, _, _, _, kind = tensors[LAYOUT].integers()
         codes = to_torch(tensors["codes"], device).view(tensors["codes"].shape).long()
         books = from_planes(tensors["codebooks"], torch.float16, device).float()
         norm_dtype = torch.float64 if shape.dtype == "float64" else torch.bfloat16
         means, scales = (from_planes(tensors[name], norm_dtype, device) for name in ("means", "scales"))
-        like = torch.empty(0, dtype=working_dtype(shape.dtype), device=device).new_empty(shape.tensor(part))
-        values = to_cache_dtype(_join(look_up(codes, books), means, scales, like), shape.dtype)
+        empty = torch.empty(0, dtype=working_dtype(shape.dtype), device=device).new_empty(shape.tensor(part))
+        values = to_cache_dtype(_join(look_up(codes, books), means, scales, empty), shape.dtype)
         name = _EXACT[kind]
         if name is not None:
             exact = from_bits(to_torch(tensors["exact_blocks"], device), codes.shape[:-1])
             blocks = _cut(values, block)
-            chosen = from_planes(tensors["exact"], getattr(torch, name), device)
-            blocks[exact] = to_cache_dtype(chosen, shape.dtype)
+            exact_values = from_planes(tensors["exact"], getattr(torch, name), device)
+            blocks[exact] = to_cache_dtype(exact_values, shape.dtype)
             values = blocks.flatten(-2)[..., : values.shape[-1]].contiguous()
         return {part: values}
 
@@ -185,10 +194,10 @@ class VQ(BlockCodebook):
 
 @dataclass(frozen=True)
 class PQSettings(CodebookSettings):
-    """As `CodebookSettings`, and:
+    """The settings of codec pq: those of `CodebookSettings`, and:
 
     Attributes:
-        m: sub-vectors a block, each with a codebook of its own; divides `block`.
+        m: sub-vectors of a block, each with its own codebook; it divides `block`.
     """
 
     m: int = 2
@@ -214,7 +223,7 @@ class PQ(BlockCodebook):
 
 
 def _normalization(values: torch.Tensor, normalize: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means and standard deviations as they are stored, (layers, batch, heads, 1, channels or 1)."""
+    """Return means and standard deviations as stored, (layers, batch, heads, 1, channels or 1)."""
     import torch
 
     axes = (-2,) if normalize == "channel" else (-2, -1)
@@ -226,7 +235,7 @@ def _normalization(values: torch.Tensor, normalize: str, dtype: str) -> tuple[to
 
 
 def _cut(values: torch.Tensor, block: int) -> torch.Tensor:
-    """(..., channels) as (..., N, block); the last block is filled with zeros."""
+    """Cut (..., channels) into (..., N, block); the last block is filled with zeros."""
     import torch
 
     missing = -values.shape[-1] % block
@@ -236,13 +245,16 @@ def _cut(values: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def _join(normalized: torch.Tensor, means: torch.Tensor, scales: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Channels in the units of the cache, of the shape and dtype of `like`."""
+    """Undo the normalization; the result has the shape and dtype of `like`."""
     cut = normalized[..., : like.shape[-1]].to(like.dtype)
     return cut * scales.to(like.dtype) + means.to(like.dtype)
 
 
 def _exact_values(blocks: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """(kind, values) of blocks that are kept: their own dtype if it has 16 bits, else float16 if that has room."""
+    """Return the key of `_EXACT` and the values of blocks that are kept exactly.
+
+    They keep a 16-bit dtype; others become float16 unless that overflows.
+    """
     import torch
 
     if blocks.dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""A trace whose rows are in memory, to be encoded by many recipes."""
+"""The source of encoding: a trace whose rows are in memory, to be encoded by many recipes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from .recipe import Recipe
 
 
 class Source:
-    """A trace whose rows are in memory, once for each filter, so that many recipes can be tried on it."""
+    """A trace whose rows are in memory, so that many recipes can be tried on it.
+
+    Raises:
+        UsageError: the trace was compressed with a loss.
+    """
 
     def __init__(self, trace: Trace) -> None:
         if lost_by := promises.loss_of_trace(trace):
@@ -29,26 +33,30 @@ class Source:
         self._filtered: dict[tuple[Any, ...], Filtered] = {}
 
     def filtered(self, recipe: Recipe) -> Filtered:
+        """Return what the recipe's filter keeps.  Raises UsageError if it cannot be applied."""
         key = (recipe.evict, *sorted(recipe.evict_settings.items()))
         if key not in self._filtered:
-            kept = self._filtered.get(("",))
-            self._filtered = {} if kept is None else {("",): kept}  # at most two sets of rows at once
+            unfiltered = self._filtered.get(("",))
+            # at most two sets of rows are in memory
+            self._filtered = {} if unfiltered is None else {("",): unfiltered}
             self._filtered[key] = eviction.apply(recipe.evict, recipe.evict_settings, self.trace)
         return self._filtered[key]
 
     @cached_property
     def stored_values(self) -> int:
-        """Scalars that the snapshots need, each counted once."""
+        """How many scalars the snapshots need, each counted once."""
         return row_store.stored_values(self.trace.geometry, self.trace.views)
 
     @property
     def passing_secret(self) -> Secret | None:
-        """For files that are made to be measured and thrown away: encrypted if the trace is, with a key nobody keeps.
+        """The secret of files that are only measured: random if the trace is encrypted, else None.
 
-        They are as long as the trace's own would be, and a passphrase need not be stretched for each of them.
+        Such a file is as long as one with the trace's secret, without stretching a passphrase
+        again.
         """
         return None if self.trace.secret is None else Secret.random()
 
     @cached_property
     def captured_bytes(self) -> tuple[int, int]:
+        """Raw bytes of the whole trace, and of its final cache."""
         return self.trace.raw_bytes, self.trace.raw_bytes_final

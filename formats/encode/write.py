@@ -1,4 +1,4 @@
-"""Writing a trace by a recipe: each block by its codec, in a file that says how."""
+"""Writing a trace by a recipe: each block is encoded by its codec."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from formats.codecs import Surroundings, codec_by_name
+from formats.codecs import BlockContext, codec_by_name
 from formats.container.encryption import Secret
 from formats.container.records import Part
 from formats.container.writer import Sink
@@ -30,7 +30,12 @@ _SINK_BITS = 12
 
 @dataclass(frozen=True)
 class Header:
-    """What the tier header is to say beside the codec."""
+    """Fields of the tier header.
+
+    Attributes:
+        tier: the name of the tier that the file promises, or "".
+        quality: measurements of the file's fidelity.
+    """
 
     tier: str = ""
     quality: Sequence[Mapping[str, Any]] = ()
@@ -47,15 +52,17 @@ def write(
     progress: Callable[[int], None] | None = None,
     secret: Secret | None = None,
 ) -> tuple[TierHeader, int]:
-    """Write the trace by this recipe; returns the tier header and the file's length in bytes.
+    """Write the trace by this recipe; return the tier header and the file's length in bytes.
 
     Args:
+        header: fields of the tier header.
+        file_id: by default random.
         device: where rows are encoded.
         progress: called with the bytes of rows encoded since the last call.
-        secret: encrypt the file with it, by default with the trace's, if that has one.
+        secret: encrypts the file; by default the trace's own, if it has one.
     Raises:
         UsageError: a value is not finite and the codec is not exact; the filter cannot be applied.
-        PromiseError: the file does not keep the tier that its header is to state.
+        PromiseError: the file does not keep the tier that its header states.
     """
     header = header or Header()
     trace, filtered = source.trace, source.filtered(recipe)
@@ -67,15 +74,15 @@ def write(
         label_width=trace.labels.width,
         secret=trace.secret if secret is None else secret,
     )
-    for kept in filtered.kept:
-        writer.add_kept(kept)
+    for kept_rows in filtered.kept:
+        writer.add_kept(kept_rows)
     if (profile := recipe.profile) is not None:
         writer.add_profile(profile, embed=recipe.embed_profile)
     encoder = _Encoder(trace, filtered, recipe)
     for group in filtered.rows:
         row_bytes = trace.geometry.row_bytes[group.first_layer]
         for block in group.blocks(encoder.cuts, row_bytes, *encoder.extents(group.layer_count * row_bytes)):
-            encoder.encode(writer, _on(block, device))
+            encoder.encode(writer, MemoryBlock(block.key, block.read(device)))
             if progress is not None:
                 progress(sum(tensor.nbytes for tensor in block.rows.values()))
     for states in trace.states:
@@ -95,12 +102,12 @@ def write(
     )
 
 
-def _on(block: MemoryBlock, device: str | torch.device) -> MemoryBlock:
-    return MemoryBlock(block.key, block.read(device))
-
-
 class _Encoder:
-    """Chooses the codec of each block."""
+    """The codec of each block of a trace.
+
+    Attributes:
+        cuts: row numbers at which blocks must be cut, since another codec begins.
+    """
 
     def __init__(self, trace: Trace, filtered: Filtered, recipe: Recipe) -> None:
         self._codec = codec_by_name(recipe.codec, recipe.settings)
@@ -127,24 +134,29 @@ class _Encoder:
             self._predecessors = Predecessors(filtered.views, trace.labels, trace.geometry, prediction)
 
     def extents(self, run_bytes: int) -> tuple[int, int]:
-        """Rows and bytes of a block; `run_bytes` is what a row takes in neighbouring layers that are alike."""
+        """Return the most rows and bytes of a block.
+
+        Args:
+            run_bytes: bytes of one row in a whole run of equal layers.
+        """
         if self._codec.groups_layers:
             return max(1, min(self._codec.block_rows, MAX_BLOCK_BYTES // run_bytes)), MAX_BLOCK_BYTES
         return self._codec.block_rows, TARGET_RECORD_RAW
 
-    def _around(self, key: BlockKey) -> Surroundings:
+    def _context(self, key: BlockKey) -> BlockContext:
         positions = self._labels.positions
-        return Surroundings(
+        return BlockContext(
             first_layer=key.first_layer, positions=positions[key.first_row : key.span.stop], end=max(positions) + 1
         )
 
     def encode(self, writer: TraceWriter, block: MemoryBlock) -> None:
+        """Add the block to the file, cut and predicted as its codec demands."""
         sink = self._sinks.first <= block.key.first_row and block.key.span.stop <= self._sinks.stop
         sink = sink and not self._codec.exact
         if self._predecessors is None:
             codec = self._exact_codec if block.key.first_row >= self._exact_from else self._codec
             codec = self._sink_codec if sink else codec
-            writer.add_block(block, codec, self._around(block.key))
+            writer.add_block(block, codec, self._context(block.key))
             if Part.JOINT in codec.parts and Part.INDEXER in block.rows:
                 writer.add_block(MemoryBlock(block.key, {Part.INDEXER: block.rows[Part.INDEXER]}), self._beside)
             return
@@ -154,5 +166,5 @@ class _Encoder:
         for piece in self._predecessors.split(block) if codec is self._codec else [block]:
             for part in piece.rows:
                 bases = self._predecessors.bases(piece, part)
-                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, Surroundings(bases=bases))
+                writer.add_block(MemoryBlock(piece.key, {part: piece.rows[part]}), codec, BlockContext(bases=bases))
             self._predecessors.remember(piece, codec)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from formats.codecs import Surroundings
+from formats.codecs import BlockContext
 from formats.container.records import Part
 from formats.errors import CorruptError, LimitError
 from formats.limits import MAX_CHAIN, MIB, memory_budget
@@ -141,9 +141,9 @@ class BlockDecoder:
         while self._held > most:
             self._drop(next(iter(self._bases)))
 
-    def _surroundings(self, key: BlockKey, device: str | torch.device) -> Surroundings:
+    def _surroundings(self, key: BlockKey, device: str | torch.device) -> BlockContext:
         profile = self._file.profile
-        return Surroundings(
+        return BlockContext(
             first_layer=key.first_layer,
             positions=self._file.labels.positions[key.first_row : key.span.stop],
             fetch=partial(self._fetch, key, device),

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from formats.codecs import Codec, Surroundings, codec_by_name
-from formats.codecs.base import ALONE
+from formats.codecs import BlockContext, Codec, codec_by_name
+from formats.codecs.base import NO_CONTEXT
 from formats.codecs.klt import profile_store as reference
 from formats.codecs.packing import to_planes
 from formats.container.atomic_write import atomic_write
@@ -111,12 +111,12 @@ class TraceWriter:
         """Snapshots that were added."""
         return len(self._views)
 
-    def add_block(self, block: MemoryBlock, codec: Codec | None = None, around: Surroundings = ALONE) -> None:
+    def add_block(self, block: MemoryBlock, codec: Codec | None = None, context: BlockContext = NO_CONTEXT) -> None:
         """Encode the rows and write them, a record for each part that the codec keeps apart.
 
         Args:
             codec: another one than the writer's own.
-            around: what the codec may know beside the rows.
+            context: what the codec may know beside the rows.
         Raises:
             UsageError: a value is NaN or infinite and the codec is not exact; the layer is named.
         """
@@ -132,7 +132,7 @@ class TraceWriter:
             key = block.key
             self._writer.record(
                 RecordType.ROWS,
-                pack(codec.encode(rows, around)),
+                pack(codec.encode(rows, context)),
                 codec=codec.id,
                 part=part,
                 layers=(key.first_layer, key.layer_count),

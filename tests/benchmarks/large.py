@@ -15,8 +15,9 @@ import torch
 import transformers
 
 from formats.codecs.klt.fitting import Rank
-from tsc_cli.calibration.calibrate import coded
-from tsc_cli.calibration.gather import CalibrationOptions, Gatherer, profile_of
+from tsc_cli.calibration.curve import coded
+from tsc_cli.calibration.gather import CalibrationOptions, Gatherer
+from tsc_cli.calibration.symbol_counting import profile_of
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from formats.codecs import CODECS, Codec, Surroundings, codec_by_name
+from formats.codecs import CODECS, BlockContext, Codec, codec_by_name
 from formats.codecs.scalar import hadamard
 from formats.codecs.uniform_quantizer import quantize
 from formats.container.records import Part
@@ -152,12 +152,12 @@ DECODED: dict[str, str] = {
 }
 
 
-def golden_surroundings() -> Surroundings:
+def golden_surroundings() -> BlockContext:
     """Of the rows of a golden payload."""
     from tests.format_conformance import profiles
 
     positions = range(GOLDEN_SHAPE.rows)
-    return Surroundings(positions=positions, end=GOLDEN_SHAPE.rows, profile=profiles.one_group)
+    return BlockContext(positions=positions, end=GOLDEN_SHAPE.rows, profile=profiles.one_group)
 
 
 GOLDEN_SHAPE = BlockShape("float32", DTYPE_BYTES["float32"], 2, 1, 12, LayerSpec("full", 2, 4, 4), 0)

@@ -1,1 +1,1 @@
-"""Benchmarks of codecs, ours and of other projects, on the same caches."""
+"""Benchmarks of codecs, of this and of other projects, on the same caches."""

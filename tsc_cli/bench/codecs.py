@@ -1,42 +1,34 @@
-"""Benchmarks: codecs x prompts on one captured set, with standard errors, as one JSON document.
+"""The benchmark of codecs: every row of a suite is measured on every captured prompt.
 
-Every prompt is a window of a text: its first tokens are captured with some decode steps, and the tokens that follow
-them in the text are what restored caches are scored on.  Ratios are of the whole trace, quality is that of the first
-snapshot: the one that is followed by real text.
+A prompt is a window of a text.  Its first tokens are captured with some decode steps, and restored
+caches are scored on the tokens that follow in the text.  Ratios are of the whole trace; quality is
+measured on the first snapshot, which is the one that real text follows.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from formats import Trace
 from formats.codecs.klt import profile_store
-from formats.container.safetensors_buffer import dtype_name
 from formats.encode.recipe import Recipe
 from formats.encode.source import Source
 from formats.errors import PromiseError, UsageError
 from formats.file.blocks import FileBlock
-from formats.version import VERSION
+from tsc_cli.calibration.texts import spaced_windows
 from tsc_cli.compression.candidates import Sizer
 from tsc_cli.compression.compressor import Compressor
-from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.progress import Progress
 from tsc_cli.scoring.fidelity import Fidelity
-from tsc_cli.scoring.published import TABLE_1, TABLE_2_THRESHOLDS, TIERS, Published, Tier, verdict
+from tsc_cli.scoring.published import Tier
 from tsc_cli.scoring.scorer import Judge, scratch_file
 from tsc_cli.session.capture import capture
 from tsc_cli.session.decode_loop import CaptureOptions
 
-from . import ladder
-from .ladder import Row
+from .suites import Row
 
 if TYPE_CHECKING:
     from formats.codecs.klt.profile import Profile
@@ -44,18 +36,17 @@ if TYPE_CHECKING:
 
     from .peers import Peer
 
-SCHEMA = "tsc.bench/1"
-PACKAGES = ("torch", "transformers", "zstandard", "safetensors", "numpy")
-
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured.
+    """The protocol of a measurement.
 
     Attributes:
-        prompts: windows, spread evenly over the texts.
-        context: tokens that are captured; `steps` decode steps follow.
-        positions: teacher-forced positions of the text behind the context.
+        prompts: how many windows there are, spread evenly over the texts.
+        context: tokens of a window that are captured.
+        steps: decode steps of each trace.
+        positions: teacher-forced positions of the text after the context.
+        seed: the seed of capturing and measuring.
         allow_beyond_positions: go on beyond the positions that the model was made for.
     """
 
@@ -67,35 +58,9 @@ class Protocol:
     allow_beyond_positions: bool = False
 
 
-def _published(label: str, one: Published) -> Row:
-    return Row(label, "published", one.recipe, None, one)
-
-
-def _threshold_rows() -> list[Row]:
-    rows = []
-    for threshold in TABLE_2_THRESHOLDS:
-        known = TIERS["125x"].published if threshold == 0.05 else None
-        recipe = Recipe("vq", {"block": 8, "threshold": threshold})
-        rows.append(Row(f"threshold {threshold:.3f}", "published", recipe, None, known))
-    return rows
-
-
-def _hierarchy_rows() -> list[Row]:
-    rows = [_published(tier.name, tier.published) for tier in TIERS.values() if tier.published is not None]
-    return rows + [Row(tier.name, "promised", tier=tier) for tier in TIERS.values()]
-
-
-SUITES: dict[str, Callable[[], list[Row]]] = {
-    "block-size": lambda: [_published(label, one) for label, one in TABLE_1.items()],
-    "threshold": _threshold_rows,
-    "hierarchy": _hierarchy_rows,
-    "ladder": ladder.rows,
-}
-
-
 @dataclass
 class Prompt:
-    """One captured window and what judges its restored caches."""
+    """A captured window, with what measures its restored caches and files."""
 
     source: Source
     judge: Judge
@@ -105,7 +70,12 @@ class Prompt:
 
 @dataclass
 class Measured:
-    """One row on one prompt."""
+    """The measurement of one row on one prompt.
+
+    Attributes:
+        recipe: the recipe that was measured; None for a peer.
+        coded_share: see `coded_share`.
+    """
 
     recipe: Recipe | None
     file_bytes: int
@@ -116,18 +86,14 @@ class Measured:
 
 @dataclass
 class Bench:
-    """A captured set.
-
-    Args:
-        texts: the token ids of the texts, cut into windows here.
-    """
+    """A model and its captured prompts."""
 
     loaded: Loaded
     protocol: Protocol
     prompts: list[Prompt] = field(default_factory=list)
 
     def capture(self, texts: Sequence[Sequence[int]], progress: Progress, *, attention: bool = True) -> None:
-        """Capture the windows.  Raises UsageError if the texts are too short for them."""
+        """Capture windows of the texts (token ids).  Raises UsageError if a text is too short."""
         p = self.protocol
         beyond = p.allow_beyond_positions
         options = CaptureOptions(steps=p.steps, seed=p.seed, attention=attention, allow_beyond_positions=beyond)
@@ -145,9 +111,12 @@ class Bench:
             self.prompts.append(Prompt(source, judge, Sizer(source, judge.device), profile))
             progress(1)
 
-    def run(self, rows: Iterable[Row], progress: Progress) -> list[dict[str, Any]]:
-        """Measure every row on every prompt."""
-        found = []
+    def run(self, rows: Iterable[Row], progress: Progress) -> list[tuple[list[Measured], list[str]]]:
+        """Measure every row on every prompt, and return pairs of measurements and failures.
+
+        A row fails on a prompt if its promise cannot be kept there.
+        """
+        results = []
         for row in rows:
             measured: list[Measured] = []
             failures: list[str] = []
@@ -157,13 +126,17 @@ class Bench:
                 except PromiseError as error:
                     failures.append(error.message)
                 progress(1)
-            found.append(_summary(row, measured, failures, self.prompts))
-        return found
+            results.append((measured, failures))
+        return results
 
 
 def windows(texts: Sequence[Sequence[int]], count: int, size: int) -> list[list[int]]:
-    """`count` windows of `size` tokens, taken from the texts in turn, spread evenly over each."""
-    found: list[list[int]] = []
+    """Cut `count` windows of `size` tokens, from the texts in turn, spread evenly over each.
+
+    Raises:
+        UsageError: a text is too short for its windows.
+    """
+    cut: list[list[int]] = []
     for number, text in enumerate(texts):
         share = len(range(number, count, len(texts)))
         last = len(text) - size
@@ -172,8 +145,8 @@ def windows(texts: Sequence[Sequence[int]], count: int, size: int) -> list[list[
                 f"text {number + 1} has {len(text)} tokens, too few for {share} windows of {size}",
                 hint="fewer --prompts, a smaller --context, or a longer text",
             )
-        found += [list(text[last * at // max(share - 1, 1) :][:size]) for at in range(share)]
-    return found
+        cut += spaced_windows(text, share, size)
+    return cut
 
 
 def _measure(prompt: Prompt, row: Row) -> Measured:
@@ -193,7 +166,7 @@ def _measure(prompt: Prompt, row: Row) -> Measured:
 
 
 def _promise(row: Row, prompt: Prompt) -> Tier:
-    """A row's tier for the trace as it was captured: rungs of the ladder are ratios of one cache in float32."""
+    """Return a row's tier as a ratio of the captured trace; the ladder's is of a float32 cache."""
     assert row.tier is not None
     if row.kind != "klt" or row.tier.ratio is None:
         return row.tier
@@ -205,167 +178,24 @@ def _promise(row: Row, prompt: Prompt) -> Tier:
 def _measure_peer(prompt: Prompt, peer: Peer) -> Measured:
     judge = prompt.judge
     started = time.perf_counter()
-    found = peer.run([(keys, values) for keys, values in judge.exact_rows()], judge.config)
+    result = peer.run([(keys, values) for keys, values in judge.exact_rows()], judge.config)
     seconds = time.perf_counter() - started
-    return Measured(None, found.stored_bytes, seconds, judge.of_rows(found.rows), None)
+    return Measured(None, result.stored_bytes, seconds, judge.of_rows(result.rows), None)
 
 
 def coded_share(trace: Trace) -> float | None:
-    """The share of vq or pq blocks that are coded, the rest being kept in 16 bits; None without such blocks."""
+    """Return the share of vq or pq blocks that are coded, not exact; None without such blocks."""
     blocks = exact = 0
     for block in trace.blocks:
         assert isinstance(block, FileBlock)
         codec, tensors, _ = block.tensors()
-        of_record, kept = codec.coded_blocks(tensors)
-        blocks, exact = blocks + of_record, exact + kept
+        record_blocks, record_exact = codec.coded_blocks(tensors)
+        blocks, exact = blocks + record_blocks, exact + record_exact
     return 1 - exact / blocks if blocks else None
 
 
-def _summary(
-    row: Row, measured: Sequence[Measured], failures: Sequence[str], prompts: Sequence[Prompt]
-) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "label": row.label,
-        "kind": row.kind,
-        "failures": list(failures),
-        "report": None
-        if row.published is None
-        else {
-            "where": row.published.where,
-            "ratio": row.published.ratio,
-            "kl": row.published.kl,
-            "top1": row.published.top1,
-            "perplexity_change": row.published.perplexity_change,
-        },
-    }
-    if failures or not measured:
-        return facts | {"met": False}
-    raws = [prompt.source.captured_bytes for prompt in prompts]
-    values = [raw[1] // prompt.source.trace.geometry.item_bytes for raw, prompt in zip(raws, prompts, strict=True)]
-    each: list[dict[str, Any]] = []
-    for one, (raw_trace, raw_final), count in zip(measured, raws, values, strict=True):
-        each.append(
-            {
-                "codec": row.label if one.recipe is None else one.recipe.name,
-                "parameters": {} if one.recipe is None else one.recipe.parameters(),
-                "file_bytes": one.file_bytes,
-                "encode_seconds": one.encode_seconds,
-                "ratio_trace": raw_trace / one.file_bytes,
-                "ratio_final": raw_final / one.file_bytes,
-                "ratio_final_fp32": 4 * count / one.file_bytes,
-                "ratio_final_fp16": 2 * count / one.file_bytes,
-                "coded_share": one.coded_share,
-                **one.fidelity.to_dict(),
-            }
-        )
-    kls = [one.fidelity.kl_mean for one in measured]
-    changes = [one.fidelity.perplexity_restored - one.fidelity.perplexity_exact for one in measured]
-    kept = row.limits is None or (
-        _mean(kls) <= row.limits.max_kl and _mean([e["top1"] for e in each]) >= row.limits.min_top1
-    )
-    return facts | {
-        "limits": None if row.limits is None else vars(row.limits),
-        "kept": kept,
-        "met": row.tier is None
-        or row.tier.ratio is None
-        or all(e["ratio_final_fp32" if row.kind == "klt" else "ratio_trace"] >= row.tier.ratio for e in each),
-        "codec": each[0]["codec"],
-        "positions": sum(one.fidelity.positions for one in measured),
-        **{
-            name: _mean([e[name] for e in each])
-            for name in (
-                "ratio_trace",
-                "ratio_final",
-                "ratio_final_fp32",
-                "ratio_final_fp16",
-                "encode_seconds",
-                "top1",
-                "perplexity_ratio",
-                "rms_delta_p",
-            )
-        },
-        "kl_mean": _mean(kls),
-        "verdict": verdict(_mean(kls)),
-        # over positions taken as independent, and over prompts taken as clusters: the second one is the safer
-        "kl_mean_se": _combined([one.fidelity.kl_mean_se for one in measured]),
-        "kl_mean_se_prompts": _se(kls),
-        "top1_se": _combined([one.fidelity.top1_se for one in measured]),
-        "top1_se_prompts": _se([one.fidelity.top1 for one in measured]),
-        "perplexity_change": _mean(changes),
-        "perplexity_change_se_prompts": _se(changes),
-        "coded_share": None if each[0]["coded_share"] is None else _mean([e["coded_share"] for e in each]),
-        "prompts": each,
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _se(values: Sequence[float]) -> float | None:
-    """Standard error of the mean of values, None of a single one."""
-    if len(values) < 2:
-        return None
-    mean = _mean(values)
-    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-
-
-def _combined(errors: Sequence[float]) -> float:
-    """Standard error of the mean of independent means of equal weight."""
-    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
-
-
-def document(
-    suite: str, bench: Bench, rows: list[dict[str, Any]], texts: Sequence[tuple[str, bytes]], argv: Sequence[str]
-) -> dict[str, Any]:
-    """Everything that is needed to read the figures, and to measure them again."""
-    return described(suite, texts, argv, bench.loaded) | {
-        "protocol": {
-            **vars(bench.protocol),
-            "snapshots": len(bench.prompts[0].source.trace),
-            "scored": "first snapshot, on the text that followed",
-            "kl": "mean KL(exact || restored) in nats over positions",
-        },
-        "profile": profile_facts(bench.prompts[0].profile),
-        "rows": rows,
-    }
-
-
-def described(suite: str, texts: Sequence[tuple[str, bytes]], argv: Sequence[str], loaded: Loaded) -> dict[str, Any]:
-    """What every document says."""
-    parameter = next(loaded.model.parameters())
-    return {
-        "schema": SCHEMA,
-        "suite": suite,
-        "argv": list(argv),
-        "created": time.strftime("%Y-%m-%d"),
-        "model": {
-            "name": loaded.name,
-            "dtype": dtype_name(parameter.dtype),
-            "fingerprint": fingerprint.of(loaded.model, loaded.tokenizer),
-        },
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cpus": os.cpu_count(),
-            "device": str(parameter.device),
-        },
-        "texts": [
-            {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in texts
-        ],
-        "versions": {"tsc": VERSION, "python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }
-
-
-def profile_facts(profile: Profile | None) -> dict[str, Any] | None:
-    """What a document says of the profile that it was measured with."""
-    if profile is None:
-        return None
-    return {"digest": profile.digest, "bytes": profile.size, "info": profile.info}
-
-
 def default_texts() -> list[str]:
-    """Texts that every machine has: modules of Python's own library, which are prose and code."""
+    """Return paths of texts on every machine: modules of Python's library, prose and code."""
     import argparse
     import pathlib
     import statistics

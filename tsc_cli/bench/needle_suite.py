@@ -18,8 +18,8 @@ from tsc_cli.progress import Progress
 from tsc_cli.scoring.scorer import scratch_file
 from tsc_cli.session.capture import capture
 
-from .ladder import BASELINES
 from .needle import TRIES, Needle, answers, needles
+from .suites import BASELINES
 
 if TYPE_CHECKING:
     from tsc_cli.huggingface.models.loading import Loaded

@@ -1,1 +1,1 @@
-"""Making the profile of a model: texts, statistics, bases, tables and the measured curve."""
+"""Calibration makes the profile of a model: texts, statistics, bases, tables, measured curve."""

@@ -1,7 +1,7 @@
-"""What a calibration has done so far, in hidden files beside the profiles: one a stage, gone when it is done.
+"""Checkpoints of a calibration: a hidden file for each stage, in the folder of profiles.
 
-They hold text that the model wrote and statistics of given texts: mode 0600.  A file says whose it is and has a digest
-of all of it; what does not agree is not used.
+The files have mode 0600, since they hold texts of the model and statistics of given texts.  Each
+has the calibration's key and a digest of its content; a file in which either is wrong is not used.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 
 from tsc_cli.progress import Say
 
-TIME_SHARE = 50  # putting aside takes a fiftieth of the time at most, where an item takes less than it
-_KEPT_DAYS = 30  # of a calibration that nobody went on with
+TIME_SHARE = 50  # saving takes at most a fiftieth of the time if it takes longer than an item
+_KEPT_DAYS = 30  # after which an interrupted calibration is removed
 
 
 class Checkpoint:
-    """The stages of one calibration.  Where nothing can be put aside, it goes on without."""
+    """The checkpoints of one calibration, which goes on without them if they cannot be written."""
 
     def __init__(self, folder: Path, key: str, say: Say) -> None:
         self._folder, self._key, self._say = folder, key, say
@@ -32,7 +32,7 @@ class Checkpoint:
         return self._folder / f".calibration-{self._key}.{stage}.safetensors"
 
     def load(self, stage: str) -> dict[str, torch.Tensor] | None:
-        """What was put aside of a stage, or None: nothing, or a damaged or foreign file, which is said and removed."""
+        """Return the saved state of a stage; None if there is none or it is damaged or foreign."""
         from safetensors import SafetensorError, safe_open
 
         path = self._path(stage)
@@ -40,11 +40,11 @@ class Checkpoint:
             return None
         try:
             with safe_open(path, "pt") as file:
-                facts = file.metadata() or {}
+                metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if facts.get("key") != self._key:
+            if metadata.get("key") != self._key:
                 problem = "belongs to another calibration"
-            elif facts.get("sha256") != _digest(state):
+            elif metadata.get("sha256") != _digest(state):
                 problem = "is damaged"
             else:
                 return state
@@ -55,7 +55,7 @@ class Checkpoint:
         return None
 
     def save(self, stage: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Put a stage aside; the file is whole at any moment."""
+        """Save the state of a stage; the file is replaced atomically."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -63,7 +63,7 @@ class Checkpoint:
         new = Path(f"{path}.new")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            new.unlink(missing_ok=True)  # a link that somebody put there is not followed
+            new.unlink(missing_ok=True)  # an existing link must not be followed
             os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             save_file(
                 {name: tensor.contiguous() for name, tensor in state.items()},
@@ -73,12 +73,12 @@ class Checkpoint:
             os.replace(new, path)
         except (OSError, SafetensorError) as error:
             new.unlink(missing_ok=True)
-            if not self._failed:  # once, not for every item
+            if not self._failed:  # say it once
                 self._say(f"what was done cannot be put aside in {self._folder}: {error}")
             self._failed = True
 
     def save_now_and_then(self, stage: str, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Put a stage aside after an item: after every one, or seldom where that takes longer than the items."""
+        """Save the state after an item, or after several if saving takes longer than an item."""
         started = time.monotonic()
         if started >= self._next:
             self.save(stage, state())
@@ -86,11 +86,11 @@ class Checkpoint:
             self._next = ended + TIME_SHARE * (ended - started)
 
     def drop(self, stage: str) -> None:
-        """A later stage has all that is needed of this one."""
+        """Remove the state of a stage that a later one includes."""
         self._path(stage).unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """The calibration is done."""
+        """Remove all checkpoints of the calibration."""
         for path in self._folder.glob(f".calibration-{self._key}.*"):
             path.unlink(missing_ok=True)
 

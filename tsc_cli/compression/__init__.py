@@ -1,1 +1,1 @@
-"""The smallest file that keeps a promise, and the best file of a size."""
+"""Compression: the smallest file of a quality, and the best file of a size."""

@@ -1,4 +1,4 @@
-"""What rate control compares: recipes of one source, how long their files are and how good."""
+"""Candidates of rate control: recipes of one source, with the length and quality of their files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from formats.trace.distortion import relative_error
 if TYPE_CHECKING:
     import torch
 
-Measure = Callable[[Recipe], float]  # the quality of a recipe's file, lower is better
+Measure = Callable[[Recipe], float]  # returns the error of a recipe's file: lower is better
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,10 @@ class Candidate:
     """A recipe that was tried.
 
     Attributes:
-        quality: what `measure` said of it, lower is better; None if it was not measured.
+        label: the name of its family.
+        recipe: the recipe.
+        file_bytes: the length of its file.
+        quality: its measured error, lower is better; None if it was not measured.
     """
 
     label: str
@@ -33,13 +36,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What rate control found: the winner and everything that it was compared with."""
+    """The result of rate control: the winner, and all candidates that were compared."""
 
     winner: Candidate
     candidates: list[Candidate]
 
 
-class _Counter:
+class _ByteCounter:
+    """A sink that only counts bytes."""
+
     def __init__(self) -> None:
         self.count = 0
 
@@ -48,29 +53,28 @@ class _Counter:
 
 
 class Sizer:
-    """Lengths of the files that recipes give of one source; every recipe is encoded once."""
+    """The lengths of the files of recipes, for one source; every recipe is encoded once."""
 
     def __init__(self, source: Source, device: str | torch.device = "cpu") -> None:
         self.source = source
         self._device = device
-        self._known: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
 
     def __call__(self, recipe: Recipe) -> int:
         key = repr(recipe)
-        if key not in self._known:
-            sink = _Counter()
+        if key not in self._lengths:
+            sink = _ByteCounter()
             write(self.source, recipe, sink, device=self._device, secret=self.source.passing_secret)
-            self._known[key] = sink.count
-        return self._known[key]
+            self._lengths[key] = sink.count
+        return self._lengths[key]
 
     def known(self, recipe: Recipe) -> int | None:
-        """The length, if the recipe was encoded before."""
-        return self._known.get(repr(recipe))
+        """Return the length if the recipe was encoded before, else None."""
+        return self._lengths.get(repr(recipe))
 
 
 def error_of(source: Source, device: str | torch.device) -> Measure:
-    """Measures the relative error of the rows of a recipe's file, where no model can measure the KL."""
-
+    """Return a measure of the relative error of rows, for use without a model."""
     from tsc_cli.scoring.scorer import scratch_file
 
     def measure(recipe: Recipe) -> float:

@@ -1,4 +1,4 @@
-"""Compress: from a captured trace to the file that keeps a promise."""
+"""Compression of a captured trace to a file that keeps a promise of size or quality."""
 
 from __future__ import annotations
 
@@ -35,20 +35,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What was written."""
+    """The written file: its tier header and its length."""
 
     header: TierHeader
     file_bytes: int
 
 
 class Compressor:
-    """One captured trace, and everything that has been learned about its files so far.
+    """A compressor of one captured trace, which remembers the sizes and qualities of its files.
 
     Args:
+        source: the trace.
         judge: measures the KL of candidates; without one the relative error of the rows decides.
-        sizer: knows sizes already.
-        profile: of the model, for codec klt; None if there is none.
-        embed_profile: files of codec klt hold it, which counts.
+        sizer: measures lengths of files; by default a new one.
+        profile: the model's, for codec klt; None if there is none.
+        embed_profile: put the profile into files of codec klt, and count it.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class Compressor:
         self._sizer = sizer or Sizer(source, self._device)
 
     def choose(self, tier: Tier, progress: Progress = nothing) -> Choice:
-        """The best recipe that keeps the tier.
+        """Choose the best recipe that keeps the tier.
 
         Raises:
-            PromiseError: no recipe keeps the ratio, or none at the tier's KL; says what can be had.
+            PromiseError: no recipe keeps the ratio and the KL; the message says what is possible.
         """
         measure = error_of(self.source, self._device) if self.judge is None else self.judge.kl
         try:
-            enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # rounding, no more
+            enough = 0.0 if self.judge is None else TIERS["lossless"].max_kl  # only rounding
             bits = math.inf if tier.ratio is None else self._raw_bits / tier.ratio
             choice = choose(
                 self._sizer, tier, measure, progress, good_enough=enough, klt=self.klt, start=self._guess("bits", bits)
@@ -88,10 +89,10 @@ class Compressor:
         return choice
 
     def smallest(self, goal: Goal, progress: Progress = nothing) -> Recipe:
-        """The recipe of the smallest file that keeps a quality, measured on this very cache; at worst it is lossless.
+        """Find the recipe of the smallest file that keeps a quality, measured on this cache.
 
         Raises:
-            UsageError: there is no model that could measure.
+            UsageError: there is no model to measure with.
         """
         judge = self.judge
         if judge is None:
@@ -106,12 +107,12 @@ class Compressor:
             return fidelity.kl_mean <= goal.max_kl and fidelity.top1 >= goal.min_top1
 
         exact = Candidate("lossless", Recipe("lossless"), self._sizer(Recipe("lossless")))
-        found = smallest_for(self._sizer, good, self.klt, self._guess("kl", goal.max_kl), [exact])
-        assert found is not None  # at worst it is the lossless file
-        return found.recipe
+        best = smallest_for(self._sizer, good, self.klt, self._guess("kl", goal.max_kl), [exact])
+        assert best is not None  # the lossless file is always good
+        return best.recipe
 
     def at_bits(self, bits: float) -> Recipe:
-        """The best recipe of at most so many bits a stored value, everything counted.
+        """Choose the best recipe whose file has at most so many bits for each stored value.
 
         Raises:
             PromiseError: even the smallest file is larger.
@@ -119,28 +120,30 @@ class Compressor:
         return self.choose(Tier(f"{bits:g} bits a value", self._raw_bits / bits, math.inf)).winner.recipe
 
     def klt_within(self, max_bytes: float, slack: float) -> Recipe:
-        """Codec klt's largest file of at most so many bytes, or one that is smaller by a share of `slack`, unmeasured.
+        """Find codec klt's largest file of at most so many bytes; nothing is measured.
 
+        Args:
+            slack: a file may be smaller by this share, which saves trials.
         Raises:
-            PromiseError: even its smallest is larger, or there is no profile.
+            PromiseError: even the smallest file is larger, or there is no profile.
         """
         bits = 8 * max_bytes / self.source.stored_values
-        found = None
+        largest = None
         if self.klt is not None:
-            found = largest_within(self._sizer, self.klt, max_bytes, self._guess("bits", bits), slack=slack)
-        if found is None:
+            largest = largest_within(self._sizer, self.klt, max_bytes, self._guess("bits", bits), slack=slack)
+        if largest is None:
             raise PromiseError(f"codec klt makes no file of {max_bytes:.0f} bytes")
-        return found.recipe
+        return largest.recipe
 
     @property
     def _raw_bits(self) -> float:
-        """Bits of the captured trace over the values that are stored of it."""
+        """Bits of the captured trace for each value that is stored of it."""
         raw, _ = self.source.captured_bytes
         return 8 * raw / self.source.stored_values
 
     @cached_property
     def klt(self) -> Family | None:
-        """Codec klt, or None if there is no profile for these rows: neighbouring layers may hold different ones."""
+        """Recipes of codec klt, or None if there is no profile that fits these rows."""
         if self.profile is None:
             return None
         try:
@@ -150,14 +153,15 @@ class Compressor:
             return None
         return klt_family(self.profile.digest, embed=self._embed_profile)
 
-    def _guess(self, what: str, value: float) -> int | None:
-        return None if self.profile is None else self.profile.fineness_at(what, value)
+    def _guess(self, quantity: str, value: float) -> int | None:
+        return None if self.profile is None else self.profile.fineness_at(quantity, value)
 
     def size(self, recipe: Recipe) -> int:
-        """Length in bytes of the recipe's file."""
+        """Return the length of the recipe's file in bytes."""
         return self._sizer(recipe)
 
     def _broken(self, tier: Tier, why: str, tried: Sequence[Candidate]) -> PromiseError:
+        """Return the error of a tier that cannot be met, with what is possible at its KL."""
         helps = (
             "what helps: a longer trace (more --steps at capture), since rows are stored once however many snapshots"
         )
@@ -165,16 +169,16 @@ class Compressor:
         judge = self.judge
         if judge is None or tier.max_kl == math.inf:
             return PromiseError(f"{tier.name} cannot be met: {why}", hint=helps)
-        good = [one for one in tried if one.quality is not None and one.quality <= tier.max_kl]
-        known = smallest_for(
+        good = [trial for trial in tried if trial.quality is not None and trial.quality <= tier.max_kl]
+        smallest = smallest_for(
             self._sizer, lambda recipe: judge.kl(recipe) <= tier.max_kl, self.klt, self._guess("kl", tier.max_kl), good
         )
         raw, _ = self.source.captured_bytes
-        can = f"no file has a KL of at most {tier.max_kl:g}"
-        if known is not None:
-            best = rounded(raw / (known.file_bytes + QUALITY_BYTES))
-            can = f"at most {best}x can be had at a KL of at most {tier.max_kl:g}"
-        return PromiseError(f"{tier.name} cannot be met: {why}; {can}", hint=helps)
+        possible = f"no file has a KL of at most {tier.max_kl:g}"
+        if smallest is not None:
+            best = rounded(raw / (smallest.file_bytes + QUALITY_BYTES))
+            possible = f"at most {best}x can be had at a KL of at most {tier.max_kl:g}"
+        return PromiseError(f"{tier.name} cannot be met: {why}; {possible}", hint=helps)
 
     def write(
         self,
@@ -188,26 +192,30 @@ class Compressor:
     ) -> Compressed:
         """Write the file.
 
+        Args:
+            tier: the tier that the header promises.
+            quality: measurements of fidelity for the header.
+            deterministic: derive the file id from the trace and the recipe.
         Raises:
-            PromiseError: it does not keep the tier (what was chosen does; a recipe by hand may not).
+            PromiseError: the recipe does not keep the tier.
         """
         trace = self.source.trace
         file_id = content_id(repr((recipe, trace.fingerprint, trace.info)).encode()) if deterministic else None
-        header = Header("" if tier is None else tier.name, quality)
-        found, length = write(
-            self.source, recipe, sink, header=header, file_id=file_id, device=self._device, progress=progress
+        fields = Header("" if tier is None else tier.name, quality)
+        header, length = write(
+            self.source, recipe, sink, header=fields, file_id=file_id, device=self._device, progress=progress
         )
-        return Compressed(found, length)
+        return Compressed(header, length)
 
 
 def rounded(ratio: float) -> str:
-    """A ratio that can be had, rounded down to three digits."""
+    """Round a possible ratio down to three digits."""
     scale = 10.0 ** (2 - math.floor(math.log10(ratio)))
     return f"{math.floor(ratio * scale) / scale:g}"
 
 
 def raw_row_bytes(trace: Trace) -> int:
-    """Bytes of the stored rows: what `write` will report to its `progress` if all of them are needed."""
+    """Count the bytes of all stored rows, which `write` reports to its `progress`."""
     total = 0
     for key in (block.key for block in trace.blocks):
         share = 1 if key.part is Part.JOINT else 2
@@ -230,19 +238,26 @@ def compress(
     overwrite: bool = False,
     allow_beyond_positions: bool = False,
 ) -> Compressed:
-    """Write a captured trace as a small file.  Without a target, the smallest of quality "high".
+    """Write a captured trace as a small file, by default the smallest of quality "high".
+
+    Give at most one of `tier`, `quality`, `max_kl` and `recipe`.
 
     Args:
-        tier: a promise of size, such as "219x"; the codec is chosen.
-        quality: a promise of quality, such as "balanced"; max_kl: one in nats.
-        recipe: the codec by hand instead, such as `Recipe("scalar", {"bits": 4})`.
-        model: measures the KL of candidates and of the result; without it their relative error decides.
-        profile: for codec klt; by default the one on this machine that fits the model, if there is one.
-        positions, seed, allow_beyond_positions: of the measurement; see `verify`.
+        tier: a promise of size, such as "219x".
+        quality: a promise of quality, such as "balanced".
+        max_kl: a promise of quality in nats.
+        recipe: a codec with its settings, such as `Recipe("scalar", {"bits": 4})`.
+        model: measures the KL of candidates and of the result; without it the relative error of
+            rows decides.
+        profile: for codec klt; by default the one on this machine that fits the model, if any.
+        positions: how many positions are measured; see `verify`.
+        seed: of the measurement.
         overwrite: replace an existing file.
+        allow_beyond_positions: measure beyond the positions that the model was made for.
     Raises:
         PromiseError: the promise cannot be kept; nothing was written.
-        UsageError: two targets; a quality without a model; a value is not finite; the model is another one.
+        UsageError: there are two targets, or a quality and no model; a value is not finite; the
+            trace is of another model.
     """
     if sum(target is not None for target in (tier, quality, max_kl, recipe)) > 1:
         raise UsageError("give one of a tier, a quality, a KL and a recipe")

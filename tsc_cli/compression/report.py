@@ -1,4 +1,4 @@
-"""What `tsc compress` says of the file that it wrote."""
+"""The report of `tsc compress` about the file that it wrote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tsc_cli.text_format import columns, ratio, size
 if TYPE_CHECKING:
     from formats.encode.recipe import Recipe
     from tsc_cli.scoring.fidelity import Fidelity
-    from tsc_cli.scoring.published import Tier
+    from tsc_cli.scoring.published import Published, Tier
 
     from .compressor import Compressed, Compressor
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def facts_of(
     done: Compressed, recipe: Recipe, tier: Tier | None, fidelity: Fidelity | None, as_published: bool
 ) -> dict[str, Any]:
+    """Return the report as JSON (docs/cli.md)."""
     from tsc_cli.scoring.published import verdict
 
     header = done.header
@@ -37,16 +38,14 @@ def facts_of(
         else {"digest": recipe.profile.digest, "bytes": recipe.profile.size, "embedded": recipe.embed_profile},
         "quality": None if fidelity is None else writable(fidelity.to_dict()),
         "verdict": None if fidelity is None else verdict(fidelity.kl_mean),
-        "report": None
-        if published is None or not as_published
-        else {
-            "where": published.where,
-            "ratio": published.ratio,
-            "kl": published.kl,
-            "top1": published.top1,
-            "perplexity_change": published.perplexity_change,
-        },
+        "report": published_facts(published) if as_published else None,
     }
+
+
+def published_facts(published: Published | None) -> dict[str, Any] | None:
+    """Return published figures as JSON; None if there are none."""
+    names = ("where", "ratio", "kl", "top1", "perplexity_change")
+    return None if published is None else {name: getattr(published, name) for name in names}
 
 
 def summary(
@@ -57,6 +56,7 @@ def summary(
     fidelity: Fidelity | None,
     as_published: bool,
 ) -> str:
+    """Return the report as text."""
     from tsc_cli.scoring.published import verdict
 
     header, geometry = done.header, compressor.source.trace.geometry
@@ -84,14 +84,14 @@ def summary(
 
 
 def published_text(tier: Tier) -> str:
-    """The published figures of a tier."""
-    one = tier.published
-    assert one is not None
-    stated = [f"{one.ratio:g}x"]
-    if one.kl is not None:
-        stated.append(one.remark or f"KL {one.kl:g}")
-    if one.top1 is not None:
-        stated.append(f"top-1 {one.top1:g}")
-    if one.perplexity_change is not None:
-        stated.append(f"perplexity change {one.perplexity_change:g}")
-    return f"{', '.join(stated)} ({one.where})"
+    """Return the published figures of a tier as text."""
+    published = tier.published
+    assert published is not None
+    stated = [f"{published.ratio:g}x"]
+    if published.kl is not None:
+        stated.append(published.remark or f"KL {published.kl:g}")
+    if published.top1 is not None:
+        stated.append(f"top-1 {published.top1:g}")
+    if published.perplexity_change is not None:
+        stated.append(f"perplexity change {published.perplexity_change:g}")
+    return f"{', '.join(stated)} ({published.where})"

@@ -1,1 +1,1 @@
-"""What codec klt is made of: the profile, its transform, the importance of tokens, and how symbols are coded."""
+"""Codec klt: profiles of models, their transform, the importance of tokens, entropy coding."""

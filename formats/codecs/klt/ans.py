@@ -1,13 +1,15 @@
-"""Entropy coding of small integers with static tables: asymmetric numeral systems (Duda, arXiv 1311.2540).
+"""Entropy coding of small integers with static tables, by asymmetric numeral systems.
 
-The coder is constriction's `AnsCoder`: a stack of 32-bit words, a state of 64 bits, probabilities in units of 2**-24.
-Every symbol says by its class which row of a table codes it.  Classes are integers that a reader knows before it
-decodes; nothing that was computed in floating point chooses a table, so that every machine reads the same symbols.
+(Duda, arXiv 1311.2540.)
+
+The coder is constriction's `AnsCoder`: a stack of 32-bit words, a state of 64 bits, probabilities
+in units of 2**-24.  Every symbol has a class, which is the row of the table that codes it.  Classes
+are integers that a reader knows before it decodes; they never depend on floating-point arithmetic,
+so that every machine reads the same symbols.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +29,12 @@ MAX_RAW_BITS = 16
 
 
 class Tables:
-    """Frequencies of symbols, one row a class.
+    """Frequencies of symbols, with a row for each class.
 
     Args:
         frequencies: uint32 (classes, symbols), at least 1 each, every row with the sum 2**24.
     Raises:
-        CorruptError: they are not.
+        CorruptError: a frequency is 0, or a sum differs.
     """
 
     def __init__(self, frequencies: npt.NDArray[np.uint32]) -> None:
@@ -46,7 +48,7 @@ class Tables:
 
     @cached_property
     def bits(self) -> npt.NDArray[np.float32]:
-        """What a symbol costs, in bits, (classes, symbols)."""
+        """The cost of each symbol in bits, float32 (classes, symbols)."""
         import numpy as np
 
         return (PRECISION - np.log2(self.frequencies)).astype(np.float32)
@@ -57,15 +59,15 @@ class Tables:
         import constriction  # its submodules are attributes, not modules that can be imported
         import numpy as np
 
-        # constriction gives every symbol one unit and shares out the rest in proportion; given the rest itself, in
-        # integers that a double holds exactly, nothing is left to rounding
+        # constriction gives every symbol one unit and shares out the rest in proportion: given the
+        # rest itself, in integers that a double holds exactly, it rounds nothing
         return [
             constriction.stream.model.Categorical(row.astype(np.float64) - 1, perfect=False) for row in self.frequencies
         ]
 
 
 class RawBits:
-    """Symbols of 0 to 16 bits that are all equally likely; the class is the number of bits."""
+    """A table of equally likely symbols of 0 to 16 bits; the class is the number of bits."""
 
     @cached_property
     def models(self) -> list[Any]:
@@ -76,35 +78,35 @@ class RawBits:
 
 
 class Encoder:
-    """Collects symbols in the order in which they are to be decoded."""
+    """An encoder, which is given symbols in the order in which they will be decoded."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tables | RawBits, Integers, Classes]] = []
 
     def put(self, tables: Tables | RawBits, symbols: Integers, classes: Classes) -> None:
-        """Add symbols (n,), each coded by the row of its class (n,)."""
+        """Add symbols (n,), each of which is coded by the row of its class (n,)."""
         self._batches.append((tables, symbols, classes))
 
     def words(self) -> Words:
-        """The words, uint32 (words,), that code everything that was put."""
+        """Return the words, uint32 (words,), that code all symbols that were put."""
         import constriction
 
         coder = constriction.stream.stack.AnsCoder()  # last in, first out
         for tables, symbols, classes in reversed(self._batches):
-            for number, places in reversed(_by_class(classes)):
-                if tables.models[number] is not None:
-                    coder.encode_reverse(symbols[places], tables.models[number])
+            for row, indices in reversed(_by_class(classes)):
+                if tables.models[row] is not None:
+                    coder.encode_reverse(symbols[indices], tables.models[row])
         words: Words = coder.get_compressed()
         return words
 
 
 class Decoder:
-    """Gives symbols back in the order in which they were put.
+    """A decoder, which returns symbols in the order in which they were put.
 
     Args:
         words: uint32 (words,).
     Raises:
-        CorruptError: they end in zero, which no writer makes.
+        CorruptError: the words end in zero, which no writer makes.
     """
 
     def __init__(self, words: Words) -> None:
@@ -116,43 +118,41 @@ class Decoder:
         self._coder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(words))
 
     def take(self, tables: Tables | RawBits, classes: Classes) -> Integers:
-        """The next symbols (n,), which were put with the classes (n,).  Any words give symbols of the tables."""
+        """Return the next symbols (n,), which were put with the classes (n,).
+
+        Damaged words give wrong symbols, but always symbols of the tables.
+        """
         import numpy as np
 
         symbols = np.zeros(len(classes), dtype=np.int32)
-        for number, places in _by_class(classes):
-            if tables.models[number] is not None:
-                symbols[places] = self._coder.decode(tables.models[number], len(places))
+        for row, indices in _by_class(classes):
+            if tables.models[row] is not None:
+                symbols[indices] = self._coder.decode(tables.models[row], len(indices))
         return symbols
 
     def finish(self) -> None:
-        """Raises CorruptError unless everything that was put has been taken."""
+        """Raise CorruptError unless all symbols that were put have been taken."""
         if not self._coder.is_empty():
             raise CorruptError("entropy-coded words are left over")
 
 
-def _by_class(classes: Classes) -> Sequence[tuple[int, npt.NDArray[np.intp]]]:
-    """(class, places of its symbols in order) for every class that occurs, ascending."""
-    return list(_places(classes))
-
-
-def _places(classes: Classes) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+def _by_class(classes: Classes) -> list[tuple[int, npt.NDArray[np.intp]]]:
+    """List (class, indices of its symbols in order) for every class that occurs, ascending."""
     import numpy as np
 
     order = np.argsort(classes, kind="stable")
     counts = np.bincount(classes)
     stops = np.cumsum(counts)
-    for number in np.flatnonzero(counts):
-        yield int(number), order[stops[number] - counts[number] : stops[number]]
+    return [(int(row), order[stops[row] - counts[row] : stops[row]]) for row in np.flatnonzero(counts)]
 
 
 def quantized(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
-    """Frequencies in proportion to weights (classes, symbols), each at least 1, every row with the sum 2**24."""
+    """Return frequencies in proportion to weights (classes, symbols), as `Tables` takes them."""
     import numpy as np
 
     share = weights / weights.sum(1, keepdims=True)
-    found = np.floor(share * (TOTAL - weights.shape[1])).astype(np.int64) + 1
-    rows = np.arange(len(found))
-    found[rows, found.argmax(1)] += TOTAL - found.sum(1)
-    frequencies: npt.NDArray[np.uint32] = found.astype(np.uint32)
+    units = np.floor(share * (TOTAL - weights.shape[1])).astype(np.int64) + 1
+    rows = np.arange(len(units))
+    units[rows, units.argmax(1)] += TOTAL - units.sum(1)
+    frequencies: npt.NDArray[np.uint32] = units.astype(np.uint32)
     return frequencies

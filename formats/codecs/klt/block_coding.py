@@ -1,4 +1,4 @@
-"""Coding of a group of layers: coefficients and what the basis leaves, to symbols and back."""
+"""Coding of a group of layers: coefficients and residuals of the basis, to symbols and back."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from .group import CodeTables
     from .transform import Rest, Transform
 
-_WORTH_CODING = 0.5  # root mean square, in steps, from which on a layer's rest is coded
-_WORTH_SHARE = 0.05  # of a group's squared error, from which on its tokens say which of their rests are coded
-_SMALLEST_SPREAD = -75  # 32nds of an octave: of a coefficient in steps, 0.2; smaller ones cost more than they give
+_WORTH_CODING = 0.5  # root mean square, in steps, above which a layer's rest is coded
+_WORTH_SHARE = 0.05  # share of a group's squared error above which rests of its tokens are coded
+_SMALLEST_SPREAD = -75  # 32nds of an octave (0.2 steps): smaller coefficients cost more than they gain
 
 
 class Tokens:
-    """The tokens of a block: which are first ones, and their steps."""
+    """The tokens of a block.
+
+    Attributes:
+        positions: position ids, int64 (tokens,).
+        first: bool (tokens,): first tokens (position 0), which have no coefficients.
+        others: bool (tokens,), on the CPU: all other tokens.
+        exponents: of the steps, in 32nds of an octave, int32 (tokens,), once they are set.
+        steps: quantization steps, float32 (tokens, 1), once they are set.
+    """
 
     def __init__(self, positions: torch.Tensor, device: str | torch.device) -> None:
         self.positions = positions.to(device)
@@ -31,7 +39,12 @@ class Tokens:
         self.others = ~self.first.cpu().numpy()
 
     def set_steps(self, fineness: int, finer: torch.Tensor) -> None:
-        """Args: finer: quarter octaves, int64 (tokens,)."""
+        """Set the step of each token.
+
+        Args:
+            fineness: the file's, in 32nds of an octave.
+            finer: how much finer each token's step is, in quarter octaves, int64 (tokens,).
+        """
         import torch
 
         exponents = fineness + finer.cpu() * (SCALE_UNITS // importance.STEPS_PER_OCTAVE)
@@ -40,39 +53,39 @@ class Tokens:
 
 
 class _Group:
-    """What writing and reading a group of layers have in common."""
+    """The common part of writing and reading a group of layers."""
 
     def __init__(self, group: Transform, tokens: Tokens, tables: CodeTables) -> None:
         self.group, self.tokens, self.tables = group, tokens, tables
 
     def with_rest(self, rest: bool) -> npt.NDArray[np.bool_]:
-        """The tokens whose rests may be coded, (tokens,): all, or the first ones, which have nothing else."""
+        """Mark the tokens whose rests may be coded, bool (tokens,): all, or the first ones only."""
         return ~self.tokens.others | rest
 
     def predicted(self, before: torch.Tensor | None) -> torch.Tensor | None:
-        """Coefficients (tokens, rank) from the decoded ones of the group before, over their scales."""
+        """Predict coefficients over their scales, (tokens, rank), from the group before."""
         if self.group.predict is None or before is None:
             return None
         count = min(before.shape[1], self.group.predict.shape[1])
-        found = before[:, :count] @ self.group.predict[:, :count].T
-        return found.masked_fill(self.tokens.first[:, None], 0)
+        predicted = before[:, :count] @ self.group.predict[:, :count].T
+        return predicted.masked_fill(self.tokens.first[:, None], 0)
 
     def decoded(self, integers: npt.NDArray[np.int32], predicted: torch.Tensor | None) -> torch.Tensor:
-        """Coefficients over their scales, (tokens, rank), from the integers of all but first tokens."""
+        """Return coefficients over their scales, (tokens, rank); first tokens have no integers."""
         import torch
 
         tokens, rank = self.tokens, integers.shape[1]
         steps = tokens.steps[~tokens.first] / self.group.scales[:rank]
-        found = torch.zeros(len(tokens.first), rank, device=steps.device)
-        found[~tokens.first] = torch.from_numpy(integers).to(steps.device).float() * steps
+        relative = torch.zeros(len(tokens.first), rank, device=steps.device)
+        relative[~tokens.first] = torch.from_numpy(integers).to(steps.device).float() * steps
         if predicted is None:
-            return found
+            return relative
         result = predicted.clone()
-        result[:, :rank] += found
+        result[:, :rank] += relative
         return result
 
     def coefficient_classes(self, activity: npt.NDArray[np.int32], rank: int) -> symbols.Classes:
-        """Classes of the coefficients of all but first tokens, (others, rank)."""
+        """Return classes of the coefficients of all but first tokens, (others, rank)."""
         exponents = self.tokens.exponents[self.tokens.others][:, None] + self.group.exponents[:rank]
         spread = symbols.by_band(activity - symbols.ACTIVITY_ZERO, self.group.shape.bands, rank)
         return symbols.classes_of(exponents + spread)
@@ -80,24 +93,24 @@ class _Group:
     def rest_classes(
         self, activity: npt.NDArray[np.int32], coded: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_]
     ) -> symbols.Classes:
-        """Classes of what is coded of the rests of chosen tokens, (values,): `coded` is (chosen, P)."""
+        """Return classes of the coded values, bool (chosen, P), in the rests of chosen tokens."""
         spread = (activity - symbols.ACTIVITY_ZERO)[:, self.group.layer_of] * symbols.PER_ACTIVITY
         exponents = self.tokens.exponents[chosen][:, None] + self.group.residual_exponents
         return symbols.classes_of((exponents + spread)[coded])
 
 
 class GroupWriter(_Group):
-    """Writes a group.
+    """The writer of a group.
 
     Attributes:
-        rank: coefficients that were written.
-        rest: whether rests of all tokens were.
+        rank: the number of coefficients that were written.
+        rest: whether the rests of all tokens were written.
     """
 
     def __init__(
         self, group: Transform, tokens: Tokens, tables: CodeTables, fineness: int, price: float, rest: str
     ) -> None:
-        """Args: fineness, price, rest: the settings of codec klt."""
+        """Take the group, the block's tokens, the tables, and settings of codec klt."""
         super().__init__(group, tokens, tables)
         self._fineness, self._price, self._auto = fineness, price, rest == "auto"
         self.rank, self.rest = 0, rest == "yes"
@@ -105,21 +118,29 @@ class GroupWriter(_Group):
     def write(
         self, weighted: torch.Tensor, before: torch.Tensor | None, encoder: Encoder, apart: list[int]
     ) -> torch.Tensor:
-        """Put the group's symbols; returns its decoded coefficients over their scales, (tokens, rank)."""
+        """Put the group's symbols.
+
+        Args:
+            weighted: weighted vectors, (tokens, P).
+            before: decoded coefficients of the group before, or None.
+            apart: takes the integers that no table codes.
+        Returns:
+            decoded coefficients over their scales, (tokens, rank).
+        """
         import numpy as np
         import torch
 
         tokens, group = self.tokens, self.group
-        worth = np.flatnonzero(group.exponents + self._fineness > _SMALLEST_SPREAD)
-        self.rank = int(worth[-1]) + 1 if len(worth) else 0
+        large_enough = np.flatnonzero(group.exponents + self._fineness > _SMALLEST_SPREAD)
+        self.rank = int(large_enough[-1]) + 1 if len(large_enough) else 0
         relative = group.analyse(weighted, self.rank)
         predicted = self.predicted(before)
         if predicted is not None:
             relative -= predicted[:, : self.rank]
-        lively = relative.abs()
+        sizes = relative.abs()
         stops = [min(stop, self.rank) for stop in group.shape.bands]
         spans = zip([0, *stops[:-1]], stops, strict=True)
-        means = [lively[:, a:b].mean(1) if b > a else lively.new_ones(len(lively)) for a, b in spans]
+        means = [sizes[:, start:stop].mean(1) if stop > start else sizes.new_ones(len(sizes)) for start, stop in spans]
         activity = symbols.activity(torch.stack(means, 1).cpu().numpy())[tokens.others]
         classes = self.coefficient_classes(activity, self.rank)
         scaled = (relative * group.scales[: self.rank] / tokens.steps).cpu().numpy()[tokens.others]
@@ -142,18 +163,18 @@ class GroupWriter(_Group):
         chosen = self.with_rest(self.rest or auto)
         if not chosen.any():
             return
-        at = torch.from_numpy(chosen).to(weighted.device)
-        rest = weighted[at] - self.group.synthesise(decoded[at])
-        scaled = rest / self.tokens.steps[at]
+        indices = torch.from_numpy(chosen).to(weighted.device)
+        rest = weighted[indices] - self.group.synthesise(decoded[indices])
+        scaled = rest / self.tokens.steps[indices]
         error = self.group.by_layer(scaled.square())
         worth = error.sqrt() > _WORTH_CODING
         if auto:
-            # a few rows far outside the basis may hold nearly all of the error: that counts, not their number
+            # compare errors, not rows: a few rows far outside the basis may cause most of the error
             error = error * ~self.tokens.first[:, None]
             self.rest = float((error * worth).sum()) > _WORTH_SHARE * float(error.sum())
             if not self.rest:
-                chosen, at = self.with_rest(False), self.tokens.first
-                rest, scaled, worth = rest[at], scaled[at], worth[at]
+                chosen, indices = self.with_rest(False), self.tokens.first
+                rest, scaled, worth = rest[indices], scaled[indices], worth[indices]
         if not chosen.any():
             return
         relative = self.group.by_layer((rest / self.group.residual_scales).abs())
@@ -170,6 +191,8 @@ class GroupWriter(_Group):
 
 
 class GroupReader(_Group):
+    """The reader of a group, given the rank and the rest that `GroupWriter` had."""
+
     def __init__(self, group: Transform, tokens: Tokens, tables: CodeTables, rank: int, rest: bool) -> None:
         super().__init__(group, tokens, tables)
         self._rank, self._rest = rank, rest
@@ -177,7 +200,11 @@ class GroupReader(_Group):
     def read(
         self, before: torch.Tensor | None, decoder: Decoder, apart: MutableSequence[int]
     ) -> tuple[torch.Tensor, Rest | None]:
-        """(decoded coefficients over their scales, (tokens, rank); what is added to them, or None)."""
+        """Take the group's symbols.
+
+        Returns:
+            decoded coefficients over their scales, (tokens, rank); the rest, or None.
+        """
         tokens, group = self.tokens, self.group
         others, bands = int(tokens.others.sum()), _band_count(group.shape.bands, self._rank)
         activity = decoder.take(self.tables.activity, _numbered(others, bands)).reshape(others, bands)
@@ -203,35 +230,35 @@ class GroupReader(_Group):
             decoder, self.tables.coefficients, self.rest_classes(activity, coded, with_rest), apart
         )
         device = self.tokens.first.device
-        at = torch.from_numpy(np.flatnonzero(with_rest)).to(device)
-        return at, torch.from_numpy(integers).to(device).float() * self.tokens.steps[at]
+        indices = torch.from_numpy(np.flatnonzero(with_rest)).to(device)
+        return indices, torch.from_numpy(integers).to(device).float() * self.tokens.steps[indices]
 
 
 def _narrowed(chosen: npt.NDArray[np.bool_], activity: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Leave of chosen tokens, (tokens,), those with a layer whose rest is coded; returns their activities.
+    """Drop the chosen tokens that have no layer whose rest is coded; return the others' activities.
 
-    At coarse steps they are few, and nothing need be computed for the others.
+    At coarse steps few remain, which saves computation.
     """
-    some = (activity > 0).any(1)
-    chosen[chosen] = some
-    found: npt.NDArray[np.int32] = activity[some]
-    return found
+    coded = (activity > 0).any(1)
+    chosen[chosen] = coded
+    remaining: npt.NDArray[np.int32] = activity[coded]
+    return remaining
 
 
 def _band_count(stops: Sequence[int], rank: int) -> int:
-    """How many bands the first `rank` coefficients lie in."""
+    """Count the bands in which the first `rank` coefficients lie."""
     return sum(1 for start in (0, *stops[:-1]) if start < rank)
 
 
 def _numbered(count: int, bands: int) -> npt.NDArray[np.uint8]:
-    """The band of each of `count` tokens' activities."""
+    """Return the classes of the activities of `count` tokens: the number of the band."""
     import numpy as np
 
     return np.tile(np.arange(bands, dtype=np.uint8), count)
 
 
 def zeros(count: int) -> npt.NDArray[np.uint8]:
-    """Contexts of symbols that have one table."""
+    """Return the classes of symbols of a table with one row."""
     import numpy as np
 
     return np.zeros(count, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""From statistics to a group of a profile: the metric, the basis in as few bits as it needs, the scales."""
+"""Fitting: from statistics to a group of a profile, with its metric, basis and scales."""
 
 from __future__ import annotations
 
@@ -15,35 +15,41 @@ from .shape import MAX_BANDS, Shape
 from .statistics import Statistics
 
 _BANDS = (8, 24, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-_NOISE = 0.25  # of what the basis leaves: what its own rounding may add
-_ITERATIONS, _MORE = 3, 128  # of the subspace, and columns beyond those that are wanted
+_NOISE = 0.25  # what rounding of the basis may add, as a share of the variance that it leaves
+_ITERATIONS, _MORE = 3, 128  # subspace iterations, and extra columns
 _PREDICTORS = 1024  # coefficients of the group before that are worth their bytes in the profile
-_SMALL = 2048  # widths up to which all eigenvectors are computed
-_LARGEST = 32767  # integer of a basis
-_SMALLEST = 2.0**-40  # of the largest scale: smaller ones are rounding
+_SMALL = 2048  # the largest width for which all eigenvectors are computed
+_LARGEST = 32767  # the largest integer of a basis
+_SMALLEST = 2.0**-40  # of the largest scale: smaller ones are rounding errors
 
 
 @dataclass(frozen=True)
 class Rank:
-    """How many coefficients a basis keeps: at most `most`, and no more than hold this share of the energy."""
+    """A limit on the number of coefficients of a basis.
+
+    Attributes:
+        most: the largest rank.
+        energy: the share of the variance that is enough.
+    """
 
     most: int
     energy: float = 1.0
 
 
 def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tensor, before: Fitted | None) -> Fitted:
-    """The group of these statistics.
+    """Fit the group of these statistics.
 
     Args:
-        shape: with any rank, step and bands.
-        importance: weights of the regression.
-        before: the group before of the same run, from which coefficients are predicted.
+        shape: the group's shape; its rank, step and bands are replaced.
+        importance: weights of the regression (see `importance.fit`).
+        before: the group before in the same run, from which coefficients are predicted.
     """
     count = max(1, statistics.tokens)
     metric = {part: statistics.metric(part) for part in (Part.KEYS, Part.VALUES)}
-    exponent = math.ceil(math.log2(max(float(one.abs().max()) for one in metric.values())))
-    unit = 2.0**exponent  # of the metric as it is stored: everything that follows uses what a reader will have
-    metric = {part: (one / unit).half().float() * unit for part, one in metric.items()}
+    exponent = math.ceil(math.log2(max(float(root.abs().max()) for root in metric.values())))
+    unit = 2.0**exponent
+    # everything that follows uses the metric as it is stored, which a reader will have
+    metric = {part: (root / unit).half().float() * unit for part, root in metric.items()}
     offset = statistics.sums / count
     covariance = statistics.covariance / count - torch.outer(offset, offset)
     covariance = _weighted(_weighted(covariance, metric, shape).T, metric, shape)
@@ -86,7 +92,14 @@ def fit(statistics: Statistics, shape: Shape, rank: Rank, importance: torch.Tens
 
 @dataclass(frozen=True)
 class Fitted:
-    """A group, and what the next one needs of it."""
+    """A fitted group, and the intermediate results that the next group needs.
+
+    Attributes:
+        offset: the mean less the origin, (P,).
+        metric: by part, (layers, heads, size, size).
+        vectors: eigenvectors, (P, rank).
+        values: eigenvalues, (rank,).
+    """
 
     group: Group
     offset: torch.Tensor
@@ -95,13 +108,13 @@ class Fitted:
     values: torch.Tensor
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All but the group, for a checkpoint."""
-        found = {"offset": self.offset, "vectors": self.vectors, "values": self.values}
-        return found | {f"metric_{part.name}": tensor for part, tensor in self.metric.items()}
+        """Return everything but the group, for a checkpoint."""
+        state = {"offset": self.offset, "vectors": self.vectors, "values": self.values}
+        return state | {f"metric_{part.name}": tensor for part, tensor in self.metric.items()}
 
     @classmethod
     def of(cls, group: Group, state: Mapping[str, torch.Tensor]) -> Fitted:
-        """What `state` gave, and its group."""
+        """Restore a group from what `state` returned."""
         metric = {part: state[f"metric_{part.name}"] for part in (Part.KEYS, Part.VALUES)}
         return cls(group, state["offset"], metric, state["vectors"], state["values"])
 
@@ -113,22 +126,23 @@ def _first_mean(statistics: Statistics) -> torch.Tensor:
 
 
 def _weighted(rows: torch.Tensor, metric: Mapping[Part, torch.Tensor], shape: Shape) -> torch.Tensor:
-    """The metric applied to the first axis of (P, any)."""
-    keys, others = rows[: shape.keys], rows[shape.keys :]
-    found = []
-    for part, block in ((Part.KEYS, keys), (Part.VALUES, others)):
+    """Apply the metric to the first axis of (P, any)."""
+    weighted = []
+    for part, block in ((Part.KEYS, rows[: shape.keys]), (Part.VALUES, rows[shape.keys :])):
         blocks = metric[part].flatten(0, 1)
-        found.append(torch.bmm(blocks, block.reshape(len(blocks), blocks.shape[-1], -1)).reshape(block.shape))
-    return torch.cat(found)
+        weighted.append(torch.bmm(blocks, block.reshape(len(blocks), blocks.shape[-1], -1)).reshape(block.shape))
+    return torch.cat(weighted)
 
 
 def leading(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest eigenvalues, descending, and eigenvectors (P, count) of a symmetric matrix, in float64.
+    """Return the leading eigenvalues and eigenvectors of a symmetric matrix (P, P), in float64.
 
-    In float32 eigenvalues of less than some 1e-7 of the largest would be rounding, another one on every machine.
+    In float32, eigenvalues below about 1e-7 of the largest would be rounding errors, different on
+    every machine.  Wide matrices are decomposed by subspace iteration with a Rayleigh-Ritz step
+    (Halko et al., arXiv 0909.4061), which takes a quarter of the time of a full decomposition.
 
-    Wide matrices go by subspace iteration with a Rayleigh-Ritz step (Halko et al., arXiv 0909.4061): a few products
-    with the matrix instead of a full decomposition, which would take four times as long.
+    Returns:
+        eigenvalues (count,), descending, and eigenvectors (P, count).
     """
     width = len(matrix)
     columns = min(width, count + _MORE)
@@ -145,7 +159,7 @@ def leading(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _kept(values: torch.Tensor, energy: float, share: float) -> int:
-    """How many of the values hold the share of the energy; those that are rounding are not counted."""
+    """Count the leading values that add up to a share of the energy, without rounding errors."""
     sums = values.cumsum(0)
     enough = int((sums < share * energy).sum()) + 1
     sound = int((values > values[0] * _SMALLEST**2).sum())
@@ -153,35 +167,38 @@ def _kept(values: torch.Tensor, energy: float, share: float) -> int:
 
 
 def _held(values: torch.Tensor, vectors: torch.Tensor, variances: torch.Tensor, kept: int) -> int:
-    """How many of `kept` rows the integers of a basis can hold.
+    """Count the rows, of the first `kept`, that the integers of a basis represent well.
 
-    Where the largest component asks for a coarser step than `_step`, rows that its rounding would drown are left to the
-    rest: as good as random, they would add what they are to take away.
+    If the largest component needs a coarser step than `_step`, the smallest rows would be lost in
+    its rounding; they are dropped, since random rows add error instead of removing it.
     """
     coarsest = float((vectors[:, :kept] * values[:kept].sqrt()).abs().max()) / _LARGEST
     rest = _left(variances, values[:kept], vectors[:, :kept])
     if _step(float(rest.mean()), float(values[kept - 1]), kept, len(variances)) >= coarsest:
         return kept
-    sound = int((values[:kept] > len(variances) * coarsest**2 / 3).sum())  # rounding is a quarter of it, or less
+    sound = int((values[:kept] > len(variances) * coarsest**2 / 3).sum())  # rounding: a quarter, or less
     return max(1, sound)
 
 
 def _left(variances: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """Of these variances (P,), what a basis does not account for: little may be left of large ones, hence float64."""
+    """Return the part of the variances (P,) that a basis leaves; float64, as it may be small."""
     return (variances - (vectors**2) @ values).clamp_min(0).float()
 
 
 def _prediction(
     cross: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor, before: Fitted
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(coefficients from those of the group before over their scales, (rank, rank before); variances that are left).
+    """Fit the prediction of coefficients from those of the group before.
 
     Args:
-        cross: covariance of this group's weighted vectors with the unweighted ones of the group before.
+        cross: covariance of this group's weighted vectors with the group before's unweighted ones.
+    Returns:
+        coefficients from those of the group before over their scales, (rank, rank before); the
+        variances that are left, (rank,).
     """
-    other = _weighted(cross.T, before.metric, before.group.shape).T @ before.vectors  # with its coefficients
-    joint = (vectors.T @ other)[:, :_PREDICTORS]
-    # decoded coefficients are those of the encoder only down to the last one
+    with_coefficients = _weighted(cross.T, before.metric, before.group.shape).T @ before.vectors
+    joint = (vectors.T @ with_coefficients)[:, :_PREDICTORS]
+    # decoded coefficients have an error, about as large as the last one
     ridge = before.values[:_PREDICTORS] + before.values[-1]
     weights = joint / ridge
     left = values - (joint * weights).sum(1)
@@ -190,15 +207,15 @@ def _prediction(
 
 
 def _exponents(variances: torch.Tensor) -> torch.Tensor:
-    """The scale of values with these variances, in 32nds of an octave."""
+    """Return the scales of values with these variances, in 32nds of an octave."""
     floor = float(variances.max()) * _SMALLEST**2 + 2.0**-120
     return (variances.double().clamp_min(floor).log2() * (SCALE_UNITS / 2)).round().clamp(-MAX_SCALE, MAX_SCALE).int()
 
 
 def _step(rest: float, last: float, rank: int, width: int) -> float:
-    """The rounding of a basis whose noise in each direction is a share of what the basis leaves.
+    """Return the step of a basis whose rounding adds a share of the variance that the basis leaves.
 
-    Where it leaves next to nothing, rounding may change its last row by a twentieth.
+    If the basis leaves almost nothing, rounding may change its last row by a twentieth.
     """
     noise = rest / rank if rest > last * 1e-3 else last * 1e-2 / width
     return math.sqrt(12 * _NOISE * noise)

@@ -1,4 +1,4 @@
-"""The statistics of a group of layers and the tables of symbols: the tensors of a profile, packed and unpacked."""
+"""The tensors of a profile: statistics of groups of layers, and entropy tables."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ class Group:
     """The statistics of a group, float32 unless said otherwise.
 
     Attributes:
-        mean, first_mean: of a token's vector, (P,): of all tokens but the first, and of the first, an attention sink.
-        metric_keys, metric_values: (layers, heads, size, size), symmetric: the weighting, in nats ** 0.5 a unit.
+        shape: the group's shape.
+        mean: the mean of a token's vector, (P,), over all tokens but first ones.
+        first_mean: the mean over first tokens, which are attention sinks, (P,).
+        metric_keys: the weighting of keys, (layers, heads, size, size), symmetric, in nats ** 0.5.
+        metric_values: the weighting of values, likewise.
         basis: int16 (rank, P), of the weighted vectors; see `Shape.basis_step`.
         scale: int16 (rank,): 2 ** (scale / 32) is the root mean square of a coefficient.
-        residual_scale: int16 (P,): the same for what the basis leaves of a weighted vector.
+        residual_scale: int16 (P,): the same for the residual of a weighted vector.
         importance: (6 + 2 x layers x heads,): see `importance.py`.
-        predict: (rank, n), or None: a coefficient from the first n decoded ones of the group before, both divided by
-            their scales.
+        predict: (rank, n), or None: predicts a coefficient from the first n decoded ones of the
+            group before, both divided by their scales.
     """
 
     shape: Shape
@@ -55,12 +58,13 @@ class Group:
 
 @dataclass(frozen=True)
 class CodeTables:
-    """How symbols are coded.
+    """The entropy tables of a profile.
 
     Attributes:
-        coefficients: a row a class of scale, 256 symbols (see `symbols.py`).
-        importance: one row.
-        activity: a row a band number, for coefficients; residual_activity: one row.
+        coefficients: a row for each class of scale, 256 symbols (see `symbols.py`).
+        importance: one row, 256 symbols.
+        activity: a row for each band of coefficients, 32 symbols.
+        residual_activity: one row, 32 symbols.
     """
 
     coefficients: Tables
@@ -70,14 +74,14 @@ class CodeTables:
 
 
 def packed(groups: Sequence[Group], tables: CodeTables) -> dict[str, torch.Tensor]:
-    """The tensors of a profile beside its description, as they are stored."""
+    """Return all tensors of a profile but its description, as they are stored."""
     import torch
     import zstandard
 
     tensors: dict[str, torch.Tensor] = {}
     for number, group in enumerate(groups):
         planes = _to_planes(group.basis)
-        # the largest window that a reader allows; levels beyond 9 gain nothing on noise
+        # the largest window that a reader allows; levels beyond 9 do not make noise smaller
         settings = zstandard.ZstdCompressionParameters.from_level(9, window_log=23)
         frame = zstandard.ZstdCompressor(compression_params=settings).compress(planes)
         tensors[f"{number}.basis"] = torch.frombuffer(bytearray(frame), dtype=torch.uint8)
@@ -95,23 +99,23 @@ def packed(groups: Sequence[Group], tables: CodeTables) -> dict[str, torch.Tenso
     return tensors
 
 
-def check(views: Mapping[str, TensorView], shapes: Sequence[Shape], what: str) -> None:
-    """Raise CorruptError unless the tensors of a profile are those that groups of these shapes have."""
-    wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {DESCRIPTION: ("U8", (None,))}
+def check(views: Mapping[str, TensorView], shapes: Sequence[Shape], where: str) -> None:
+    """Raise CorruptError unless a profile has exactly the tensors of groups of these shapes."""
+    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {DESCRIPTION: ("U8", (None,))}
     for name, classes, symbols in (
         ("coefficients", CLASSES, 256),
         ("importance", 1, 256),
         ("activity", MAX_BANDS, 32),
         ("residual_activity", 1, 32),
     ):
-        wanted[f"tables.{name}"] = ("U32", (classes, symbols))
+        expected[f"tables.{name}"] = ("U32", (classes, symbols))
     total = 0
     for number, shape in enumerate(shapes):
         layers, heads, rank, width = shape.layer_count, shape.heads, shape.rank, shape.width
         total += rank * width
         if rank > width or total > MAX_BASIS:
-            raise CorruptError(f"{what}: a basis of {rank} x {width} values")
-        wanted |= {
+            raise CorruptError(f"{where}: a basis of {rank} x {width} values")
+        expected |= {
             f"{number}.basis": ("U8", (None,)),
             f"{number}.mean": ("F32", (width,)),
             f"{number}.first_mean": ("F32", (width,)),
@@ -122,14 +126,15 @@ def check(views: Mapping[str, TensorView], shapes: Sequence[Shape], what: str) -
             f"{number}.residual_scale": ("I16", (width,)),
         }
         if f"{number}.predict" in views and number:
-            wanted[f"{number}.predict"] = ("F16", (rank, None))
-            if len(found := views[f"{number}.predict"].shape) == 2 and found[1] > shapes[number - 1].rank:
-                raise CorruptError(f"{what}: a prediction from more coefficients than there are")
-    expect(views, wanted, what)
+            expected[f"{number}.predict"] = ("F16", (rank, None))
+            extents = views[f"{number}.predict"].shape
+            if len(extents) == 2 and extents[1] > shapes[number - 1].rank:
+                raise CorruptError(f"{where}: a prediction from more coefficients than there are")
+    expect(views, expected, where)
 
 
 def tables_of(views: Mapping[str, TensorView]) -> CodeTables:
-    """The tables of checked tensors."""
+    """Return the tables in checked tensors."""
     import numpy as np
 
     def table(view: TensorView) -> Tables:
@@ -139,19 +144,19 @@ def tables_of(views: Mapping[str, TensorView]) -> CodeTables:
 
 
 def unpacked(views: Mapping[str, TensorView], number: int, shape: Shape) -> Group:
-    """The statistics of a group of checked tensors.  Raises CorruptError for values out of range."""
+    """Return the statistics of a group in checked tensors.  Raises CorruptError."""
     import torch
 
     def tensor(name: str) -> torch.Tensor:
         view = views[f"{number}.{name}"]
-        found = to_torch(view).view(getattr(torch, _DTYPES[view.dtype])).view(view.shape)
+        values = to_torch(view).view(getattr(torch, _DTYPES[view.dtype])).view(view.shape)
         if view.dtype == "I16":
-            if bool((found < -MAX_SCALE).any() or (found > MAX_SCALE).any()):
+            if bool((values < -MAX_SCALE).any() or (values > MAX_SCALE).any()):
                 raise CorruptError(f"profile: {name} holds a scale out of range")
-            return found
-        if not bool(torch.isfinite(found).all()):
+            return values
+        if not bool(torch.isfinite(values).all()):
             raise CorruptError(f"profile: {name} holds a value that is not finite")
-        return found.float()
+        return values.float()
 
     frame, raw = views[f"{number}.basis"].data, 2 * shape.rank * shape.width
     if raw > FREE_RAW and raw > MAX_RATIO * len(frame):
@@ -172,7 +177,7 @@ def unpacked(views: Mapping[str, TensorView], number: int, shape: Shape) -> Grou
 
 
 def _to_planes(values: torch.Tensor) -> bytes:
-    """int16 (rank, P) as zigzag (0, -1, 1, -2, ...), low bytes first, then high bytes: of a tail these are all zero."""
+    """Pack int16 (rank, P) as zigzag (0, -1, 1, -2, ...): all low bytes, then all high bytes."""
     import torch
 
     wide = values.cpu().to(torch.int32)
@@ -181,9 +186,10 @@ def _to_planes(values: torch.Tensor) -> bytes:
 
 
 def _from_planes(planes: bytes, shape: Shape) -> torch.Tensor:
+    """Unpack the basis that `_to_planes` packed."""
     import torch
 
     low, high = torch.frombuffer(bytearray(planes), dtype=torch.uint8).view(2, shape.rank, shape.width).short()
-    zigzag = low | (high << 8)  # bit 15 may be set: shifts below are on the unsigned value
+    zigzag = low | (high << 8)  # bit 15 may be set: the shift must be unsigned
     values: torch.Tensor = ((zigzag >> 1) & 0x7FFF) ^ -(zigzag & 1)
     return values

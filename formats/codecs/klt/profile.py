@@ -1,7 +1,8 @@
-"""A profile: what calibration learned about one model, as codec klt uses it.
+"""A profile: the result of calibrating one model, for codec klt.
 
-It is a safetensors buffer with a JSON description as one of its tensors, read as strictly as a .tsc file.  A file that
-was made with a profile names it by the SHA-256 of these bytes.  docs/format.md describes every tensor.
+A profile is a safetensors buffer; one of its tensors holds a description as JSON.  It is read as
+strictly as a .tsc file.  A file that was made with a profile names it by the SHA-256 of these
+bytes.  docs/format.md describes every tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .shape import Shape
 
 SCHEMA = "tsc.profile/1"
 MAX_GROUPS = 256
-_UNPACKED = 12  # bytes of a value of a basis while it is unpacked
+_UNPACKED = 12  # bytes that a value of a basis takes while it is unpacked
 
 
 @dataclass(eq=False)
@@ -33,12 +34,12 @@ class Profile:
     """A profile in memory.
 
     Attributes:
-        name: of the model.
-        fingerprint: of the model, as a .tsc file holds it.
-        shapes: of the groups, in the order of layers.
-        info: how it was made (scalars): texts, tokens, date.
+        name: the model's name.
+        fingerprint: the model's fingerprint, as a .tsc file has it.
+        shapes: the shapes of the groups, in the order of layers.
+        info: how the profile was made (scalars): texts, tokens, date.
         curve: measured by calibration: [{"fineness", "bits", "kl", "top1"}].
-        data: the bytes that it is stored as.
+        data: the stored bytes.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Profile:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the bytes, in hexadecimal: what files call the profile."""
+        """SHA-256 of the bytes in hexadecimal, by which files name the profile."""
         return hashlib.sha256(self.data).hexdigest()
 
     @property
@@ -60,36 +61,52 @@ class Profile:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The statistics, unpacked.  Raises CorruptError, or LimitError if they take more than the memory budget."""
-        if _UNPACKED * sum(one.rank * one.width for one in self.shapes) > memory_budget():
+        """The statistics of all groups, unpacked.
+
+        Raises:
+            CorruptError: a value is out of range.
+            LimitError: they take more than the memory budget.
+        """
+        if _UNPACKED * sum(group.rank * group.width for group in self.shapes) > memory_budget():
             raise LimitError(f"the profile takes more than the budget of {memory_budget()} bytes")
-        return tuple(unpacked(self._views, number, one) for number, one in enumerate(self.shapes))
+        return tuple(unpacked(self._views, number, group) for number, group in enumerate(self.shapes))
 
     @cached_property
     def tables(self) -> CodeTables:
+        """The entropy tables."""
         return tables_of(self._views)
 
-    def fineness_at(self, what: str, value: float) -> int | None:
-        """The fineness at which calibration measured about this "kl" or these "bits" a value; None if it did not."""
-        points = [point for point in self.curve if point.get(what, 0) > 0 and "fineness" in point]
+    def fineness_at(self, quantity: str, value: float) -> int | None:
+        """Interpolate the fineness that gives a measured quantity this value.
+
+        Args:
+            quantity: "kl" (nats) or "bits" (a stored value).
+        Returns:
+            None if calibration did not measure it.
+        """
+        points = [point for point in self.curve if point.get(quantity, 0) > 0 and "fineness" in point]
         if not points or not 0 < value < math.inf:
             return None
-        points.sort(key=lambda point: abs(math.log(point[what] / value)))
-        near, other = points[0], points[min(1, len(points) - 1)]
-        between = math.log(other[what] / near[what])
-        share = math.log(value / near[what]) / between if between else 0.0
-        return round(near["fineness"] + min(max(share, -1), 1) * (other["fineness"] - near["fineness"]))
+        points.sort(key=lambda point: abs(math.log(point[quantity] / value)))
+        nearest, second = points[0], points[min(1, len(points) - 1)]
+        distance = math.log(second[quantity] / nearest[quantity])
+        share = math.log(value / nearest[quantity]) / distance if distance else 0.0
+        return round(nearest["fineness"] + min(max(share, -1), 1) * (second["fineness"] - nearest["fineness"]))
 
     def run(self, first_layer: int, layer_count: int) -> list[int]:
-        """The numbers of the groups that make up these layers, in order.  Raises CorruptError if none do."""
-        found, at = [], first_layer
-        for number, one in enumerate(self.shapes):
-            if one.first_layer == at < first_layer + layer_count:
-                found.append(number)
-                at += one.layer_count
-        if at != first_layer + layer_count:
+        """Return the indices of the groups that make up these layers, in order.
+
+        Raises:
+            CorruptError: no sequence of groups covers exactly these layers.
+        """
+        groups, next_layer = [], first_layer
+        for index, group in enumerate(self.shapes):
+            if group.first_layer == next_layer < first_layer + layer_count:
+                groups.append(index)
+                next_layer += group.layer_count
+        if next_layer != first_layer + layer_count:
             raise CorruptError(f"the profile has no layers {first_layer} to {first_layer + layer_count - 1}")
-        return found
+        return groups
 
 
 def dumps(
@@ -100,10 +117,10 @@ def dumps(
     info: Mapping[str, Any],
     curve: Sequence[Mapping[str, float]],
 ) -> Profile:
-    """The profile of these statistics, as it is read back from the bytes that it is stored as."""
+    """Make a profile; it is read back from its bytes, so that all values are as stored."""
     import torch
 
-    described = strict_json.dumps(
+    json = strict_json.dumps(
         {
             "schema": SCHEMA,
             "name": name,
@@ -113,40 +130,42 @@ def dumps(
             "groups": [shape.to_json(group.shape) for group in groups],
         }
     )
-    description = torch.frombuffer(bytearray(described), dtype=torch.uint8)
-    return loads(pack({DESCRIPTION: description, **packed(groups, tables)}))
+    json_tensor = torch.frombuffer(bytearray(json), dtype=torch.uint8)
+    return loads(pack({DESCRIPTION: json_tensor, **packed(groups, tables)}))
 
 
-def loads(data: bytes, what: str = "profile") -> Profile:
-    """Read a profile.  Statistics are unpacked when they are asked for.  Raises CorruptError."""
+def loads(data: bytes, where: str = "profile") -> Profile:
+    """Read a profile; its statistics are unpacked on first use.  Raises CorruptError."""
     if len(data) > MAX_PROFILE_BYTES:
-        raise CorruptError(f"{what}: more than {MAX_PROFILE_BYTES} bytes")
-    views = parse(data, what)
+        raise CorruptError(f"{where}: more than {MAX_PROFILE_BYTES} bytes")
+    views = parse(data, where)
     if DESCRIPTION not in views or views[DESCRIPTION].dtype != "U8":
-        raise CorruptError(f"{what}: is a safetensors file, but not a profile")
-    found = schema.fields(
-        strict_json.loads(bytes(views[DESCRIPTION].data), what),
-        what,
+        raise CorruptError(f"{where}: is a safetensors file, but not a profile")
+    description = schema.fields(
+        strict_json.loads(bytes(views[DESCRIPTION].data), where),
+        where,
         ("schema", "name", "fingerprint", "info", "curve", "groups"),
     )
-    if found["schema"] != SCHEMA:
-        raise CorruptError(f"{what}: schema {SCHEMA} was expected")
-    entries = schema.items(found["groups"], f"{what} groups", MAX_GROUPS)
-    shapes = tuple(shape.from_json(entry, f"{what} groups") for entry in entries)
+    if description["schema"] != SCHEMA:
+        raise CorruptError(f"{where}: schema {SCHEMA} was expected")
+    entries = schema.items(description["groups"], f"{where} groups", MAX_GROUPS)
+    shapes = tuple(shape.from_json(entry, f"{where} groups") for entry in entries)
     if not shapes:
-        raise CorruptError(f"{what}: no groups")
+        raise CorruptError(f"{where}: no groups")
     if any(b.first_layer < a.first_layer + a.layer_count for a, b in pairwise(shapes)):
-        raise CorruptError(f"{what}: groups are not in the order of layers")
-    check(views, shapes, what)
-    fingerprint = schema.fields(found["fingerprint"], f"{what} fingerprint", (), found["fingerprint"] or ())
+        raise CorruptError(f"{where}: groups are not in the order of layers")
+    check(views, shapes, where)
+    fingerprint = schema.fields(
+        description["fingerprint"], f"{where} fingerprint", (), description["fingerprint"] or ()
+    )
     return Profile(
-        schema.string(found["name"], f"{what} name"),
-        {key: schema.string(value, f"{what} fingerprint") for key, value in fingerprint.items()},
+        schema.string(description["name"], f"{where} name"),
+        {key: schema.string(value, f"{where} fingerprint") for key, value in fingerprint.items()},
         shapes,
-        schema.fields(found["info"], f"{what} info", (), found["info"] or ()),
+        schema.fields(description["info"], f"{where} info", (), description["info"] or ()),
         [
-            {key: schema.number(value, f"{what} curve") for key, value in schema.fields(p, what, (), p).items()}
-            for p in schema.items(found["curve"], f"{what} curve", 256)
+            {key: schema.number(value, f"{where} curve") for key, value in schema.fields(p, where, (), p).items()}
+            for p in schema.items(description["curve"], f"{where} curve", 256)
         ],
         data,
         views,

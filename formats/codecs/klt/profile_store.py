@@ -1,4 +1,4 @@
-"""Profiles by their digests: in a file's PROFILE record, or in a folder of this machine, also found by their model."""
+"""Where profiles are kept: in a file's PROFILE record, or in a folder of this machine."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 _DIGEST_BYTES = 32
-SHORT = 12  # digits of a digest that people are shown
-# what a profile's model and a file's model must agree in; one that agrees in the weights, too, comes first
+SHORT = 12  # digits of a digest in messages and file names
+# must be equal in the fingerprints of a profile and of a model; equal weights are preferred
 _SAME = ("architecture", "config", "layers", "kv_heads", "rope")
 
-remembered: dict[str, Profile] = {}  # by digest: the content decides, so that one profile serves a whole process
+remembered: dict[str, Profile] = {}  # by digest, for the whole process
 
 
 def folder() -> Path:
-    """Where profiles are kept: `profiles` in the user's cache folder."""
+    """Return the folder of profiles: `profiles` in the user's cache folder."""
     return cache_folder() / "profiles"
 
 
@@ -51,12 +51,12 @@ def read(path: str | Path) -> Profile:
 
 
 def remember(profile: Profile) -> Profile:
-    """Let this process find the profile by its digest; returns the one that it knows already, if it does."""
+    """Let this process find a profile by its digest; return the equal one that it knows already."""
     return remembered.setdefault(profile.digest, profile)
 
 
 def install(profile: Profile) -> Path:
-    """Keep a profile in the folder; returns its path.  A damaged file of its name is replaced."""
+    """Write a profile to the folder and return its path; a damaged file there is replaced."""
     remember(profile)
     target = path_of(profile)
     if not (target.is_file() and target.read_bytes() == profile.data):
@@ -67,15 +67,15 @@ def install(profile: Profile) -> Path:
 
 
 def path_of(profile: Profile) -> Path:
-    """Where `install` keeps a profile."""
+    """Return the path at which `install` keeps a profile."""
     slug = re.sub(r"[^a-z0-9.]+", "-", profile.name.lower()).strip("-.") or "model"
     return folder() / f"{slug}-{profile.digest[:SHORT]}{SUFFIX}"
 
 
 def installed() -> Iterator[tuple[Path, Profile]]:
-    """The profiles in the folder, newest first; files that are none are passed over, and hidden ones.
+    """Yield the profiles in the folder, newest first; other files and hidden ones are skipped.
 
-    They are not remembered: whoever takes one does that.
+    The caller remembers the one that it uses.
     """
     for path in _visible():
         try:
@@ -85,7 +85,7 @@ def installed() -> Iterator[tuple[Path, Profile]]:
 
 
 def _visible() -> list[Path]:
-    """The files in the folder that may be profiles, newest first."""
+    """List the files in the folder that may be profiles, newest first."""
     try:
         paths = [path for path in folder().glob(f"[!.]*{SUFFIX}") if path.is_file()]
         return sorted(paths, key=lambda path: (-path.stat().st_mtime, path.name))
@@ -94,56 +94,59 @@ def _visible() -> list[Path]:
 
 
 def resolve(digest: str) -> Profile:
-    """The profile with this digest, or with a digest that begins so (6 digits at least).
+    """Return the profile whose digest begins with these digits (6 at least).
 
     Raises:
-        UnsupportedFileError: it is not on this machine.
-        UsageError: this is no digest, or several profiles begin so.
+        UnsupportedFileError: there is no such profile on this machine.
+        UsageError: this is not a digest, or several profiles match.
     """
     if digest in remembered:
         return remembered[digest]
-    _checked(digest)  # also where no profile is known, with which it would be compared
-    found = {known.digest: known for known in remembered.values() if known.digest.startswith(digest)}
-    found |= {profile.digest: profile for _, profile in matching(digest)}
-    if len(found) > 1:
-        raise UsageError(f"{len(found)} profiles begin with {digest}", hint="give more digits")
-    if not found:
+    _check_digest(digest)
+    profiles = {digest_: profile for digest_, profile in remembered.items() if digest_.startswith(digest)}
+    profiles |= {profile.digest: profile for _, profile in matching(digest)}
+    _require_unique(profiles, digest)
+    if not profiles:
         raise UnsupportedFileError(
             f"profile {digest[:SHORT]} is needed and is not on this machine",
             hint="tsc profiles --import FILE brings one that was exported where the file was made",
         )
-    return remember(found.popitem()[1])
+    return remember(profiles.popitem()[1])
 
 
 def find(digest: str) -> tuple[Path, Profile]:
-    """The file of an installed profile whose digest begins so, and the profile.
+    """Return the file and the content of the profile whose digest begins with these digits.
 
     Raises:
-        UsageError: this is no digest, there is none, or there are several.
+        UsageError: this is not a digest, or not exactly one profile matches.
     """
-    found = {profile.digest: (path, profile) for path, profile in matching(_checked(digest))}
-    if not found:
+    _check_digest(digest)
+    profiles = {profile.digest: (path, profile) for path, profile in matching(digest)}
+    if not profiles:
         raise UsageError(f"there is no profile {digest} on this machine", hint="tsc profiles lists them")
-    if len(found) > 1:
-        raise UsageError(f"{len(found)} profiles begin with {digest}", hint="give more digits")
-    return found.popitem()[1]
+    _require_unique(profiles, digest)
+    return profiles.popitem()[1]
 
 
-def _checked(digest: str) -> str:
+def _check_digest(digest: str) -> None:
     if not re.fullmatch(r"[0-9a-f]{6,64}", digest):
         raise UsageError(f"{digest!r} is not a profile", hint="tsc profiles lists those on this machine")
-    return digest
+
+
+def _require_unique(profiles: Mapping[str, object], digest: str) -> None:
+    if len(profiles) > 1:
+        raise UsageError(f"{len(profiles)} profiles begin with {digest}", hint="give more digits")
 
 
 def matching(digest: str) -> Iterator[tuple[Path, Profile]]:
-    """Installed profiles whose digest begins so: by the names that `install` gives, or else by their content."""
+    """Yield installed profiles whose digest begins so, by their file names or their content."""
     named = [(path, read(path)) for path in folder().glob(f"[!.]*-{digest[:SHORT]}*{SUFFIX}")]
     named = [(path, profile) for path, profile in named if profile.digest.startswith(digest)]
     yield from named or ((path, read(path)) for path in _visible() if digest_of_file(path).startswith(digest))
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file, or "" if it cannot be read."""
+    """Return the SHA-256 of a file, or "" if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -152,7 +155,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def for_model(fingerprint: Mapping[str, str]) -> Profile | None:
-    """The newest profile of the model, or of one of the same configuration (a finetuned one, say), or None."""
+    """Return the newest profile of the model or of one with the same configuration, or None."""
     fitting = [
         profile
         for _, profile in installed()
@@ -164,17 +167,22 @@ def for_model(fingerprint: Mapping[str, str]) -> Profile | None:
 
 @dataclass(frozen=True)
 class ProfileReference:
-    """A profile by its digest, and its bytes if the file holds them."""
+    """A file's reference to a profile.
+
+    Attributes:
+        digest: SHA-256 of the profile, in hexadecimal.
+        data: the profile's bytes, if they are in the file.
+    """
 
     digest: str
     data: memoryview | None = None
 
     def load(self) -> Profile:
-        """The profile, read once.
+        """Return the profile, which is read once.
 
         Raises:
-            UnsupportedFileError: the file only names it and it is not on this machine.
-            CorruptError: the file holds another one than it names, or a damaged one.
+            UnsupportedFileError: the file only names the profile, and it is not on this machine.
+            CorruptError: the embedded profile is damaged, or is not the one that the file names.
         """
         return self._loaded
 
@@ -185,11 +193,11 @@ class ProfileReference:
         profile = loads(bytes(self.data), "the embedded profile")
         if profile.digest != self.digest:
             raise CorruptError("the embedded profile is not the one that the file names")
-        return profile  # not remembered: it lives as long as the file that holds it
+        return profile  # not remembered: it is freed with the file
 
 
 def to_tensors(profile: Profile, *, embed: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a PROFILE record."""
+    """Return the tensors of a PROFILE record."""
     import torch
 
     tensors = {"digest": torch.frombuffer(bytearray.fromhex(profile.digest), dtype=torch.uint8)}
@@ -198,8 +206,10 @@ def to_tensors(profile: Profile, *, embed: bool) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def from_tensors(tensors: Mapping[str, TensorView], what: str) -> ProfileReference:
-    """Check the tensors of a PROFILE record.  Raises CorruptError; needs no torch."""
-    held: dict[str, tuple[str, tuple[int | None, ...]]] = {"data": ("U8", (None,))} if "data" in tensors else {}
-    expect(tensors, {"digest": ("U8", (_DIGEST_BYTES,)), **held}, what)
-    return ProfileReference(bytes(tensors["digest"].data).hex(), tensors["data"].data if held else None)
+def from_tensors(tensors: Mapping[str, TensorView], where: str) -> ProfileReference:
+    """Check and read the tensors of a PROFILE record, without torch.  Raises CorruptError."""
+    shapes: dict[str, tuple[str, tuple[int | None, ...]]] = {"digest": ("U8", (_DIGEST_BYTES,))}
+    if "data" in tensors:
+        shapes["data"] = ("U8", (None,))
+    expect(tensors, shapes, where)
+    return ProfileReference(bytes(tensors["digest"].data).hex(), tensors["data"].data if "data" in tensors else None)

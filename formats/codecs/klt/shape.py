@@ -1,4 +1,4 @@
-"""The shape of a group of layers in a profile, and the JSON that describes it.  docs/format.md has the fields."""
+"""The shape of a group of layers in a profile, and its JSON (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from formats.limits import MAX_EXTENT, MAX_LAYERS
 from .rotary import Rotary
 
 MAX_RANK, MAX_BANDS = 1 << 14, 64
-MAX_STEP = 2.0**100  # of a basis, and its inverse the least
+MAX_STEP = 2.0**100  # the largest step of a basis; its inverse is the smallest
 MAX_FREQUENCY = 1024  # radians a position
 _GROUP_FIELDS = (
     "first_layer",
@@ -30,16 +30,18 @@ _GROUP_FIELDS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What a group of layers is: everything about it but its statistics.
+    """The shape of a group of layers.
 
-    P = layers x heads x (key size + value size) is the length of a token's vector in the group: first the keys, then
-    the values, each (layers, heads, head size).
+    P = layers x heads x (key size + value size) is the length of a token's vector in the group:
+    first the keys, then the values, each (layers, heads, head size).
 
     Attributes:
-        rank: coefficients of the joint transform.
-        metric_exponent: the metric is stored in units of 2 ** this, since float16 has no small numbers.
-        basis_step: what an integer of the basis stands for, before it is divided by the coefficient's scale.
-        bands: where the bands of coefficients stop that share an activity, ascending, the last one at `rank`.
+        rank: the number of coefficients of the joint transform.
+        metric_exponent: the metric is stored in units of 2 ** this, since float16 has no small
+            numbers.
+        basis_step: the value of an integer of the basis, before the division by the
+            coefficient's scale.
+        bands: the stops of the bands of coefficients that share an activity, ascending to `rank`.
         rotary: the rotary embedding of each layer.
     """
 
@@ -56,28 +58,31 @@ class Shape:
 
     @property
     def keys(self) -> int:
+        """How many of the P values are keys."""
         return self.layer_count * self.heads * self.key_size
 
     @property
     def width(self) -> int:
-        """P."""
+        """The length P of a token's vector."""
         return self.keys + self.layer_count * self.heads * self.value_size
 
 
 def to_json(shape: Shape) -> dict[str, Any]:
-    rotary = [{"frequencies": list(one.frequencies), "interleaved": one.interleaved} for one in shape.rotary]
-    kinds: list[dict[str, Any]] = []
-    for one in rotary:
-        if one not in kinds:
-            kinds.append(one)
-    facts = {name: getattr(shape, name) for name in _GROUP_FIELDS}
-    return facts | {"bands": list(shape.bands), "rotary": {"kinds": kinds, "layers": [kinds.index(r) for r in rotary]}}
+    """Describe a shape; equal rotary embeddings are written once."""
+    kinds = list(dict.fromkeys(shape.rotary))
+    rotary = {
+        "kinds": [{"frequencies": list(kind.frequencies), "interleaved": kind.interleaved} for kind in kinds],
+        "layers": [kinds.index(layer) for layer in shape.rotary],
+    }
+    values = {name: getattr(shape, name) for name in _GROUP_FIELDS}
+    return values | {"bands": list(shape.bands), "rotary": rotary}
 
 
 def from_json(entry: Any, where: str) -> Shape:
-    found = schema.fields(entry, where, _GROUP_FIELDS)
+    """Read the description of a shape.  Raises CorruptError."""
+    values = schema.fields(entry, where, _GROUP_FIELDS)
     first_layer, layer_count, heads, key_size, value_size, rank = (
-        schema.integer(found[name], f"{where} {name}", low, high)
+        schema.integer(values[name], f"{where} {name}", low, high)
         for name, low, high in (
             ("first_layer", 0, MAX_LAYERS),
             ("layer_count", 1, MAX_LAYERS),
@@ -89,31 +94,31 @@ def from_json(entry: Any, where: str) -> Shape:
     )
     bands = [
         schema.integer(stop, f"{where} bands", 1, rank)
-        for stop in schema.items(found["bands"], f"{where} bands", MAX_BANDS)
+        for stop in schema.items(values["bands"], f"{where} bands", MAX_BANDS)
     ]
     if bands != sorted(set(bands)) or bands[-1:] != [rank]:
         raise CorruptError(f"{where}: bands do not ascend to the rank")
-    unit = schema.integer(found["metric_exponent"], f"{where} metric_exponent", -100, 100)
-    step = schema.number(found["basis_step"], f"{where} basis_step")
+    unit = schema.integer(values["metric_exponent"], f"{where} metric_exponent", -100, 100)
+    step = schema.number(values["basis_step"], f"{where} basis_step")
     if not 1 / MAX_STEP <= step <= MAX_STEP:
         raise CorruptError(f"{where}: a basis step out of range")
-    rotary = _rotary(found["rotary"], layer_count, key_size, where)
+    rotary = _rotary(values["rotary"], layer_count, key_size, where)
     return Shape(first_layer, layer_count, heads, key_size, value_size, rank, unit, step, tuple(bands), rotary)
 
 
 def _rotary(entry: Any, layers: int, key_size: int, where: str) -> tuple[Rotary, ...]:
-    found = schema.fields(entry, f"{where} rotary", ("kinds", "layers"))
+    rotary = schema.fields(entry, f"{where} rotary", ("kinds", "layers"))
     kinds = []
-    for kind in schema.items(found["kinds"], f"{where} rotary", layers):
-        one = schema.fields(kind, f"{where} rotary", ("frequencies", "interleaved"))
+    for entry_of_kind in schema.items(rotary["kinds"], f"{where} rotary", layers):
+        kind = schema.fields(entry_of_kind, f"{where} rotary", ("frequencies", "interleaved"))
         rates = [
             schema.number(rate, f"{where} frequencies")
-            for rate in schema.items(one["frequencies"], f"{where} frequencies", key_size // 2)
+            for rate in schema.items(kind["frequencies"], f"{where} frequencies", key_size // 2)
         ]
-        if not isinstance(one["interleaved"], bool) or any(abs(rate) > MAX_FREQUENCY for rate in rates):
+        if not isinstance(kind["interleaved"], bool) or any(abs(rate) > MAX_FREQUENCY for rate in rates):
             raise CorruptError(f"{where}: a rotary embedding that no model has")
-        kinds.append(Rotary(tuple(rates), one["interleaved"]))
-    numbers = schema.items(found["layers"], f"{where} rotary", layers)
-    if len(numbers) != layers:
+        kinds.append(Rotary(tuple(rates), kind["interleaved"]))
+    kind_of_layer = schema.items(rotary["layers"], f"{where} rotary", layers)
+    if len(kind_of_layer) != layers:
         raise CorruptError(f"{where}: not one rotary embedding a layer")
-    return tuple(kinds[schema.integer(n, f"{where} rotary", 0, len(kinds) - 1)] for n in numbers)
+    return tuple(kinds[schema.integer(index, f"{where} rotary", 0, len(kinds) - 1)] for index in kind_of_layer)

@@ -1,4 +1,4 @@
-"""What is gathered of a group of layers while calibration texts go by; memory does not grow with their number."""
+"""Statistics of a group of layers over calibration texts, as sums of a fixed size."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ import torch
 
 from formats.container.records import Part
 
-_FISHER_FLOOR = 1.0  # times the mean of the diagonal: without one, directions that few gradients showed are lost
+# times the mean of the diagonal: a floor for directions that occur in few gradients
+_FISHER_FLOOR = 1.0
 
 
 class Statistics:
-    """Sums over tokens of one group of layers; vectors are (tokens, P) as in `shape.Shape`, unweighted, float32.
+    """Sums over the tokens of one group of layers.
+
+    Vectors are (tokens, P) as in `shape.Shape`, unweighted, float32.  First tokens are counted
+    apart.
 
     Attributes:
-        tokens: other tokens than first ones that were seen.
-        covariance: (P, P), sums of products of rows less `origin`; `cross` (P, P of the group before), likewise.
+        tokens: how many tokens other than first ones were added.
+        firsts: how many first tokens were added.
+        positions: products of predictions and tokens in `fisher`.
+        origin: (P,), subtracted from all vectors but those of first tokens.
+        sums: (P,), of vectors less the origin.
+        first_sums: (P,), of first tokens' vectors.
+        covariance: (P, P), sums of products of vectors less the origin.
+        cross: (P, P of the group before), likewise, or None.
         fisher: by part, (layers, heads, size, size), sums of products of gradients.
     """
 
@@ -33,16 +43,18 @@ class Statistics:
         }
 
     def add_rows(self, vectors: torch.Tensor, first: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """Add tokens' vectors (tokens, P); `first` (tokens,) says which are first ones.
+        """Add vectors of tokens.
 
         Args:
+            vectors: (tokens, P).
+            first: bool (tokens,): first tokens.
             before: what this method returned for the same tokens of the group before.
         Returns:
-            the vectors of the others less the origin.
+            the vectors of all but first tokens, less the origin.
         """
         others = vectors[~first]
         if not self.tokens:
-            self.origin = others.mean(0)  # so that sums of products do not drown in the mean
+            self.origin = others.mean(0)  # keeps sums of products small, and so precise
         less = others - self.origin
         self.tokens += len(less)
         self.sums += less.sum(0)
@@ -54,10 +66,12 @@ class Statistics:
         return less
 
     def add_gradients(self, gradients: Mapping[Part, torch.Tensor], first: torch.Tensor, positions: int) -> None:
-        """Add gradients of a log-probability, (layers, heads, tokens, size) by part.
+        """Add gradients of log-probabilities.
 
         Args:
-            positions: predictions whose log-probabilities were summed, with random signs, for the gradient.
+            gradients: by part, (layers, heads, tokens, size).
+            first: bool (tokens,): first tokens.
+            positions: how many log-probabilities were summed, with random signs.
         """
         for part, tensor in gradients.items():
             others = tensor[:, :, ~first]
@@ -65,9 +79,9 @@ class Statistics:
         self.positions += positions * int((~first).sum())
 
     def metric(self, part: Part) -> torch.Tensor:
-        """The symmetric root of the Fisher information with a floor, (layers, heads, size, size).
+        """Return the symmetric root of the floored Fisher information, (layers, heads, size, size).
 
-        A unit of a weighted vector is a square root of a nat.
+        The unit of a weighted vector is the square root of a nat.
         """
         fisher = self.fisher[part].double() / max(1, self.positions)
         mean = fisher.diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -80,7 +94,7 @@ class Statistics:
         return root
 
     def information(self, gradients: Mapping[Part, torch.Tensor]) -> torch.Tensor:
-        """The Fisher information of each token's row, measured by the metric as it is known so far, (tokens,)."""
+        """Estimate the Fisher information of each token's row by the present metric, (tokens,)."""
         total = torch.zeros(())
         for part, tensor in gradients.items():
             whitened = torch.linalg.solve(self.metric(part), tensor.mT)  # (layers, heads, size, tokens)
@@ -88,14 +102,14 @@ class Statistics:
         return total
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything, for a checkpoint."""
-        found = {name: getattr(self, name) for name in ("origin", "sums", "first_sums", "covariance")}
+        """Return all sums, for a checkpoint."""
+        sums = {name: getattr(self, name) for name in ("origin", "sums", "first_sums", "covariance")}
         counts = torch.tensor([self.tokens, self.firsts, self.positions])
         cross = {} if self.cross is None else {"cross": self.cross}
-        return found | cross | {"counts": counts} | {f"fisher_{p.name}": t for p, t in self.fisher.items()}
+        return sums | cross | {"counts": counts} | {f"fisher_{p.name}": t for p, t in self.fisher.items()}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take up a checkpoint."""
+        """Restore a checkpoint."""
         for name in ("origin", "sums", "first_sums", "covariance", *(["cross"] if self.cross is not None else [])):
             setattr(self, name, state[name])
         self.tokens, self.firsts, self.positions = state["counts"].tolist()
@@ -103,6 +117,6 @@ class Statistics:
 
 
 def flat(unturned: Mapping[Part, torch.Tensor]) -> torch.Tensor:
-    """Rows (layers, heads, tokens, size) by part as vectors (tokens, P)."""
+    """Join rows by part, (layers, heads, tokens, size), to vectors (tokens, P)."""
     parts = [unturned[part].permute(2, 0, 1, 3).flatten(1) for part in (Part.KEYS, Part.VALUES)]
     return torch.cat(parts, 1)

@@ -1,9 +1,10 @@
-"""Quantized coefficients as symbols: which table codes each, and what the cheapest good integer is.
+"""Symbols of quantized coefficients: their classes, and rate-distortion-optimized quantization.
 
-A coefficient c of scale 2 ** (s / 32), quantized with the step 2 ** (-f / 32), gives integers whose spread is known
-from s and f alone: its class is the quarter octave of that ratio.  So one set of tables serves every coefficient, every
-step and every model, and the class is computed from integers.  Large integers are split: the low bits are sent as they
-are, the rest has a spread that the tables cover.
+A coefficient of scale 2 ** (s / 32), quantized with the step 2 ** (-f / 32), gives integers whose
+spread follows from s and f alone: its class is the quarter octave of that ratio.  So one set of
+tables serves every coefficient, every step and every model, and the class is computed from
+integers.  Large integers are split: their low bits are sent raw, their high bits have a spread that
+the tables cover.
 """
 
 from __future__ import annotations
@@ -23,24 +24,29 @@ if TYPE_CHECKING:
 
 LOWEST, HIGHEST = -24, 16  # quarter octaves: spreads from 1/64 to 16 steps
 CLASSES = HIGHEST - LOWEST + 1
-REACH = 127  # integers beyond it are written apart
+REACH = 127  # larger integers are escaped: they are stored in the tensor `apart`
 ESCAPE = 2 * REACH + 1
 PER_CLASS = 8  # 32nds of an octave
-ACTIVITY_ZERO, ACTIVITIES = 16, 32  # symbols of an activity; 0 says of a residual that it is left out
+ACTIVITY_ZERO, ACTIVITIES = 16, 32  # symbols of an activity; 0: the residual is not coded
 PER_ACTIVITY = 16  # half octaves
 _RAW = RawBits()
 
 
 @dataclass(frozen=True)
 class Classes:
-    """For each coefficient, (tokens, coefficients): the table that codes it, and its low bits."""
+    """The classes of coefficients, uint8 (tokens, coefficients).
+
+    Attributes:
+        table: the row of the table that codes the high bits.
+        low: the number of low bits.
+    """
 
     table: npt.NDArray[np.uint8]
     low: npt.NDArray[np.uint8]
 
 
 def classes_of(exponents: npt.NDArray[np.int32]) -> Classes:
-    """Classes of coefficients whose spread is 2 ** (exponent / 32) steps."""
+    """Return the classes of coefficients whose spread is 2 ** (exponent / 32) steps."""
     import numpy as np
 
     quarter = (exponents + PER_CLASS // 2) >> 3
@@ -50,7 +56,15 @@ def classes_of(exponents: npt.NDArray[np.int32]) -> Classes:
 
 
 def by_band(activity: npt.NDArray[np.int32], stops: Sequence[int], count: int) -> npt.NDArray[np.int32]:
-    """Activities (tokens, bands) of the first `count` coefficients, (tokens, count), in 32nds of an octave."""
+    """Spread the activities of bands over their coefficients.
+
+    Args:
+        activity: half octaves, (tokens, bands).
+        stops: where each band stops.
+        count: how many coefficients are wanted.
+    Returns:
+        32nds of an octave, (tokens, count).
+    """
     import numpy as np
 
     bands = np.searchsorted(np.asarray(stops), np.arange(count), side="right")
@@ -61,11 +75,12 @@ def by_band(activity: npt.NDArray[np.int32], stops: Sequence[int], count: int) -
 def quantize(
     scaled: npt.NDArray[np.float32], classes: Classes, bits: npt.NDArray[np.float32], price: float
 ) -> npt.NDArray[np.int32]:
-    """Integers for coefficients in steps, any shape: the nearest, or one nearer to zero if that is cheaper.
+    """Round coefficients to the nearest integer, or to one nearer to zero if that is cheaper.
 
     Args:
-        bits: what each symbol of each class costs.
-        price: squared steps of error that a bit is worth (rate-distortion-optimized quantization).
+        scaled: coefficients in steps, of any shape.
+        bits: the cost of each symbol of each class, in bits.
+        price: squared steps of error that a bit is worth.
     """
     import numpy as np
 
@@ -77,8 +92,8 @@ def quantize(
     table = classes.table[open_to_choice]
 
     def cost(choice: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = (exact - choice) ** 2 + price * bits[table, choice + REACH]
-        return found
+        total: npt.NDArray[np.float32] = (exact - choice) ** 2 + price * bits[table, choice + REACH]
+        return total
 
     best, least = near, cost(near)
     for choice in (near - np.sign(near), np.where(np.abs(near) <= 2, 0, near)):
@@ -89,7 +104,7 @@ def quantize(
 
 
 def put(encoder: Encoder, tables: Tables, integers: npt.NDArray[np.int32], classes: Classes) -> list[int]:
-    """Add integers (n,) to a stream; returns those that are written apart."""
+    """Add integers (n,) to a stream; return those that are escaped."""
     import numpy as np
 
     coarse = integers >> classes.low
@@ -103,10 +118,10 @@ def put(encoder: Encoder, tables: Tables, integers: npt.NDArray[np.int32], class
 
 
 def take(decoder: Decoder, tables: Tables, classes: Classes, apart: MutableSequence[int]) -> npt.NDArray[np.int32]:
-    """The inverse of `put`; integers that were written apart are taken off the front of `apart`.
+    """Take integers (n,) from a stream; escaped ones are removed from the front of `apart`.
 
     Raises:
-        CorruptError: there are too few of them.
+        CorruptError: `apart` is too short.
     """
     import numpy as np
 
@@ -121,17 +136,16 @@ def take(decoder: Decoder, tables: Tables, classes: Classes, apart: MutableSeque
         raise CorruptError("too few integers are written apart")
     integers[escaped] = apart[:count]
     del apart[:count]
-    found: npt.NDArray[np.int32] = integers.astype(np.int32)
-    return found
+    result: npt.NDArray[np.int32] = integers.astype(np.int32)
+    return result
 
 
 def activity(spread: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-    """Symbols, from 1 on, for how much livelier than usual coefficients are: mean |c| / scale of a token's band."""
+    """Return activity symbols, from 1 on, of spreads: the mean |c| / scale of a token's band."""
     import numpy as np
 
-    usual = 0.65  # of the mean |c| / scale; Gaussian coefficients have 0.80, these have longer tails
+    usual = 0.65  # Gaussian coefficients have 0.80, these have longer tails
     halves = np.rint(2 * np.log2(np.maximum(spread, 1e-9) / usual))
-    symbols: npt.NDArray[np.int32] = (np.clip(halves, -8, ACTIVITIES - 1 - ACTIVITY_ZERO) + ACTIVITY_ZERO).astype(
-        np.int32
-    )
-    return symbols
+    symbols = np.clip(halves, -8, ACTIVITIES - 1 - ACTIVITY_ZERO) + ACTIVITY_ZERO
+    result: npt.NDArray[np.int32] = symbols.astype(np.int32)
+    return result

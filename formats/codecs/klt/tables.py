@@ -1,4 +1,4 @@
-"""Entropy tables out of counted symbols."""
+"""Entropy tables from counts of symbols."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     Weights = npt.NDArray[np.float64]
 
-_PRIOR = 30.0  # symbols that the shape which is assumed at first counts for
+_PRIOR = 30.0  # the weight of the assumed distribution, in symbols
 _STEPS_SPREAD = 8.0
 _ACTIVITY_SPREAD = 1.5
 
 
 def assumed() -> CodeTables:
-    """Tables before anything was counted: Laplacian, as coefficients of a transform mostly are."""
+    """Return Laplacian tables, to start with: most transform coefficients are Laplacian."""
     spreads = 2.0 ** ((np.arange(symbols.CLASSES) + symbols.LOWEST) / 4)
     coefficients = np.stack([_laplacian(2 * symbols.REACH + 2, symbols.REACH, spread) for spread in spreads])
     coefficients[:, symbols.ESCAPE] = 1e-6
@@ -32,21 +32,26 @@ def assumed() -> CodeTables:
     activity = _laplacian(symbols.ACTIVITIES, symbols.ACTIVITY_ZERO, _ACTIVITY_SPREAD)[None]
     left_out = activity.copy()
     left_out[0, 0] = 1.0
-    found = (coefficients, steps, activity.repeat(MAX_BANDS, 0), left_out)
-    return CodeTables(*(Tables(quantized(weights)) for weights in found))
+    weights = (coefficients, steps, activity.repeat(MAX_BANDS, 0), left_out)
+    return CodeTables(*(Tables(quantized(table)) for table in weights))
 
 
 def _laplacian(count: int, middle: int, spread: float) -> Weights:
-    """Probabilities of integers 0 to count - 1 that are rounded from a Laplacian of this standard deviation."""
+    """Return the probabilities of integers 0 to count - 1, rounded from a Laplacian.
+
+    Args:
+        middle: its mean.
+        spread: its standard deviation.
+    """
     scale = spread / np.sqrt(2)
     distance = np.abs(np.arange(count) - middle)
     outer = np.exp(-(distance - 0.5) / scale) - np.exp(-(distance + 0.5) / scale)
-    found: Weights = np.where(distance == 0, 2 * (1 - np.exp(-0.5 / scale)), outer) / 2 + 1e-12
-    return found
+    weights: Weights = np.where(distance == 0, 2 * (1 - np.exp(-0.5 / scale)), outer) / 2 + 1e-12
+    return weights
 
 
 class Counter(Encoder):
-    """Counts what is put instead of coding it."""
+    """An encoder that counts symbols instead of coding them."""
 
     def __init__(self, tables: CodeTables) -> None:
         super().__init__()
@@ -61,17 +66,17 @@ class Counter(Encoder):
             counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
 
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
-        """What was counted so far, for a checkpoint."""
+        """Return the counts, for a checkpoint."""
         return self._counts
 
     def load(self, state: Mapping[str, npt.NDArray[np.float64]]) -> None:
-        """Take up a checkpoint."""
+        """Restore a checkpoint."""
         self._counts = {name: state[name].copy() for name in TABLES}
 
     def fitted(self) -> CodeTables:
-        """Tables of what was counted, with what was assumed as a prior."""
-        found = []
+        """Return tables of the counts, with the starting tables as a prior."""
+        fitted = []
         for name in TABLES:
             prior = self._prior[name] / self._prior[name].sum(1, keepdims=True)
-            found.append(Tables(quantized(self._counts[name] + _PRIOR * prior)))
-        return CodeTables(*found)
+            fitted.append(Tables(quantized(self._counts[name] + _PRIOR * prior)))
+        return CodeTables(*fitted)

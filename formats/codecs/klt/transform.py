@@ -1,4 +1,4 @@
-"""A group's transform on one device: rows to weighted vectors, to coefficients, and back, a layer at a time."""
+"""The transform of a group of layers: rows to weighted vectors, to coefficients, and back."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     import torch
 
     Prepared = tuple[torch.Tensor, torch.Tensor]
-    Rest = tuple[torch.Tensor, torch.Tensor]  # numbers of tokens (n,), what is added to their weighted vectors (n, P)
+    Rest = tuple[torch.Tensor, torch.Tensor]  # indices of tokens (n,), and residuals (n, P) to add
 
-_LARGE = 64  # coefficients that hold most of the energy: always float32
-_SWEEPS = (_LARGE, 256, 1024)  # where coefficients are grouped by size for the analysis
-_RANGE = 6 * SCALE_UNITS  # of the scales of one such group, at most
+_LARGE = 64  # leading coefficients, which have most of the energy: always in float32
+_SWEEPS = (_LARGE, 256, 1024)  # where the sweeps of the analysis stop
+_RANGE = 6 * SCALE_UNITS  # the largest ratio of scales in one sweep
 
 
 def _fast_dtype(device: str | torch.device) -> torch.dtype:
-    """What small coefficients are multiplied in: bfloat16 where the processor has instructions for it.
+    """Choose the dtype of products with small coefficients: bfloat16 if the processor supports it.
 
-    Its rounding, 2 ** -9 of small coefficients, is 50 dB and more below their quantization (docs/klt.md).
+    Its rounding is at least 50 dB below the quantization of these coefficients (docs/klt.md).
     """
     import torch
 
@@ -40,13 +40,19 @@ def _fast_dtype(device: str | torch.device) -> torch.dtype:
 
 
 class Transform:
-    """Tokens' vectors are (tokens, P): keys of all layers, then values, each weighted (see `shape.Shape`).
+    """The transform of a group on one device, in float32.
 
-    The weighted error of a token's row is its share of the KL: unit error costs the same in every direction.
+    Vectors of tokens are (tokens, P): keys of all layers, then values (see `shape.Shape`).  They
+    are weighted so that an error of the same size costs the same KL in every direction.
 
-    Args:
-        group: its statistics.
-        device: where the arithmetic is done, in float32.
+    Attributes:
+        scales: of the coefficients, (rank,).
+        residual_scales: of the residuals, (P,).
+        exponents: the scales in 32nds of an octave, int32, on the CPU.
+        residual_exponents: those of the residuals, likewise.
+        layer_of: the layer of each of the P values.
+        importance: weights of the regression.
+        predict: the prediction from the group before, (rank, n), or None.
     """
 
     def __init__(self, group: Group, device: str | torch.device) -> None:
@@ -54,7 +60,7 @@ class Transform:
 
         self.shape = shape = group.shape
         self.device = device
-        # rows of the basis are as long as their coefficients are large, which are taken relative to their scale
+        # rows of the basis include the scales of their coefficients, which are relative to these
         basis = group.basis.to(device).float() * shape.basis_step  # (rank, P)
         self._large, self._small = basis[:_LARGE], basis[_LARGE:].to(_fast_dtype(device))
         self.scales, self.residual_scales = (
@@ -74,38 +80,42 @@ class Transform:
         self.predict = None if group.predict is None else group.predict.to(device)
 
     def _by_part(self, vector: torch.Tensor) -> dict[Part, torch.Tensor]:
-        """(P,) as (layers, heads, 1, head size) of keys and of values."""
+        """Split a vector (P,) into keys and values, (layers, heads, 1, head size)."""
         s = self.shape
         keys = vector[: s.keys].view(s.layer_count, s.heads, 1, s.key_size)
         return {Part.KEYS: keys, Part.VALUES: vector[s.keys :].view(s.layer_count, s.heads, 1, s.value_size)}
 
     def unturned(self, rows: Mapping[Part, torch.Tensor], positions: torch.Tensor) -> dict[Part, torch.Tensor]:
-        """Rows (layers, batch, heads, rows, head size) as (layers, heads, tokens, head size), keys without RoPE.
+        """Take RoPE off the keys and join sequences: tokens are batch x rows.
 
-        Tokens are batch x rows, the rows of one sequence after those of another.
+        Args:
+            rows: by part, (layers, batch, heads, rows, head size).
+            positions: of the rows, int64 (rows,).
+        Returns:
+            by part, (layers, heads, tokens, head size), float32.
         """
         import torch
 
         batch = rows[Part.KEYS].shape[1]
-        found = {}
+        result = {}
         for part, tensor in rows.items():
             layers = tensor.to(self.device).float().movedim(1, 2).flatten(2, 3)
             if part is Part.KEYS:
-                places = positions.repeat(batch)
+                of_tokens = positions.repeat(batch)
                 turned = [
-                    rotary.turn(layer, places, back=True)
+                    rotary.turn(layer, of_tokens, back=True)
                     for rotary, layer in zip(self.shape.rotary, layers, strict=True)
                 ]
                 layers = torch.stack(turned)
-            found[part] = layers
-        return found
+            result[part] = layers
+        return result
 
     def features(self, unturned: Mapping[Part, torch.Tensor], positions: torch.Tensor, end: int) -> torch.Tensor:
-        """The features of `importance` for tokens at these positions (tokens,)."""
+        """Return the inputs of `importance` for tokens at these positions (tokens,)."""
         return features(unturned[Part.KEYS], unturned[Part.VALUES], positions.to(self.device), end)
 
     def weigh(self, unturned: Mapping[Part, torch.Tensor], first: torch.Tensor) -> torch.Tensor:
-        """Weighted vectors (tokens, P) less their mean; `first` (tokens,) says which tokens are first ones."""
+        """Return weighted vectors less their mean, (tokens, P); `first` marks first tokens."""
         import torch
 
         weighted = []
@@ -116,57 +126,58 @@ class Transform:
         return torch.cat(weighted, 1)
 
     def fits(self, spec: LayerSpec) -> bool:
-        """Whether layers of this kind can be restored."""
+        """Tell whether the group has layers of this kind."""
         s = self.shape
         return (spec.heads, spec.key_size, spec.value_size) == (s.heads, s.key_size, s.value_size)
 
     def by_layer(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over each layer of values (tokens, P), (tokens, layers)."""
+        """Average values (tokens, P) over each layer, (tokens, layers)."""
         s = self.shape
-        keys, others = values[:, : s.keys], values[:, s.keys :]
-        sums = keys.reshape(len(keys), s.layer_count, -1).sum(-1) + others.reshape(len(keys), s.layer_count, -1).sum(-1)
-        return sums / (s.width // s.layer_count)
+        parts = (values[:, : s.keys], values[:, s.keys :])
+        keys, others = (part.reshape(len(values), s.layer_count, -1).sum(-1) for part in parts)
+        return (keys + others) / (s.width // s.layer_count)
 
     def analyse(self, weighted: torch.Tensor, rank: int) -> torch.Tensor:
-        """The first `rank` coefficients of weighted vectors over their scales, (tokens, rank).
+        """Return the first `rank` coefficients over their scales, (tokens, rank).
 
-        The stored basis is rounded, the more so the smaller a coefficient's scale, and so not quite orthogonal: what
-        the large coefficients account for is taken out before the small ones are computed, or it would leak into them.
+        The stored basis is rounded, more so for small coefficients, and so not quite orthogonal:
+        the part of the large coefficients is subtracted before the small ones are computed, so that
+        it does not leak into them.
         """
         import torch
 
-        found, left = [], weighted
+        coefficients, left = [], weighted
         for start, stop in pairwise(self._stops(rank)):
             rows = self._large[start:stop] if stop <= _LARGE else self._small[start - _LARGE : stop - _LARGE]
             part = (left.to(rows.dtype) @ rows.T).float() / self.scales[start:stop].square()
-            found.append(part)
+            coefficients.append(part)
             if stop < rank:
                 left = left - (part.to(rows.dtype) @ rows).float()
-        return torch.cat(found, 1)
+        return torch.cat(coefficients, 1)
 
     def _stops(self, rank: int) -> list[int]:
-        """0, and where each group of coefficients that are computed together ends."""
-        found = [0]
-        for number in range(1, rank):
-            if number in _SWEEPS or self.exponents[found[-1]] - self.exponents[number] > _RANGE:
-                found.append(number)
-        return [*found, rank]
+        """Return 0 and the stops of the sweeps in which coefficients are computed."""
+        stops = [0]
+        for index in range(1, rank):
+            if index in _SWEEPS or self.exponents[stops[-1]] - self.exponents[index] > _RANGE:
+                stops.append(index)
+        return [*stops, rank]
 
     def synthesise(self, relative: torch.Tensor) -> torch.Tensor:
-        """Weighted vectors (tokens, P) of coefficients over their scales, (tokens, up to rank)."""
+        """Return the weighted vectors (tokens, P) of coefficients over their scales."""
         return self._product(self.prepared(relative), slice(None))
 
     def prepared(self, relative: torch.Tensor) -> Prepared:
-        """Coefficients over their scales as they are multiplied."""
+        """Convert coefficients over their scales to the dtypes of the products."""
         return relative[:, :_LARGE], relative[:, _LARGE:].to(self._small.dtype)
 
     def _product(self, prepared: Prepared, columns: slice) -> torch.Tensor:
-        """Coefficients times these columns of the basis."""
+        """Multiply coefficients by columns of the basis."""
         large, small = prepared
-        found = large @ self._large[: large.shape[1], columns]
+        product = large @ self._large[: large.shape[1], columns]
         if small.shape[1]:
-            found += (small @ self._small[: small.shape[1], columns]).float()
-        return found
+            product += (small @ self._small[: small.shape[1], columns]).float()
+        return product
 
     def restore(
         self,
@@ -177,16 +188,19 @@ class Transform:
         batch: int,
         layer: int,
     ) -> dict[Part, torch.Tensor]:
-        """Keys and values of one layer of the group, (batch, heads, rows, head size), float32.
+        """Restore keys and values of one layer, (batch, heads, rows, head size), float32.
 
         Args:
             prepared: the coefficients.
-            rest: what is added to the weighted vectors, or None.
+            rest: added to the weighted vectors, or None.
+            first: bool (tokens,): first tokens.
             positions: of the rows, (rows,).
+            batch: how many sequences the tokens are of.
+            layer: the layer's index in the group.
         """
         import torch
 
-        s, found = self.shape, {}
+        s, result = self.shape, {}
         for part, size, start in ((Part.KEYS, s.key_size, 0), (Part.VALUES, s.value_size, s.keys)):
             columns = slice(start + layer * s.heads * size, start + (layer + 1) * s.heads * size)
             weighted = self._product(prepared, columns)
@@ -196,32 +210,32 @@ class Transform:
             mean = torch.where(first[:, None], self._first_mean[part][layer], self._mean[part][layer])
             rows = torch.bmm(heads, self._inverse[part][layer]) + mean
             rows = rows.view(s.heads, batch, -1, size).transpose(0, 1)
-            found[part] = s.rotary[layer].turn(rows, positions) if part is Part.KEYS else rows
-        return found
+            result[part] = s.rotary[layer].turn(rows, positions) if part is Part.KEYS else rows
+        return result
 
 
 def _inverse(metric: torch.Tensor) -> torch.Tensor:
-    """Raises CorruptError if there is none."""
+    """Invert a metric.  Raises CorruptError if it is singular."""
     import torch
 
-    found: torch.Tensor
-    found, info = torch.linalg.inv_ex(metric)
-    if bool(info.any()) or not bool(torch.isfinite(found).all()):
+    inverse: torch.Tensor
+    inverse, info = torch.linalg.inv_ex(metric)
+    if bool(info.any()) or not bool(torch.isfinite(inverse).all()):
         raise CorruptError("profile: a metric that has no inverse")
-    return found
+    return inverse
 
 
-# by profile, then by the number of the group and the device
+# by profile, then by the index of the group and the device
 _ready: WeakKeyDictionary[Profile, dict[tuple[int, str], Transform]] = WeakKeyDictionary()
 
 
 def transforms(profile: Profile, first_layer: int, layer_count: int, device: str | torch.device) -> list[Transform]:
-    """The transforms of the groups that make up these layers; unpacked once a profile and device."""
-    found = []
-    for number in profile.run(first_layer, layer_count):
-        key = number, str(device)
+    """Return the transforms of the groups of these layers, made once for a profile and device."""
+    groups = []
+    for index in profile.run(first_layer, layer_count):
+        key = index, str(device)
         ready = _ready.setdefault(profile, {})
         if key not in ready:
-            ready[key] = Transform(profile.groups[number], device)
-        found.append(ready[key])
-    return found
+            ready[key] = Transform(profile.groups[index], device)
+        groups.append(ready[key])
+    return groups

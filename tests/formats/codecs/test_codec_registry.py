@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from formats import load, save
-from formats.codecs import CODECS, codec_by_id, codec_by_name, codec_name, is_exact, others, registered
+from formats.codecs import CODECS, codec_by_id, codec_by_name, codec_name, installed_codecs, is_exact, registered
 from formats.codecs.registry import PRIVATE_IDS
 from formats.container.records import RecordType
 from formats.encode.recipe import Recipe
@@ -53,19 +53,19 @@ def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
         (info / "entry_points.txt").write_text(f"[tsc.codecs]\n{entry}\n")
         monkeypatch.syspath_prepend(folder)
         installed.add(module)
-        others.cache_clear()
+        installed_codecs.cache_clear()
         return folder
 
-    others.cache_clear()
+    installed_codecs.cache_clear()
     yield call
     for module in installed:
         sys.modules.pop(module, None)
-    others.cache_clear()
+    installed_codecs.cache_clear()
 
 
 def uninstall(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
-    others.cache_clear()
+    installed_codecs.cache_clear()
 
 
 def rounded_file(path: Path, **recipe: Any) -> None:
@@ -123,9 +123,9 @@ EMPTY = "from formats.codecs import Codec\n"
 WHOLE = (
     "import dataclasses\nfrom formats.codecs import Codec\nfrom formats.settings import Settings\n\n\n"
     "class Rounded(Codec):\n    id, name = {id}, {name!r}\n"
-    "    def encode(self, rows, around=None): raise NotImplementedError\n"
+    "    def encode(self, rows, context=None): raise NotImplementedError\n"
     "    def check(self, tensors, part, shape, what): raise NotImplementedError\n"
-    "    def decode(self, tensors, part, shape, device, around=None): raise NotImplementedError\n"
+    "    def decode(self, tensors, part, shape, device, context=None): raise NotImplementedError\n"
 )
 BROKEN: dict[str, tuple[str, str, str]] = {
     "fails to import": ("rounded", "import nothing_of_this_name\n", "it fails to import: ModuleNotFoundError"),
@@ -167,7 +167,7 @@ def test_a_codec_that_cannot_be_used_is_said_to_be_so(
     if entry == "rounded":
         uninstall(monkeypatch, good)
     install("tsc-broken", f"{entry} = tsc_broken:Rounded", source)
-    (fault,) = [one.text for one in others().faults]
+    (fault,) = [one.text for one in installed_codecs().faults]
     assert fault.startswith(f"codec {entry!r} of tsc-broken 1.2 cannot be used: ")
     assert reason in fault
     listed = tsc("tiers", "--codecs")
@@ -194,11 +194,11 @@ def test_two_packages_that_claim_the_same_are_both_refused(number: int, what: st
     install()
     name = "rounded" if number != ID else "other"
     install("tsc-other", f"{name} = tsc_other:Rounded", WHOLE.format(id=number, name=name))
-    texts = [fault.text for fault in others().faults]
+    texts = [fault.text for fault in installed_codecs().faults]
     assert len(texts) == 2
     assert all(text.endswith(f"another package has {what}, too") for text in texts)
     assert {text.split(" cannot")[0].split(" of ")[1] for text in texts} == {"tsc-rounded 1.2", "tsc-other 1.2"}
-    assert not others().codecs
+    assert not installed_codecs().codecs
     with pytest.raises(UsageError, match="there is no codec 'rounded'"):
         codec_by_name("rounded")
 

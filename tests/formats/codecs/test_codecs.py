@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats.codecs import Bases, Codec, Surroundings, codec_by_name
+from formats.codecs import Bases, BlockContext, Codec, codec_by_name
 from formats.codecs.scalar import hadamard
 from formats.codecs.uniform_quantizer import Grid, dequantize, quantize
 from formats.container.records import Part
@@ -33,7 +33,7 @@ def there_and_back(codec: Codec, part: Part, rows: torch.Tensor, first_row: int 
     layers, batch, heads, count, size = rows.shape
     spec = LayerSpec("full", heads, size, size, index_size=size)
     shape = BlockShape(dtype, DTYPE_BYTES[dtype], layers, batch, count, spec, first_row)
-    tensors = parse(pack(codec.encode({part: rows}, Surroundings(bases=bases))), "test")
+    tensors = parse(pack(codec.encode({part: rows}, BlockContext(bases=bases))), "test")
     type(codec)().check(tensors, part, shape, "test")
 
     def fetch(numbers: Sequence[int]) -> torch.Tensor:
@@ -42,7 +42,7 @@ def there_and_back(codec: Codec, part: Part, rows: torch.Tensor, first_row: int 
         return found
 
     decoder = type(codec)()  # knows nothing of the encoder's settings
-    ((found_part, decoded),) = decoder.decode(tensors, part, shape, "cpu", Surroundings(fetch=fetch)).items()
+    ((found_part, decoded),) = decoder.decode(tensors, part, shape, "cpu", BlockContext(fetch=fetch)).items()
     assert found_part is part
     assert decoded.shape == rows.shape
     assert decoded.dtype == rows.dtype
@@ -230,7 +230,7 @@ def test_a_prediction_that_does_not_help_is_not_used() -> None:
     old = rows_for(Part.KEYS, (1, 1, 1, 1, 32), "float32", seed=5) * 50
     new = rows_for(Part.KEYS, (1, 1, 1, 1, 32), "float32", seed=6)
     codec = codec_by_name("delta", {"bits": 4})
-    payload = codec.encode({Part.KEYS: new}, Surroundings(bases=bases_for([2], 3, {2: old})))
+    payload = codec.encode({Part.KEYS: new}, BlockContext(bases=bases_for([2], 3, {2: old})))
     assert payload["bases"].tolist() == [-1]
 
 

@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from formats import Snapshot, Trace, deduplicate, load
-from formats.codecs import CODECS, Surroundings
+from formats.codecs import CODECS, BlockContext
 from formats.codecs.klt import importance, profile_store, symbols
 from formats.codecs.klt.ans import Decoder, Encoder
 from formats.codecs.klt.codec import Klt, KltSettings
@@ -40,7 +40,8 @@ from formats.trace.geometry import Geometry, LayerSpec
 from tests.support import models
 from tests.support.traces import same_bits, same_snapshots
 from tsc_cli import capture
-from tsc_cli.calibration.gather import CalibrationOptions, Gatherer, joint_blocks, profile_of
+from tsc_cli.calibration.gather import CalibrationOptions, Gatherer
+from tsc_cli.calibration.symbol_counting import joint_blocks, profile_of
 from tsc_cli.huggingface.adapter import ModelAdapter
 from tsc_cli.huggingface.generation import prefill
 from tsc_cli.session.decode_loop import CaptureOptions
@@ -94,7 +95,7 @@ def rows_of(length: int = 96, seed: int = 7) -> Rows:
 
 def encoded(rows: Rows, profile: Profile, positions: Sequence[int] | None = None, **settings: Any) -> bytes:
     positions = range(rows[Part.KEYS].shape[3]) if positions is None else positions
-    around = Surroundings(positions=positions, end=max(positions) + 1, profile=lambda: profile)
+    around = BlockContext(positions=positions, end=max(positions) + 1, profile=lambda: profile)
     return pack(Klt(KltSettings(**settings)).encode(rows, around))
 
 
@@ -109,7 +110,7 @@ def decoded(payload: bytes, rows: Rows, profile: Profile, positions: Sequence[in
     tensors = parse(payload, "test")
     codec = CODECS[Klt.id]()
     codec.check(tensors, Part.JOINT, shape, "test")
-    around = Surroundings(positions=range(count) if positions is None else positions, profile=lambda: profile)
+    around = BlockContext(positions=range(count) if positions is None else positions, profile=lambda: profile)
     return dict(codec.decode(tensors, Part.JOINT, shape, "cpu", around))
 
 

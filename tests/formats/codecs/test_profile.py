@@ -28,8 +28,8 @@ from formats.errors import CorruptError, LimitError, StorageError, UnsupportedFi
 from formats.trace.geometry import Geometry, LayerSpec
 from tests.formats.codecs.test_klt import tiny_profile
 from tests.support.traces import same_bits
-from tsc_cli.calibration import gather
-from tsc_cli.calibration.gather import plan
+from tsc_cli.calibration.curve import with_curve
+from tsc_cli.calibration.layer_groups import WIDEST, plan
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_a_profile_is_read_back_as_it_was_written() -> None:
         assert same_bits(one.contiguous(), other.contiguous())
     assert dumps(tiny.name, tiny.fingerprint, tiny.groups, tiny.tables, tiny.info, tiny.curve).data == tiny.data
     curve = [{"fineness": 300.0, "bits": 1.5, "kl": 0.01, "top1": 0.9}]
-    assert loads(gather.with_curve(tiny, curve).data).curve == curve
+    assert loads(with_curve(tiny, curve).data).curve == curve
 
 
 def test_a_basis_of_every_integer_comes_back() -> None:
@@ -461,7 +461,7 @@ def test_a_channel_far_larger_than_all_others(small: float, ranks: range) -> Non
 def test_groups_of_a_large_model_stay_narrow() -> None:
     large = Geometry("bfloat16", (LayerSpec("full", 8, 128, 128),) * 32)
     shapes = plan(large, [Rotary(())] * 32)
-    assert all(shape.width <= gather.WIDEST for shape in shapes)
+    assert all(shape.width <= WIDEST for shape in shapes)
     assert [(s.first_layer, s.layer_count) for s in shapes][:2] == [(0, 5), (5, 5)]
     assert sum(shape.layer_count for shape in shapes) == 32
     assert sum(4 * shape.width**2 for shape in shapes) < 4e9

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from formats.codecs import Codec, Surroundings
-from formats.codecs.base import ALONE
+from formats.codecs import BlockContext, Codec
+from formats.codecs.base import NO_CONTEXT
 from formats.codecs.packing import LAYOUT, from_planes, layout_of, to_planes
 from formats.container.records import Part
 from formats.container.safetensors_buffer import TensorView, expect
@@ -40,7 +40,7 @@ class Rounded(Codec):
     Settings = RoundedSettings
     settings: RoundedSettings
 
-    def encode(self, rows: Mapping[Part, torch.Tensor], around: Surroundings = ALONE) -> dict[str, torch.Tensor]:
+    def encode(self, rows: Mapping[Part, torch.Tensor], context: BlockContext = NO_CONTEXT) -> dict[str, torch.Tensor]:
         ((_, tensor),) = rows.items()
         kept = min(self.settings.octets, tensor.element_size())
         planes = to_planes(tensor)[-kept:].contiguous()
@@ -58,7 +58,7 @@ class Rounded(Codec):
         part: Part,
         shape: BlockShape,
         device: str | torch.device,
-        around: Surroundings = ALONE,
+        context: BlockContext = NO_CONTEXT,
     ) -> dict[Part, torch.Tensor]:
         view = tensors["planes"]
         missing = bytes((shape.item_bytes - view.shape[0]) * len(view.data) // view.shape[0])

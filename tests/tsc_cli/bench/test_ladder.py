@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tsc_cli.bench.ladder import BASELINES, COMPARED_AT, RUNGS, comparison, rows
+from tsc_cli.bench.comparison import COMPARED_AT, comparison
+from tsc_cli.bench.suites import BASELINES, RUNGS, ladder_rows
 from tsc_cli.scoring.interpolation import bits_at_kl
 
 
@@ -72,7 +73,7 @@ def test_what_cannot_be_compared_is_left_out() -> None:
 
 
 def test_the_rows_are_rungs_baselines_and_peers() -> None:
-    found = rows()
+    found = ladder_rows()
     kinds = [one.kind for one in found]
     assert kinds[: len(RUNGS) + len(BASELINES)] == ["klt"] * len(RUNGS) + ["baseline"] * len(BASELINES)
     assert set(kinds[len(RUNGS) + len(BASELINES) :]) <= {"peer"}

@@ -42,9 +42,11 @@ from tests.formats.codecs.test_klt import (
 from tests.support import families, models
 from tsc_cli import capture, compress
 from tsc_cli.calibration import calibrate as calibrating
-from tsc_cli.calibration import checkpoint, gather
+from tsc_cli.calibration import checkpoint, gather, layer_groups
 from tsc_cli.calibration import texts as calibration_texts
-from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate, coded, curve, window_size
+from tsc_cli.calibration.calibrate import calibrate
+from tsc_cli.calibration.curve import coded, curve
+from tsc_cli.calibration.effort import CURVE, QUICK, Effort, window_size
 from tsc_cli.calibration.gather import CalibrationOptions, Gatherer
 from tsc_cli.calibration.texts import library_texts, windows
 from tsc_cli.calibration.texts import written as written_texts
@@ -66,11 +68,11 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wide_model_is_split_and_layers_predict_the_next(
     widest: int, layers: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gather, "WIDEST", widest)
+    monkeypatch.setattr(layer_groups, "WIDEST", widest)
     profile = profile_for(tiny_model())
     assert [shape.layer_count for shape in profile.shapes] == layers
     assert [group.predict is not None for group in profile.groups] == [False, *[True] * (len(layers) - 1)]
-    monkeypatch.setattr(gather, "continues", lambda *_: False)
+    monkeypatch.setattr(gather, "continues_run", lambda *_: False)
     alone = profile_for(tiny_model())
     assert all(group.predict is None for group in alone.groups)
     rows = rows_of(256)
@@ -252,7 +254,7 @@ def test_an_interrupted_calibration_goes_on(every_item: None) -> None:
 def without_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     prose, code = "prose about nothing. " * 60, "def f(x):\n    return x\n" * 60
     monkeypatch.setattr(calibrating, "library_texts", lambda: ([prose], [code]))
-    monkeypatch.setattr(gather, "WIDEST", 100)  # two bases, the second predicted from the first
+    monkeypatch.setattr(layer_groups, "WIDEST", 100)  # two bases, the second predicted from the first
 
 
 STAGES = ("letting the model write", "gathering", "fitting", "counting symbols", "measuring")
@@ -350,7 +352,8 @@ import os, signal, sys
 from contextlib import contextmanager
 from tests.support.models import llama, prompt
 from tsc_cli.calibration import checkpoint
-from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
+from tsc_cli.calibration.calibrate import calibrate
+from tsc_cli.calibration.effort import QUICK, Effort
 
 checkpoint.TIME_SHARE = 0.0
 @contextmanager
@@ -430,7 +433,7 @@ def test_a_quick_curve_has_fewer_points_and_positions(calibrated: Any) -> None:
 def test_the_curve_is_what_files_give(calibrated: Any) -> None:
     model, profile, _ = calibrated
     points = profile.curve
-    assert [p["fineness"] for p in points] == list(calibrating.CURVE)
+    assert [p["fineness"] for p in points] == list(CURVE)
     assert [p["bits"] for p in points] == sorted(p["bits"] for p in points)
     assert points[-1]["kl"] < 0.2 * points[0]["kl"]
     assert points[-1]["top1"] >= points[0]["top1"]
@@ -587,7 +590,7 @@ def test_short_texts_are_said_to_be_short() -> None:
 
 
 def test_what_cannot_be_held_is_refused_before_hours_are_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "MAX_BASIS", 144 * 20)
+    monkeypatch.setattr(layer_groups, "MAX_BASIS", 144 * 20)
     with pytest.raises(UsageError, match="bases of rank 64 for 144 values a token") as caught:
         calibrate(short_model(), None, texts=texts(), effort=EFFORT)
     assert caught.value.hint == "--rank 20"

@@ -31,7 +31,7 @@ from tests.support.traces import same_bits
 from tsc_cli import capture
 from tsc_cli.bench.codecs import coded_share
 from tsc_cli.compression.candidates import Candidate, Sizer
-from tsc_cli.compression.search import at, choose, knob_settings, largest_within, smallest, smallest_for
+from tsc_cli.compression.search import choose, knob_settings, largest_within, recipe_at, smallest, smallest_for
 from tsc_cli.scoring.published import (
     QUALITIES,
     TIERS,
@@ -213,7 +213,7 @@ def test_a_codec_without_codebooks_has_no_coded_share(tmp_path: Path) -> None:
 def test_what_rate_control_chooses_from_keeps_the_first_four_rows(family: Family, tmp_path: Path) -> None:
     """At 12 bits, whatever the others get: the damage of attention sinks costs more than their bytes."""
     trace = smooth_trace((100,), layers=1)
-    small = compressed(trace, at(family, knob_settings(family)[0]), tmp_path).snapshot(0)
+    small = compressed(trace, recipe_at(family, knob_settings(family)[0]), tmp_path).snapshot(0)
     whole = trace.snapshot(0)
     for have, want in zip([*small.keys, *small.values], [*whole.keys, *whole.values], strict=True):
         distances = ((have - want).norm(dim=-1) / want.norm(dim=-1)).amax((0, 1))
@@ -224,14 +224,14 @@ def test_what_rate_control_chooses_from_keeps_the_first_four_rows(family: Family
 def test_the_knob_fills_the_promise() -> None:
     sizer = Sizer(Source(smooth_trace()))
     family = families()[0]
-    sizes = [sizer(at(family, levels)) for levels in (3, 5, 16, 200)]
+    sizes = [sizer(recipe_at(family, levels)) for levels in (3, 5, 16, 200)]
     assert sizes == sorted(sizes)
     budget = sizes[2] + 100
     found = largest_within(sizer, family, budget)
     assert found is not None
     assert found.file_bytes <= budget
     known = knob_settings(family)
-    bigger = at(family, known[known.index(found.recipe.settings["levels"]) + 1])
+    bigger = recipe_at(family, known[known.index(found.recipe.settings["levels"]) + 1])
     assert sizer(bigger) > budget
     assert largest_within(sizer, family, 500) is None
 
@@ -335,7 +335,7 @@ def test_the_smallest_file_at_a_quality(tmp_path: Path) -> None:
     levels = found.recipe.settings["levels"]
     family = next(one for one in families() if one.label == found.label)
     known = knob_settings(family)
-    assert measure(at(family, known[known.index(levels) - 1])) > 0.01
+    assert measure(recipe_at(family, known[known.index(levels) - 1])) > 0.01
     assert smallest_for(sizer, lambda recipe: False) is None
     exact = Candidate("lossless", Recipe("lossless"), sizer(Recipe("lossless")))
     assert smallest_for(sizer, lambda recipe: False, tried=[exact]) is exact

@@ -27,7 +27,7 @@ from tsc_cli import (
     to_tuples,
     verify,
 )
-from tsc_cli.calibration.calibrate import Effort
+from tsc_cli.calibration.effort import Effort
 from tsc_cli.huggingface.fingerprint import fingerprint
 from tsc_cli.session.resume import resume
 from tsc_cli.verification.recompute import recompute

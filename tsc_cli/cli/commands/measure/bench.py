@@ -76,8 +76,9 @@ def command(
     Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality is scored on the
     text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
     """
-    from tsc_cli.bench.codecs import SUITES, Bench, Protocol, default_texts, document
-    from tsc_cli.bench.ladder import Row
+    from tsc_cli.bench.codecs import Bench, Protocol, default_texts
+    from tsc_cli.bench.document import document
+    from tsc_cli.bench.suites import SUITES, Row
     from tsc_cli.cli.files import check_output
     from tsc_cli.huggingface.models.loading import check_dtype
     from tsc_cli.huggingface.text.tokenizing import encode
@@ -109,8 +110,8 @@ def command(
     with out.progress("capturing prompts", prompts) as advance:
         bench.capture([encode(text, loaded.tokenizer) for text in read], advance, attention=not ladder)
     with out.progress("measuring", len(rows) * prompts) as advance:
-        measured = bench.run(rows, advance)
-    facts = document("codecs" if codec else suite, bench, measured, hashed, ["tsc", *_arguments(output, texts)])
+        results = bench.run(rows, advance)
+    facts = document("codecs" if codec else suite, bench, rows, results, hashed, ["tsc", *_arguments(output, texts)])
     _deliver(facts, table(facts), output, overwrite, out)
 
 
@@ -126,7 +127,7 @@ def _needles(
     out: Output,
 ) -> None:
     from formats.codecs.klt import profile_store
-    from tsc_cli.bench.codecs import described, profile_facts
+    from tsc_cli.bench.document import described, profile_facts
     from tsc_cli.bench.needle import APART, DEPTH, LENGTH
     from tsc_cli.bench.needle_suite import run
     from tsc_cli.huggingface.fingerprint import fingerprint
@@ -207,7 +208,7 @@ def table(facts: dict[str, Any]) -> str:
     shown = columns(lines, ("row", "kind", "ratio", "of fp32", "mean KL", "top-1", "coded", "report"))
     if facts["suite"] != "ladder":
         return shown
-    from tsc_cli.bench.ladder import comparison
+    from tsc_cli.bench.comparison import comparison
 
     fewer = [
         [

@@ -74,7 +74,7 @@ def command(
 
 def read(name: str) -> dict[str, Any]:
     """A `tsc.bench/1` document.  Raises UsageError if it is none."""
-    from tsc_cli.bench.codecs import SCHEMA
+    from tsc_cli.bench.document import SCHEMA
     from tsc_cli.text_input import read_text
 
     try:

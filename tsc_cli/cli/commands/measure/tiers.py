@@ -39,7 +39,7 @@ def command(
 
 
 def _report_codecs(out: Output) -> None:
-    from formats.codecs import others, registered
+    from formats.codecs import installed_codecs, registered
 
     rows, facts = [], []
     for one in registered():
@@ -50,7 +50,7 @@ def _report_codecs(out: Output) -> None:
         facts.append(
             {"id": kind.id, "name": kind.name, "exact": kind.exact, "package": one.owner, "settings": settings}
         )
-    faults = [fault.text for fault in others().faults]
+    faults = [fault.text for fault in installed_codecs().faults]
     text = "\n".join([columns(rows, ("id", "codec", "rows", "package", "settings")), *faults])
     out.report("tsc.codecs/1", {"codecs": facts, "faults": faults}, text, "\n".join(row[1] for row in rows))
 

@@ -92,7 +92,8 @@ def command(
     is kept in the user's cache folder, where compress finds it. Files made with it name it, and need it to be read.
     """
     from formats.codecs.klt import profile_store
-    from tsc_cli.calibration.calibrate import QUICK, Effort, calibrate
+    from tsc_cli.calibration.calibrate import calibrate
+    from tsc_cli.calibration.effort import QUICK, Effort
     from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.huggingface.models.loading import check_dtype
     from tsc_cli.huggingface.text.tokenizing import encode
