@@ -67,8 +67,8 @@ def write(
         label_width=trace.labels.width,
         secret=trace.secret if secret is None else secret,
     )
-    for kept in filtered.kept:
-        writer.add_kept(kept)
+    for head_map in filtered.head_maps:
+        writer.add_head_map(head_map)
     if (profile := recipe.profile) is not None:
         writer.add_profile(profile, embed=recipe.embed_profile)
     encoder = _Encoder(trace, filtered, recipe)

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from formats.container import schema, strict_json
+from formats.container import strict_json
 from formats.container.safetensors_buffer import TensorView, pack, parse
 from formats.errors import CorruptError, LimitError
 from formats.limits import MAX_PROFILE_BYTES, memory_budget
@@ -124,29 +124,32 @@ def loads(data: bytes, what: str = "profile") -> Profile:
     views = parse(data, what)
     if DESCRIPTION not in views or views[DESCRIPTION].dtype != "U8":
         raise CorruptError(f"{what}: is a safetensors file, but not a profile")
-    found = schema.fields(
+    found = strict_json.fields(
         strict_json.loads(bytes(views[DESCRIPTION].data), what),
         what,
         ("schema", "name", "fingerprint", "info", "curve", "groups"),
     )
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{what}: schema {SCHEMA} was expected")
-    entries = schema.items(found["groups"], f"{what} groups", MAX_GROUPS)
+    entries = strict_json.items(found["groups"], f"{what} groups", MAX_GROUPS)
     shapes = tuple(shape.from_json(entry, f"{what} groups") for entry in entries)
     if not shapes:
         raise CorruptError(f"{what}: no groups")
     if any(b.first_layer < a.first_layer + a.layer_count for a, b in pairwise(shapes)):
         raise CorruptError(f"{what}: groups are not in the order of layers")
     check(views, shapes, what)
-    fingerprint = schema.fields(found["fingerprint"], f"{what} fingerprint", (), found["fingerprint"] or ())
+    fingerprint = strict_json.fields(found["fingerprint"], f"{what} fingerprint", (), found["fingerprint"] or ())
     return Profile(
-        schema.string(found["name"], f"{what} name"),
-        {key: schema.string(value, f"{what} fingerprint") for key, value in fingerprint.items()},
+        strict_json.string(found["name"], f"{what} name"),
+        {key: strict_json.string(value, f"{what} fingerprint") for key, value in fingerprint.items()},
         shapes,
-        schema.fields(found["info"], f"{what} info", (), found["info"] or ()),
+        strict_json.fields(found["info"], f"{what} info", (), found["info"] or ()),
         [
-            {key: schema.number(value, f"{what} curve") for key, value in schema.fields(p, what, (), p).items()}
-            for p in schema.items(found["curve"], f"{what} curve", 256)
+            {
+                key: strict_json.number(value, f"{what} curve")
+                for key, value in strict_json.fields(point, what, (), point).items()
+            }
+            for point in strict_json.items(found["curve"], f"{what} curve", 256)
         ],
         data,
         views,

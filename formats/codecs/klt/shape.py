@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from formats.container import schema
+from formats.container import strict_json
 from formats.errors import CorruptError
 from formats.limits import MAX_EXTENT, MAX_LAYERS
 
@@ -75,9 +75,9 @@ def to_json(shape: Shape) -> dict[str, Any]:
 
 
 def from_json(entry: Any, where: str) -> Shape:
-    found = schema.fields(entry, where, _GROUP_FIELDS)
+    found = strict_json.fields(entry, where, _GROUP_FIELDS)
     first_layer, layer_count, heads, key_size, value_size, rank = (
-        schema.integer(found[name], f"{where} {name}", low, high)
+        strict_json.integer(found[name], f"{where} {name}", low, high)
         for name, low, high in (
             ("first_layer", 0, MAX_LAYERS),
             ("layer_count", 1, MAX_LAYERS),
@@ -88,13 +88,13 @@ def from_json(entry: Any, where: str) -> Shape:
         )
     )
     bands = [
-        schema.integer(stop, f"{where} bands", 1, rank)
-        for stop in schema.items(found["bands"], f"{where} bands", MAX_BANDS)
+        strict_json.integer(stop, f"{where} bands", 1, rank)
+        for stop in strict_json.items(found["bands"], f"{where} bands", MAX_BANDS)
     ]
     if bands != sorted(set(bands)) or bands[-1:] != [rank]:
         raise CorruptError(f"{where}: bands do not ascend to the rank")
-    unit = schema.integer(found["metric_exponent"], f"{where} metric_exponent", -100, 100)
-    step = schema.number(found["basis_step"], f"{where} basis_step")
+    unit = strict_json.integer(found["metric_exponent"], f"{where} metric_exponent", -100, 100)
+    step = strict_json.number(found["basis_step"], f"{where} basis_step")
     if not 1 / MAX_STEP <= step <= MAX_STEP:
         raise CorruptError(f"{where}: a basis step out of range")
     rotary = _rotary(found["rotary"], layer_count, key_size, where)
@@ -102,18 +102,18 @@ def from_json(entry: Any, where: str) -> Shape:
 
 
 def _rotary(entry: Any, layers: int, key_size: int, where: str) -> tuple[Rotary, ...]:
-    found = schema.fields(entry, f"{where} rotary", ("kinds", "layers"))
+    found = strict_json.fields(entry, f"{where} rotary", ("kinds", "layers"))
     kinds = []
-    for kind in schema.items(found["kinds"], f"{where} rotary", layers):
-        one = schema.fields(kind, f"{where} rotary", ("frequencies", "interleaved"))
+    for kind in strict_json.items(found["kinds"], f"{where} rotary", layers):
+        one = strict_json.fields(kind, f"{where} rotary", ("frequencies", "interleaved"))
         rates = [
-            schema.number(rate, f"{where} frequencies")
-            for rate in schema.items(one["frequencies"], f"{where} frequencies", key_size // 2)
+            strict_json.number(rate, f"{where} frequencies")
+            for rate in strict_json.items(one["frequencies"], f"{where} frequencies", key_size // 2)
         ]
         if not isinstance(one["interleaved"], bool) or any(abs(rate) > MAX_FREQUENCY for rate in rates):
             raise CorruptError(f"{where}: a rotary embedding that no model has")
         kinds.append(Rotary(tuple(rates), one["interleaved"]))
-    numbers = schema.items(found["layers"], f"{where} rotary", layers)
+    numbers = strict_json.items(found["layers"], f"{where} rotary", layers)
     if len(numbers) != layers:
         raise CorruptError(f"{where}: not one rotary embedding a layer")
-    return tuple(kinds[schema.integer(n, f"{where} rotary", 0, len(kinds) - 1)] for n in numbers)
+    return tuple(kinds[strict_json.integer(n, f"{where} rotary", 0, len(kinds) - 1)] for n in numbers)
