@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from formats.container.encryption import Secret
     from formats.file.reader import load
-    from formats.file.writer import TraceWriter, save
+    from formats.file.save import save
+    from formats.file.writer import TraceWriter
     from formats.trace.deduplicate import deduplicate
     from formats.trace.geometry import Geometry, LayerSpec
     from formats.trace.recorder import Recorder, TraceBuilder
@@ -46,7 +47,7 @@ _HOMES = {
     "TscError": "errors",
     "deduplicate": "trace.deduplicate",
     "load": "file.reader",
-    "save": "file.writer",
+    "save": "file.save",
 }
 
 
@@ -57,10 +58,10 @@ def __getattr__(name: str) -> Any:
 
     home = f"formats.{_HOMES[name]}"
     try:
-        found = import_module(home)
+        module = import_module(home)
     except AttributeError as error:  # Python would take it for "no such name", and hide what went wrong inside
         raise ImportError(f"{home} cannot be imported: AttributeError: {error}", name=home) from error
-    return getattr(found, name)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from formats.errors import UnsupportedFileError as UnsupportedFileError
     from formats.errors import UsageError as UsageError
     from formats.file.reader import load as load
-    from formats.file.writer import save as save
+    from formats.file.save import save as save
     from formats.trace.trace import Snapshot as Snapshot
     from formats.trace.trace import Trace as Trace
     from tsc_cli.calibration.calibrate import calibrate as calibrate
@@ -76,7 +76,7 @@ _NAMES_BY_MODULE = {
         "UsageError",
     ),
     "formats.file.reader": ("load",),
-    "formats.file.writer": ("save",),
+    "formats.file.save": ("save",),
     "formats.trace.trace": ("Snapshot", "Trace"),
     "tsc_cli.calibration.calibrate": ("calibrate",),
     "tsc_cli.calibration.effort": ("Effort",),

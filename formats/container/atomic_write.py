@@ -1,4 +1,7 @@
-"""Writing a file so that a reader, a crash or a full disk sees the old file or the new one, never a part."""
+"""Writing a file whole or not at all, and by one process at a time.
+
+A reader, a crash or a full disk sees the old file or the new one, never a part.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from formats.errors import StorageError, UsageError
 
@@ -83,3 +88,26 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def only_writer(path: str | os.PathLike[str], timeout: float = 0) -> Iterator[None]:
+    """Hold the lock of a file: `.NAME.lock` beside it, or beside the target of a link.
+
+    Args:
+        timeout: seconds to wait for another process.
+    Raises:
+        StorageError: another process holds it, or it cannot be made.
+    """
+    target = Path(os.path.realpath(path))
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=timeout, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StorageError("another process is writing to it", path=os.fspath(path)) from error
+    except OSError as error:
+        raise StorageError(f"cannot be locked: {error.strerror}", path=os.fspath(path)) from error
+    try:
+        yield
+    finally:
+        lock.release()

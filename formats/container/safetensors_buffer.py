@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from formats.errors import CorruptError
 from formats.limits import MAX_INTEGER, MAX_JSON_BYTES, MAX_TENSOR_RANK, MAX_TENSORS
 
-from . import schema, strict_json
+from . import strict_json
 
 if TYPE_CHECKING:
     import torch
@@ -109,17 +109,17 @@ def parse(buffer: bytes | memoryview, what: str) -> dict[str, TensorView]:
     ranges: list[tuple[int, int]] = []
     for name, entry in entries.items():
         where = f"{what}: tensor {name!r}"
-        found = schema.fields(entry, where, ("dtype", "shape", "data_offsets"))
-        dtype = schema.one_of(found["dtype"], f"{where} dtype", ITEM_SIZES)
+        found = strict_json.fields(entry, where, ("dtype", "shape", "data_offsets"))
+        dtype = strict_json.one_of(found["dtype"], f"{where} dtype", ITEM_SIZES)
         shape = tuple(
-            schema.integer(n, f"{where} shape", 0, MAX_INTEGER)
-            for n in schema.items(found["shape"], f"{where} shape", MAX_TENSOR_RANK)
+            strict_json.integer(n, f"{where} shape", 0, MAX_INTEGER)
+            for n in strict_json.items(found["shape"], f"{where} shape", MAX_TENSOR_RANK)
         )
-        offsets = schema.items(found["data_offsets"], f"{where} data_offsets", 2)
+        offsets = strict_json.items(found["data_offsets"], f"{where} data_offsets", 2)
         if len(offsets) != 2:
             raise CorruptError(f"{where}: two data offsets were expected")
-        start = schema.integer(offsets[0], f"{where} data_offsets", 0, len(data))
-        stop = schema.integer(offsets[1], f"{where} data_offsets", start, len(data))
+        start = strict_json.integer(offsets[0], f"{where} data_offsets", 0, len(data))
+        stop = strict_json.integer(offsets[1], f"{where} data_offsets", start, len(data))
         if math.prod(shape) * ITEM_SIZES[dtype] != stop - start:
             raise CorruptError(f"{where}: shape and dtype do not give {stop - start} bytes")
         ranges.append((start, stop))

@@ -1,6 +1,7 @@
 """JSON as a file format may use it: bounded, without duplicate keys, NaN, huge integers or broken Unicode.
 
-The standard library's parser accepts all of those; every hook below closes one of its doors.
+The standard library's parser accepts all of those; `loads` refuses them.  `fields`, `integer` and so
+on check a value that came out of a file: each raises CorruptError and names the field.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from formats.errors import CorruptError, UsageError
@@ -63,13 +64,13 @@ def loads(
         raise CorruptError(f"{what}: not UTF-8 (byte {error.start})") from error
     _check_depth(text, what)
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) != len(items):
+    def parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
             raise CorruptError(f"{what}: duplicate key in a JSON object")
         return result
 
-    def integer(digits: str) -> Any:
+    def parse_integer(digits: str) -> Any:
         # bounded before int(): conversion of a long string takes quadratic time
         if len(digits) > 20 or not -MAX_INTEGER <= int(digits) <= MAX_INTEGER:
             if beyond is not None and len(digits) <= _DIGITS:
@@ -77,22 +78,26 @@ def loads(
             raise CorruptError(f"{what}: integer out of range")
         return int(digits)
 
-    def number(digits: str) -> float:
+    def parse_number(digits: str) -> float:
         value = float(digits)
         if not math.isfinite(value):
             raise CorruptError(f"{what}: number out of range")
         return value
 
-    def constant(name: str) -> None:
+    def refuse_constant(name: str) -> None:
         raise CorruptError(f"{what}: {name} is not JSON")
 
     try:
         value = json.loads(
-            text, object_pairs_hook=pairs, parse_int=integer, parse_float=number, parse_constant=constants or constant
+            text,
+            object_pairs_hook=parse_object,
+            parse_int=parse_integer,
+            parse_float=parse_number,
+            parse_constant=constants or refuse_constant,
         )
     except json.JSONDecodeError as error:
-        at = f"{error.msg}, line {error.lineno}, column {error.colno}" if text.strip() else "it is empty"
-        raise CorruptError(f"{what}: not JSON ({at})") from error
+        fault = f"{error.msg}, line {error.lineno}, column {error.colno}" if text.strip() else "it is empty"
+        raise CorruptError(f"{what}: not JSON ({fault})") from error
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{what}: not JSON") from error
     if len(text) > longest or "\\u" in text:  # no other text has a longer string, or half of a surrogate pair
@@ -103,8 +108,8 @@ def loads(
 def _check_depth(text: str, what: str) -> None:
     """Bound the nesting before the recursive parser sees the text."""
     depth = 0
-    for found in _STRING_OR_BRACKET.finditer(text):
-        first = found[0][0]
+    for match in _STRING_OR_BRACKET.finditer(text):
+        first = match[0][0]
         if first in "[{":
             depth += 1
             if depth > MAX_JSON_DEPTH:
@@ -139,3 +144,49 @@ def _writable(value: Any) -> Any:
     if isinstance(value, list):
         return [_writable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def fields(value: Any, where: str, required: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """`value` as an object that has all required keys and none that is unknown."""
+    if not isinstance(value, dict):
+        raise CorruptError(f"{where}: an object was expected")
+    if missing := sorted(set(required) - value.keys()):
+        raise CorruptError(f"{where}: field '{missing[0]}' is missing")
+    if unknown := sorted(value.keys() - set(required) - set(optional)):
+        raise CorruptError(f"{where}: unknown field {unknown[0]!r}")
+    return value
+
+
+def integer(value: Any, where: str, low: int, high: int) -> int:
+    """`value` as an integer from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise CorruptError(f"{where}: an integer from {low} to {high} was expected")
+    return value
+
+
+def number(value: Any, where: str) -> float:
+    """`value` as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CorruptError(f"{where}: a number was expected")
+    return float(value)
+
+
+def string(value: Any, where: str) -> str:
+    """`value` as a string."""
+    if not isinstance(value, str):
+        raise CorruptError(f"{where}: a string was expected")
+    return value
+
+
+def one_of(value: Any, where: str, choices: Collection[str]) -> str:
+    """`value` as one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        raise CorruptError(f"{where}: one of {', '.join(sorted(choices))} was expected")
+    return value
+
+
+def items(value: Any, where: str, most: int) -> list[Any]:
+    """`value` as a list of at most `most` entries."""
+    if not isinstance(value, list) or len(value) > most:
+        raise CorruptError(f"{where}: a list of at most {most} entries was expected")
+    return value

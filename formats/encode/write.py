@@ -74,8 +74,8 @@ def write(
         label_width=trace.labels.width,
         secret=trace.secret if secret is None else secret,
     )
-    for kept_rows in filtered.kept:
-        writer.add_kept(kept_rows)
+    for head_map in filtered.head_maps:
+        writer.add_head_map(head_map)
     if (profile := recipe.profile) is not None:
         writer.add_profile(profile, embed=recipe.embed_profile)
     encoder = _Encoder(trace, filtered, recipe)

@@ -16,7 +16,7 @@ from formats.errors import CorruptError, LimitError, PromiseError, StorageError
 from . import header as header_json
 from . import promises
 from .header import TierHeader
-from .index import disproportion
+from .index import size_fault
 
 if TYPE_CHECKING:
     from .reader import TraceFile
@@ -74,7 +74,7 @@ def finish_records(
         LimitError: no reader would take the file.
     """
     records = [entry for _, entry in writer.entries]
-    fault = disproportion(records, writer.offset)
+    fault = size_fault(records, writer.offset)
     if fault:
         raise LimitError(f"{fault}: no reader would take it")
     lost_by = promises.loss_of_records(lost_by, header.codec, header.capture, records)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from formats.container import schema, strict_json
+from formats.container import strict_json
 from formats.errors import CorruptError
 from formats.limits import MAX_INTEGER, MAX_SNAPSHOTS
 
@@ -83,24 +83,24 @@ def to_json(header: TierHeader) -> bytes:
 def from_json(data: bytes) -> TierHeader:
     """Parse and check a HEADER record's payload.  Raises CorruptError."""
     where = "tier header"
-    found = schema.fields(strict_json.loads(data, where), where, _FIELDS)
+    found = strict_json.fields(strict_json.loads(data, where), where, _FIELDS)
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{where}: schema {SCHEMA} was expected")
     return TierHeader(
-        schema.string(found["tier"], f"{where} tier"),
-        schema.integer(found["raw_bytes_trace"], f"{where} raw_bytes_trace", 1, MAX_INTEGER),
-        schema.integer(found["raw_bytes_final"], f"{where} raw_bytes_final", 1, MAX_INTEGER),
-        schema.string(found["created_by"], f"{where} created_by"),
+        strict_json.string(found["tier"], f"{where} tier"),
+        strict_json.integer(found["raw_bytes_trace"], f"{where} raw_bytes_trace", 1, MAX_INTEGER),
+        strict_json.integer(found["raw_bytes_final"], f"{where} raw_bytes_final", 1, MAX_INTEGER),
+        strict_json.string(found["created_by"], f"{where} created_by"),
         _scalars(found["capture"], f"{where} capture"),
         [
             _scalars(entry, f"{where} quality")
-            for entry in schema.items(found["quality"], f"{where} quality", MAX_SNAPSHOTS)
+            for entry in strict_json.items(found["quality"], f"{where} quality", MAX_SNAPSHOTS)
         ],
-        schema.string(found["codec"], f"{where} codec"),
+        strict_json.string(found["codec"], f"{where} codec"),
         _scalars(found["parameters"], f"{where} parameters"),
         (
-            schema.number(found["ratio_trace"], f"{where} ratio_trace"),
-            schema.number(found["ratio_final"], f"{where} ratio_final"),
+            strict_json.number(found["ratio_trace"], f"{where} ratio_trace"),
+            strict_json.number(found["ratio_final"], f"{where} ratio_final"),
         ),
     )
 

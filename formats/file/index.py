@@ -72,7 +72,7 @@ class RecordFile:
             raise LockedError("is not encrypted, and a key was given", path=self.path)
         self.entries = self._index()
         with self.locating():
-            require_modest([entry for _, entry in self.entries], self.size)
+            require_proportionate([entry for _, entry in self.entries], self.size)
 
     @property
     def size(self) -> int:
@@ -169,7 +169,7 @@ def open_file(path: str) -> int:
     return descriptor
 
 
-def disproportion(records: Sequence[RecordHeader], size: int) -> str | None:
+def size_fault(records: Sequence[RecordHeader], size: int) -> str | None:
     """What a file of `size` bytes says of itself out of all proportion to that, if anything.
 
     A few kB could otherwise describe what fills a memory.
@@ -184,7 +184,7 @@ def disproportion(records: Sequence[RecordHeader], size: int) -> str | None:
     return None
 
 
-def require_modest(records: Sequence[RecordHeader], size: int) -> None:
+def require_proportionate(records: Sequence[RecordHeader], size: int) -> None:
     """Without this, some 30 kB of zstd frames could describe 2^26 rows that nobody stored, or 2^20 records all layers.
 
     Args:
@@ -193,7 +193,7 @@ def require_modest(records: Sequence[RecordHeader], size: int) -> None:
         CorruptError: something is out of proportion.
         LimitError: tables take more than the memory budget.
     """
-    fault = disproportion(records, size)
+    fault = size_fault(records, size)
     if fault:
         raise CorruptError(fault)
     cost = TABLES_COST * sum(header.raw for header in records if header.type in TABLES)

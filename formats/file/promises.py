@@ -90,7 +90,7 @@ def loss_of_trace(trace: Trace) -> str:
     stored = [getattr(block, "whole", block) for block in (*trace.blocks, *trace.states)]  # of a sequence of a batch
     records = [one.header for one in stored if isinstance(one, FileBlock | FileStates)]
     found = loss_of_records(trace.lost_by, trace.codec, trace.info, records)
-    return found or ("eviction" if trace.kept else "")
+    return found or ("eviction" if trace.head_maps else "")
 
 
 def dequantized(kind: str) -> str:

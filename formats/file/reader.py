@@ -13,7 +13,7 @@ from formats.errors import CorruptError
 from formats.limits import MAX_COLUMNS, MAX_LABELS_PER_RECORD, MAX_NEXT_TOKENS, MAX_ROWS, MAX_SNAPSHOTS, MAX_SPANS
 from formats.trace import geometry as geometry_json
 from formats.trace import head_maps, states, views
-from formats.trace.head_maps import Kept
+from formats.trace.head_maps import HeadMap
 from formats.trace.trace import Trace
 from formats.trace.views import Labels, View
 
@@ -49,7 +49,7 @@ class TraceFile(RecordFile):
         self.views = self._views()
         self.reference = self._reference()
         self.blocks = self._blocks()
-        self.kept = self._kept()
+        self.head_maps = self._head_maps()
         self.states = self._states()
         self.attention = self._attention()
         self.profile = self._profile()
@@ -57,7 +57,7 @@ class TraceFile(RecordFile):
         with self.locating():
             keys = [block.key for block in self.blocks]
             views.check_coverage(self.views, keys, self.geometry)
-            head_maps.check(self.kept, self.views, keys, self.geometry)
+            head_maps.check(self.head_maps, self.views, keys, self.geometry)
             states.check_coverage([one.key for one in self.states], len(self.views), self.geometry)
             self._check_sizes()
 
@@ -81,7 +81,7 @@ class TraceFile(RecordFile):
             self.header.tier,
             self.header.codec,
             self.header.parameters,
-            self.kept,
+            self.head_maps,
             self.attention,
             (self.header.raw_bytes_trace, self.header.raw_bytes_final),
             self.size,
@@ -150,12 +150,12 @@ class TraceFile(RecordFile):
             found.append(FileStates(self, offset, entry))
         return found
 
-    def _kept(self) -> list[Kept]:
+    def _head_maps(self) -> list[HeadMap]:
         found = []
         for offset, entry in self._of_type(RecordType.KEPT):
             with self.locating(offset, entry):
                 tensors = self.buffer(offset, entry)
-                found.append(record_contents.kept(entry, tensors, self.geometry, len(self.labels)))
+                found.append(record_contents.head_map(entry, tensors, self.geometry, len(self.labels)))
         return found
 
     def _attention(self) -> list[FileReceived]:

@@ -15,7 +15,7 @@ from formats.errors import CorruptError
 from formats.limits import MAX_BLOCK_BYTES, MAX_INTEGER, MAX_JSON_BYTES, MAX_LABELS_PER_RECORD
 from formats.trace import head_maps, views
 from formats.trace.geometry import Geometry, LayerSpec
-from formats.trace.head_maps import Kept
+from formats.trace.head_maps import HeadMap
 from formats.trace.views import Labels, Span, View
 
 _PARTS = frozenset(part.value for part in Part)
@@ -96,7 +96,7 @@ def check_states(header: RecordHeader, geometry: Geometry, count: int) -> None:
         raise CorruptError(f"states of more than {MAX_BLOCK_BYTES} bytes")
 
 
-def kept(header: RecordHeader, tensors: Mapping[str, TensorView], geometry: Geometry, rows: int) -> Kept:
+def head_map(header: RecordHeader, tensors: Mapping[str, TensorView], geometry: Geometry, rows: int) -> HeadMap:
     """The map of a KEPT record: which rows each head kept.
 
     Args:

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from formats.container.atomic_write import atomic_write
+from formats.container.atomic_write import atomic_write, only_writer
 from formats.container.encryption import KeySource, Secret
-from formats.container.locking import only_writer
 from formats.container.records import FILE_ID_BYTES
 from formats.container.writer import RecordWriter, Sink
 from formats.errors import StorageError, UsageError

@@ -12,7 +12,6 @@ from formats.codecs import BlockContext, Codec, codec_by_name
 from formats.codecs.base import NO_CONTEXT
 from formats.codecs.klt import profile_store as reference
 from formats.codecs.packing import to_planes
-from formats.container.atomic_write import atomic_write
 from formats.container.encryption import Secret
 from formats.container.records import FILE_ID_BYTES, Part, RecordType
 from formats.container.safetensors_buffer import pack
@@ -20,19 +19,18 @@ from formats.container.writer import RecordWriter, Sink
 from formats.errors import LimitError, UsageError
 from formats.limits import MAX_LABELS_PER_RECORD, MAX_RECORD_RAW, MAX_RECORDS, TARGET_RECORD_RAW
 from formats.trace import geometry as geometry_json
-from formats.trace import head_maps as kept_rows
-from formats.trace import row_store
+from formats.trace import head_maps, row_store
 from formats.trace import states as state_blocks
 from formats.trace import views as viewing
 from formats.trace.blocks import MemoryBlock
 from formats.trace.geometry import Geometry
-from formats.trace.head_maps import Kept
+from formats.trace.head_maps import HeadMap
 from formats.trace.states import States
-from formats.trace.trace import Received, Trace
+from formats.trace.trace import Received
 from formats.trace.views import Labels, View
 from formats.version import VERSION
 
-from . import promises, record_contents
+from . import record_contents
 from .finish import copy_records, finish_records
 from .header import TierHeader
 
@@ -139,13 +137,13 @@ class TraceWriter:
                 span=key.span,
             )
 
-    def add_kept(self, kept: Kept) -> None:
-        """Rows from here on are slots in some layers; see `kept`."""
+    def add_head_map(self, head_map: HeadMap) -> None:
+        """Write which rows each head of some layers kept; see `head_maps`."""
         self._writer.record(
             RecordType.KEPT,
-            pack(kept_rows.to_tensors(kept)),
-            layers=(kept.first_layer, kept.layer_count),
-            span=kept.span,
+            pack(head_maps.to_tensors(head_map)),
+            layers=(head_map.first_layer, head_map.layer_count),
+            span=head_map.span,
         )
 
     def add_states(self, states: States, codec: Codec | None = None, device: str | torch.device = "cpu") -> None:
@@ -284,50 +282,3 @@ def _require_finite(tensors: Mapping[str, torch.Tensor], first_layer: int, codec
                 f"the {name} of layer {layer} hold a value that is not finite, which codec {codec} cannot store",
                 hint="the lossless codec keeps NaN and infinity",
             )
-
-
-def save(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False, deterministic: bool = False) -> int:
-    """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
-
-    `formats.encode.recipe` writes smaller ones.  The file is encrypted if the trace has a secret.  Of a trace whose
-    rows are not as captured it says by what they lost; a tier that it does not keep is not stated.
-
-    Args:
-        overwrite: replace an existing file (the file from which the trace was loaded may be replaced, too).
-        deterministic: derive the file's identity from the content, so that the same trace gives the same bytes.
-    """
-    spans, next_tokens = viewing.to_table(trace.views, trace.labels.width)
-    lost_by = promises.loss_of_trace(trace)
-    identity = content_id(
-        geometry_json.to_json(trace.geometry, trace.fingerprint, lost_by),
-        repr((list(trace.labels.token_ids), list(trace.labels.positions), spans, next_tokens)).encode(),
-    )
-    with atomic_write(path, overwrite=overwrite) as file:
-        writer = TraceWriter(
-            file,
-            trace.geometry,
-            trace.fingerprint,
-            file_id=identity if deterministic else None,
-            label_width=trace.labels.width,
-            secret=trace.secret,
-            lost_by=lost_by,
-        )
-        for kept in trace.kept:
-            writer.add_kept(kept)
-        for block in trace.blocks:
-            writer.add_block(MemoryBlock(block.key, block.read()))
-        for states in trace.states:
-            writer.add_states(states)
-        writer.add_labels(trace.labels.token_ids, trace.labels.positions)
-        for view in trace.views:
-            writer.add_view(view)
-        for attention in trace.attention:
-            writer.add_attention(attention)
-        _, length = writer.finish(
-            tier=trace.tier,
-            reference=trace.reference,
-            capture=trace.info,
-            quality=trace.quality,
-            captured_bytes=trace.captured_bytes,
-        )
-    return length

@@ -16,8 +16,9 @@ from formats.file.reader import TraceFile
 from formats.trace import views
 from formats.trace.spans import union, without
 
-from .inventory import Need, Remains
-from .scan import Problem, Wreck
+from .findings import Problem
+from .inventory import Inventory, Need
+from .scan import DamagedFile
 from .snapshots import examine
 
 _REFUSALS = (CorruptError, UnsupportedFileError)
@@ -44,7 +45,7 @@ class Diagnosis:
 
     @property
     def damaged(self) -> bool:
-        return any(one.damage for one in self.problems)
+        return any(problem.damage for problem in self.problems)
 
 
 def diagnose(path: str | os.PathLike[str], key: KeySource | None = None) -> Diagnosis:
@@ -58,46 +59,50 @@ def diagnose(path: str | os.PathLike[str], key: KeySource | None = None) -> Diag
         LimitError: to look at it takes more than the memory budget.
     """
     try:
-        wreck = Wreck(path, key)
+        damaged_file = DamagedFile(path, key)
     except _REFUSALS as error:
         return Diagnosis(os.path.getsize(path), [Problem.of(error)])
-    found = Diagnosis(wreck.size, list(wreck.problems), len(wreck.records), unread=wreck.unread)
+    diagnosis = Diagnosis(
+        damaged_file.size, list(damaged_file.problems), len(damaged_file.records), unread=damaged_file.unread
+    )
     try:
-        remains = examine(wreck)
+        inventory = examine(damaged_file)
     except _REFUSALS as error:
-        found.problems.append(Problem.of(error))
+        diagnosis.problems.append(Problem.of(error))
     else:
-        found.problems += remains.problems
-        found.snapshots, found.whole = remains.snapshots, remains.whole
-        for numbers, why in lost_together(remains):
-            found.problems.append(Problem(f"{named(numbers)} {'are' if len(numbers) > 1 else 'is'} lost: {why}"))
+        diagnosis.problems += inventory.problems
+        diagnosis.snapshots, diagnosis.whole = inventory.snapshots, inventory.whole
+        for numbers, why in lost_together(inventory):
+            diagnosis.problems.append(Problem(f"{named(numbers)} {'are' if len(numbers) > 1 else 'is'} lost: {why}"))
     try:
-        file = check.check(path, wreck.secret)
+        file = check.check(path, damaged_file.secret)
     except _REFUSALS as error:
-        if not found.damaged:  # what ties sound records together
-            found.problems.append(Problem.of(error))
+        if not diagnosis.damaged:  # what ties sound records together
+            diagnosis.problems.append(Problem.of(error))
     else:
-        found.problems += _unusual(file)
-    unique = {(one.offset, one.record, one.message): one for one in found.problems}
-    found.problems = sorted(unique.values(), key=lambda one: (not one.damage, -1 if one.offset is None else one.offset))
-    return found
+        diagnosis.problems += _unusual(file)
+    unique = {(one.offset, one.record, one.message): one for one in diagnosis.problems}
+    diagnosis.problems = sorted(
+        unique.values(), key=lambda one: (not one.damage, -1 if one.offset is None else one.offset)
+    )
+    return diagnosis
 
 
-def lost(remains: Remains) -> Iterator[tuple[int, str]]:
+def lost(inventory: Inventory) -> Iterator[tuple[int, str]]:
     """(number, what it lacks) of each snapshot that cannot be restored."""
-    for number in range(remains.snapshots):
-        if number not in remains.views:
+    for number in range(inventory.snapshots):
+        if number not in inventory.views:
             yield number, "the record that describes it cannot be read"
-        elif remains.lacks[number]:
-            yield number, ", ".join(map(in_words, remains.lacks[number]))
-        elif number in remains.unsure:
+        elif inventory.lacks[number]:
+            yield number, ", ".join(map(in_words, inventory.lacks[number]))
+        elif number in inventory.unsure:
             yield number, "the map of the rows that its heads kept is lost, or may be"
 
 
-def lost_together(remains: Remains) -> Iterator[tuple[range, str]]:
+def lost_together(inventory: Inventory) -> Iterator[tuple[range, str]]:
     """`lost` of neighbours that lack the same, together: a session may have thousands of snapshots."""
-    for (_, why), found in groupby(enumerate(lost(remains)), key=lambda one: (one[1][0] - one[0], one[1][1])):
-        numbers = [number for _, (number, _) in found]
+    for (_, why), group in groupby(enumerate(lost(inventory)), key=lambda one: (one[1][0] - one[0], one[1][1])):
+        numbers = [number for _, (number, _) in group]
         yield range(numbers[0], numbers[-1] + 1), why
 
 

@@ -27,8 +27,9 @@ from formats.trace import states as state_blocks
 from formats.trace import views as viewing
 from formats.trace.row_store import stored_values
 
-from .inventory import Remains
-from .scan import Found, Wreck, in_order
+from .findings import FoundRecord, in_order
+from .inventory import Inventory
+from .scan import DamagedFile
 from .snapshots import examine
 
 _ONCE = (RecordType.REFERENCE, RecordType.ATTENTION)  # records that are about the first snapshot
@@ -44,7 +45,7 @@ class Plan:
         untrue: the tier that the header stated and that the new file does not keep.
     """
 
-    remains: Remains
+    inventory: Inventory
     numbers: dict[int, int]
     dropped: dict[int, str] = field(default_factory=dict)
     untrue: str = ""
@@ -52,24 +53,24 @@ class Plan:
     @property
     def complete(self) -> bool:
         """Whether nothing is lost but, perhaps, superblock, INDEX or END."""
-        return self.remains.complete
+        return self.inventory.complete
 
     @property
     def damaged(self) -> bool:
-        return bool(self.remains.wreck.problems or self.remains.problems)
+        return bool(self.inventory.file.problems or self.inventory.problems)
 
 
-def choose(remains: Remains) -> Plan:
+def choose(inventory: Inventory) -> Plan:
     """Which snapshots and records are kept.  Raises CorruptError where no snapshot is whole."""
-    if not remains.whole:
-        known = f" of {remains.snapshots}" if remains.snapshots else ""
+    if not inventory.whole:
+        known = f" of {inventory.snapshots}" if inventory.snapshots else ""
         raise CorruptError(
             f"no snapshot{known} can be recovered: what it needs is lost",
-            path=remains.wreck.path,
+            path=inventory.file.path,
             hint="tsc doctor lists what is left",
         )
-    plan = Plan(remains, {old: new for new, old in enumerate(remains.whole)}, dict(remains.dropped))
-    for number, found in remains.records.items() if not remains.complete else ():
+    plan = Plan(inventory, {old: new for new, old in enumerate(inventory.whole)}, dict(inventory.dropped))
+    for number, found in inventory.records.items() if not inventory.complete else ():
         if why := _out_of_place(found.header, plan):
             plan.dropped.setdefault(number, why)
     return plan
@@ -77,7 +78,7 @@ def choose(remains: Remains) -> Plan:
 
 def _out_of_place(header: RecordHeader, plan: Plan) -> str | None:
     """Why an intact record does not belong into a file of the snapshots that are kept."""
-    rows = len(plan.remains.labels)
+    rows = len(plan.inventory.labels)
     if header.type in _ONCE and 0 not in plan.numbers:
         return "is about the first snapshot, which is lost"
     if header.type in (RecordType.ATTENTION, RecordType.KEPT) and header.first + header.count > rows:
@@ -94,20 +95,20 @@ class Writing:
     """A plan, carried out."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.remains = plan, plan.remains
+        self.plan, self.inventory = plan, plan.inventory
 
     def write(self, sink: BinaryIO) -> int:
         """Write the new file; returns its length."""
-        remains, geometry, complete = self.remains, self.remains.geometry, self.plan.complete
+        inventory, geometry, complete = self.inventory, self.inventory.geometry, self.plan.complete
         stated, lost_by = self._header(), self._lost_by()
-        writer = RecordWriter(sink, self._identity(), remains.wreck.secret)
-        labels: list[Found] = []
-        for found in sorted(remains.records.values(), key=lambda each: each.header.sequence):
+        writer = RecordWriter(sink, self._identity(), inventory.file.secret)
+        labels: list[FoundRecord] = []
+        for found in sorted(inventory.records.values(), key=lambda each: each.header.sequence):
             header = found.header
             if header.type == RecordType.HEADER or header.sequence in self.plan.dropped:
                 continue
-            if header.type == RecordType.MODEL and lost_by != remains.stated_loss:
-                writer.record(RecordType.MODEL, geometry_json.to_json(geometry, remains.fingerprint, lost_by))
+            if header.type == RecordType.MODEL and lost_by != inventory.stated_loss:
+                writer.record(RecordType.MODEL, geometry_json.to_json(geometry, inventory.fingerprint, lost_by))
             elif header.type == RecordType.LABELS and not complete:
                 labels.append(found)
             elif header.type == RecordType.STATES and not complete:
@@ -116,25 +117,25 @@ class Writing:
                 self._copy(writer, found)
         for found in sorted(labels, key=lambda each: each.header.first):
             self._copy(writer, found)
-        views = [remains.views[number] for number in self.plan.numbers]
+        views = [inventory.views[number] for number in self.plan.numbers]
         if not complete:
-            write_views(writer, views, 0, remains.labels.width)
+            write_views(writer, views, 0, inventory.labels.width)
         made, length = finish_records(writer, stated, lost_by=lost_by, values=lambda: stored_values(geometry, views))
         self.plan.untrue = stated.tier if stated.tier != made.tier else ""
         return length
 
     def _lost_by(self) -> str:
         """What MODEL is to say that the rows had lost by: as before, or what only lost records told."""
-        remains = self.remains
-        if self.plan.complete or remains.stated_loss:
-            return remains.stated_loss
+        inventory = self.inventory
+        if self.plan.complete or inventory.stated_loss:
+            return inventory.stated_loss
         header = self._header()
         if not is_exact(header.codec):  # which says it
             return ""
-        lost_by = promises.loss_of_records("", "", header.capture, [one.header for one in remains.records.values()])
-        if lost_by or remains.header is not None:
+        lost_by = promises.loss_of_records("", "", header.capture, [one.header for one in inventory.records.values()])
+        if lost_by or inventory.header is not None:
             return lost_by
-        geometry, views = remains.geometry, [remains.views[number] for number in self.plan.numbers]
+        geometry, views = inventory.geometry, [inventory.views[number] for number in self.plan.numbers]
         evicted = any(viewing.raw_bytes(geometry, view) < viewing.unevicted_bytes(geometry, view) for view in views)
         return "eviction" if evicted else ""
 
@@ -143,26 +144,26 @@ class Writing:
 
         That of an encrypted file is random.
         """
-        reader = self.remains.wreck
+        reader = self.inventory.file
         if reader.lock is not None:
             return os.urandom(FILE_ID_BYTES)
-        parts = [pack_record_header(one.header, reader.file_id) for one in in_order(self.remains.records.values())]
+        parts = [pack_record_header(one.header, reader.file_id) for one in in_order(self.inventory.records.values())]
         return content_id(b"recovered", reader.file_id, repr(sorted(self.plan.numbers)).encode(), *parts)
 
-    def _copy(self, writer: RecordWriter, found: Found, first: int | None = None) -> None:
-        frame = self.remains.wreck.frame(found.offset, found.header)
+    def _copy(self, writer: RecordWriter, found: FoundRecord, first: int | None = None) -> None:
+        frame = self.inventory.file.frame(found.offset, found.header)
         first = found.header.first if first is None else first
         writer.copy_record(frame, replace(found.header, sequence=len(writer.entries), first=first))
 
-    def _states(self, writer: RecordWriter, found: Found) -> None:
-        states = self.remains.states[found.header.sequence]
+    def _states(self, writer: RecordWriter, found: FoundRecord) -> None:
+        states = self.inventory.states[found.header.sequence]
         span = states.key.span
         if all(number in self.plan.numbers for number in range(span.first, span.stop)):
             self._copy(writer, found, self.plan.numbers[span.first])
             return
         # some of its snapshots are lost: what a reader would restore of the others is stored as it is
         lossless = codec_by_name("lossless")
-        state = self.remains.geometry.layers[states.key.first_layer].states[states.key.number]
+        state = self.inventory.geometry.layers[states.key.first_layer].states[states.key.number]
         values = state_blocks.as_values(states.read(), state)
         for number in range(span.first, span.stop):
             if number in self.plan.numbers:
@@ -178,12 +179,12 @@ class Writing:
                 )
 
     def _header(self) -> TierHeader:
-        remains = self.remains
-        if self.plan.complete and remains.header is not None:
-            return remains.header
-        raw = [viewing.raw_bytes(remains.geometry, remains.views[number]) for number in self.plan.numbers]
-        known = remains.header or TierHeader("", 1, 1, CREATED_BY, codec=self._codec())
-        total = f"{remains.snapshots}" if remains.all_known else f"at least {remains.snapshots}"
+        inventory = self.inventory
+        if self.plan.complete and inventory.header is not None:
+            return inventory.header
+        raw = [viewing.raw_bytes(inventory.geometry, inventory.views[number]) for number in self.plan.numbers]
+        known = inventory.header or TierHeader("", 1, 1, CREATED_BY, codec=self._codec())
+        total = f"{inventory.snapshots}" if inventory.all_known else f"at least {inventory.snapshots}"
         note = {"recovered": f"{len(self.plan.numbers)} of {total} snapshots"}
         return replace(
             known,
@@ -204,7 +205,7 @@ class Writing:
 
     def _codec(self) -> str:
         """The codec of most ROWS records, where no header says it."""
-        counts = Counter(block.header.codec for block in self.remains.blocks)
+        counts = Counter(block.header.codec for block in self.inventory.blocks)
         return codec_name(counts.most_common(1)[0][0]) if counts else ""
 
 
@@ -219,7 +220,7 @@ def salvage(path: str | os.PathLike[str], key: KeySource | None = None) -> Plan:
         CorruptError: no snapshot can be recovered.
         UnsupportedFileError: it needs a newer reader.
     """
-    return choose(examine(Wreck(path, key)))
+    return choose(examine(DamagedFile(path, key)))
 
 
 def refuse_input(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
@@ -252,7 +253,7 @@ def recover(
         length = Writing(found).write(sink)
         sink.flush()
         try:
-            check.check(f"/dev/fd/{sink.fileno()}", found.remains.wreck.secret)
+            check.check(f"/dev/fd/{sink.fileno()}", found.inventory.file.secret)
         except StorageError as error:
             raise StorageError(error.message, path=os.fspath(output)) from error
         except TscError as error:

@@ -12,11 +12,10 @@ import re
 import struct
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import pairwise, product
-from typing import NamedTuple
+from dataclasses import replace
+from itertools import pairwise
 
 import google_crc32c
 
@@ -37,45 +36,17 @@ from formats.errors import CorruptError, LockedError, TscError, UnsupportedFileE
 from formats.file.index import most_of_index, open_file, parse_index
 from formats.limits import MAX_RECORDS, MIB
 
+from .findings import FoundRecord, Problem, has_valid_checksum, in_order, mended_superblock
+
 _CHUNK = MIB
 _READINGS = 64  # times the length of a file that checksums may take: headers may claim the same bytes
 # a header of any record: type and reserved bytes
 _ANY = re.compile(rb"(?=[^\x00\x80]\x00.{24}\x00\x00.{8}\x00{4}.{24})", re.DOTALL)
 
-
-class Found(NamedTuple):
-    """A record whose header and payload have the right checksums."""
-
-    offset: int
-    header: RecordHeader
-    rebuilt: bool = False  # the header was damaged; INDEX says what it was
-
-    @property
-    def stop(self) -> int:
-        return self.offset + RECORD_BYTES + self.header.stored
+_CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
 
 
-def in_order(found: Iterable[Found]) -> list[Found]:
-    """By place; a lying index may give one place to two records."""
-    return sorted(found, key=lambda one: one.offset)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a file, or (`damage` False) only unusual."""
-
-    message: str
-    offset: int | None = None
-    record: int | None = None
-    damage: bool = True
-
-    @classmethod
-    def of(cls, error: TscError, offset: int | None = None, record: int | None = None) -> Problem:
-        at = offset if error.offset is None else error.offset
-        return cls(error.message, at, record if error.record is None else error.record)
-
-
-class Wreck(RecordReader):
+class DamagedFile(RecordReader):
     """The records that are left of a file.
 
     Attributes:
@@ -87,10 +58,10 @@ class Wreck(RecordReader):
 
     def __init__(self, path: str | os.PathLike[str], key: KeySource | None = None) -> None:
         self.problems: list[Problem] = []
-        self.records: dict[int, Found] = {}
+        self.records: dict[int, FoundRecord] = {}
         self.index: list[tuple[int, RecordHeader]] = []
         self.unsupported: UnsupportedFileError | None = None
-        self._copies: list[Found] = []
+        self._copies: list[FoundRecord] = []
         self._read = 0
         descriptor = open_file(os.fspath(path))
         weakref.finalize(self, os.close, descriptor)
@@ -98,8 +69,8 @@ class Wreck(RecordReader):
         if self.lock is None and isinstance(key, Secret):
             lost = ", or too damaged to say how" if self.problems else ""
             raise LockedError(f"is not encrypted{lost}, and a key was given", path=self.path)
-        for found in self._walk():
-            self._take(found)
+        for record in self._walk():
+            self._take(record)
         self._read_index()
         self._rebuild()
         self._check_order()
@@ -110,9 +81,9 @@ class Wreck(RecordReader):
         """How many records stood before HEADER; None where the file ends before that shows."""
         behind = {RecordType.HEADER: 0, RecordType.INDEX: 1, RecordType.END: 2}
         ends = [
-            number - behind[RecordType(found.header.type)]
-            for number, found in self.records.items()
-            if found.header.type in behind
+            number - behind[RecordType(record.header.type)]
+            for number, record in self.records.items()
+            if record.header.type in behind
         ]
         return min(ends) if ends and min(ends) > 0 else None
 
@@ -129,10 +100,10 @@ class Wreck(RecordReader):
         gaps, at = [], min(SUPERBLOCK_BYTES, self.size)
         if at and any(one.offset == 0 for one in self.problems):
             gaps.append((0, at))
-        for found in in_order([*self.records.values(), *self._copies]):
-            if found.offset > at:
-                gaps.append((at, found.offset))
-            at = max(at, found.stop)
+        for record in in_order([*self.records.values(), *self._copies]):
+            if record.offset > at:
+                gaps.append((at, record.offset))
+            at = max(at, record.stop)
         return gaps + [(at, self.size)] * (at < self.size)
 
     def _superblock(self) -> tuple[int, bytes]:
@@ -142,11 +113,11 @@ class Wreck(RecordReader):
         except (CorruptError, UnsupportedFileError) as error:
             fault = error
         data = self._pread(0, min(SUPERBLOCK_BYTES, self.size))
-        if isinstance(fault, UnsupportedFileError) and _has_its_checksum(data):
+        if isinstance(fault, UnsupportedFileError) and has_valid_checksum(data):
             raise fault  # not damaged: a newer format
         self.problems.append(Problem.of(fault, 0))
         with suppress(CorruptError, UnsupportedFileError):
-            return self._read_superblock(_with_a_byte_mended(data))
+            return self._read_superblock(mended_superblock(data))
         if len(data) == SUPERBLOCK_BYTES:
             _, minor, _, _, self.file_id, _, _ = SUPERBLOCK.unpack(data)
             if self._header(SUPERBLOCK_BYTES) is not None:
@@ -160,7 +131,7 @@ class Wreck(RecordReader):
         unpacked = unpack_record_header(self._pread(offset, RECORD_BYTES), self.file_id)
         return None if unpacked is None else unpacked[0]
 
-    def _walk(self) -> Iterator[Found]:
+    def _walk(self) -> Iterator[FoundRecord]:
         at = SUPERBLOCK_BYTES
         while at < self.size:
             header = self._header(at)
@@ -170,11 +141,11 @@ class Wreck(RecordReader):
                 what = "truncated in a record header" if left else "no record begins here"
                 self._note(f"{what}: {stop - at} bytes cannot be read", at)
             else:
-                found = Found(at, header)
-                fault = self._fault(found)
-                stop = found.stop
+                record = FoundRecord(at, header)
+                fault = self._fault(record)
+                stop = record.stop
                 if fault is None:
-                    yield found
+                    yield record
                 else:
                     self._note(fault, at, header.sequence)
                     # bytes may be missing or too many, so that what follows stands elsewhere
@@ -182,9 +153,9 @@ class Wreck(RecordReader):
                         stop = self._next(at + RECORD_BYTES)
             at = stop
 
-    def _fault(self, found: Found) -> str | None:
+    def _fault(self, record: FoundRecord) -> str | None:
         """Why a record with a right header CRC is not taken."""
-        offset, header = found.offset, found.header
+        offset, header = record.offset, record.header
         try:
             self.header_at(offset, header.sequence)
         except CorruptError as error:
@@ -219,23 +190,23 @@ class Wreck(RecordReader):
             at += _CHUNK
         return self.size
 
-    def _take(self, found: Found) -> None:
-        number = found.header.sequence
+    def _take(self, record: FoundRecord) -> None:
+        number = record.header.sequence
         if number not in self.records:
-            self.records[number] = found
+            self.records[number] = record
             return
-        self._copies.append(found)
-        same = found.header == self.records[number].header
-        self._note("a copy of a record" if same else "a second record of the same number", found.offset, number)
+        self._copies.append(record)
+        same = record.header == self.records[number].header
+        self._note("a copy of a record" if same else "a second record of the same number", record.offset, number)
 
     def _read_index(self) -> None:
-        for found in self._of(RecordType.INDEX):
+        for record in self._of(RecordType.INDEX):
             try:
-                if found.header.raw > most_of_index(found.header.sequence):
-                    raise CorruptError(f"an index of {found.header.raw} bytes")
-                self.index = parse_index(self.payload(found.offset, found.header), found.header.sequence)
+                if record.header.raw > most_of_index(record.header.sequence):
+                    raise CorruptError(f"an index of {record.header.raw} bytes")
+                self.index = parse_index(self.payload(record.offset, record.header), record.header.sequence)
             except CorruptError as error:
-                self._note(error.message, found.offset, found.header.sequence)
+                self._note(error.message, record.offset, record.header.sequence)
             else:
                 return
 
@@ -251,16 +222,16 @@ class Wreck(RecordReader):
             )
             if offset < SUPERBLOCK_BYTES or any(taken):
                 continue
-            found = self._pread(offset, RECORD_BYTES)
+            stored = self._pread(offset, RECORD_BYTES)
             header = replace(listed, payload_crc=self._checksum(offset + RECORD_BYTES, listed.stored))
             try:
                 packed = pack_record_header(header, self.file_id)
                 self._check_lengths(header, offset)
             except (TscError, struct.error):  # numbers that no reader takes, or that no header holds
                 continue
-            proven = packed[-4:] == found[-4:] or packed[-8:-4] == found[-8:-4]
+            proven = packed[-4:] == stored[-4:] or packed[-8:-4] == stored[-8:-4]
             if proven and not any(getattr(header, name) for name in MUST_BE_ZERO.get(header.type, ())):
-                self.records[listed.sequence] = Found(offset, header, rebuilt=True)
+                self.records[listed.sequence] = FoundRecord(offset, header, rebuilt=True)
                 self.problems = [one for one in self.problems if one.offset != offset]
                 self._note("a record header is damaged; the index has what it said", offset, listed.sequence)
 
@@ -286,30 +257,8 @@ class Wreck(RecordReader):
             elif self._pread(end.stop - len(signature()), len(signature())) != signature():
                 self._note("the end mark is not the signature", end.offset, end.header.sequence)
 
-    def _of(self, kind: RecordType) -> list[Found]:
+    def _of(self, kind: RecordType) -> list[FoundRecord]:
         return [self.records[number] for number in sorted(self.records) if self.records[number].header.type == kind]
 
     def _note(self, message: str, offset: int | None, record: int | None = None) -> None:
         self.problems.append(Problem(message, offset, record))
-
-
-def _with_a_byte_mended(superblock: bytes) -> bytes:
-    """A superblock of which one byte was damaged, as it was; another one as it is.
-
-    An encrypted file has its salt nowhere else, and every bit of its superblock is authenticated with every record.
-    """
-    if len(superblock) < SUPERBLOCK_BYTES or _has_its_checksum(superblock):
-        return superblock
-    for at, change in product(range(SUPERBLOCK_BYTES), range(1, 256)):
-        tried = superblock[:at] + bytes([superblock[at] ^ change]) + superblock[at + 1 :]
-        if _has_its_checksum(tried):
-            return tried
-    return superblock
-
-
-def _has_its_checksum(superblock: bytes) -> bool:
-    checksum = int.from_bytes(superblock[-4:], "little")
-    return len(superblock) == SUPERBLOCK_BYTES and google_crc32c.value(superblock[:-4]) == checksum
-
-
-_CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)

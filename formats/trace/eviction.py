@@ -17,9 +17,8 @@ from formats import settings as setting
 from formats.errors import UsageError
 from formats.settings import require
 
-from . import head_maps as kept_rows
-from . import row_store
-from .head_maps import Kept
+from . import head_maps, row_store
+from .head_maps import HeadMap
 from .row_store import LayerRows
 from .trace import Trace
 from .views import Span, View, merged
@@ -70,7 +69,7 @@ class Filtered:
 
     views: list[View]
     rows: list[LayerRows]
-    kept: list[Kept]
+    head_maps: list[HeadMap]
 
 
 def apply(name: str, values: Mapping[str, Any], trace: Trace) -> Filtered:
@@ -135,17 +134,17 @@ def _h2o(settings: H2OSettings, trace: Trace) -> Filtered:
             raise UsageError("h2o needs snapshots that grow from the first one")
     received = _received(trace, full, span)
     count = max(1, min(span.rows, round(settings.keep * span.rows)))
-    groups, kept = [], []
+    groups, maps = [], []
     for group in row_store.read(trace):
         if not full[group.first_layer]:
             groups.append(group)
             continue
         scores = received[group.first_layer : group.first_layer + group.layer_count]
         mask = _choose(_stacked(scores), count, settings)
-        kept.append(kept_rows.of_mask(group.first_layer, span, mask))
+        maps.append(head_maps.of_mask(group.first_layer, span, mask))
         groups.append(_compact(group, span, mask, count))
     views = [replace(view, layers=_slots(view.layers, full, span, count)) for view in trace.views]
-    return Filtered(views, groups, kept)
+    return Filtered(views, groups, maps)
 
 
 def _stacked(scores: Sequence[torch.Tensor | None]) -> torch.Tensor:

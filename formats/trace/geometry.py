@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from formats.container import schema, strict_json
+from formats.container import strict_json
 from formats.container.records import Part
 from formats.errors import CorruptError
 from formats.limits import MAX_EXTENT, MAX_LAYERS
@@ -206,7 +206,7 @@ def from_json(data: bytes) -> ModelRecord:
         CorruptError: it is not what format.md describes.
     """
     where = "model record"
-    found = schema.fields(
+    found = strict_json.fields(
         strict_json.loads(data, where),
         where,
         ("schema", "dtype", "batch", "layers", "fingerprint"),
@@ -214,19 +214,19 @@ def from_json(data: bytes) -> ModelRecord:
     )
     if found["schema"] != SCHEMA:
         raise CorruptError(f"{where}: schema {SCHEMA} was expected")
-    dtype = schema.one_of(found["dtype"], f"{where} dtype", DTYPE_BYTES)
-    batch = schema.integer(found["batch"], f"{where} batch", 1, MAX_EXTENT)
+    dtype = strict_json.one_of(found["dtype"], f"{where} dtype", DTYPE_BYTES)
+    batch = strict_json.integer(found["batch"], f"{where} batch", 1, MAX_EXTENT)
     layers: list[LayerSpec] = []
-    for entry in schema.items(found["layers"], f"{where} layers", MAX_LAYERS):
+    for entry in strict_json.items(found["layers"], f"{where} layers", MAX_LAYERS):
         count, spec = _layer(entry, f"{where} layers")
         if len(layers) + count > MAX_LAYERS:
             raise CorruptError(f"{where}: more than {MAX_LAYERS} layers")
         layers += [spec] * count
     if not layers:
         raise CorruptError(f"{where}: no layers")
-    entries = schema.fields(found["fingerprint"], f"{where} fingerprint", (), found["fingerprint"])
-    fingerprint = {key: schema.string(value, f"{where} fingerprint {key!r}") for key, value in entries.items()}
-    lost_by = schema.string(found["lost_by"], f"{where} lost_by") if "lost_by" in found else ""
+    entries = strict_json.fields(found["fingerprint"], f"{where} fingerprint", (), found["fingerprint"])
+    fingerprint = {key: strict_json.string(value, f"{where} fingerprint {key!r}") for key, value in entries.items()}
+    lost_by = strict_json.string(found["lost_by"], f"{where} lost_by") if "lost_by" in found else ""
     if "lost_by" in found and not lost_by:
         raise CorruptError(f"{where} lost_by: a name was expected")
     return ModelRecord(Geometry(dtype, tuple(layers), batch, _padding(found, batch, where)), fingerprint, lost_by)
@@ -235,8 +235,8 @@ def from_json(data: bytes) -> ModelRecord:
 def _padding(found: Mapping[str, Any], batch: int, where: str) -> tuple[int, ...]:
     if "padding" not in found:
         return ()
-    counts = schema.items(found["padding"], f"{where} padding", batch)
-    padding = tuple(schema.integer(count, f"{where} padding", 0, MAX_EXTENT) for count in counts)
+    counts = strict_json.items(found["padding"], f"{where} padding", batch)
+    padding = tuple(strict_json.integer(count, f"{where} padding", 0, MAX_EXTENT) for count in counts)
     if len(padding) != batch or not any(padding):
         raise CorruptError(f"{where} padding: a number for each sequence was expected, not all of them 0")
     return padding
@@ -244,39 +244,39 @@ def _padding(found: Mapping[str, Any], batch: int, where: str) -> tuple[int, ...
 
 def _layer(entry: Any, where: str) -> tuple[int, LayerSpec]:
     sizes = ("heads", "key_size", "value_size")
-    found = schema.fields(entry, where, ("count", "kind"), (*sizes, "window", "index_size", "states"))
-    kind = schema.one_of(found["kind"], f"{where} kind", KINDS)
+    found = strict_json.fields(entry, where, ("count", "kind"), (*sizes, "window", "index_size", "states"))
+    kind = strict_json.one_of(found["kind"], f"{where} kind", KINDS)
     if kind == "none":
-        schema.fields(entry, where, ("count", "kind"), ("states",))
+        strict_json.fields(entry, where, ("count", "kind"), ("states",))
     else:
-        schema.fields(entry, where, ("count", "kind", *sizes), ("window", "index_size", "states"))
+        strict_json.fields(entry, where, ("count", "kind", *sizes), ("window", "index_size", "states"))
     if (kind == "sliding") != ("window" in found):
         raise CorruptError(f"{where}: a sliding layer has a window, a full one has none")
     given = {
-        key: schema.integer(found[key], f"{where} {key}", 1, MAX_EXTENT)
+        key: strict_json.integer(found[key], f"{where} {key}", 1, MAX_EXTENT)
         for key in (*sizes, "window", "index_size")
         if key in found
     }
     spec = LayerSpec(kind, **given, states=_states(found, f"{where} states"))
-    return schema.integer(found["count"], f"{where} count", 1, MAX_LAYERS), spec
+    return strict_json.integer(found["count"], f"{where} count", 1, MAX_LAYERS), spec
 
 
 def _states(found: Mapping[str, Any], where: str) -> tuple[StateSpec, ...]:
     if "states" not in found:
         return ()
-    states = [_state(entry, where) for entry in schema.items(found["states"], where, MAX_STATES)]
+    states = [_state(entry, where) for entry in strict_json.items(found["states"], where, MAX_STATES)]
     if not states or len({state.name for state in states}) != len(states):
         raise CorruptError(f"{where}: at least one, each of a name of its own, was expected")
     return tuple(states)
 
 
 def _state(entry: Any, where: str) -> StateSpec:
-    found = schema.fields(entry, where, ("name", "shape", "dtype"))
+    found = strict_json.fields(entry, where, ("name", "shape", "dtype"))
     shape: Sequence[int] = [
-        schema.integer(extent, f"{where} shape", 1, MAX_EXTENT)
-        for extent in schema.items(found["shape"], f"{where} shape", MAX_STATE_RANK)
+        strict_json.integer(extent, f"{where} shape", 1, MAX_EXTENT)
+        for extent in strict_json.items(found["shape"], f"{where} shape", MAX_STATE_RANK)
     ]
     if not shape:
         raise CorruptError(f"{where} shape: at least one extent was expected")
-    dtype = schema.one_of(found["dtype"], f"{where} dtype", DTYPE_BYTES)
-    return StateSpec(schema.string(found["name"], f"{where} name"), tuple(shape), dtype)
+    dtype = strict_json.one_of(found["dtype"], f"{where} dtype", DTYPE_BYTES)
+    return StateSpec(strict_json.string(found["name"], f"{where} name"), tuple(shape), dtype)

@@ -15,6 +15,7 @@ from formats.container.safetensors_buffer import TensorView, expect
 from formats.errors import CorruptError
 
 from .geometry import Geometry
+from .spans import meets
 from .views import BlockKey, Span, View
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kept:
+class HeadMap:
     """The rows that the heads of some layers kept of one span.
 
     Attributes:
@@ -55,24 +56,24 @@ class Kept:
         return self.bitmap[at : at + width]
 
 
-def of_mask(first_layer: int, span: Span, mask: torch.Tensor) -> Kept:
+def of_mask(first_layer: int, span: Span, mask: torch.Tensor) -> HeadMap:
     """From booleans (layers, heads, rows), the same number of them set in each row of the last axis."""
     import numpy as np
 
     bits = np.packbits(mask.cpu().numpy(), axis=-1, bitorder="little")
-    return Kept(first_layer, mask.shape[0], mask.shape[1], span, int(mask[0, 0].sum()), bits.tobytes())
+    return HeadMap(first_layer, mask.shape[0], mask.shape[1], span, int(mask[0, 0].sum()), bits.tobytes())
 
 
-def to_tensors(kept: Kept) -> dict[str, torch.Tensor]:
+def to_tensors(head_map: HeadMap) -> dict[str, torch.Tensor]:
     import torch
 
-    shape = (kept.layer_count, kept.heads, -(-kept.span.rows // 8))
-    return {"kept": torch.frombuffer(bytearray(kept.bitmap), dtype=torch.uint8).view(shape)}
+    shape = (head_map.layer_count, head_map.heads, -(-head_map.span.rows // 8))
+    return {"kept": torch.frombuffer(bytearray(head_map.bitmap), dtype=torch.uint8).view(shape)}
 
 
 def from_tensors(
     tensors: Mapping[str, TensorView], first_layer: int, layer_count: int, span: Span, heads: int, what: str
-) -> Kept:
+) -> HeadMap:
     """Check a KEPT payload.  Raises CorruptError."""
     width = -(-span.rows // 8)
     expect(tensors, {"kept": ("U8", (layer_count, heads, width))}, what)
@@ -85,17 +86,17 @@ def from_tensors(
         counts.add(bits.bit_count())
     if len(counts) != 1 or counts == {0}:
         raise CorruptError(f"{what}: every head must keep the same number of rows, at least one")
-    return Kept(first_layer, layer_count, heads, span, counts.pop(), bitmap)
+    return HeadMap(first_layer, layer_count, heads, span, counts.pop(), bitmap)
 
 
-def check(kept: Sequence[Kept], views: Sequence[View], blocks: Sequence[BlockKey], geometry: Geometry) -> None:
+def check(head_maps: Sequence[HeadMap], views: Sequence[View], blocks: Sequence[BlockKey], geometry: Geometry) -> None:
     """No two maps overlap, and no evicted row that is not a slot is named or stored.  Raises CorruptError."""
-    by_layer: list[list[Kept]] = [[] for _ in geometry.layers]
-    for one in kept:
-        for layer in one.layers:
-            if any(one.span.first < other.span.stop and other.span.first < one.span.stop for other in by_layer[layer]):
+    by_layer: list[list[HeadMap]] = [[] for _ in geometry.layers]
+    for head_map in head_maps:
+        for layer in head_map.layers:
+            if any(meets(head_map.span, [other.span]) for other in by_layer[layer]):
                 raise CorruptError(f"two maps say what layer {layer} kept of the same rows")
-            by_layer[layer].append(one)
+            by_layer[layer].append(head_map)
     for block in blocks:
         for layer in block.layers:
             _check_slots(block.span, by_layer[layer], layer)
@@ -105,9 +106,9 @@ def check(kept: Sequence[Kept], views: Sequence[View], blocks: Sequence[BlockKey
                 _check_slots(span, maps, layer)
 
 
-def _check_slots(span: Span, maps: Sequence[Kept], layer: int) -> None:
-    for one in maps:
-        if span.first < one.span.stop and one.span.first + one.slots < span.stop:
+def _check_slots(span: Span, maps: Sequence[HeadMap], layer: int) -> None:
+    for head_map in maps:
+        if span.first < head_map.span.stop and head_map.span.first + head_map.slots < span.stop:
             raise CorruptError(f"rows of layer {layer} that were evicted are stored or named")
 
 

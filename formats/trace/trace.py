@@ -14,7 +14,7 @@ from formats.limits import require_memory
 from . import views as viewing
 from .blocks import Block
 from .geometry import Geometry
-from .head_maps import Kept
+from .head_maps import HeadMap
 from .sequences import SequenceBlock, SequenceStates, sequence_labels, sequence_views
 from .states import States
 from .views import Labels, Span, View
@@ -95,7 +95,7 @@ class Trace:
         info: how the trace was captured (the tier header's `capture` object).
         quality: measured quality records, if any.
         tier, codec, parameters: the promise that a file keeps, and how its rows are coded.
-        kept: what the heads of some layers kept of some rows, where that differs from head to head.
+        head_maps: which rows each head of some layers kept, where heads kept different ones.
         attention: attention that the rows of the first snapshot received, if it was observed.
         captured_bytes: bytes of the snapshots as they were captured, all and the last, if rows were evicted since.
         stored_bytes: length of the file that it came from, None for a trace in memory.
@@ -116,7 +116,7 @@ class Trace:
     tier: str = "lossless"
     codec: str = "lossless"
     parameters: dict[str, Any] = field(default_factory=dict)
-    kept: Sequence[Kept] = ()
+    head_maps: Sequence[HeadMap] = ()
     attention: Sequence[Received] = ()
     captured_bytes: tuple[int, int] | None = None
     stored_bytes: int | None = None
@@ -259,7 +259,7 @@ class Trace:
         import torch
 
         rows = [row for span in view.layers[layer] for row in range(span.first, span.stop)]
-        maps = [one for one in self.kept if one.covers(layer)]
+        maps = [one for one in self.head_maps if one.covers(layer)]
         if not maps:
             return torch.tensor([self.labels.positions[row] for row in rows], dtype=torch.int64)
         by_head = []

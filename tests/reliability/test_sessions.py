@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from formats import Trace, load, save
-from formats.container.locking import only_writer
+from formats.container.atomic_write import only_writer
 from formats.file.check import check
 from tests.reliability.nursery import Nursery
 from tests.reliability.sessions import PROMPT_TOKENS, model

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from formats.container import schema
+from formats.container import strict_json
 from formats.container.safetensors_buffer import ITEM_SIZES, check_tiling
 from formats.errors import CorruptError, StorageError, UsageError
 from formats.limits import MAX_INTEGER, MAX_TENSOR_RANK
@@ -89,18 +89,18 @@ def _tensors(entries: Any, path: str, start: int, size: int) -> dict[str, Tensor
         if name == "__metadata__":
             continue
         where = f"header: tensor {name!r}"
-        found = schema.fields(entry, where, ("dtype", "shape", "data_offsets"))
-        shape = schema.items(found["shape"], f"{where} shape", MAX_TENSOR_RANK)
+        found = strict_json.fields(entry, where, ("dtype", "shape", "data_offsets"))
+        shape = strict_json.items(found["shape"], f"{where} shape", MAX_TENSOR_RANK)
         offsets = [
-            schema.integer(n, f"{where} data_offsets", 0, MAX_INTEGER)
-            for n in schema.items(found["data_offsets"], f"{where} data_offsets", 2)
+            strict_json.integer(n, f"{where} data_offsets", 0, MAX_INTEGER)
+            for n in strict_json.items(found["data_offsets"], f"{where} data_offsets", 2)
         ]
         if len(offsets) != 2 or offsets[1] < offsets[0]:
             raise CorruptError(f"{where}: two ascending data offsets were expected")
         if start + offsets[1] > size:
             raise CorruptError(f"{where} ends at byte {start + offsets[1]} of a file of {size}: it is cut short")
-        extents = tuple(schema.integer(n, f"{where} shape", 0, MAX_INTEGER) for n in shape)
-        encoding = ENCODINGS.get(schema.string(found["dtype"], f"{where} dtype"))
+        extents = tuple(strict_json.integer(n, f"{where} shape", 0, MAX_INTEGER) for n in shape)
+        encoding = ENCODINGS.get(strict_json.string(found["dtype"], f"{where} dtype"))
         # a dtype of a later version of the format is somebody else's tensor until it is asked for
         encoding = encoding or Encoding(found["dtype"], 1, 0, None)
         if encoding.size and math.prod(extents) * encoding.size != offsets[1] - offsets[0]:

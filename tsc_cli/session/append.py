@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from formats import Recorder, Trace
-from formats.container.atomic_write import atomic_write
+from formats.container.atomic_write import atomic_write, only_writer
 from formats.container.encryption import KeySource
-from formats.container.locking import only_writer
 from formats.errors import UsageError
 from formats.file import promises
 from formats.file.finish import require_readable

@@ -42,7 +42,7 @@ def labels(trace: Trace) -> Iterator[str]:
         for layer, spec in enumerate(trace.geometry.layers):
             if not spec.parts or spec.kind == "cross":
                 continue
-            maps = tuple(id(head_map) for head_map in trace.kept if head_map.covers(layer))
+            maps = tuple(id(head_map) for head_map in trace.head_maps if head_map.covers(layer))
             key = (view.history, view.layers[layer], spec.window, maps and layer)
             if key not in checked:
                 checked[key] = _wrong_rows(trace, view, layer)
@@ -72,7 +72,7 @@ def _wrong_rows(trace: Trace, view: View, layer: int) -> str | None:
             return f"row {index} has position {position}, where {int(expected[index])} follows"
     elif not bool((positions.diff(dim=-1) > 0).all()) or int(positions.max()) >= seen:
         return "the rows that are left of it do not follow on one another"
-    if any(head_map.covers(layer) for head_map in trace.kept):
+    if any(head_map.covers(layer) for head_map in trace.head_maps):
         return None  # after eviction, rows stand under other rows' numbers
     rows = [row for span in view.layers[layer] for row in range(span.first, span.stop)]
     for sequence in range(trace.labels.width):

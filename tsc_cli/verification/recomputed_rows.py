@@ -68,7 +68,7 @@ class Recomputed:
             trace,
             blocks=blocks,
             states=list(self.states),
-            kept=(),
+            head_maps=(),
             attention=(),
             info=info,
             tier="",

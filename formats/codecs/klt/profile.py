@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from formats.container import schema, strict_json
+from formats.container import strict_json
 from formats.container.safetensors_buffer import TensorView, pack, parse
 from formats.errors import CorruptError, LimitError
 from formats.limits import MAX_PROFILE_BYTES, memory_budget
@@ -141,31 +141,31 @@ def loads(data: bytes, where: str = "profile") -> Profile:
     views = parse(data, where)
     if DESCRIPTION not in views or views[DESCRIPTION].dtype != "U8":
         raise CorruptError(f"{where}: is a safetensors file, but not a profile")
-    description = schema.fields(
+    description = strict_json.fields(
         strict_json.loads(bytes(views[DESCRIPTION].data), where),
         where,
         ("schema", "name", "fingerprint", "info", "curve", "groups"),
     )
     if description["schema"] != SCHEMA:
         raise CorruptError(f"{where}: schema {SCHEMA} was expected")
-    entries = schema.items(description["groups"], f"{where} groups", MAX_GROUPS)
+    entries = strict_json.items(description["groups"], f"{where} groups", MAX_GROUPS)
     shapes = tuple(shape.from_json(entry, f"{where} groups") for entry in entries)
     if not shapes:
         raise CorruptError(f"{where}: no groups")
     if any(b.first_layer < a.first_layer + a.layer_count for a, b in pairwise(shapes)):
         raise CorruptError(f"{where}: groups are not in the order of layers")
     check(views, shapes, where)
-    fingerprint = schema.fields(
+    fingerprint = strict_json.fields(
         description["fingerprint"], f"{where} fingerprint", (), description["fingerprint"] or ()
     )
     return Profile(
-        schema.string(description["name"], f"{where} name"),
-        {key: schema.string(value, f"{where} fingerprint") for key, value in fingerprint.items()},
+        strict_json.string(description["name"], f"{where} name"),
+        {key: strict_json.string(value, f"{where} fingerprint") for key, value in fingerprint.items()},
         shapes,
-        schema.fields(description["info"], f"{where} info", (), description["info"] or ()),
+        strict_json.fields(description["info"], f"{where} info", (), description["info"] or ()),
         [
-            {key: schema.number(value, f"{where} curve") for key, value in schema.fields(p, where, (), p).items()}
-            for p in schema.items(description["curve"], f"{where} curve", 256)
+            {key: strict_json.number(value, f"{where} curve") for key, value in strict_json.fields(p, where, (), p).items()}
+            for p in strict_json.items(description["curve"], f"{where} curve", 256)
         ],
         data,
         views,

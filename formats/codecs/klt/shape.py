@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from formats.container import schema
+from formats.container import strict_json
 from formats.errors import CorruptError
 from formats.limits import MAX_EXTENT, MAX_LAYERS
 
@@ -80,9 +80,9 @@ def to_json(shape: Shape) -> dict[str, Any]:
 
 def from_json(entry: Any, where: str) -> Shape:
     """Read the description of a shape.  Raises CorruptError."""
-    values = schema.fields(entry, where, _GROUP_FIELDS)
+    values = strict_json.fields(entry, where, _GROUP_FIELDS)
     first_layer, layer_count, heads, key_size, value_size, rank = (
-        schema.integer(values[name], f"{where} {name}", low, high)
+        strict_json.integer(values[name], f"{where} {name}", low, high)
         for name, low, high in (
             ("first_layer", 0, MAX_LAYERS),
             ("layer_count", 1, MAX_LAYERS),
@@ -93,13 +93,13 @@ def from_json(entry: Any, where: str) -> Shape:
         )
     )
     bands = [
-        schema.integer(stop, f"{where} bands", 1, rank)
-        for stop in schema.items(values["bands"], f"{where} bands", MAX_BANDS)
+        strict_json.integer(stop, f"{where} bands", 1, rank)
+        for stop in strict_json.items(values["bands"], f"{where} bands", MAX_BANDS)
     ]
     if bands != sorted(set(bands)) or bands[-1:] != [rank]:
         raise CorruptError(f"{where}: bands do not ascend to the rank")
-    unit = schema.integer(values["metric_exponent"], f"{where} metric_exponent", -100, 100)
-    step = schema.number(values["basis_step"], f"{where} basis_step")
+    unit = strict_json.integer(values["metric_exponent"], f"{where} metric_exponent", -100, 100)
+    step = strict_json.number(values["basis_step"], f"{where} basis_step")
     if not 1 / MAX_STEP <= step <= MAX_STEP:
         raise CorruptError(f"{where}: a basis step out of range")
     rotary = _rotary(values["rotary"], layer_count, key_size, where)
@@ -107,18 +107,18 @@ def from_json(entry: Any, where: str) -> Shape:
 
 
 def _rotary(entry: Any, layers: int, key_size: int, where: str) -> tuple[Rotary, ...]:
-    rotary = schema.fields(entry, f"{where} rotary", ("kinds", "layers"))
+    rotary = strict_json.fields(entry, f"{where} rotary", ("kinds", "layers"))
     kinds = []
-    for entry_of_kind in schema.items(rotary["kinds"], f"{where} rotary", layers):
-        kind = schema.fields(entry_of_kind, f"{where} rotary", ("frequencies", "interleaved"))
+    for entry_of_kind in strict_json.items(rotary["kinds"], f"{where} rotary", layers):
+        kind = strict_json.fields(entry_of_kind, f"{where} rotary", ("frequencies", "interleaved"))
         rates = [
-            schema.number(rate, f"{where} frequencies")
-            for rate in schema.items(kind["frequencies"], f"{where} frequencies", key_size // 2)
+            strict_json.number(rate, f"{where} frequencies")
+            for rate in strict_json.items(kind["frequencies"], f"{where} frequencies", key_size // 2)
         ]
         if not isinstance(kind["interleaved"], bool) or any(abs(rate) > MAX_FREQUENCY for rate in rates):
             raise CorruptError(f"{where}: a rotary embedding that no model has")
         kinds.append(Rotary(tuple(rates), kind["interleaved"]))
-    kind_of_layer = schema.items(rotary["layers"], f"{where} rotary", layers)
+    kind_of_layer = strict_json.items(rotary["layers"], f"{where} rotary", layers)
     if len(kind_of_layer) != layers:
         raise CorruptError(f"{where}: not one rotary embedding a layer")
-    return tuple(kinds[schema.integer(index, f"{where} rotary", 0, len(kinds) - 1)] for index in kind_of_layer)
+    return tuple(kinds[strict_json.integer(index, f"{where} rotary", 0, len(kinds) - 1)] for index in kind_of_layer)

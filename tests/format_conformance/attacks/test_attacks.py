@@ -14,7 +14,7 @@ import zstandard
 from formats import load
 from formats.errors import CorruptError, UnsupportedFileError
 from formats.file import check
-from formats.repair.scan import Wreck
+from formats.repair.scan import DamagedFile
 from tests.format_conformance.attacks.__main__ import EXPECTED, expected
 from tests.format_conformance.attacks.corpus import ATTACKS, BASES, FOLDER, VALID, Attack
 from tests.format_conformance.second_reader import reader as second_reader
@@ -187,7 +187,7 @@ def test_the_kinds_of_lies_are_all_there() -> None:
 
 def test_two_records_at_one_place_are_put_in_order() -> None:
     """What coverage-guided mutation found: headers that an index rebuilt, for two numbers out of the same bytes."""
-    wreck = Wreck(VALID / "plain.tsc")
+    wreck = DamagedFile(VALID / "plain.tsc")
     wreck.records[4] = wreck.records[4]._replace(offset=wreck.records[3].offset)
     gap = 64 + wreck.records[4].header.stored
     assert [stop - start for start, stop in wreck.unread] in ([gap], [])

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from formats import LayerSpec, load, save
+from formats.container.atomic_write import only_writer
 from formats.container.encryption import Secret
-from formats.container.locking import only_writer
 from formats.errors import LimitError, LockedError, StorageError
 from formats.file import check, rewrite
 from formats.file.reader import TraceFile
-from formats.repair.scan import Wreck
+from formats.repair.scan import DamagedFile
 from tests.format_conformance import samples
 from tests.support.traces import finite_rows, growing_trace, same_snapshots
 
@@ -92,9 +92,9 @@ def test_a_plain_file_in_place_of_an_encrypted_one_is_not_recovered_from(path: P
         data[at] ^= 0x55
     for octets in (samples.valid(), bytes(data)):
         path.write_bytes(octets)
-        assert len(Wreck(path).records) == len(TraceFile(_sound(path)).entries) + 2
+        assert len(DamagedFile(path).records) == len(TraceFile(_sound(path)).entries) + 2
         with pytest.raises(LockedError, match=r"is not encrypted.*, and a key was given"):
-            Wreck(path, Secret.random())
+            DamagedFile(path, Secret.random())
 
 
 def _sound(path: Path) -> Path:

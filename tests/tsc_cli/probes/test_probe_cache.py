@@ -14,7 +14,7 @@ from formats import Geometry, LayerSpec, Recorder, Snapshot, Trace, TraceBuilder
 from formats.codecs.klt.rotary import Rotary
 from formats.container.records import Part
 from formats.errors import UsageError
-from formats.trace import head_maps as kept_rows
+from formats.trace import head_maps
 from formats.trace.blocks import MemoryBlock
 from formats.trace.recorder import Rows
 from formats.trace.views import BlockKey, Span, View
@@ -336,7 +336,7 @@ def test_heads_that_hold_different_tokens() -> None:
     builder.add_labels(range(tokens), range(tokens))
     builder.add_block(MemoryBlock(BlockKey(Part.JOINT, 0, 1, 0, slots), {Part.KEYS: slotted, Part.VALUES: slotted}))
     builder.add_view(View((Span(0, tokens),), ((Span(0, slots),),)))
-    builder.trace.kept = [kept_rows.of_mask(0, Span(0, tokens), mask)]
+    builder.trace.head_maps = [head_maps.of_mask(0, Span(0, tokens), mask)]
     found = probed(builder.trace, [Rotary(())])
     assert [entry.head for entry in found.chosen(TOKENS, KEYS)] == [0]  # the other has no neighbours
     assert figures(found, TOKENS, KEYS).ratio == pytest.approx(0.1, rel=0.5)

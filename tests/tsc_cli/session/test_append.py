@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from formats import load, save
-from formats.container.locking import only_writer
+from formats.container.atomic_write import only_writer
 from formats.encode.recipe import Recipe
 from formats.errors import LimitError, MismatchError, StorageError, UsageError
 from formats.file.check import check

@@ -13,7 +13,7 @@ from tsc_cli.text_format import printable, size
 
 if TYPE_CHECKING:
     from formats.repair.diagnose import Diagnosis
-    from formats.repair.scan import Problem
+    from formats.repair.findings import Problem
 
 
 @with_groups

@@ -14,7 +14,7 @@ from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
 if TYPE_CHECKING:
-    from formats.repair.inventory import Need, Remains
+    from formats.repair.inventory import Inventory, Need
     from formats.repair.recover import Plan
 
 
@@ -55,31 +55,31 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     """What was kept and what was lost."""
     from formats.repair.diagnose import lost
 
-    remains = plan.remains
-    reasons = dict(lost(remains))
-    known = range(remains.snapshots)
+    inventory = plan.inventory
+    reasons = dict(lost(inventory))
+    known = range(inventory.snapshots)
     return {
         "damaged": plan.damaged,
         "complete": plan.complete,
         "tier_not_kept": plan.untrue or None,
-        "snapshots_known": remains.snapshots,
-        "all_snapshots_known": remains.all_known,
+        "snapshots_known": inventory.snapshots,
+        "all_snapshots_known": inventory.all_known,
         "snapshots": [
-            {"old": old, "new": plan.numbers.get(old), "lost": _needs(remains, old), "reason": reasons.get(old)}
+            {"old": old, "new": plan.numbers.get(old), "lost": _needs(inventory, old), "reason": reasons.get(old)}
             for old in known
         ],
-        "unread_bytes": [{"start": start, "stop": stop} for start, stop in remains.wreck.unread],
-        "lost_records": [_record(one) for one in remains.lost_records()],
+        "unread_bytes": [{"start": start, "stop": stop} for start, stop in inventory.file.unread],
+        "lost_records": [_record(one) for one in inventory.lost_records()],
         "dropped_records": [{"record": number, "reason": why} for number, why in sorted(plan.dropped.items())],
         "problems": [
             {"message": one.message, "offset": one.offset, "record": one.record}
-            for one in [*remains.wreck.problems, *remains.problems]
+            for one in [*inventory.file.problems, *inventory.problems]
         ],
     }
 
 
-def _needs(remains: Remains, number: int) -> list[dict[str, Any]]:
-    return [_need(one) for one in remains.lacks.get(number, [])]
+def _needs(inventory: Inventory, number: int) -> list[dict[str, Any]]:
+    return [_need(one) for one in inventory.lacks.get(number, [])]
 
 
 def _need(need: Need) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def _record(header: Any) -> dict[str, Any] | None:
 def _text(path: str, output: str, length: int, plan: Plan) -> str:
     from formats.repair.diagnose import lost_together, named
 
-    remains = plan.remains
-    of = f"{remains.snapshots}" if remains.all_known else f"at least {remains.snapshots}"
+    inventory = plan.inventory
+    of = f"{inventory.snapshots}" if inventory.all_known else f"at least {inventory.snapshots}"
     head = f"{printable(output)}: {len(plan.numbers)} of {of} snapshots, {size(length)}"
     untrue = f"  tier {printable(plan.untrue)} is not kept: the file promises no tier any more"
     if not plan.damaged:
@@ -120,12 +120,12 @@ def _text(path: str, output: str, length: int, plan: Plan) -> str:
             f"{printable(path)}: its header was wrong, its rows are whole\n{head}\n{untrue}" if plan.untrue else sound
         )
     lines = [head, "no snapshot is lost: the damaged records can be rebuilt"] if plan.complete else [head]
-    lines += [f"  lost: {named(numbers)}: {printable(why)}" for numbers, why in lost_together(remains)]
+    lines += [f"  lost: {named(numbers)}: {printable(why)}" for numbers, why in lost_together(inventory)]
     if any(old != new for old, new in plan.numbers.items()):
         lines.append(f"  snapshots are numbered anew: {renumbered(plan.numbers)}")
-    lines += [f"  lost: {_in_words(one)}" for one in remains.lost_records()]
+    lines += [f"  lost: {_in_words(one)}" for one in inventory.lost_records()]
     lines += [f"  not kept: record {number} {plan.dropped[number]}" for number in sorted(plan.dropped)]
-    lines += [f"  not read: bytes {start} to {stop - 1}" for start, stop in remains.wreck.unread]
+    lines += [f"  not read: bytes {start} to {stop - 1}" for start, stop in inventory.file.unread]
     if plan.untrue:
         lines.append(untrue)
     if not plan.complete:
