@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, File, FileModel, Json, KeyFile, Overwrite, Quiet, Snapshot, TrustRemoteCode
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import MOST_TOKENS, File, FileModel, KeyFile, Overwrite, Snapshot, TrustRemoteCode
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from tsc_cli.probes.cache.turning import Turning
 
 
+@with_groups
 def command(
+    *,
     file: File,
     snapshot: Snapshot = -1,
     model: FileModel = None,
@@ -41,8 +44,7 @@ def command(
     ] = None,
     key_file: KeyFile = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Show where a cache is redundant, and where it is not.
 
@@ -64,7 +66,6 @@ def command(
     opened = TraceFile(file, Keys(key_file).source)
     trace = opened.trace()
     number = trace.index(snapshot)
-    out = Output(as_json, quiet)
 
     from tsc_cli.probes.cache import report
     from tsc_cli.probes.cache.job import probe

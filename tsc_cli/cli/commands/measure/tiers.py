@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsc_cli.cli.options import Json, Quiet
+from tsc_cli.cli.option_groups import with_groups
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from tsc_cli.scoring.published import Tier, Verdict
 
 
+@with_groups
 def command(
+    *,
     codecs: Annotated[
         bool, typer.Option("--codecs", help="List the codecs instead: TSC's own and those of installed packages.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """List the tiers: named promises about a file."""
-    out = Output(as_json, quiet)
     if codecs:
         _report_codecs(out)
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import Json, Quiet
+from tsc_cli.cli.option_groups import with_groups
 from tsc_cli.cli.output import Output
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ CONTEXTS = (8192, 32768, 131072)  # without --context, as far as the model goes
 MAX_CONTEXTS = 64
 
 
+@with_groups
 def command(
+    *,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or a config.json.", show_default=False)
     ],
@@ -84,8 +86,7 @@ def command(
             help="Ignore this unknown field of the config; may be repeated.",
         ),
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Compute what a model's cache costs, from its config alone.
 
@@ -113,7 +114,6 @@ def command(
         quantities.count(parameters, "--parameters") if parameters is not None else None,
     )
     _check(means)
-    out = Output(as_json, quiet)
     config = config_file.read(model, out.note)
     found = understand(config, dtype, ignore or [])
     if means.compute is not None and found.parameters is None and means.active is None:

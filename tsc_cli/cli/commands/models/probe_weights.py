@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, MOST_WINDOWS, Json, Overwrite, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import MOST_TOKENS, MOST_WINDOWS, Overwrite
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
 
+@with_groups
 def command(
+    *,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -55,8 +58,7 @@ def command(
         typer.Option("--plot", metavar="FILE", help="Draw r by layer; FILE.png or FILE.svg.", show_default=False),
     ] = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Measure whether differences between layers could compress weights.
 
@@ -76,7 +78,6 @@ def command(
 
     target = figure_target(plot, overwrite=overwrite)
     asked = [] if types is None else [name.strip() for name in types.split(",") if name.strip()]
-    out = Output(as_json, quiet)
     with out.progress("reading what the files hold"):
         checkpoint = open_checkpoint(model, out.note)
         stack, other = stack_of(checkpoint, asked, experts), None
