@@ -1,4 +1,4 @@
-"""Other libraries: their bars and warnings are kept quiet, and their out-of-memory errors are recognized."""
+"""Silence other libraries' progress bars and warnings, and recognize their out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quiet_environment() -> None:
 
 
 def quiet_libraries() -> None:
-    """Nothing is printed by transformers and huggingface_hub from here on, and no telemetry is sent.
+    """Stop transformers and huggingface_hub from printing and from sending telemetry.
 
     What they log as an error they raise as well, and that becomes the one line of a refusal.
     """
@@ -39,7 +39,7 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def quiet_panics() -> Iterator[None]:
-    """Keep from stderr what a library in Rust prints of a panic, which Python gets as an exception besides.
+    """Hide what a Rust library prints when it panics; Python gets an exception as well.
 
     Whatever else is written to stderr meanwhile comes out at the end.
     """
@@ -70,12 +70,12 @@ def quiet_panics() -> Iterator[None]:
 
 
 def is_panic(problem: BaseException) -> bool:
-    """Whether a thread in Rust gave up: its exception is none of Python's `Exception`."""
+    """Return whether Rust code panicked; the exception is no subclass of `Exception`."""
     return type(problem).__name__ == "PanicException"
 
 
 def is_want_of_memory(problem: BaseException) -> bool:
-    """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
+    """Return whether memory ran out; torch and zstd tell only in the text of general errors."""
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
     text = str(problem).lower()

@@ -1,8 +1,8 @@
 """GGUF checkpoints: which tensors a file holds, and where.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.  The `gguf` package dequantizes; the header is read
-here, since the package maps the file and builds every entry of the vocabulary, and trusts the counts that the file
-states.  Integers are little-endian, dimensions innermost first.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package dequantizes;
+the header is read here, since the package maps the file and builds every entry of the vocabulary,
+and trusts the counts that the file states. Integers are little-endian, dimensions innermost first.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class _Reader:
 
 @functools.cache
 def _encoding(kind: int) -> Encoding:
-    """How the tensors of a GGML type are stored; one that is unknown here can be stepped over, not read."""
+    """Return how the tensors of a GGML type are stored; an unknown type cannot be decoded."""
     with optional_packages("gguf", "a GGUF file"):
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 

@@ -1,8 +1,9 @@
 """Safetensors checkpoints: which tensors a file or an index of shards holds, and where.
 
-Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON, data).  The header is read
-here, with the checks of that project's reader, because offsets are needed to read rows without mapping the file.
-Everything that a file says is checked against its size before anything of that size is allocated.
+Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON, data).
+The header is read here, with the checks of that project's reader, because offsets are needed to
+read rows without mapping the file. Everything that a file says is checked against its size before
+anything of that size is allocated.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _tensors(entries: Any, path: str, start: int, size: int) -> dict[str, Tensor
 
 
 def read_index(folder: Path) -> list[str]:
-    """Names of the shards that a folder's index names, each once; none of them outside the folder."""
+    """Return the names of the shards in a folder's index, each once and all inside the folder."""
     return sorted(set(_weight_map(folder / INDEX).values()))
 
 

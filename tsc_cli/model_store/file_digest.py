@@ -1,7 +1,8 @@
-"""Which bytes a file holds: its SHA-256, remembered for as long as the system says that the file was not touched.
+"""SHA-256 of large files, remembered while the file system says that they are unchanged.
 
-What is compared is the path, the size, the file's number on the disk and the times of the last change of content and of
-status.  The last of these no program can set back, so that a file that was replaced in place is read again.
+What is compared is the path, the size, the file's number on the disk and the times of the last
+change of content and of status. The last of these no program can set back, so that a file that was
+replaced in place is read again.
 """
 
 from __future__ import annotations

@@ -13,7 +13,11 @@ _OF_A_PART = ("GGUF.", "split.")  # what a part says of itself, not of the model
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of a model of which one is named, in their order.  Raises UsageError where one is missing."""
+    """Return all parts of a split GGUF model of which one is named, in order.
+
+    Raises:
+        UsageError: a part is missing.
+    """
     match = _PART.fullmatch(path.name)
     if match is None or int(match[3]) < 2:
         return [path]

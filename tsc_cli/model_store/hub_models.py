@@ -28,7 +28,8 @@ def fetch(name: str, say: Say, stage: Stage = no_stage, *, code: bool = False) -
         stage: opens a progress bar over so many bytes.
         code: Python files, too.
     Raises:
-        UsageError: there is no such model, it has no weights that can be loaded, or the hub cannot be reached.
+        UsageError: there is no such model, it has no weights that can be loaded, or the hub cannot
+            be reached.
         StorageError: it cannot be stored, or does not fit on the disk.
     """
     say(f"looking for {name} in the local hub cache and on the model hub")

@@ -1,7 +1,7 @@
-"""Why something did not arrive from a network: the cause at the root, in words, whatever libraries made of it.
+"""Find the root cause of a failed download in whatever libraries made of it.
 
-Libraries wrap errors several times and say "check your connection" of a full disk.  What they raise differs between
-their versions, too, so that nothing here rests on one library's classes.
+Libraries wrap errors several times and say "check your connection" of a full disk. What they raise
+differs between their versions, too, so that nothing here rests on one library's classes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Cause:
     Attributes:
         text: one line without names, passwords or control characters of a URL.
         hint: what to do about it.
-        local: it lies on this machine (disk, permissions, a proxy setting), so that another source would not help.
+        local: it lies on this machine (disk, permissions, a proxy setting), so that another source
+            would not help.
         unreachable: nothing answered, so that nothing is known of what was asked for.
     """
 
@@ -143,7 +144,7 @@ def _proxy(link: BaseException) -> Cause | None:
 
 
 def _is_of_proxy(link: BaseException) -> bool:
-    """Whether an error arose where a client reads its proxies: the text of some names only a port or a host."""
+    """Return whether an error arose in reading proxy settings; its text may only name a host."""
     trace = link.__traceback__
     while trace is not None:
         if "proxy" in trace.tb_frame.f_code.co_name.lower() or "proxies" in trace.tb_frame.f_code.co_name.lower():

@@ -1,7 +1,8 @@
 """Models that this machine keeps under a name: GGUF files converted once, hub models and folders.
 
-A converted model lies in a folder that is named by the SHA-256 of its file, so that two files of one name are two
-models, one file under two paths is one, and a file that was replaced is never taken for the old one.
+A converted model lies in a folder that is named by the SHA-256 of its file, so that two files of
+one name are two models, one file under two paths is one, and a file that was replaced is never
+taken for the old one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def find(name: str) -> Named | None:
 
 
 def arguments(named: Named, say: Say) -> tuple[dict[str, Any], str]:
-    """(arguments for from_pretrained, what a `.tsc` file records), of a model that is on this machine.
+    """Return from_pretrained's arguments for a stored model, and its name for a `.tsc` file.
 
     Raises:
         UsageError: its files are gone.
@@ -123,7 +124,8 @@ def of_gguf(path: Path, say: Say, stage: Stage = no_stage, name: str | None = No
             if file_digest.state_of(parts) != before:
                 raise UsageError("was changed while it was read", path=str(path), hint="try again")
             folders.publish(scratch / "built", target)
-        # under the lock of the folder, too: two processes would give one model two names, or one of them none
+        # under the lock of the folder, too: two processes would give one model two names, or one of
+        # them none
         return _named_gguf(digest, parts[0], name, say)
 
 
@@ -147,7 +149,7 @@ def of_hub(name: str, say: Say, stage: Stage, called: str | None) -> Named:
 
 
 def of_folder(path: Path, called: str | None) -> Named:
-    """A name for a folder, which stays where it is: a copy would cost its bytes again and grow stale."""
+    """Name a folder, which stays where it is: a copy would take disk space and become outdated."""
     whole = path.expanduser().resolve()
     config = whole / "config.json"
     if not config.is_file():

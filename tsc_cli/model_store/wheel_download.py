@@ -1,6 +1,7 @@
-"""A wheel out of a package index, without an installer: the simple API of PEP 503 and PEP 691 over HTTP.
+"""Download a wheel from a package index over HTTP, by PEP 503 and PEP 691, without an installer.
 
-Where pip is not installed, the index is the one that pip's or uv's settings name, else the public one.
+Where pip is not installed, the index is the one that pip's or uv's settings name, else the public
+one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Links(HTMLParser):
 
 
 def download(project: str, version: str, folder: Path, stage: Stage, *, at_most: int) -> Path:
-    """Fetch the wheel of a pure Python project into `folder`, and check it against the index's own hash.
+    """Fetch the wheel of a pure Python project into `folder`, and check the index's hash of it.
 
     Args:
         stage: opens a progress bar over so many bytes.
@@ -189,7 +190,7 @@ def _html_files(data: bytes) -> Iterator[tuple[str, str | None]]:
 
 
 def _fetch(session: Any, url: str, digest: str | None, folder: Path, stage: Stage, at_most: int) -> Path:
-    """The file, in several goes if the connection breaks: each goes on where the last one ended, if the server can."""
+    """Fetch a file, and resume a broken download where it ended if the server can."""
     import requests
 
     name = unquote(urlsplit(url).path.rpartition("/")[2])

@@ -30,11 +30,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers in the matrices of a model; biases and norms, a thousandth of it or less, are left out.
+    """The sizes of a model's matrices; biases and norms, at most a thousandth, are left out.
 
     Attributes:
-        layers_total: of all layers; layers_active: those that one token is multiplied with.
-        head: of the matrix that gives logits; embeddings: of those that are only looked up.
+        layers_total: of all layers.
+        layers_active: those that one token is multiplied with.
+        head: of the matrix that gives logits.
+        embeddings: of those that are only looked up.
     """
 
     layers_total: int
@@ -55,7 +57,8 @@ class Model:
         dtype: of the cache.
         parameters: None where they are not computed for this model type.
         positions: the longest context that the config states, if it does.
-        assumed: fields that the config leaves out, and transformers' defaults of them for this model type.
+        assumed: fields that the config leaves out, and transformers' defaults of them for this
+            model type.
         extra_layers: layers for predicting several tokens at once, which the plan leaves out.
     """
 
@@ -77,7 +80,8 @@ def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = (
         ignored: fields that somebody vouches for.
     Raises:
         UsageError: there is no such dtype.
-        UnsupportedFileError: the model type, a kind of layer or a field that may matter is not known; it is named.
+        UnsupportedFileError: the model type, a kind of layer or a field that may matter is not
+            known; it is named.
         CorruptError: a field is missing or is not what it must be; it is named.
     """
     if dtype != "auto" and dtype not in DTYPE_BYTES:
@@ -155,7 +159,7 @@ def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:
 def _parameters(
     rule: PlanRule, fields: Fields, of: Shape, layers: list[Layer], outer: Fields, *, tied: bool
 ) -> Parameters | None:
-    """Count the numbers in the matrices of a model, or give None where its type has no rule for them.
+    """Count a model's parameters; None if its type has no rule for them.
 
     Args:
         tied: whether embeddings and output share their matrix where the config does not say it.

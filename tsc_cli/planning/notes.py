@@ -12,7 +12,8 @@ from .costs import Means, row_values
 from .model import DTYPE_BYTES, Model
 from .rates import MEASURED_ON
 
-# of the default model: 30 layers, 3 KV heads, keys and values of 64, over 576 dimensions of its residual stream
+# of the default model: 30 layers, 3 KV heads, keys and values of 64, over 576 dimensions of its
+# residual stream
 MEASURED_VALUES_PER_DIMENSION = 2 * 30 * 3 * 64 / 576
 _STATES = ("mamba", "linear", "conv")
 
@@ -20,7 +21,8 @@ _STATES = ("mamba", "linear", "conv")
 def values_per_dimension(model: Model) -> float:
     """Cached values a token for each dimension of the residual stream.
 
-    Codec klt lives on their being many (docs/klt.md): keys and values of all layers are linear in that stream.
+    Codec klt lives on their being many (docs/klt.md): keys and values of all layers are linear in
+    that stream.
     """
     return row_values(model, 1) / model.hidden
 

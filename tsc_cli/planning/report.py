@@ -1,4 +1,4 @@
-"""A plan as text: tables of at most 80 columns, and the notes without which they would say too much."""
+"""Write a plan as text: tables of at most 80 columns, and the notes that qualify them."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _tables(
 def _across(
     title: str, head: Sequence[str], contexts: Sequence[Facts], rows: Callable[[int, int], list[list[str]]]
 ) -> list[str]:
-    """As many contexts side by side as the width allows, the others in further tables of the same title.
+    """Lay out as many contexts side by side as fit, and the others in further tables.
 
     Args:
         rows: of the contexts from the first number to before the second.

@@ -19,7 +19,7 @@ _WAYS = (("bits", "plain difference"), ("map_bits", "linear map"))
 
 
 def draw(found: Probe, output: Path, title: str) -> None:
-    """Draw into a .png or .svg file: a column of panels a direction and part, above by the difference, below by a map.
+    """Draw a column of panels per direction and part: the difference above, the map below.
 
     Raises:
         UsageError: nothing was measured.

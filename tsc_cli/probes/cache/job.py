@@ -24,7 +24,8 @@ class Probe:
     Attributes:
         entries: for every direction, part, layer and head.
         held: what the snapshot before holds of it; None for the first snapshot.
-        unfitted: directions whose maps have more regressors than rows to fit them: how many regressors.
+        unfitted: directions whose maps have more regressors than rows to fit them: how many
+            regressors.
         weak: directions whose maps had few rows a regressor: how many.
         notes: what could not be compared, and what else a reader must know.
     """
@@ -49,7 +50,7 @@ class Probe:
 
 
 def probe(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | None, advance: Progress) -> Probe:
-    """Compare the rows of snapshot `number`, without those of its first `skip` tokens, in every direction.
+    """Compare a snapshot's rows, without those of its first `skip` tokens, in every direction.
 
     Two layers are held in double precision at a time.
 

@@ -31,7 +31,7 @@ _NOTHING = 0.05  # bits a value that are not worth a sentence
 
 @dataclass(frozen=True)
 class Saving:
-    """Bits a value that coding from one direction saves, the mean of keys (without RoPE, if known) and values."""
+    """Bits a value that one direction saves, mean of keys (without RoPE if known) and values."""
 
     direction: str
     way: str
@@ -48,8 +48,8 @@ class Verdict:
 
     Attributes:
         most: what saves most; None if nothing was measured.
-        in_order: what saves most of what a decoder knows by then for every row: tokens and layers come one by one,
-            while heads, and keys and values, cannot each be told by the others.
+        in_order: what saves most of what a decoder knows by then for every row: tokens and layers
+            come one by one, while heads, and keys and values, cannot each be told by the others.
         token_bits: what plain differences of tokens save, by part.
     """
 
@@ -83,7 +83,7 @@ def _saved(found: Probe, direction: str, way: str) -> float | None:
 
 
 def facts(found: Probe, verdict: Verdict) -> dict[str, Any]:
-    """The report as JSON has it; figures that do not exist are null, means are over the entries that have one."""
+    """Return the report for JSON: missing figures are null, means are over those that exist."""
     held = found.held
     return {
         "snapshot": found.snapshot,

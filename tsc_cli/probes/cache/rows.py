@@ -20,7 +20,8 @@ class Layer:
     """The rows of one layer that are probed.
 
     Attributes:
-        parts: KEYS, UNDONE (if it is known how keys turn) and VALUES, float64 (batch, heads, rows, head size).
+        parts: KEYS, UNDONE (if it is known how keys turn) and VALUES, float64 (batch, heads, rows,
+            head size).
         positions: position ids, (rows,), or (heads, rows) if heads hold different tokens.
     """
 
@@ -87,7 +88,7 @@ def groups(trace: Trace, number: int) -> Iterator[list[int]]:
 
 
 def turned_back(keys: torch.Tensor, positions: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Keys (batch, heads, rows, size) as they were before RoPE; positions (rows,) or (heads, rows)."""
+    """Undo RoPE on keys (batch, heads, rows, size) at positions (rows,) or (heads, rows)."""
     if positions.ndim == 1:
         return rotary.turn(keys, positions, back=True)
     by_head = [rotary.turn(keys[:, head], places, back=True) for head, places in enumerate(positions)]
@@ -107,8 +108,8 @@ def _doubled(rows: torch.Tensor, part: str, layer: int) -> torch.Tensor:
 def _kept(rows: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Rows (batch, heads, rows, size) for which `keep`, (rows,) or (heads, rows), is set.
 
-    Heads that hold different tokens may lose different numbers of first tokens: all lose the most that one does, at
-    the front.
+    Heads that hold different tokens may lose different numbers of first tokens: all lose the most
+    that one does, at the front.
     """
     if keep.ndim == 1:
         return rows[..., keep.nonzero()[:, 0], :]

@@ -1,4 +1,4 @@
-"""How many rows of a snapshot stand in the one before it already, and how far off the others are."""
+"""Count the rows that a snapshot shares with the one before, and measure how far others differ."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Held:
         identical: bit-identical to the row of the same token in the snapshot before.
         differing: the snapshot before holds the token's row, with other bits.
         new: it does not hold it.
-        ratio: energy of the differences of the differing rows, over their energy without channel means; None if there
-            are none.
+        ratio: energy of the differences of the differing rows, over their energy without channel
+            means; None if there are none.
     """
 
     identical: int = 0
@@ -40,8 +40,8 @@ class Held:
 def held_before(trace: Trace, number: int) -> Held | None:
     """Compare a snapshot with the one before it; None for the first.
 
-    A row that both name by one number is stored once: it needs no comparison.  Others are compared by position; where
-    heads hold different tokens such rows count as new.
+    A row that both name by one number is stored once: it needs no comparison. Others are compared
+    by position; where heads hold different tokens such rows count as new.
 
     Raises:
         CorruptError, LimitError: the rows cannot be read.
@@ -95,6 +95,6 @@ def _common(here: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def _equal_bits(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """For every row, True if all batch members and heads hold the same bits: (batch, heads, rows, size) -> (rows,)."""
+    """Compare the bits of rows over members and heads: (batch, heads, rows, size) -> (rows,)."""
     mine, theirs = (rows.contiguous().view(torch.uint8) for rows in (one, other))
     return (mine == theirs).all(-1).all(0).all(0)

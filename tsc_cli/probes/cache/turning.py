@@ -36,8 +36,9 @@ def turning_of(
 ) -> Turning | None:
     """How the keys of a file turn, or None if nothing on this machine knows.
 
-    A model that was asked for by name is loaded; else a profile will do, which takes no model; else the model that the
-    file names, if it is on this machine.  Nothing is fetched that was not asked for.
+    A model that was asked for by name is loaded; else a profile will do, which takes no model; else
+    the model that the file names, if it is on this machine. Nothing is fetched that was not asked
+    for.
 
     Raises:
         UsageError: there is no such model.

@@ -1,4 +1,4 @@
-"""The figure of the weight probe, layer by layer: the ratio of adjacent layers and of the best reference.
+"""Draw the ratios of adjacent layers and of the best reference, layer by layer.
 
 One panel a type.
 """
@@ -77,7 +77,7 @@ def _line(axes: Any, one: TypeReport, field: str, label: str, colour: str) -> No
 
 
 def _scale(axes: Any, reports: Sequence[TypeReport], fields: Sequence[str]) -> float | None:
-    """One axis for all panels: from 0, or logarithmic where the ratios span more than that can show.
+    """Share one axis: from 0, or logarithmic where the ratios span too much for that.
 
     Returns:
         where the axis was cut off, if a few ratios would have pressed all others flat.

@@ -1,4 +1,4 @@
-"""The whole of `tsc probe-weights`: can a difference between layers, or from another model, stand for weights?"""
+"""The job of `tsc probe-weights`: measure differences between layers, or from another model."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ YES = 0.1  # bits a weight: what a factor, a choice of reference and layers that
 
 @dataclass(frozen=True)
 class Entry:
-    """One matrix against its reference.  None where a figure does not exist: no reference, or a matrix of zeros.
+    """Figures of one matrix against its reference; None for those that do not exist.
 
     Attributes:
         layer, expert: whose matrix W it is.
         reference: the layer of the reference R: the one before, or the same of another model.
         ratio: max|W - R| / max|R|, called r.
-        best, best_reference: the least r over all other layers, and which gives it; not against another model.
+        best, best_reference: the least r over all other layers, and which gives it; not against
+            another model.
         frobenius: |W - R|_F / |W|_F.
         cosine: of W and R as vectors.
         factor, left: the a that minimises |W - a R|_F, and what remains of |W|_F then.
         rank_weight, rank_delta: effective ranks of W and W - R.
         bits_weight, bits_delta: bits a weight of W and of W - R, quantized with the same step.
         bits_saved_estimate: what W - R saves for a Gaussian source.
-        bits_saved_factor: what W - a R saves for a Gaussian source, -log2(left); None also where nothing is left.
+        bits_saved_factor: what W - a R saves for a Gaussian source, -log2(left); None also where
+            nothing is left.
         bits_saved_best: the same with the best of all other layers as the reference.
     """
 
@@ -81,7 +83,7 @@ class TypeReport:
 
     @property
     def saved(self) -> float | None:
-        """Bits a weight that coding differences saves, mean over the matrices that have a reference."""
+        """Bits a weight that coding differences saves, over the matrices with a reference."""
         weight, delta = self.mean("bits_weight"), self.mean("bits_delta")
         return None if weight is None or delta is None else weight - delta
 
@@ -99,7 +101,8 @@ class Verdict:
 
     Attributes:
         saved: bits a weight that plain differences save, measured; mean over all weights.
-        saved_best: bits that the best scaled reference among all layers saves, estimated; None against another model.
+        saved_best: bits that the best scaled reference among all layers saves, estimated; None
+            against another model.
         yes_for: types for which alone the answer is yes.
     """
 
@@ -112,7 +115,7 @@ class Verdict:
 def probe(
     stack: Stack, against: Stack | None, sample: int | None, progress: Callable[[str, int], Any], threads: int = 0
 ) -> list[TypeReport]:
-    """Measure every type of a stack of layers, or every layer against the same one of another model.
+    """Measure every type of matrix, between layers or against the same layers of another model.
 
     Args:
         against: the other model's layers, checked with `check_same`.
@@ -139,7 +142,7 @@ def probe(
 
 @contextmanager
 def _pool(threads: int) -> Iterator[Executor]:
-    """Threads: numpy computes and reads outside the interpreter's lock.  What has not begun is dropped at an error."""
+    """Open a pool of threads, which drops what has not started when there is an error."""
     pool = ThreadPoolExecutor(threads)
     try:
         yield pool

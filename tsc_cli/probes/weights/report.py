@@ -34,7 +34,7 @@ _LISTED = 8  # names in a sentence; --json has all
 
 
 def facts(reports: Sequence[TypeReport], stack: Stack, verdict: Verdict | None) -> dict[str, Any]:
-    """The report as JSON has it.  Figures that do not exist are null; means are over the entries that have one."""
+    """Return the report for JSON: missing figures are null, means are over those that exist."""
     return {
         "layers": stack.layers,
         "types": [_type_facts(one) for one in reports],
@@ -70,7 +70,7 @@ def _type_facts(one: TypeReport) -> dict[str, Any]:
 
 
 def ratio_figures(one: TypeReport) -> tuple[float | None, float | None, float | None]:
-    """Mean, 90th percentile (interpolated) and maximum of r over the matrices that have a reference: Table 3."""
+    """Mean, interpolated 90th percentile and maximum of r, as in the published Table 3."""
     values = one.values("ratio")
     if not values:
         return None, None, None

@@ -21,7 +21,7 @@ _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 @dataclass(frozen=True)
 class Series:
-    """One matrix in each of some layers, all of one shape; of one expert where a layer has several."""
+    """One matrix in each of some layers, all of one shape, and of one expert of several."""
 
     expert: int | None
     layers: Mapping[int, Matrix]
@@ -66,7 +66,8 @@ def stack_of(checkpoint: Checkpoint, asked: Collection[str] = (), experts: int =
         asked: names of types; all where empty.
         experts: how many experts of a layer are taken, evenly spread.
     Raises:
-        UsageError: there are no layers to compare, a type that is not there, or layers that do not agree.
+        UsageError: there are no layers to compare, a type that is not there, or layers that do not
+            agree.
         UnsupportedFileError: the matrices are stored in a way that is not read.
         CorruptError: layers are missing.
         LimitError: more layers than are compared.
@@ -163,7 +164,7 @@ def _check_groups(
     prefix: str,
     checkpoint: Checkpoint,
 ) -> None:
-    """A layer has all of a group or none: a hybrid model's layers differ in whole parts, a damaged one lacks one."""
+    """Check that each layer has all matrices of a group or none, as hybrid models' layers do."""
     for group in GROUPS:
         held = {name: {layer for layer, _ in by_type[name]} for name in group if name in names}
         for layer in layers:

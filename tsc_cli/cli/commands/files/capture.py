@@ -96,12 +96,14 @@ def command(
 ) -> None:
     """Capture a model's KV cache into a .tsc file.
 
-    The cache is stored losslessly after the prompt and after each decode step. `--steps N` makes N + 1 snapshots: the
-    prompt's, and one after each decoded token (decoding continues through an end-of-text token).
+    The cache is stored losslessly after the prompt and after each decode step. `--steps N` makes N
+    + 1 snapshots: the prompt's, and one after each decoded token (decoding continues through an
+    end-of-text token).
 
-    `--append FILE` continues a session: it restores the last snapshot, feeds the prompt, and has the new snapshots on
-    the disk when it returns. One process appends at a time; others read the session before or after. `--messages` feeds
-    the new turns of a chat, or the rest of a whole one: see tsc resume.
+    `--append FILE` continues a session: it restores the last snapshot, feeds the prompt, and has
+    the new snapshots on the disk when it returns. One process appends at a time; others read the
+    session before or after. `--messages` feeds the new turns of a chat, or the rest of a whole one:
+    see tsc resume.
 
     A KV cache reveals its prompt: treat the file as you treat the text.
     """

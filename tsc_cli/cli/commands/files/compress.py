@@ -151,9 +151,10 @@ def command(
 ) -> None:
     """Compress a captured file.
 
-    Ask for a quality to get the smallest file that keeps it, or for a size to get the best one. A tier promises a size
-    (raw bytes of the captured trace over bytes of the file, everything counted) and a KL. If no file can keep the
-    promise, no file is written (exit 4). A profile of the model (tsc calibrate) makes files several times smaller.
+    Ask for a quality to get the smallest file that keeps it, or for a size to get the best one. A
+    tier promises a size (raw bytes of the captured trace over bytes of the file, everything
+    counted) and a KL. If no file can keep the promise, no file is written (exit 4). A profile of
+    the model (tsc calibrate) makes files several times smaller.
     """
     from formats import load
     from formats.codecs.klt import profile_store

@@ -37,10 +37,10 @@ def command(
 ) -> None:
     """Write a snapshot's tensors as a safetensors file.
 
-    Tensors: layers.N.keys and layers.N.values, (batch, KV heads, rows, head size) with RoPE as cached;
-    layers.N.indexer_keys, (batch, 1, rows, index size), and states such as layers.N.conv.0, where layers have them;
-    layers.N.positions, the position id of each row (heads by rows
-    where heads hold different tokens); token_ids, all tokens fed so far.
+    Tensors: layers.N.keys and layers.N.values, (batch, KV heads, rows, head size) with RoPE as
+    cached; layers.N.indexer_keys, (batch, 1, rows, index size), and states such as layers.N.conv.0,
+    where layers have them; layers.N.positions, the position id of each row (heads by rows where
+    heads hold different tokens); token_ids, all tokens fed so far.
     """
     import json
 

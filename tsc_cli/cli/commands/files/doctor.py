@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def command(*, file: File, key_file: KeyFile = None, out: Output) -> None:
     """List everything that is wrong with a .tsc file, or unusual, with byte offsets.
 
-    Unlike tsc test, it continues after the first problem, and it says what tsc recover could save. It needs neither a
-    model nor torch. The exit code is 3 if the file is damaged or unsupported, but 0 if it is only unusual.
+    Unlike tsc test, it continues after the first problem, and it says what tsc recover could save.
+    It needs neither a model nor torch. The exit code is 3 if the file is damaged or unsupported,
+    but 0 if it is only unusual.
     """
     from formats.repair.diagnose import diagnose
     from tsc_cli.cli.keys import Keys

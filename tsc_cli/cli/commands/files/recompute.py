@@ -31,7 +31,7 @@ class Report:
 
     @property
     def labelled(self) -> bool:
-        """Whether the rows say that they are those of the tokens, so that there is something to measure."""
+        """Whether the rows are labelled with the file's tokens, so that they can be measured."""
         return bool(self.findings.snapshots)
 
     def against_quality(self, trace: Trace, results: list[Verified]) -> list[str]:

@@ -32,9 +32,10 @@ def command(
 ) -> None:
     """Save what is left of a truncated or damaged .tsc file as a valid one.
 
-    It keeps every snapshot whose rows, states and labels are all intact, bit for bit, and says which snapshots, layers
-    and rows are lost. Snapshots are numbered anew, and the input is not changed. The exit code is 3 if no snapshot can
-    be saved, and 0 also if some are lost ("complete" of --json).
+    It keeps every snapshot whose rows, states and labels are all intact, bit for bit, and says
+    which snapshots, layers and rows are lost. Snapshots are numbered anew, and the input is not
+    changed. The exit code is 3 if no snapshot can be saved, and 0 also if some are lost ("complete"
+    of --json).
     """
     from formats.repair.recover import recover, refuse_input
     from tsc_cli.cli.files import check_output

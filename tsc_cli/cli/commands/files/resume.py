@@ -43,13 +43,14 @@ def command(
 ) -> None:
     """Continue generating from a snapshot.
 
-    The text streams to stdout. `--snapshot K` resumes from an earlier moment. Without PROMPT a greedy continuation
-    gives the same tokens as the run that was captured.
+    The text streams to stdout. `--snapshot K` resumes from an earlier moment. Without PROMPT a
+    greedy continuation gives the same tokens as the run that was captured.
 
-    With `--messages` a chat goes on. If the tokens or the text of the messages begin with the session's, they are the
-    whole conversation, and the rest of them is fed. Otherwise they are new turns: what the template writes behind an
-    assistant's answer is fed, its end-of-turn token included unless the session ends with it. A template that would
-    write earlier turns anew is refused.
+    With `--messages` a chat goes on. If the tokens or the text of the messages begin with the
+    session's, they are the whole conversation, and the rest of them is fed. Otherwise they are new
+    turns: what the template writes behind an assistant's answer is fed, its end-of-turn token
+    included unless the session ends with it. A template that would write earlier turns anew is
+    refused.
     """
     from formats import load
     from tsc_cli.cli.files import one_sequence

@@ -89,16 +89,17 @@ def command(
 ) -> None:
     """Measure restored snapshots against the exact cache.
 
-    The exact cache is recomputed from the tokens in the file. Both caches are fed the same continuation (the text that
-    followed the prompt, or else tokens sampled from the exact model) and their predictions compared as
-    llama-perplexity --kl-divergence does.
+    The exact cache is recomputed from the tokens in the file. Both caches are fed the same
+    continuation (the text that followed the prompt, or else tokens sampled from the exact model)
+    and their predictions compared as llama-perplexity --kl-divergence does.
 
-    With --recall, up to three passages of the context, each of at most --positions predictions, are fed again word for
-    word, and the predictions of both caches compared in the same way; the thresholds do not apply to it.
+    With --recall, up to three passages of the context, each of at most --positions predictions, are
+    fed again word for word, and the predictions of both caches compared in the same way; the
+    thresholds do not apply to it.
 
-    With --recompute, every row and state of every snapshot is compared with what the model computes from the file's
-    tokens, within the tolerances of rounding and of the file's codec, and the header's claims with the results. A valid
-    file can hold the cache of another text.
+    With --recompute, every row and state of every snapshot is compared with what the model computes
+    from the file's tokens, within the tolerances of rounding and of the file's codec, and the
+    header's claims with the results. A valid file can hold the cache of another text.
     """
     from formats import load
     from formats.file.reader import TraceFile
@@ -170,7 +171,7 @@ def command(
 
 
 def missed(results: list[Verified], max_kl: float | None, min_top1: float | None) -> list[str]:
-    """A line for each threshold that a snapshot misses; a KL that is not a number misses every threshold."""
+    """Return a line for each threshold that a snapshot misses; a KL of NaN misses all."""
     lines = []
     for result in results:
         kl, top1 = result.fidelity.kl_mean, result.fidelity.top1

@@ -73,8 +73,9 @@ def command(
 ) -> None:
     """Measure codecs on prompts, with standard errors.
 
-    Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality is scored on the
-    text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
+    Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality
+    is scored on the text that followed the prompt. A suite takes minutes, hierarchy up to an hour.
+    Draw the result with tsc plot.
     """
     from tsc_cli.bench.codecs import Bench, Protocol, default_texts
     from tsc_cli.bench.document import document

@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Show the main job: capture, store, restore, verify, resume.
 
-    On a 1,024-token passage and 64 decode steps of the default model, with the figures as they are measured here.
+    On a 1,024-token passage and 64 decode steps of the default model, with the figures as they are
+    measured here.
     """
     from formats import load as open_file
     from formats.paths import cache_folder
@@ -88,7 +89,8 @@ def command(
             trace, loaded.adapter, wanted, tokenizer=loaded.tokenizer, options=options, progress=advance
         )
 
-    # the capturing run itself is the uninterrupted one: its tokens are in the file's later snapshots
+    # the capturing run itself is the uninterrupted one: its tokens are in the file's later
+    # snapshots
     uninterrupted = trace.token_ids(-1)[len(trace.token_ids(BRANCH)) :][:RESUMED]
     resumed = list(islice(resume(trace, loaded.adapter, snapshot=BRANCH), RESUMED))
     facts = _facts(path, captured, results, restore_seconds, uninterrupted, resumed)

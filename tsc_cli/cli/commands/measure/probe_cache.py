@@ -48,12 +48,13 @@ def command(
 ) -> None:
     """Show where a cache is redundant, and where it is not.
 
-    Compares a snapshot's rows with those of the token before, the layer before, the other heads, the other part (keys
-    or values) and the snapshot before: energy of the differences, what linear predictions explain of tokens that they
-    were not fitted on, and the bits a value that coding the rest saves or costs.
+    Compares a snapshot's rows with those of the token before, the layer before, the other heads,
+    the other part (keys or values) and the snapshot before: energy of the differences, what linear
+    predictions explain of tokens that they were not fitted on, and the bits a value that coding the
+    rest saves or costs.
 
-    How keys turn is known from a profile of the model or, at the cost of loading it, from the model. The headline of -q
-    is the most bits a value that a direction saves.
+    How keys turn is known from a profile of the model or, at the cost of loading it, from the
+    model. The headline of -q is the most bits a value that a direction saves.
     """
     from formats.file.reader import TraceFile
     from tsc_cli.cli.keys import Keys

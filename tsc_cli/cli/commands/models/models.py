@@ -26,8 +26,8 @@ def command(
 ) -> None:
     """List the models on this machine, add one, or remove one.
 
-    Without a command, it lists the default model, named models and those in the local hub cache, with size, source and
-    place.
+    Without a command, it lists the default model, named models and those in the local hub cache,
+    with size, source and place.
     """
     if context.invoked_subcommand is not None:
         if fetch:
@@ -73,9 +73,9 @@ def add(
 ) -> None:
     """Give a model a name that -m takes in every command.
 
-    A GGUF file is converted once, and kept in tsc's cache folder at its full precision: 4 bytes a weight for what was
-    quantized, 2 for what was not. Any part of a split file stands for all of them. A hub model is fetched into the hub
-    cache. A folder stays where it is.
+    A GGUF file is converted once, and kept in tsc's cache folder at its full precision: 4 bytes a
+    weight for what was quantized, 2 for what was not. Any part of a split file stands for all of
+    them. A hub model is fetched into the hub cache. A folder stays where it is.
 
     A name comes before a folder of that name and a hub id; ./NAME is always the folder.
     """

@@ -90,11 +90,11 @@ def command(
 ) -> None:
     """Compute what a model's cache costs, from its config alone.
 
-    Bytes a token and at the given contexts, as it is and in every codec whose bits are known; how many fit into a
-    memory; the prefill that a stored cache saves; the time to move one instead.
+    Bytes a token and at the given contexts, as it is and in every codec whose bits are known; how
+    many fit into a memory; the prefill that a stored cache saves; the time to move one instead.
 
-    No weights are read. A config that says something unknown is refused, and the field named. The bits were measured
-    on the default model and are an assumption for any other.
+    No weights are read. A config that says something unknown is refused, and the field named. The
+    bits were measured on the default model and are an assumption for any other.
     """
     from tsc_cli.model_store import config_file
     from tsc_cli.planning import quantities

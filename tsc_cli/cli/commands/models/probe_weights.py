@@ -1,4 +1,4 @@
-"""`tsc probe-weights`: can a difference between layers, or from another model, stand for weights?"""
+"""`tsc probe-weights`: measure whether differences between layers could replace weights."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def command(
 ) -> None:
     """Measure whether differences between layers could compress weights.
 
-    For every type of weight matrix: the largest difference of adjacent layers over the largest weight, the same for
-    the best of all pairs of layers, other distances, and the bits that coding the difference saves or costs at equal
-    error. Reads checkpoint files a few rows at a time and builds no model. The headline of -q is the bits saved a
-    weight.
+    For every type of weight matrix: the largest difference of adjacent layers over the largest
+    weight, the same for the best of all pairs of layers, other distances, and the bits that coding
+    the difference saves or costs at equal error. Reads checkpoint files a few rows at a time and
+    builds no model. The headline of -q is the bits saved a weight.
     """
     # threads are outside the linear algebra here; must be said before numpy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
