@@ -50,8 +50,8 @@ def quiet_panics() -> Iterator[None]:
         yield
         return
     panicked = False
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except BaseException as error:
@@ -62,8 +62,8 @@ def quiet_panics() -> Iterator[None]:
                 sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)
-            said.seek(0)
-            text = said.read()
+            captured.seek(0)
+            text = captured.read()
             if text and not panicked:
                 with contextlib.suppress(OSError):
                     os.write(2, text)
@@ -74,10 +74,12 @@ def is_panic(problem: BaseException) -> bool:
     return type(problem).__name__ == "PanicException"
 
 
-def is_want_of_memory(problem: BaseException) -> bool:
+def is_out_of_memory(problem: BaseException) -> bool:
     """Return whether memory ran out; torch and zstd tell only in the text of general errors."""
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
     text = str(problem).lower()
-    told = any(words in text for words in _WANTS)
-    return told and (isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError")
+    matches = any(words in text for words in _WANTS)
+    return matches and (
+        isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError"
+    )

@@ -38,9 +38,13 @@ def decode(data: bytes, name: str, say: Say = silent) -> str:
     Raises:
         UsageError: it is UTF-16, UTF-32 or no Unicode text at all.
     """
-    found = next((what for mark, what in _OTHERS if data.startswith(mark)), None) or _unmarked(data)
-    if found is not None:
-        raise UsageError(f"is {found} text, not UTF-8", path=name, hint=f"iconv -f {found} -t UTF-8 makes it UTF-8")
+    encoding = next((encoding_name for mark, encoding_name in _OTHERS if data.startswith(mark)), None) or _unmarked(
+        data
+    )
+    if encoding is not None:
+        raise UsageError(
+            f"is {encoding} text, not UTF-8", path=name, hint=f"iconv -f {encoding} -t UTF-8 makes it UTF-8"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

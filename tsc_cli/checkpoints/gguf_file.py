@@ -91,10 +91,10 @@ class _Reader:
 
     def config(self, facts: dict[str, Any]) -> dict[str, Any]:
         kind = facts.get("general.architecture")
-        found: dict[str, Any] = {"model_type": kind} if isinstance(kind, str) else {}
+        config: dict[str, Any] = {"model_type": kind} if isinstance(kind, str) else {}
         if isinstance(facts.get("split.count"), int):  # of how many files this is one
-            found["split_count"] = facts["split.count"]
-        return found | {
+            config["split_count"] = facts["split.count"]
+        return config | {
             ours: facts[f"{kind}.{theirs}"]
             for theirs, ours in _FIELDS.items()
             if isinstance(facts.get(f"{kind}.{theirs}"), int)
@@ -175,18 +175,18 @@ def _encoding(kind: int) -> Encoding:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     try:
-        known = GGMLQuantizationType(kind)
+        ggml_type = GGMLQuantizationType(kind)
     except ValueError:
         return Encoding(f"type {kind}", 1, 0, None)
-    block, size = GGML_QUANT_SIZES[known]
+    block, size = GGML_QUANT_SIZES[ggml_type]
 
     def decode(data: Any) -> Floats:
         with np.errstate(all="ignore"):  # a damaged scale becomes NaN, which is refused by name
-            values: Floats = dequantize(data, known)
+            values: Floats = dequantize(data, ggml_type)
         return values
 
     try:
         decode(np.zeros((1, size), np.uint8))
     except (NotImplementedError, ValueError):  # no code for it in this version of the package
-        return Encoding(known.name, block, size, None)
-    return Encoding(known.name, block, size, decode)
+        return Encoding(ggml_type.name, block, size, None)
+    return Encoding(ggml_type.name, block, size, decode)

@@ -42,12 +42,12 @@ def read_object(path: Path, hint: str | None = None) -> dict[str, Any]:
     except OSError as error:
         raise StorageError(f"cannot be read: {error.strerror}", path=str(path)) from error
     try:
-        found = loads(data, path.name, str(path), MAX_TEXT)
+        values = loads(data, path.name, str(path), MAX_TEXT)
     except CorruptError as error:
         raise CorruptError(error.message.removeprefix(f"{path.name}: "), path=str(path), hint=hint) from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise CorruptError("is not a JSON object", path=str(path), hint=hint)
-    return found
+    return values
 
 
 def loads(data: bytes, what: str, path: str, most: int) -> Any:

@@ -150,20 +150,20 @@ class Matrix:
         octets = encoding.row_bytes(width)
         data = np.empty((count, octets), np.uint8)
         file.seek(self.tensor.offset + (self.first + start) * octets)
-        view, at = data.data.cast("B"), 0
-        while at < len(view):
-            got = file.readinto(view[at:])
+        view, filled = data.data.cast("B"), 0
+        while filled < len(view):
+            got = file.readinto(view[filled:])
             if not got:
                 raise CorruptError(f"ends within tensor {self.tensor.name!r}", path=self.tensor.path)
-            at += got
+            filled += got
         assert encoding.decode is not None  # stacks.py refuses the others by name
         return encoding.decode(data)
 
     def _check(self, values: Floats) -> None:
         if values.size and not max(float(values.max()), -float(values.min())) <= LARGEST:
-            what = "NaN" if np.isnan(values).any() else f"values beyond {LARGEST:g}"
+            culprit = "NaN" if np.isnan(values).any() else f"values beyond {LARGEST:g}"
             raise CorruptError(
-                f"tensor {self.tensor.name!r} holds {what}",
+                f"tensor {self.tensor.name!r} holds {culprit}",
                 path=self.tensor.path,
                 hint="fetch the checkpoint again, or leave this type of matrix out with --types",
             )

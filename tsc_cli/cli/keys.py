@@ -66,18 +66,18 @@ class Keys:
             UsageError: it is not a valid key or passphrase.
         """
         if scheme is Scheme.KEY:
-            found = self._key or _key_of_environment()
-            if found is None:
+            secret = self._key or _key_of_environment()
+            if secret is None:
                 hint = f"--key-file KEYFILE, or {KEY_VARIABLE} ({2 * KEY_BYTES} hexadecimal digits)"
                 raise LockedError("is encrypted with a key", path=path, hint=hint)
-            return found
-        found = _passphrase_of_environment() or self._typed
-        if found is None and self._may_ask:
-            found = self._typed = Secret.of_passphrase(_type(f"passphrase of {printable(path)}: "))
-        if found is None:
+            return secret
+        secret = _passphrase_of_environment() or self._typed
+        if secret is None and self._may_ask:
+            secret = self._typed = Secret.of_passphrase(_type(f"passphrase of {printable(path)}: "))
+        if secret is None:
             hint = f"{PASSPHRASE_VARIABLE}, or a terminal to type it at"
             raise LockedError("is encrypted with a passphrase", path=path, hint=hint)
-        return found
+        return secret
 
     def new(self) -> Secret:
         """The secret to encrypt a new file with; a passphrase is typed twice.
@@ -85,9 +85,9 @@ class Keys:
         Raises:
             UsageError: there is none; two passphrases differ.
         """
-        found = self._key or _key_of_environment() or _passphrase_of_environment()
-        if found is not None:
-            return found
+        secret = self._key or _key_of_environment() or _passphrase_of_environment()
+        if secret is not None:
+            return secret
         if not self._may_ask:
             where = f"--key-file KEYFILE, {KEY_VARIABLE} or {PASSPHRASE_VARIABLE}"
             raise UsageError("no key or passphrase to encrypt with", hint=f"{where} gives it; {_MAKE}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from formats.errors import TscError
 from tsc_cli import text_input
-from tsc_cli.libraries import is_want_of_memory, quiet_environment
+from tsc_cli.libraries import is_out_of_memory, quiet_environment
 
 from . import output
 
@@ -83,7 +83,7 @@ def _explain(problem: Exception) -> int:
         command = context.command_path if context is not None else "tsc"
         output.error(problem.format_message(), f"{command} --help")
         return 2
-    if is_want_of_memory(problem):
+    if is_out_of_memory(problem):
         output.error("out of memory", "a smaller --chunk or --context needs less")
         return 2
     if isinstance(problem, OSError):

@@ -169,13 +169,13 @@ def typed(pattern: Pattern, **kinds: Kind) -> Rule:
     def rule(fields: Fields, of: Shape) -> list[Layer]:
         stated = pattern(fields, of.layers)
         words = fields.words("layer_types", of.layers) or stated
-        known = {**_WORDS, **kinds}
+        kinds_by_word = {**_WORDS, **kinds}
         for layer, word in enumerate(words):
-            if word not in known:
+            if word not in kinds_by_word:
                 raise fields.unsupported(
                     "layer_types", f"layer {layer} is of the kind {shown(word)}, which is not known"
                 )
-        made = {word: known[word](fields, of) for word in dict.fromkeys(words)}
+        made = {word: kinds_by_word[word](fields, of) for word in dict.fromkeys(words)}
         return [made[word] for word in words]
 
     return rule

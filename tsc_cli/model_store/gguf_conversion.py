@@ -160,15 +160,15 @@ def _smallest(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch
     import torch
 
     done: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    found = {}
+    narrowed = {}
     for name, tensor in weights.items():
         key = (tensor.data_ptr(), tensor.shape)
         if key not in done:
             if not bool(torch.isfinite(tensor).all()):
                 raise UsageError(f"{name} holds values that are no numbers", path=path, hint="fetch the file again")
             done[key] = _narrowed(tensor)
-        found[name] = done[key]
-    return found
+        narrowed[name] = done[key]
+    return narrowed
 
 
 def _narrowed(tensor: torch.Tensor) -> torch.Tensor:

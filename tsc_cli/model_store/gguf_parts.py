@@ -24,11 +24,11 @@ def parts_of(path: Path) -> list[Path]:
     count = int(match[3])
     if not 1 <= int(match[2]) <= count:
         raise UsageError(f"is named as part {int(match[2])} of {count}", path=str(path))
-    found = [path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
-    for part in found:
+    paths = [path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    for part in paths:
         if not part.is_file():
             raise UsageError(f"is one of {count} parts, of which {part.name} is missing", path=str(path))
-    return found
+    return paths
 
 
 def stem_of(path: Path) -> str:

@@ -67,7 +67,7 @@ def file_of(
         try:
             if not asked and not isinstance(before, str):
                 get_hf_file_metadata(hf_hub_url(name, file, **which), timeout=ANSWER)
-            found = Path(hf_hub_download(name, file, **more))
+            path = Path(hf_hub_download(name, file, **more))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # not in the cache, and no hub to ask whether there is one
                 raise
@@ -76,9 +76,9 @@ def file_of(
             if optional and _has_snapshots(name) and cause_of(error).unreachable:
                 return None
             raise
-        if folder is None and (not isinstance(before, str) or Path(before).resolve() != found.resolve()):
-            _require_announced(found, name, file)
-        return found
+        if folder is None and (not isinstance(before, str) or Path(before).resolve() != path.resolve()):
+            _require_announced(path, name, file)
+        return path
 
 
 def files_of(name: str) -> dict[str, int]:
@@ -87,8 +87,8 @@ def files_of(name: str) -> dict[str, int]:
     from huggingface_hub import HfApi
 
     with _explained(name, name):
-        found = HfApi().model_info(name, files_metadata=True, timeout=ANSWER).siblings
-    return {file.rfilename: file.size or 0 for file in found or ()}
+        siblings = HfApi().model_info(name, files_metadata=True, timeout=ANSWER).siblings
+    return {file.rfilename: file.size or 0 for file in siblings or ()}
 
 
 def announced_sha256(name: str, file: str, revision: str, timeout: float) -> str | None:

@@ -66,25 +66,25 @@ def find(name: str) -> Named | None:
         raise UsageError(f"what {name} stands for cannot be read: {error.strerror}", path=str(path)) from error
     try:
         values = json.loads(data)
-        found = Named(**{field.name: values[field.name] for field in fields(Named)})
+        named = Named(**{field.name: values[field.name] for field in fields(Named)})
     except (ValueError, TypeError, KeyError, RecursionError):
-        found = None
-    if found is None or not all(isinstance(value, str) for value in asdict(found).values()) or found.kind not in KINDS:
+        named = None
+    if named is None or not all(isinstance(value, str) for value in asdict(named).values()) or named.kind not in KINDS:
         raise UsageError(
             f"what {name} stands for is damaged", path=str(path), hint=f"tsc models remove {name}, then add it again"
         )
-    return found if found.name == name else None  # a file system that takes other letters for the same
+    return named if named.name == name else None  # a file system that takes other letters for the same
 
 
 def all_named() -> Iterator[Named]:
     """All names that can be read, in their order."""
     for path in sorted(folder().glob("*.json")):
         try:
-            found = find(path.name.removesuffix(".json"))
+            named = find(path.name.removesuffix(".json"))
         except UsageError:
             continue
-        if found is not None:
-            yield found
+        if named is not None:
+            yield named
 
 
 def check(name: str) -> None:
@@ -102,8 +102,8 @@ def check(name: str) -> None:
 
 def holder(name: str) -> Named | None:
     """Return the model of this name in any capitalization, as some file systems ignore case."""
-    wanted = name.casefold()
-    return next((one for one in all_named() if one.name.casefold() == wanted), None)
+    folded = name.casefold()
+    return next((named for named in all_named() if named.name.casefold() == folded), None)
 
 
 def require_free(named: Named) -> None:

@@ -78,8 +78,8 @@ def folder_of(named: Named) -> Path:
     if named.kind == "hub":
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(named.source, "config.json")
-        return Path(found).parent if isinstance(found, str) else Path()
+        config = try_to_load_from_cache(named.source, "config.json")
+        return Path(config).parent if isinstance(config, str) else Path()
     return Path(named.source) if named.kind == "folder" else _converted(named.sha256)
 
 
@@ -91,12 +91,12 @@ def is_at_hand(name: str) -> bool:
 
 def kept() -> list[Kept]:
     """All names, with what they stand for and what it takes."""
-    found = []
+    models = []
     for named in model_names.all_named():
         path, ready = folder_of(named), _is_ready(named)
         octets = folders.size_of(path) if ready else 0
-        found.append(Kept(named, str(path) if ready else "", octets, named.kind == "gguf", ready))
-    return found
+        models.append(Kept(named, str(path) if ready else "", octets, named.kind == "gguf", ready))
+    return models
 
 
 def of_gguf(path: Path, say: Say, stage: Stage = no_stage, name: str | None = None) -> Named:
@@ -177,13 +177,13 @@ def remove(name: str, say: Say) -> tuple[Named, int]:
         model_names.forget(name)
         return Named(name, "folder", ""), 0
     if named is None:
-        known = ", ".join(one.name for one in model_names.all_named()) or "none so far"
-        raise UsageError(f"there is no model called {name}", hint=f"names on this machine: {known}")
+        names = ", ".join(model.name for model in model_names.all_named()) or "none so far"
+        raise UsageError(f"there is no model called {name}", hint=f"names on this machine: {names}")
     freed = 0
     with writing(name, folders.root()):
         model_names.forget(name)
-        others = any(one.sha256 == named.sha256 for one in model_names.all_named())
-        if named.kind == "gguf" and not others and named.sha256 != default_model.GGUF_SHA256:
+        shared = any(model.sha256 == named.sha256 for model in model_names.all_named())
+        if named.kind == "gguf" and not shared and named.sha256 != default_model.GGUF_SHA256:
             freed = folders.remove(_converted(named.sha256), say)
         folders.sweep()
     return named, freed
@@ -199,12 +199,12 @@ def _convert(parts: list[Path], digest: str, built: Path, say: Say, stage: Stage
 
 def _named_gguf(digest: str, file: Path, name: str | None, say: Say) -> Named:
     """The model's name: the asked one, the one that it has, or a new one."""
-    names = [one for one in model_names.all_named() if one.sha256 == digest]
+    names = [model for model in model_names.all_named() if model.sha256 == digest]
     if digest == default_model.GGUF_SHA256 and name is None:
         return Named(default_model.NAME, "gguf", str(file.resolve()), digest)
-    for one in names:
-        if name is None or one.name == name:
-            return one
+    for model in names:
+        if name is None or model.name == name:
+            return model
     chosen = _called(name, stem_of(file))
     if name is None and (model_names.holder(chosen) is not None or chosen == default_model.NAME):
         chosen = _distinct(chosen, digest)  # another file of the same name

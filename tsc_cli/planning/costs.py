@@ -76,11 +76,11 @@ def prefill_flops(model: Model, context: int, active: int | None = None) -> dict
     Two a weight and token in the layers, two a multiply-add of attention, and the logits of the
     last token. The recurrences of states, norms and activations are left out.
     """
-    known = model.parameters
-    weights = active if active is not None else known.layers_active if known is not None else None
+    parameters = model.parameters
+    weights = active if active is not None else parameters.layers_active if parameters is not None else None
     if weights is None:
         return None
-    head = known.head if known is not None else 0
+    head = parameters.head if parameters is not None else 0
     parts = {
         "weights": 2 * weights * context,
         "attention": sum(2 * layer.pair_size * layer.pairs(context) for layer in model.layers),

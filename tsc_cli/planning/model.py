@@ -96,13 +96,13 @@ def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = (
         _refuse_unknown(Fields(outer, config.path), ignored)
         values, named = wrapped, wrapped.get("model_type")
         model_type = WRAPPERS[model_type] if named is None else named
-    rule, known = _rule(model_type, inside, config.path)
-    assumed = {name: known.defaults[name] for name in ASSUMED | rule.assumes if name in known.defaults}
-    aliases = {**known.aliases, **rule.aliases}
+    rule, class_facts = _rule(model_type, inside, config.path)
+    assumed = {name: class_facts.defaults[name] for name in ASSUMED | rule.assumes if name in class_facts.defaults}
+    aliases = {**class_facts.aliases, **rule.aliases}
     fields = Fields(values, config.path, inside=inside, defaults=assumed, aliases=aliases)
     of = rule.shape(fields)
     layers = rule.layers(fields, of)
-    tied = bool(known.defaults.get("tie_word_embeddings"))
+    tied = bool(class_facts.defaults.get("tie_word_embeddings"))
     parameters = _parameters(rule, fields, of, layers, Fields(outer, config.path), tied=tied)
     positions = fields.optional("max_position_embeddings", 1, MAX_ROWS)
     extra = max(fields.optional(name, 0) or 0 for name in ("num_nextn_predict_layers", "mtp_num_hidden_layers"))
@@ -135,14 +135,14 @@ def _rule(model_type: Any, inside: str, path: str) -> tuple[PlanRule, ConfigClas
             hint=f"{'the nearest is ' + near[0] + '; ' if near else ''}docs/models.md lists those that are, and "
             "CONTRIBUTING.md says how to add one",
         )
-    known = config_class(name)
-    if known is None:
+    class_facts = config_class(name)
+    if class_facts is None:
         raise UnsupportedFileError(
             f"field '{inside}model_type': the installed transformers has no {shown(model_type)}",
             path=path,
             hint="a version of transformers that has it gives the defaults of its config",
         )
-    return RULES[name], known
+    return RULES[name], class_facts
 
 
 def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:

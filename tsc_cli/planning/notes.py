@@ -63,7 +63,7 @@ def _measured(name: str, model: Model) -> Iterator[str]:
 
 
 def _reading(model: Model, contexts: Sequence[dict[str, Any]]) -> Iterator[str]:
-    longest = max(contexts, key=lambda one: one["tokens"])
+    longest = max(contexts, key=lambda context: context["tokens"])
     table_4 = longest["reports_table_4"]
     if table_4 is not None:
         yield (
@@ -97,13 +97,15 @@ def _left_out(model: Model, means: Means) -> Iterator[str]:
     if model.parameters is None and means.active is None:
         yield f"Parameters are not computed for {model.model_type}: --parameters N gives the prefill."
     if model.extra_layers:
-        what = "A further layer" if model.extra_layers == 1 else f"{model.extra_layers} further layers"
-        yield f"{what} for predicting several tokens at once: left out."
+        layers = "A further layer" if model.extra_layers == 1 else f"{model.extra_layers} further layers"
+        yield f"{layers} for predicting several tokens at once: left out."
 
 
 def _config(model: Model, contexts: Sequence[dict[str, Any]]) -> Iterator[str]:
     beyond = [
-        f"{one['tokens']:,}" for one in contexts if model.positions is not None and one["tokens"] > model.positions
+        f"{context['tokens']:,}"
+        for context in contexts
+        if model.positions is not None and context["tokens"] > model.positions
     ]
     if beyond:
         yield f"The config states {model.positions:,} positions; {', '.join(beyond)} tokens are more than that."

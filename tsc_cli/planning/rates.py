@@ -58,11 +58,11 @@ LOSSLESS: dict[str, float] = {"float32": 1.204, "bfloat16": 1.499, "float16": 1.
 def rates(dtype: str, dtype_bytes: int) -> list[Rate]:
     """Every way of storing a cache of this dtype whose bits are known, the largest first."""
     raw = 8.0 * dtype_bytes
-    known = [Rate("as it is", raw, 0.0, 1.0, "exact", "the dtype")]
+    stored = [Rate("as it is", raw, 0.0, 1.0, "exact", "the dtype")]
     if dtype in LOSSLESS:
-        known.append(Rate("lossless", raw / LOSSLESS[dtype], 0.0, 1.0, "measured", "docs/measurements.md"))
-    known += [rate for rate in (*SCALAR, *KLT, *_qualities()) if rate.bits < raw]
-    return sorted(known, key=lambda rate: -rate.bits)
+        stored.append(Rate("lossless", raw / LOSSLESS[dtype], 0.0, 1.0, "measured", "docs/measurements.md"))
+    stored += [rate for rate in (*SCALAR, *KLT, *_qualities()) if rate.bits < raw]
+    return sorted(stored, key=lambda rate: -rate.bits)
 
 
 def _qualities() -> list[Rate]:

@@ -106,7 +106,8 @@ class Directions:
         for head, positions in enumerate(layer.positions):
             now = (positions.diff() == 1).nonzero()[:, 0] + 1
             here, there = (
-                {part: rows[:, head : head + 1, at] for part, rows in layer.parts.items()} for at in (now, now - 1)
+                {part: rows[:, head : head + 1, rows_at] for part, rows in layer.parts.items()}
+                for rows_at in (now, now - 1)
             )
             self._compare(TOKENS, layer.number, here, there, None, head)
 
@@ -129,16 +130,16 @@ class Directions:
         parts = (layer.plain, VALUES)
         heads = layer.parts[VALUES].shape[1]
         for head in range(heads if heads > 1 else 0):
-            others = [at for at in range(heads) if at != head]
-            rest = torch.cat([layer.parts[part][:, others].transpose(1, 2).flatten(2) for part in parts], -1)
+            other_heads = [other_head for other_head in range(heads) if other_head != head]
+            rest = torch.cat([layer.parts[part][:, other_heads].transpose(1, 2).flatten(2) for part in parts], -1)
             now = {part: layer.parts[part][:, head : head + 1] for part in parts}
             then = {part: layer.parts[part][:, head - 1 : head] for part in parts} if head else {}
             self._compare(HEADS, layer.number, now, then, rest, head)
 
     def _parts(self, layer: Layer) -> None:
         """Predict keys from the same tokens' values and the reverse; there is no difference."""
-        for part, other in ((layer.plain, VALUES), (VALUES, layer.plain)):
-            self._compare(PARTS, layer.number, {part: layer.parts[part]}, {}, layer.vectors(other))
+        for part, known_part in ((layer.plain, VALUES), (VALUES, layer.plain)):
+            self._compare(PARTS, layer.number, {part: layer.parts[part]}, {}, layer.vectors(known_part))
 
     def _compare(
         self,
@@ -160,14 +161,14 @@ class Directions:
             return
         left = dict.fromkeys(here, None) | self._maps(direction, here, inputs)
         for part, rows in here.items():
-            found = [Entry(direction, part, layer, first_head + head) for head in range(rows.shape[2])]
+            entries = [Entry(direction, part, layer, first_head + head) for head in range(rows.shape[2])]
             scored = halves(rows).score
             if part in references:
                 there = references[part].transpose(1, 2)
-                _difference(found, rows, there)
-                _fill(found, "own", scored, own(rows, there))
-            _fill(found, "map", scored, left[part])
-            self.entries += found
+                _difference(entries, rows, there)
+                _fill(entries, "own", scored, own(rows, there))
+            _fill(entries, "map", scored, left[part])
+            self.entries += entries
 
     def _maps(
         self, direction: str, here: Mapping[str, torch.Tensor], inputs: torch.Tensor | None
@@ -177,13 +178,13 @@ class Directions:
         if not enough(inputs):
             self.unfitted[direction] = max(self.unfitted.get(direction, 0), inputs.shape[-1])
             return {}
-        held = rows_a_regressor(inputs)
-        self.fitted[direction] = min(self.fitted.get(direction, held), held)
+        row_share = rows_a_regressor(inputs)
+        self.fitted[direction] = min(self.fitted.get(direction, row_share), row_share)
         return dict(zip(here, mapped(inputs, list(here.values())), strict=True))
 
     def weak(self) -> dict[str, float]:
-        """Return the directions whose maps had few rows per regressor: their gain is a lower bound."""
-        return {direction: held for direction, held in self.fitted.items() if held < _FEW}
+        """Return the directions whose maps had few rows per regressor: a lower bound of the gain."""
+        return {direction: row_share for direction, row_share in self.fitted.items() if row_share < _FEW}
 
 
 def common(here: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -196,19 +197,21 @@ def common(here: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor | None
     return torch.isin(here, there).nonzero()[:, 0], torch.isin(there, here).nonzero()[:, 0]
 
 
-def _difference(found: list[Entry], rows: torch.Tensor, there: torch.Tensor) -> None:
+def _difference(entries: list[Entry], rows: torch.Tensor, there: torch.Tensor) -> None:
     signal, left, raw = energies(rows), energies(rows - there), energies(rows, centred=False)
     plain = ratios(raw, energies(rows - there, centred=False))
-    for entry, one, other, saved in zip(found, ratios(signal, left), plain, bits(signal, left, raw), strict=True):
-        entry.ratio, entry.ratio_raw, entry.bits = one, other, saved
+    for entry, entry_ratio, entry_ratio_raw, saved in zip(
+        entries, ratios(signal, left), plain, bits(signal, left, raw), strict=True
+    ):
+        entry.ratio, entry.ratio_raw, entry.bits = entry_ratio, entry_ratio_raw, saved
 
 
-def _fill(found: list[Entry], kind: str, scored: torch.Tensor, left: torch.Tensor | None) -> None:
+def _fill(entries: list[Entry], kind: str, scored: torch.Tensor, left: torch.Tensor | None) -> None:
     if left is None:
         return
     # the signal about the mean of the very rows that are scored, the rest about nothing: the map is
     # never flattered
     signal, rest, raw = energies(scored), energies(left, centred=False), energies(scored, centred=False)
-    for entry, share, saved in zip(found, ratios(signal, rest), bits(signal, rest, raw), strict=True):
+    for entry, share, saved in zip(entries, ratios(signal, rest), bits(signal, rest, raw), strict=True):
         setattr(entry, f"{kind}_r2", None if share is None else 1 - share)
         setattr(entry, f"{kind}_bits", saved)

@@ -38,8 +38,10 @@ def bits(signal: torch.Tensor, left: torch.Tensor, raw: torch.Tensor | None = No
     """
     base = signal if raw is None else raw
     varies = (signal > base * DEEPEST) & (signal > 0)
-    kept = torch.maximum(left, signal * DEEPEST)
-    gain = 0.5 * torch.log2(torch.where(varies, signal / kept.clamp(min=torch.finfo(kept.dtype).tiny), 1.0))
+    rest_energy = torch.maximum(left, signal * DEEPEST)
+    gain = 0.5 * torch.log2(
+        torch.where(varies, signal / rest_energy.clamp(min=torch.finfo(rest_energy.dtype).tiny), 1.0)
+    )
     counts = varies.sum(-1)
     return [
         float(total / count) if count else None

@@ -81,10 +81,10 @@ def mapped(inputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> list[torch.
     best = [(float("inf"), STRENGTHS[-1])] * len(ys)
     for strength in STRENGTHS:
         solve = trial.at(strength)
-        for at, y in enumerate(trials):
+        for target_index, y in enumerate(trials):
             left = trial.left(solve, y.fit, trial_x.score, y.score)
             size = float(left.square().mean(0).clamp(min=torch.finfo(left.dtype).tiny).log2().mean())
-            best[at] = min(best[at], (size, strength))
+            best[target_index] = min(best[target_index], (size, strength))
     whole = _Fit(x.fit)
     solvers = {strength: whole.at(strength) for strength in {strength for _, strength in best}}
     return [whole.left(solvers[strength], y.fit, x.score, y.score) for y, (_, strength) in zip(ys, best, strict=True)]

@@ -121,13 +121,13 @@ def _config(folder: Path) -> dict[str, Any]:
 def _fetch(name: str) -> Path:
     """Return the folder of a hub model's config.json and safetensors files, fetched if needed."""
     hub.file_of(name, "config.json", optional=True)
-    found = hub.file_of(name, safetensors_files.INDEX, optional=True)
-    if found is None:
-        found = hub.file_of(name, safetensors_files.SINGLE)
+    path = hub.file_of(name, safetensors_files.INDEX, optional=True)
+    if path is None:
+        path = hub.file_of(name, safetensors_files.SINGLE)
     else:
         # names of shards are checked to stay inside the folder before any is asked for
-        for file in safetensors_files.read_index(found.parent):
+        for file in safetensors_files.read_index(path.parent):
             hub.file_of(name, file)
-    if found is None:
+    if path is None:
         raise UsageError(f"{name} has no safetensors files", hint=f"fetch it, and {_CONVERT}")
-    return found.parent
+    return path.parent

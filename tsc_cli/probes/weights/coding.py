@@ -105,9 +105,9 @@ class _Table:
 
     def count(self, rows: Floats, size: Doubles, steps: Doubles) -> None:
         """Count float32 rows [n, m] of root mean squares `size` [n], quantized with `steps` [n]."""
-        some = size > 0
-        self.zeros += int((~some).sum()) * rows.shape[1]
-        rows, size, steps = rows[some], size[some], steps[some]
+        nonzero = size > 0
+        self.zeros += int((~nonzero).sum()) * rows.shape[1]
+        rows, size, steps = rows[nonzero], size[nonzero], steps[nonzero]
         kinds = np.rint(2 * np.log2(size / steps)).astype(np.int64)  # half an octave each
         for kind in np.unique(kinds).tolist():
             chosen = kinds == kind
@@ -115,14 +115,14 @@ class _Table:
             # no value of a row exceeds its root mean square times sqrt(m)
             reach = int(2 ** ((kind + 0.5) / 2) * rows.shape[1] ** 0.5) + 2
             symbols = np.clip(values, -reach, reach).astype(np.int64).reshape(-1) + reach
-            found = np.bincount(symbols, minlength=2 * reach + 1)
-            self.counts[kind] = self.counts[kind] + found if kind in self.counts else found
+            counts = np.bincount(symbols, minlength=2 * reach + 1)
+            self.counts[kind] = self.counts[kind] + counts if kind in self.counts else counts
 
     def bits(self) -> float:
         """Empirical entropy of the integers given their rows' kinds, bits a value."""
         total, bits = self.zeros, 0.0
         for counts in self.counts.values():
-            found = counts[counts > 0].astype(np.float64)
-            total += int(found.sum())
-            bits += float((found * np.log2(found.sum() / found)).sum())
+            occurring = counts[counts > 0].astype(np.float64)
+            total += int(occurring.sum())
+            bits += float((occurring * np.log2(occurring.sum() / occurring)).sum())
         return bits / total if total else 0.0

@@ -27,7 +27,7 @@ def one(outputs: int, config: Config) -> list[Band]:
 def halves(outputs: int, config: Config) -> list[Band] | None:
     """gate, then up."""
     del config
-    return None if outputs % 2 else [Band(at, outputs // 2, outputs) for at in (0, outputs // 2)]
+    return None if outputs % 2 else [Band(start, outputs // 2, outputs) for start in (0, outputs // 2)]
 
 
 def sections(outputs: int, config: Config) -> list[Band] | None:
@@ -209,19 +209,19 @@ def parts(rest: str, tensor: Tensor, config: Config, experts: int) -> list[Part]
     band = Band(0, shape[0], shape[0])
     one_of = _EXPERT.search(rest)
     name = rest if one_of is None else f"{rest[: one_of.start(1)]}*{rest[one_of.end(1) :]}"
-    number = None if one_of is None else int(one_of[1])
-    return [Part(name.removesuffix(".weight"), Matrix(tensor, band, (shape[0], shape[1])), number, known=False)]
+    expert_number = None if one_of is None else int(one_of[1])
+    return [Part(name.removesuffix(".weight"), Matrix(tensor, band, (shape[0], shape[1])), expert_number, known=False)]
 
 
 @lru_cache(maxsize=1 << 14)  # names are the same in every layer
 def _matching(rest: str) -> list[tuple[Rule, dict[str, Any]]]:
     """The lines of the table whose pattern a name has, and its groups."""
-    found = ((rule, re.fullmatch(rule.pattern, rest)) for rule in TABLE)
-    return [(rule, match.groupdict()) for rule, match in found if match is not None]
+    matches = ((rule, re.fullmatch(rule.pattern, rest)) for rule in TABLE)
+    return [(rule, match.groupdict()) for rule, match in matches if match is not None]
 
 
 def _spread(count: int, asked: int) -> list[int]:
-    return sorted({at * count // asked for at in range(asked)}) if asked < count else list(range(count))
+    return sorted({index * count // asked for index in range(asked)}) if asked < count else list(range(count))
 
 
 def guessed(names: Mapping[str, Tensor]) -> Config:

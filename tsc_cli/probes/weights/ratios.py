@@ -124,7 +124,7 @@ def survey(
 
         list(pool.map(read, range(count)))
         chunk = max(2048, _CHUNK_BYTES // (4 * count))
-        pieces = [block[:, at : min(at + chunk, width)] for at in range(0, width, chunk)]
+        pieces = [block[:, start_value : min(start_value + chunk, width)] for start_value in range(0, width, chunk)]
         for piece, (highest, distance, products) in zip(pieces, pool.map(_compare, pieces), strict=True):
             np.maximum(peak, highest, out=peak)
             np.maximum(apart, distance, out=apart)

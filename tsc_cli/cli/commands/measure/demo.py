@@ -83,10 +83,10 @@ def command(
     restore_seconds = time.perf_counter() - started
 
     out.note("verifying the first and the last snapshot against the exact cache")
-    wanted, options = (0, -1), VerifyOptions(greedy=RESUMED)
-    with out.progress("verifying", passes(trace, wanted, options, against=False)) as advance:
+    snapshots, options = (0, -1), VerifyOptions(greedy=RESUMED)
+    with out.progress("verifying", passes(trace, snapshots, options, against=False)) as advance:
         results = verify_snapshots(
-            trace, loaded.adapter, wanted, tokenizer=loaded.tokenizer, options=options, progress=advance
+            trace, loaded.adapter, snapshots, tokenizer=loaded.tokenizer, options=options, progress=advance
         )
 
     # the capturing run itself is the uninterrupted one: its tokens are in the file's later

@@ -66,7 +66,7 @@ def command(
         raise UsageError("-m MODEL says how keys are rotated, and --no-rope leaves that out")
     opened = TraceFile(file, Keys(key_file).source)
     trace = opened.trace()
-    number = trace.index(snapshot)
+    snapshot_number = trace.index(snapshot)
 
     from tsc_cli.probes.cache import report
     from tsc_cli.probes.cache.job import probe
@@ -75,30 +75,30 @@ def command(
     turning = (
         turning_of(opened, trace, model, out.progress, out.note, trust_remote_code=trust_remote_code) if rope else None
     )
-    known = turning.layers if turning is not None and turning.turns else None
+    rotaries = turning.layers if turning is not None and turning.turns else None
     with out.progress("comparing rows", len(trace.geometry.layers)) as advance:
-        found = probe(trace, number, skip, known, advance)
-    found.notes[:0] = _notes(trace, turning, rope=rope)
-    verdict = report.verdict_of(found)
+        result = probe(trace, snapshot_number, skip, rotaries, advance)
+    result.notes[:0] = _notes(trace, turning, rope=rope)
+    verdict = report.verdict_of(result)
     if target is not None:
         from tsc_cli.probes.cache.figure import draw
 
-        draw(found, target, f"{Path(file).name}, snapshot {number}: {found.tokens} tokens")
+        draw(result, target, f"{Path(file).name}, snapshot {snapshot_number}: {result.tokens} tokens")
     facts: dict[str, Any] = {
         "path": file,
         "codec": _codec(trace),
         "lost_by": opened.lost_by or None,
         "dtype": trace.geometry.dtype,
         "rope": None if turning is None else turning.source,
-        **report.facts(found, verdict),
+        **report.facts(result, verdict),
         "figure": None if target is None else str(target),
     }
     head = textwrap.fill(
-        f"{printable(file)}, snapshot {number} of {len(trace)}: {found.tokens} tokens, the first {skip} left out; "
-        f"{found.layers} layers, {trace.geometry.dtype}",
+        f"{printable(file)}, snapshot {snapshot_number} of {len(trace)}: {result.tokens} tokens, "
+        f"the first {skip} left out; {result.layers} layers, {trace.geometry.dtype}",
         80,
     )
-    text = report.text(found, head, verdict, layers=layers)
+    text = report.text(result, head, verdict, layers=layers)
     if target is not None:
         text += f"\n\n{printable(str(target))}"
     out.report(report.SCHEMA, facts, text, "none" if verdict.most is None else f"{verdict.most.bits:+.3f}")

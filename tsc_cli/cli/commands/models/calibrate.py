@@ -144,7 +144,7 @@ def facts(profile: Profile, path: str) -> dict[str, Any]:
                 "layer_count": s.layer_count,
                 "values_a_token": s.width,
                 "rank": s.rank,
-                "rotary": any(one.channels for one in s.rotary),
+                "rotary": any(rotary.channels for rotary in s.rotary),
             }
             for s in profile.shapes
         ],

@@ -135,8 +135,8 @@ def _check(means: Means) -> None:
 
 
 def _contexts(model: Model) -> list[int]:
-    known = [one for one in CONTEXTS if model.positions is None or one <= model.positions]
-    return known or [model.positions or CONTEXTS[0]]
+    reachable = [tokens for tokens in CONTEXTS if model.positions is None or tokens <= model.positions]
+    return reachable or [model.positions or CONTEXTS[0]]
 
 
 def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict
     from tsc_cli.planning.model import DTYPE_BYTES
     from tsc_cli.planning.notes import notes, values_per_dimension
 
-    found = [costs.at_context(model, one, means) for one in contexts]
-    known = model.parameters
+    context_facts = [costs.at_context(model, tokens, means) for tokens in contexts]
+    parameters = model.parameters
     return {
         "model_type": model.model_type,
         "dtype": model.dtype,
@@ -156,14 +156,14 @@ def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict
         "positions": model.positions,
         "hidden_size": model.hidden,
         "parameters": None
-        if known is None
+        if parameters is None
         else {
-            "total": known.total,
-            "layers_total": known.layers_total,
-            "layers_active": known.layers_active,
-            "head": known.head,
-            "embeddings": known.embeddings,
-            "bytes": known.total * DTYPE_BYTES[model.dtype],
+            "total": parameters.total,
+            "layers_total": parameters.layers_total,
+            "layers_active": parameters.layers_active,
+            "head": parameters.head,
+            "embeddings": parameters.embeddings,
+            "bytes": parameters.total * DTYPE_BYTES[model.dtype],
         },
         "layers": costs.described(runs(model.layers), model.dtype),
         "bytes_per_token": costs.token_bytes(model.layers, model.dtype, 0),
@@ -174,6 +174,6 @@ def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict
         "weights_bytes": means.weights,
         "bandwidth_bytes_per_second": means.bandwidth,
         "compute_flop_per_second": means.compute,
-        "contexts": found,
-        "notes": notes(name, model, found, means),
+        "contexts": context_facts,
+        "notes": notes(name, model, context_facts, means),
     }

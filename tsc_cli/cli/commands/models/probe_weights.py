@@ -92,7 +92,7 @@ def command(
             other = stack_of(base, [one.name for one in stack.types], experts)
             check_same(stack, other, base.path)
     reports = probe(stack, other, sample, out.progress)
-    found = judged(reports)
+    answer = judged(reports)
     name = None if against is None else base.name
     if target is not None:
         from tsc_cli.probes.weights.figure import draw
@@ -100,7 +100,7 @@ def command(
         draw(reports, target, checkpoint.name, name)
     lines = report.text(reports, stack, checkpoint.name, name)
     if verdict:
-        lines += "\n\n" + report.sentence(reports, found)
+        lines += "\n\n" + report.sentence(reports, answer)
     if target is not None:
         lines += f"\n\n{printable(str(target))}"
     facts = {
@@ -108,7 +108,7 @@ def command(
         "form": checkpoint.form,
         "against": name,
         "sampled_rows": sample,
-        **report.facts(reports, stack, found),
+        **report.facts(reports, stack, answer),
         "figure": None if target is None else str(target),
     }
-    out.report(report.SCHEMA, facts, lines, "none" if found is None else f"{found.saved:+.3f}")
+    out.report(report.SCHEMA, facts, lines, "none" if answer is None else f"{answer.saved:+.3f}")
