@@ -183,7 +183,7 @@ class Directions:
         return dict(zip(here, mapped(inputs, list(here.values())), strict=True))
 
     def weak(self) -> dict[str, float]:
-        """Return the directions whose maps had few rows per regressor, so that they may gain more."""
+        """Return the directions whose maps had few rows per regressor and might gain by more."""
         return {direction: row_share for direction, row_share in self.fitted.items() if row_share < _FEW}
 
 
