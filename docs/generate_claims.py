@@ -1,7 +1,7 @@
-"""Fills the tables of README.md, docs/claims.md and docs/klt.md from docs/benchmarks/*.json.
+"""Fill the tables of README.md, docs/claims.md and docs/klt.md from docs/benchmarks/*.json.
 
-Run `python docs/generate_claims.py`.  A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test
-fails when it differs from the measurements.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test fails when it differs from
+the measurements.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands themselves: `python docs/generate_cli.py`.  A test fails when they differ."""
+"""Write docs/cli.md from the commands themselves; a test fails when they differ."""
 
 from __future__ import annotations
 

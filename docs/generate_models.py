@@ -1,4 +1,4 @@
-"""Writes docs/models.md from the table of families: `python docs/generate_models.py`; a test compares them."""
+"""Write docs/models.md from the table of families; a test fails when they differ."""
 
 from __future__ import annotations
 

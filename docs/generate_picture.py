@@ -1,6 +1,7 @@
-"""Draws the README's picture, docs/figures/ratio.png, from docs/benchmarks/ladder.json.
+"""Draw the README's picture, docs/figures/ratio.png, from docs/benchmarks/ladder.json.
 
-Run `python docs/generate_picture.py`.  `python docs/generate_claims.py` writes the table beside it from the same file.
+Run `python docs/generate_picture.py`. `python docs/generate_claims.py` writes the table beside it
+from the same file.
 """
 
 from __future__ import annotations

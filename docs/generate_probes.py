@@ -1,7 +1,7 @@
-"""Fills the tables of docs/probes.md from docs/benchmarks/probe-*.json: `python docs/generate_probes.py`.
+"""Fill the tables of docs/probes.md from docs/benchmarks/probe-*.json.
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test fails when it differs from the measurements.
-The documents are what `tsc probe-weights --json` prints.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; a test fails when it differs from
+the measurements. The documents are what `tsc probe-weights --json` prints.
 """
 
 from __future__ import annotations

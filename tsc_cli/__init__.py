@@ -9,7 +9,8 @@
     model.generate(**generate_inputs(load("prompt.tsc"), model))  # the cache, its tokens, its masks
     result = verify(load("small.tsc"), model)               # KL, top-1 agreement
 
-Names are imported when they are first used, so that the command line's help does not wait for torch.
+Names are imported when they are first used, so that the command line's help does not wait for
+torch.
 """
 
 from __future__ import annotations

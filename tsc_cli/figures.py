@@ -1,4 +1,4 @@
-"""Matplotlib for the modules that draw: without a display, and the same bytes for the same figure."""
+"""Set up Matplotlib to draw without a display, and the same figure with the same bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from formats.errors import optional_packages
 
 
 def pyplot() -> Any:
-    """Import `matplotlib.pyplot`.  Raises UsageError where the extra that installs it is missing."""
+    """Import `matplotlib.pyplot`.
+
+    Raises:
+        UsageError: the extra that installs it is missing.
+    """
     with optional_packages("plot", "a figure"):
         import matplotlib as mpl
 

@@ -1,4 +1,4 @@
-"""Other libraries: their bars and warnings are kept quiet, and their out-of-memory errors are recognized."""
+"""Silence other libraries' progress bars and warnings, and recognize their out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quiet_environment() -> None:
 
 
 def quiet_libraries() -> None:
-    """Nothing is printed by transformers and huggingface_hub from here on, and no telemetry is sent.
+    """Stop transformers and huggingface_hub from printing and from sending telemetry.
 
     What they log as an error they raise as well, and that becomes the one line of a refusal.
     """
@@ -39,7 +39,7 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def quiet_panics() -> Iterator[None]:
-    """Keep from stderr what a library in Rust prints of a panic, which Python gets as an exception besides.
+    """Hide what a Rust library prints when it panics; Python gets an exception as well.
 
     Whatever else is written to stderr meanwhile comes out at the end.
     """
@@ -50,8 +50,8 @@ def quiet_panics() -> Iterator[None]:
         yield
         return
     panicked = False
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except BaseException as error:
@@ -62,22 +62,24 @@ def quiet_panics() -> Iterator[None]:
                 sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)
-            said.seek(0)
-            text = said.read()
+            captured.seek(0)
+            text = captured.read()
             if text and not panicked:
                 with contextlib.suppress(OSError):
                     os.write(2, text)
 
 
 def is_panic(problem: BaseException) -> bool:
-    """Whether a thread in Rust gave up: its exception is none of Python's `Exception`."""
+    """Return whether Rust code panicked; the exception is no subclass of `Exception`."""
     return type(problem).__name__ == "PanicException"
 
 
-def is_want_of_memory(problem: BaseException) -> bool:
-    """Whether memory ran out; torch and zstd say so in the text of errors that can mean anything."""
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Return whether memory ran out; torch and zstd tell only in the text of general errors."""
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
     text = str(problem).lower()
-    told = any(words in text for words in _WANTS)
-    return told and (isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError")
+    matches = any(words in text for words in _WANTS)
+    return matches and (
+        isinstance(problem, RuntimeError | OSError | ImportError) or type(problem).__name__ == "ZstdError"
+    )

@@ -64,7 +64,8 @@ def lines(what: str, total: int | None, say: Say) -> Iterator[Progress]:
                     said += 1
                     say(f"{what}: {state(done, total, time.monotonic() - started)}")
 
-    # where there is no memory for it, the job goes on without lines; `Thread.start` would wait for it for ever then
+    # where there is no memory for it, the job goes on without lines; `Thread.start` would wait for
+    # it for ever then
     with contextlib.suppress(RuntimeError, MemoryError):
         _thread.start_new_thread(report, ())
     try:

@@ -12,8 +12,7 @@ from .text_input import shown
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """`text` without anything that could steer a terminal: control characters appear as escapes, and so do bytes of a
-    name that are no text."""
+    """Escape control characters, which could steer a terminal, and bytes that are not text."""
     return "".join(
         char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii")
         for char in shown(text)
@@ -41,8 +40,9 @@ def ratio(value: float) -> str:
 def columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     """Lay out a table: the first column to the left, columns of numbers to the right.
 
-    A table that is wider than the terminal gets a block of lines for each row.  This is not `rich.table`: that folds
-    the cells of a narrow table within numbers, and importing it takes longer than `tsc inspect` may.
+    A table that is wider than the terminal gets a block of lines for each row. This is not
+    `rich.table`: that folds the cells of a narrow table within numbers, and importing it takes
+    longer than `tsc inspect` may.
     """
     lines = [list(head)] if head else []
     lines += [[printable(cell) for cell in row] for row in rows]
@@ -63,14 +63,14 @@ def columns(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 
 def _terminal_width() -> int | None:
-    """The columns of the terminal that stdout is; None for a file or a pipe, which rows of any length suit."""
+    """The columns of the terminal that stdout is; None for a file or a pipe."""
     if sys.stdout is None or sys.stdout.closed or not sys.stdout.isatty():
         return None
     return max(shutil.get_terminal_size().columns, 20)
 
 
 def _blocks(rows: Sequence[Sequence[str]], head: Sequence[str], room: int) -> str:
-    """A row as its first cell, and below it a line for each other cell that is not empty, with the column's name."""
+    """Lay out each row as its first cell and a line for each other cell that is not empty."""
     name_width = max(map(len, head[1:]), default=0)
     lines: list[str] = []
     for row in rows:
@@ -88,6 +88,6 @@ def _numeric(cell: str) -> bool:
 
 
 def spelled(value: float) -> str:
-    """A number in digits, all of them: nothing but the name of a promise says in the file what was promised."""
+    """Write a number in full, since its name is all that a file says of what was promised."""
     text = format(Decimal(repr(value)), "f")
     return text.removesuffix(".0")

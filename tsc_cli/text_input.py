@@ -1,8 +1,8 @@
-"""Bytes to text: the one place where what a person or a file hands over becomes text that can be tokenized.
+"""Decode what a person or a file hands over into text that can be tokenized.
 
-A command line, a file and stdin are bytes.  A text is UTF-8; what is something else is refused by name, and a byte
-order mark is taken off, since it would go into the prompt as tokens.  Names of files stay as the operating system has
-them.
+A command line, a file and stdin are bytes. A text is UTF-8; what is something else is refused by
+name, and a byte order mark is taken off, since it would go into the prompt as tokens. Names of
+files stay as the operating system has them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ def decode(data: bytes, name: str, say: Say = silent) -> str:
     Raises:
         UsageError: it is UTF-16, UTF-32 or no Unicode text at all.
     """
-    found = next((what for mark, what in _OTHERS if data.startswith(mark)), None) or _unmarked(data)
-    if found is not None:
-        raise UsageError(f"is {found} text, not UTF-8", path=name, hint=f"iconv -f {found} -t UTF-8 makes it UTF-8")
+    encoding = next((encoding_name for mark, encoding_name in _OTHERS if data.startswith(mark)), None) or _unmarked(
+        data
+    )
+    if encoding is not None:
+        raise UsageError(
+            f"is {encoding} text, not UTF-8", path=name, hint=f"iconv -f {encoding} -t UTF-8 makes it UTF-8"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -50,7 +54,7 @@ def decode(data: bytes, name: str, say: Say = silent) -> str:
 
 
 def read_text(path: str, say: Say = silent) -> str:
-    """A UTF-8 text file, or stdin for `-`; `say` is told of a byte order mark that was taken off."""
+    """Read a UTF-8 text file, or stdin for `-`; `say` is told if a byte order mark is dropped."""
     if not path:
         raise UsageError("the name of the file to read is empty", hint="a file, or - for stdin")
     name = "stdin" if path == "-" else path
@@ -83,14 +87,19 @@ def read_prompt(prompt: str | None, prompt_file: str | None, say: Say, *, hint: 
 
 
 def argument(text: str, name: str = "the prompt", say: Say = silent) -> str:
-    """A text of the command line, without a byte order mark.  Raises UsageError if it is not UTF-8."""
+    """Decode a text of the command line.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
     return unmarked(of_system(text, name), name, say)
 
 
 def of_system(text: str, name: str) -> str:
     """The text of an argument or of a variable of the environment.
 
-    What Python could not decode by the locale (any byte beyond ASCII in the C locale) is decoded as UTF-8.
+    What Python could not decode by the locale (any byte beyond ASCII in the C locale) is decoded as
+    UTF-8.
 
     Raises:
         UsageError: it is not UTF-8.
@@ -127,7 +136,7 @@ def require_content(text: str, hint: str | None = None) -> str:
 
 
 def is_text(value: Any) -> bool:
-    """False for what holds half of a surrogate pair, which no encoding has; `value` is text or JSON."""
+    """Return False if text or JSON holds half of a surrogate pair, which cannot be encoded."""
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
     except UnicodeEncodeError:
@@ -142,7 +151,7 @@ def require_text(value: Any, what: str) -> None:
 
 
 def shown(name: str) -> str:
-    """A name as text: what the operating system could not decode as UTF-8, or as an escape of each byte."""
+    """Return a file's name as text, with bytes that are not UTF-8 as escapes."""
     if is_text(name):
         return name
     data = name.encode("utf-8", "surrogatepass" if _has_other_halves(name) else "surrogateescape")
@@ -169,7 +178,8 @@ def _unmarked(data: bytes) -> str | None:
 def tolerant(stream: Any) -> None:
     """Let a standard stream take every text.
 
-    Bytes of a name that are no text go out as they are, and characters that the stream's encoding lacks as escapes.
+    Bytes of a name that are no text go out as they are, and characters that the stream's encoding
+    lacks as escapes.
     """
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None and getattr(stream, "errors", _ESCAPED) != _ESCAPED:

@@ -1,4 +1,4 @@
-"""Fields of a config, read strictly: what is read, what was assumed, and what nobody understood is known afterwards."""
+"""Read the fields of a config strictly, and keep account of those that were read or assumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from formats.errors import CorruptError, UnsupportedFileError
 from formats.limits import MAX_EXTENT, MAX_LAYERS
 
-# a field with such a name may change what is cached; one that nothing here knows is refused, not skipped
+# a field with such a name may change what is cached; one that nothing here knows is refused, not
+# skipped
 _MATTERS = re.compile(
     r"kv|cache|window|sliding|attn|attention|latent|lora|head|layer|state|ssm|mamba|conv|linear|recurrent|shar|chunk|"
     r"sparse|index_|indexer|compress|hybrid|expert|moe|ffn|mlp|intermediate|block|rank",
@@ -30,7 +31,8 @@ class Fields:
     """One JSON object of a config.
 
     Attributes:
-        assumed: fields that the config does not state, and the value that the architecture itself gives them.
+        assumed: fields that the config does not state, and the value that the architecture itself
+            gives them.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Fields:
         return self._integer(value, name, low, high)
 
     def optional(self, name: str, low: int = 1, high: int = MAX_EXTENT) -> int | None:
-        """An integer, or None if the config says null or nothing and the architecture assumes nothing."""
+        """An integer, or None if the field is null or missing and has no default."""
         value = self._get(name)
         return None if value is _MISSING or value is None else self._integer(value, name, low, high)
 
@@ -114,7 +116,7 @@ class Fields:
         )
 
     def refuse_unknown(self, harmless: Collection[str]) -> None:
-        """Raise UnsupportedFileError for a field that may change what is cached and that nothing has read.
+        """Raise UnsupportedFileError for an unread field that may change what is cached.
 
         Args:
             harmless: fields that are known to change nothing here.

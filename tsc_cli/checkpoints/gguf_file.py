@@ -1,8 +1,8 @@
 """GGUF checkpoints: which tensors a file holds, and where.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.  The `gguf` package dequantizes; the header is read
-here, since the package maps the file and builds every entry of the vocabulary, and trusts the counts that the file
-states.  Integers are little-endian, dimensions innermost first.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package dequantizes;
+the header is read here, since the package maps the file and builds every entry of the vocabulary,
+and trusts the counts that the file states. Integers are little-endian, dimensions innermost first.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class _Reader:
 
     def config(self, facts: dict[str, Any]) -> dict[str, Any]:
         kind = facts.get("general.architecture")
-        found: dict[str, Any] = {"model_type": kind} if isinstance(kind, str) else {}
+        config: dict[str, Any] = {"model_type": kind} if isinstance(kind, str) else {}
         if isinstance(facts.get("split.count"), int):  # of how many files this is one
-            found["split_count"] = facts["split.count"]
-        return found | {
+            config["split_count"] = facts["split.count"]
+        return config | {
             ours: facts[f"{kind}.{theirs}"]
             for theirs, ours in _FIELDS.items()
             if isinstance(facts.get(f"{kind}.{theirs}"), int)
@@ -170,23 +170,23 @@ class _Reader:
 
 @functools.cache
 def _encoding(kind: int) -> Encoding:
-    """How the tensors of a GGML type are stored; one that is unknown here can be stepped over, not read."""
+    """Return how the tensors of a GGML type are stored; an unknown type cannot be decoded."""
     with optional_packages("gguf", "a GGUF file"):
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     try:
-        known = GGMLQuantizationType(kind)
+        ggml_type = GGMLQuantizationType(kind)
     except ValueError:
         return Encoding(f"type {kind}", 1, 0, None)
-    block, size = GGML_QUANT_SIZES[known]
+    block, size = GGML_QUANT_SIZES[ggml_type]
 
     def decode(data: Any) -> Floats:
         with np.errstate(all="ignore"):  # a damaged scale becomes NaN, which is refused by name
-            values: Floats = dequantize(data, known)
+            values: Floats = dequantize(data, ggml_type)
         return values
 
     try:
         decode(np.zeros((1, size), np.uint8))
     except (NotImplementedError, ValueError):  # no code for it in this version of the package
-        return Encoding(known.name, block, size, None)
-    return Encoding(known.name, block, size, decode)
+        return Encoding(ggml_type.name, block, size, None)
+    return Encoding(ggml_type.name, block, size, decode)

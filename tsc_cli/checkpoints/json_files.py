@@ -1,9 +1,10 @@
 """JSON that others wrote: a model's config.json, the index of its shards, the header of one.
 
-They have no limits of their own, and grow with the model: an index names every tensor, a config may list every expert.
-So what bounds them is the file and the machine: how much memory a text needs is estimated from its bytes before
-anything is made of it.  What the JSON of a .tsc file may not have (see `formats.container.strict_json`) is refused here
-where it is damage, and taken where other writers write it: Infinity, long strings, integers of any size.
+They have no limits of their own, and grow with the model: an index names every tensor, a config may
+list every expert. So what bounds them is the file and the machine: how much memory a text needs is
+estimated from its bytes before anything is made of it. What the JSON of a .tsc file may not have
+(see `formats.container.strict_json`) is refused here where it is damage, and taken where other
+writers write it: Infinity, long strings, integers of any size.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def read_object(path: Path, hint: str | None = None) -> dict[str, Any]:
     except OSError as error:
         raise StorageError(f"cannot be read: {error.strerror}", path=str(path)) from error
     try:
-        found = loads(data, path.name, str(path), MAX_TEXT)
+        values = loads(data, path.name, str(path), MAX_TEXT)
     except CorruptError as error:
         raise CorruptError(error.message.removeprefix(f"{path.name}: "), path=str(path), hint=hint) from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise CorruptError("is not a JSON object", path=str(path), hint=hint)
-    return found
+    return values
 
 
 def loads(data: bytes, what: str, path: str, most: int) -> Any:

@@ -1,7 +1,8 @@
 """Weight matrices in checkpoint files, read a few rows at a time.
 
-Files are read with plain reads into buffers, not mapped: the pages of a mapped file that have been touched count as the
-process's memory until the kernel takes them back, and a probe touches every page of a checkpoint.
+Files are read with plain reads into buffers, not mapped: the pages of a mapped file that have been
+touched count as the process's memory until the kernel takes them back, and a probe touches every
+page of a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _PIECE = 1 << 21  # bytes that are read and decoded at once
 
 @dataclass(frozen=True)
 class Encoding:
-    """How values are stored: `block` of them in `size` bytes; `decode` takes uint8 [n, bytes] to float32 [n, values].
+    """How values are stored: `block` of them in `size` bytes.
+
+    `decode` turns uint8 [n, bytes] into float32 [n, values].
 
     `decode` None means that they cannot be read here.
     """
@@ -49,7 +52,8 @@ class Tensor:
 
     Attributes:
         shape: row-major, outermost first.
-        offset: of its first byte in the file; reader and file size have been checked to hold all of it.
+        offset: of its first byte in the file; reader and file size have been checked to hold all of
+            it.
     """
 
     path: str
@@ -61,7 +65,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Band:
-    """Which outputs of a stored matrix belong to a part of it: `length` from `start` on, again every `stride`."""
+    """The outputs of a stored matrix that belong to one part: `length` of every `stride`."""
 
     start: int
     length: int
@@ -82,7 +86,8 @@ class Matrix:
     """A weight matrix [outputs, inputs], or the part of a fused one that `band` names.
 
     Attributes:
-        first: where in the tensor's outermost dimension the matrix starts, counted in stored rows: an expert's of many.
+        first: where in the tensor's outermost dimension the matrix starts, counted in stored rows:
+            an expert's of many.
         transposed: stored as [inputs, outputs], as GPT-2's Conv1D does.
     """
 
@@ -145,20 +150,20 @@ class Matrix:
         octets = encoding.row_bytes(width)
         data = np.empty((count, octets), np.uint8)
         file.seek(self.tensor.offset + (self.first + start) * octets)
-        view, at = data.data.cast("B"), 0
-        while at < len(view):
-            got = file.readinto(view[at:])
+        view, filled = data.data.cast("B"), 0
+        while filled < len(view):
+            got = file.readinto(view[filled:])
             if not got:
                 raise CorruptError(f"ends within tensor {self.tensor.name!r}", path=self.tensor.path)
-            at += got
+            filled += got
         assert encoding.decode is not None  # stacks.py refuses the others by name
         return encoding.decode(data)
 
     def _check(self, values: Floats) -> None:
         if values.size and not max(float(values.max()), -float(values.min())) <= LARGEST:
-            what = "NaN" if np.isnan(values).any() else f"values beyond {LARGEST:g}"
+            culprit = "NaN" if np.isnan(values).any() else f"values beyond {LARGEST:g}"
             raise CorruptError(
-                f"tensor {self.tensor.name!r} holds {what}",
+                f"tensor {self.tensor.name!r} holds {culprit}",
                 path=self.tensor.path,
                 hint="fetch the checkpoint again, or leave this type of matrix out with --types",
             )
@@ -171,7 +176,7 @@ def whole(tensor: Tensor) -> Matrix:
 
 
 def spread(rows: int, asked: int | None) -> Indexes:
-    """Numbers of `asked` rows of `rows`, evenly spread; of all rows where that is as many, or None."""
+    """Return the numbers of `asked` evenly spread rows; of all if it is None or not fewer."""
     if asked is None or asked >= rows:
         return np.arange(rows, dtype=np.int64)
     return np.arange(asked, dtype=np.int64) * rows // asked

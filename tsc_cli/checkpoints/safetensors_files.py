@@ -1,8 +1,9 @@
 """Safetensors checkpoints: which tensors a file or an index of shards holds, and where.
 
-Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON, data).  The header is read
-here, with the checks of that project's reader, because offsets are needed to read rows without mapping the file.
-Everything that a file says is checked against its size before anything of that size is allocated.
+Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON, data).
+The header is read here, with the checks of that project's reader, because offsets are needed to
+read rows without mapping the file. Everything that a file says is checked against its size before
+anything of that size is allocated.
 """
 
 from __future__ import annotations
@@ -89,20 +90,20 @@ def _tensors(entries: Any, path: str, start: int, size: int) -> dict[str, Tensor
         if name == "__metadata__":
             continue
         where = f"header: tensor {name!r}"
-        found = strict_json.fields(entry, where, ("dtype", "shape", "data_offsets"))
-        shape = strict_json.items(found["shape"], f"{where} shape", MAX_TENSOR_RANK)
+        fields = strict_json.fields(entry, where, ("dtype", "shape", "data_offsets"))
+        shape = strict_json.items(fields["shape"], f"{where} shape", MAX_TENSOR_RANK)
         offsets = [
             strict_json.integer(n, f"{where} data_offsets", 0, MAX_INTEGER)
-            for n in strict_json.items(found["data_offsets"], f"{where} data_offsets", 2)
+            for n in strict_json.items(fields["data_offsets"], f"{where} data_offsets", 2)
         ]
         if len(offsets) != 2 or offsets[1] < offsets[0]:
             raise CorruptError(f"{where}: two ascending data offsets were expected")
         if start + offsets[1] > size:
             raise CorruptError(f"{where} ends at byte {start + offsets[1]} of a file of {size}: it is cut short")
         extents = tuple(strict_json.integer(n, f"{where} shape", 0, MAX_INTEGER) for n in shape)
-        encoding = ENCODINGS.get(strict_json.string(found["dtype"], f"{where} dtype"))
+        encoding = ENCODINGS.get(strict_json.string(fields["dtype"], f"{where} dtype"))
         # a dtype of a later version of the format is somebody else's tensor until it is asked for
-        encoding = encoding or Encoding(found["dtype"], 1, 0, None)
+        encoding = encoding or Encoding(fields["dtype"], 1, 0, None)
         if encoding.size and math.prod(extents) * encoding.size != offsets[1] - offsets[0]:
             raise CorruptError(f"{where}: shape and dtype do not give {offsets[1] - offsets[0]} bytes")
         ranges.append((offsets[0], offsets[1]))
@@ -112,7 +113,7 @@ def _tensors(entries: Any, path: str, start: int, size: int) -> dict[str, Tensor
 
 
 def read_index(folder: Path) -> list[str]:
-    """Names of the shards that a folder's index names, each once; none of them outside the folder."""
+    """Return the names of the shards in a folder's index, each once and all inside the folder."""
     return sorted(set(_weight_map(folder / INDEX).values()))
 
 
@@ -136,33 +137,37 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             path=str(folder),
             hint="fetch the missing files; model.safetensors.index.json names them",
         )
-    held = {name: read_file(path) for name, path in shards.items()}
+    tensors_by_shard = {name: read_file(path) for name, path in shards.items()}
     for tensor, shard in weight_map.items():
-        if tensor not in held[shard]:
+        if tensor not in tensors_by_shard[shard]:
             raise CorruptError(
                 f"does not hold tensor {tensor!r}, which the index places there", path=str(shards[shard]), hint=_AGAIN
             )
-    return {tensor: held[shard][tensor] for tensor, shard in weight_map.items()}
+    return {tensor: tensors_by_shard[shard][tensor] for tensor, shard in weight_map.items()}
 
 
 def _only_file(folder: Path) -> Path:
     if (folder / SINGLE).is_file():
         return folder / SINGLE
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) != 1:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
         raise UsageError(
-            f"{len(found)} .safetensors files and no {INDEX}",
+            f"{len(files)} .safetensors files and no {INDEX}",
             path=str(folder),
             hint="fetch the index, or name one of the files",
         )
-    return found[0]
+    return files[0]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = json_files.read_object(index, _AGAIN).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(one, str) for one in found.values()):
+    weight_map = json_files.read_object(index, _AGAIN).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(shard, str) for shard in weight_map.values())
+    ):
         raise CorruptError("has no weight_map from tensors to files", path=str(index), hint=_AGAIN)
-    for name in set(found.values()):
+    for name in set(weight_map.values()):
         parts = PurePosixPath(name).parts
         # names as written, not as they resolve: a hub cache's files are links out of their folder
         if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or "\0" in name:
@@ -171,4 +176,4 @@ def _weight_map(index: Path) -> dict[str, str]:
                 path=str(index),
                 hint="do not use this checkpoint before you know who made it",
             )
-    return found
+    return weight_map

@@ -1,4 +1,4 @@
-"""The Typer app: one command a file in `commands`, registered here in the order in which a person meets them."""
+"""The Typer app: it registers the commands in the order in which the help lists them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def tsc(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """KV cache snapshots: capture a transformer's cache, store it small, restore it, measure what was lost.
+    """KV cache snapshots: capture a transformer's cache, store it small, restore it, measure what
+    was lost.
 
     Also installed as tsc-kv, since TypeScript's compiler is called tsc, too.
     """

@@ -25,12 +25,13 @@ class ChatOptions:
     template: Template = None
 
     def read(self, out: Output, *, beside: str | None) -> Chat | None:
-        """The chat of `--messages`, or None without one; read before a model is loaded, so that errors come first.
+        """Read the chat of `--messages` before a model is loaded; None without one.
 
         Args:
             beside: a prompt that was given, too.
         Raises:
-            UsageError: options of a chat without one, a chat beside a prompt, or what is wrong with the messages.
+            UsageError: options of a chat without one, a chat beside a prompt, or what is wrong with
+                the messages.
         """
         if self.messages is None:
             given = {

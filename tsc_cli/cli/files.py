@@ -24,7 +24,8 @@ def check_output(path: str, *, overwrite: bool, read: Iterable[str | None] = ())
     """Refuse an output before the work is done.  `-` is stdout, which must not be a terminal.
 
     Args:
-        read: keys and texts that the command reads, over which nothing is written even if `overwrite` is set.
+        read: keys and texts that the command reads, over which nothing is written even if
+            `overwrite` is set.
     """
     if not path:
         raise UsageError("the name of the output is empty", hint="-o FILE, or -o - for stdout")
@@ -32,8 +33,13 @@ def check_output(path: str, *, overwrite: bool, read: Iterable[str | None] = ())
         if sys.stdout.isatty():
             raise UsageError("binary data is not written to a terminal", hint="give -o FILE, or redirect stdout")
     else:
-        for one in read:  # first: the other refusal would recommend --force
-            if one is not None and os.path.exists(path) and os.path.exists(one) and os.path.samefile(path, one):
+        for path_read in read:  # first: the other refusal would recommend --force
+            if (
+                path_read is not None
+                and os.path.exists(path)
+                and os.path.exists(path_read)
+                and os.path.samefile(path, path_read)
+            ):
                 raise UsageError("is an input of this command, and is not overwritten", path=path)
         refuse_existing(Path(path), overwrite=overwrite)
 
@@ -53,18 +59,18 @@ def open_output(path: str, *, overwrite: bool) -> Iterator[BinaryIO]:
             yield file
 
 
-def one_sequence(trace: Trace, number: int) -> Trace:
+def one_sequence(trace: Trace, sequence: int) -> Trace:
     """A trace of one text: sequence `number` of a batch.  Raises UsageError if there is none."""
-    return trace if trace.geometry.batch == 1 and number == 0 else trace.sequence(number)
+    return trace if trace.geometry.batch == 1 and sequence == 0 else trace.sequence(sequence)
 
 
 def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) -> None:
-    """Say what is not as it was at capture: what was forced, or only another kernel; a refusal says so itself."""
+    """Report how the model, or the kernels it runs on, differ from those at capture."""
     from tsc_cli.huggingface.fingerprint import fingerprint
 
     try:
         with out.progress("hashing the weights"):
-            found = fingerprint.of(loaded.model, loaded.tokenizer)
+            fingerprint_here = fingerprint.of(loaded.model, loaded.tokenizer)
     except UnsupportedCacheError as error:
         if not forced:
             raise
@@ -72,17 +78,17 @@ def say_differences(trace: Trace, loaded: Loaded, out: Output, *, forced: bool) 
             f"--force-model-mismatch: the models were not compared: {error.message}; the results may be meaningless"
         )
         return
-    differs = fingerprint.difference(trace.fingerprint, found)
+    differs = fingerprint.difference(trace.fingerprint, fingerprint_here)
     if forced and differs is not None:
         message(f"--force-model-mismatch: {differs}; the results may be meaningless")
-    rounding = fingerprint.differences_in_rounding(trace.fingerprint, found)
+    rounding = fingerprint.differences_in_rounding(trace.fingerprint, fingerprint_here)
     for note in (rounding, fingerprint.another_version(trace.fingerprint)):
         if note is not None and (forced or differs is None):
             out.note(note)
 
 
 def numbers(text: str, count: int, what: str) -> list[int]:
-    """A selection such as `0-3,7,-1`, `all` or `last`, out of `count` things; negative numbers count from the end."""
+    """Parse a selection of `count` items such as `0-3,7,-1`, `all` or `last`."""
     if text == "all":
         return list(range(count))
     if text == "last":
@@ -95,5 +101,5 @@ def numbers(text: str, count: int, what: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if not -count <= first < count or not -count <= last < count or (match[2] and last < first):
             raise UsageError(f"there is no {what} {piece}", hint=f"{what}s are 0 to {count - 1}")
-        chosen += [number % count for number in range(first, last + 1)]
+        chosen += [index % count for index in range(first, last + 1)]
     return sorted(set(chosen))

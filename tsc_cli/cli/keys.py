@@ -1,4 +1,4 @@
-"""Where the secret of an encrypted file comes from: an option, the environment, or somebody at the terminal."""
+"""Get the secret of an encrypted file from an option, the environment or the terminal."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Keys:
 
     @property
     def source(self) -> KeySource:
-        """For reading: a key that is named on the command line is insisted on, so that no other file can stand in."""
+        """The source to read with; a key named on the command line is required, not only tried."""
         return self if self._key is None else self._key
 
     def ready(self, path: str) -> KeySource:
-        """`source`, with what has to be typed for this file typed: later a progress bar would write over the question.
+        """Return `source` after asking for a passphrase, before a progress bar hides the question.
 
         Raises:
             UsageError: the typed text is not a valid passphrase.
@@ -53,7 +53,7 @@ class Keys:
         return self.source
 
     def known(self, path: str) -> bool:
-        """Whether a secret of the kind that this file takes is at hand without asking anybody, if it takes one."""
+        """Return whether the file can be read without asking anybody for a secret."""
         scheme = _scheme_of(path)
         variable = KEY_VARIABLE if scheme is Scheme.KEY else PASSPHRASE_VARIABLE
         return self._key is not None or scheme is None or variable in os.environ
@@ -66,18 +66,18 @@ class Keys:
             UsageError: it is not a valid key or passphrase.
         """
         if scheme is Scheme.KEY:
-            found = self._key or _key_of_environment()
-            if found is None:
+            secret = self._key or _key_of_environment()
+            if secret is None:
                 hint = f"--key-file KEYFILE, or {KEY_VARIABLE} ({2 * KEY_BYTES} hexadecimal digits)"
                 raise LockedError("is encrypted with a key", path=path, hint=hint)
-            return found
-        found = _passphrase_of_environment() or self._typed
-        if found is None and self._may_ask:
-            found = self._typed = Secret.of_passphrase(_type(f"passphrase of {printable(path)}: "))
-        if found is None:
+            return secret
+        secret = _passphrase_of_environment() or self._typed
+        if secret is None and self._may_ask:
+            secret = self._typed = Secret.of_passphrase(_type(f"passphrase of {printable(path)}: "))
+        if secret is None:
             hint = f"{PASSPHRASE_VARIABLE}, or a terminal to type it at"
             raise LockedError("is encrypted with a passphrase", path=path, hint=hint)
-        return found
+        return secret
 
     def new(self) -> Secret:
         """The secret to encrypt a new file with; a passphrase is typed twice.
@@ -85,9 +85,9 @@ class Keys:
         Raises:
             UsageError: there is none; two passphrases differ.
         """
-        found = self._key or _key_of_environment() or _passphrase_of_environment()
-        if found is not None:
-            return found
+        secret = self._key or _key_of_environment() or _passphrase_of_environment()
+        if secret is not None:
+            return secret
         if not self._may_ask:
             where = f"--key-file KEYFILE, {KEY_VARIABLE} or {PASSPHRASE_VARIABLE}"
             raise UsageError("no key or passphrase to encrypt with", hint=f"{where} gives it; {_MAKE}")

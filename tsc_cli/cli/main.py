@@ -1,7 +1,7 @@
-"""The program's entry: runs the Typer app and turns every way of ending into a line and an exit code.
+"""The program's entry point: it runs the Typer app and explains every error in one line.
 
-0 ok; 1 a check ran and failed its threshold; 2 usage or I/O; 3 corrupt or unsupported file; 4 the requested
-tier or quality cannot be met; 101 a bug of ours; 130 interrupted.
+0 ok; 1 a check ran and failed its threshold; 2 usage or I/O; 3 corrupt or unsupported file; 4 the
+requested tier or quality cannot be met; 101 a bug of ours; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from formats.errors import TscError
 from tsc_cli import text_input
-from tsc_cli.libraries import is_want_of_memory, quiet_environment
+from tsc_cli.libraries import is_out_of_memory, quiet_environment
 
 from . import output
 
@@ -39,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     signal.signal(signal.SIGINT, interrupt)
     if os.environ.get("TSC_DEBUG") != "1":
-        # what goes wrong where nobody can catch it, such as in a thread of progress lines that gets no memory, loses
-        # nothing and is not shown; a function in C, since one in Python would need memory itself
+        # what goes wrong where nobody can catch it, such as in a thread of progress lines that gets
+        # no memory, loses nothing and is not shown; a function in C, since one in Python would need
+        # memory itself
         sys.unraisablehook = callable
     quiet_environment()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -82,7 +83,7 @@ def _explain(problem: Exception) -> int:
         command = context.command_path if context is not None else "tsc"
         output.error(problem.format_message(), f"{command} --help")
         return 2
-    if is_want_of_memory(problem):
+    if is_out_of_memory(problem):
         output.error("out of memory", "a smaller --chunk or --context needs less")
         return 2
     if isinstance(problem, OSError):

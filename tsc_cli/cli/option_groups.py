@@ -1,4 +1,4 @@
-"""Options that belong together, as dataclasses: a command that takes one has an option for each of its fields.
+"""Options that belong together, as dataclasses: each field of one is an option of the command.
 
 @with_groups
 def command(file: File, source: ModelOfFile, chat: ChatOptions, out: Output) -> None: ...
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as Typer reads it: each dataclass among its parameters is replaced by the fields of that dataclass.
+    """Return the command as Typer reads it, with the fields of its dataclasses as parameters.
 
-    Typer knows single options only.  Parameters are passed by name, so that their order is that of the help.
+    Typer knows single options only. Parameters are passed by name, so that their order is that of
+    the help.
     """
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []

@@ -1,6 +1,7 @@
-"""Options that several commands share, so that they are spelled and explained alike, and the bounds of all numbers.
+"""Options that several commands share, and the bounds of all numbers.
 
-A number that makes no sense is refused where the command line is read, before a file is opened or a model loaded.
+A number that makes no sense is refused where the command line is read, before a file is opened or a
+model loaded.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ MOST_HEAT = 1e6  # a temperature: all tokens are equally likely long before
 
 
 def number(value: float | None) -> float | None:
-    """A callback of options: what is not a number is within any range."""
+    """Refuse NaN, which lies within every range."""
     if value is not None and math.isnan(value):
         raise typer.BadParameter("nan is not a number")
     return value
 
 
 def device_name(value: str) -> str:
-    """A callback: what can be the name of a device.  Whether it is here shows when a model is loaded."""
+    """Refuse what cannot be a device's name; whether there is such a device shows at loading."""
     if _DEVICE.fullmatch(value) is None:
         raise typer.BadParameter(f"{value!r} is not the name of a device, such as cpu, cuda or cuda:1")
     return value

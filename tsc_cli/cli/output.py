@@ -31,7 +31,7 @@ class Output:
     quiet: Quiet = False
 
     def report(self, schema: str, facts: Mapping[str, Any], text: str, headline: str) -> None:
-        """The command's result, in the form that was asked for; what steers a terminal is escaped in a text."""
+        """Print the result in the form that was asked for, with terminal controls escaped."""
         if self.as_json:
             self.data(json.dumps({"schema": schema, **facts}, indent=2, allow_nan=False) + "\n")
         else:

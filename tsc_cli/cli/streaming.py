@@ -15,9 +15,9 @@ _REPLACEMENT = "\ufffd"  # what a tokenizer makes of bytes that are no character
 class TextStream:
     """Decodes tokens and emits text as soon as it can no longer change.
 
-    A character may be spread over several tokens; it is held back until it is whole.  Only the last few tokens are
-    decoded anew: those of the piece before, which a tokenizer needs as the context of a leading space, and those behind
-    it.  Without a tokenizer the ids themselves are the text.
+    A character may be spread over several tokens; it is held back until it is whole. Only the last
+    few tokens are decoded anew: those of the piece before, which a tokenizer needs as the context
+    of a leading space, and those behind it. Without a tokenizer the ids themselves are the text.
 
     Attributes:
         text: after `end`, what `decode` gives for all tokens; before, what was emitted.

@@ -1,4 +1,4 @@
-"""What `tsc compress` is asked for: one of a tier, a quality, a KL or top-1 share, a size in bits, a codec by hand."""
+"""The target of `tsc compress`: a tier, a quality, a KL or top-1 share, a size, or a codec."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Model families: what each caches, whether it can be captured, and how to read its config.  Nothing imports torch."""
+"""Model families: what each caches, whether it can be captured, and how a plan reads its config."""

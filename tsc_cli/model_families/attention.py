@@ -1,6 +1,7 @@
 """Which layers a config describes: a rule for each way in which published configs say it.
 
-A rule takes the fields of a config and the shape that all its layers share, and gives the layers, first to last.
+A rule takes the fields of a config and the shape that all its layers share, and gives the layers,
+first to last.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class Shape:
     """What the attention layers of a model have in common.
 
     Attributes:
-        layers: how many layers of any kind; hidden: size of the residual stream; key_size: of one head.
+        layers: how many layers of any kind.
+        hidden: size of the residual stream.
+        key_size: of one head.
     """
 
     layers: int
@@ -36,7 +39,7 @@ Kind = Callable[[Fields, Shape], Layer]
 
 
 def shape(fields: Fields) -> Shape:
-    """Heads of `head_dim`, or heads that split the residual stream where a config does not state it.
+    """Read the heads; they split the residual stream if `head_dim` is not stated.
 
     Raises:
         CorruptError: a field is missing or wrong, or heads do not divide what they share.
@@ -45,7 +48,7 @@ def shape(fields: Fields) -> Shape:
 
 
 def split_shape(fields: Fields) -> Shape:
-    """Heads that split the residual stream, whatever else a config states (GPT-2, GPT-NeoX)."""
+    """Read heads that split the residual stream, whatever a config states (GPT-2, GPT-NeoX)."""
     return _shape(fields, None)
 
 
@@ -56,7 +59,7 @@ def bigcode_shape(fields: Fields) -> Shape:
 
 
 def falcon_shape(fields: Fields) -> Shape:
-    """One KV head (Falcon-7B) or as many as query heads; what the newer form caches depends on who runs it."""
+    """Read one KV head (Falcon-7B) or as many as query heads; refuse the newer form."""
     if fields.flag("new_decoder_architecture"):
         raise fields.unsupported(
             "new_decoder_architecture", "transformers caches its KV heads once for every query head, others do not"
@@ -66,13 +69,13 @@ def falcon_shape(fields: Fields) -> Shape:
 
 
 def latent_shape(fields: Fields) -> Shape:
-    """Heads whose keys and values come out of a latent: how many KV heads a config states says nothing of the cache."""
+    """Read heads of latent attention, whose stated number of KV heads does not affect the cache."""
     heads = fields.integer("num_attention_heads")
     return Shape(fields.integer("num_hidden_layers", 1, MAX_LAYERS), fields.integer("hidden_size"), heads, heads, 0)
 
 
 def headless(fields: Fields) -> Shape:
-    """Of models without attention: heads mean something else there, if they are stated at all."""
+    """Read models without attention, where a stated number of heads means something else."""
     return Shape(fields.integer("num_hidden_layers", 1, MAX_LAYERS), fields.integer("hidden_size"), 0, 0, 0)
 
 
@@ -118,7 +121,10 @@ def hybrid_layer(fields: Fields, of: Shape) -> Layer:
 
 
 def latent_layer(fields: Fields, of: Shape) -> Layer:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one latent and one rotary key for all heads."""
+    """Describe multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+
+    All heads share one latent and one rotary key.
+    """
     rank, turned = fields.integer("kv_lora_rank"), fields.integer("qk_rope_head_dim")
     unturned, value_size = fields.integer("qk_nope_head_dim"), fields.integer("v_head_dim")
     query_rank = fields.optional("q_lora_rank")
@@ -154,7 +160,7 @@ _WORDS: dict[str, Kind] = {
 
 
 def typed(pattern: Pattern, **kinds: Kind) -> Rule:
-    """`layer_types` says it, a word a layer; where it is missing, the pattern of the architecture does.
+    """Return a rule that reads `layer_types`, or the architecture's pattern if it is missing.
 
     Args:
         kinds: words beyond those of `_WORDS`, or instead of them.
@@ -163,20 +169,20 @@ def typed(pattern: Pattern, **kinds: Kind) -> Rule:
     def rule(fields: Fields, of: Shape) -> list[Layer]:
         stated = pattern(fields, of.layers)
         words = fields.words("layer_types", of.layers) or stated
-        known = {**_WORDS, **kinds}
+        kinds_by_word = {**_WORDS, **kinds}
         for layer, word in enumerate(words):
-            if word not in known:
+            if word not in kinds_by_word:
                 raise fields.unsupported(
                     "layer_types", f"layer {layer} is of the kind {shown(word)}, which is not known"
                 )
-        made = {word: known[word](fields, of) for word in dict.fromkeys(words)}
+        made = {word: kinds_by_word[word](fields, of) for word in dict.fromkeys(words)}
         return [made[word] for word in words]
 
     return rule
 
 
 def qwen(fields: Fields, of: Shape) -> list[Layer]:
-    """`use_sliding_window` switches windows on, from layer `max_window_layers` on unless `layer_types` says it."""
+    """Read layers whose windows `use_sliding_window` enables from `max_window_layers` on (Qwen)."""
     used = fields.flag("use_sliding_window") and fields.optional("sliding_window", 1, MAX_ROWS) is not None
     first = fields.integer("max_window_layers", 0, MAX_LAYERS)
     words = ["sliding_attention" if used and layer >= first else "full_attention" for layer in range(of.layers)]
@@ -184,7 +190,7 @@ def qwen(fields: Fields, of: Shape) -> list[Layer]:
 
 
 def qwen_experts(fields: Fields, of: Shape) -> list[Layer]:
-    """As `qwen`, but implementations disagree on which layers have the window: then `layer_types` must say it."""
+    """Read Qwen-MoE layers; with windows on, `layer_types` must say which layers have one."""
     used = fields.flag("use_sliding_window") and fields.optional("sliding_window", 1, MAX_ROWS) is not None
     fields.optional("max_window_layers", 0, MAX_LAYERS)
     if used and fields.words("layer_types", of.layers) is None:
@@ -201,7 +207,7 @@ def _qwen(fields: Fields, of: Shape, words: list[str], *, used: bool) -> list[La
 
 
 def sharing(rule: Rule) -> Rule:
-    """The last `num_kv_shared_layers` read the rows of earlier layers of their kind and keep none (Gemma 3n)."""
+    """Return a rule whose last `num_kv_shared_layers` reuse earlier layers' rows (Gemma 3n)."""
 
     def shared(fields: Fields, of: Shape) -> list[Layer]:
         layers = rule(fields, of)

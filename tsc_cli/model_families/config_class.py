@@ -1,7 +1,7 @@
-"""What transformers' configuration class of a model type says: defaults of its fields, and their other names.
+"""Read the defaults and aliases of fields from transformers' configuration classes.
 
-The source is parsed instead of imported: importing one configuration class imports torch, which takes seconds where
-parsing takes a tenth of one, and `tsc plan` needs nothing else of either.
+The source is parsed instead of imported: importing one configuration class imports torch, which
+takes seconds where parsing takes a tenth of one, and `tsc plan` needs nothing else of either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class ConfigClass:
 
     Attributes:
         defaults: values of the fields whose default is a literal, by name.
-        aliases: the name under which a config states a field, by the name that transformers reads it by.
+        aliases: the name under which a config states a field, by the name that transformers reads
+            it by.
     """
 
     defaults: Mapping[str, Any]
@@ -74,7 +75,7 @@ def _assigned(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 
 def _from_keywords(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
-    """Fields that the class reads out of its keyword arguments: `kwargs.pop("full_attention_interval", 4)`."""
+    """Yield fields read from keyword arguments: `kwargs.pop("full_attention_interval", 4)`."""
     for call in ast.walk(node):
         match call:
             case ast.Call(

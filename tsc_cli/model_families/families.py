@@ -1,7 +1,7 @@
-"""The one table of model families: what each caches, whether it can be captured, and how a plan reads its config.
+"""The table of model families: what each caches, whether it is captured, how its config is read.
 
-`tsc capture --list-supported` and docs/models.md show it, capture refuses by it, `tsc plan` counts by it, and the tests
-build a small model of every model type in it.  Nothing here imports torch.
+`tsc capture --list-supported` and docs/models.md show it, capture refuses by it, `tsc plan` counts
+by it, and the tests build a small model of every model type in it. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Family:
 
     Attributes:
         name: as its users know it.
-        rules: how a plan reads the config of each model type, by transformers' name of the type; None where it cannot.
+        rules: how a plan reads the config of each model type, by transformers' name of the type;
+            None where it cannot.
         holds: what its cache holds, in plain words.
-        refused: empty if the family can be captured; else the layer class that cannot be stored, or the reason, in
-            words that the error says.
+        refused: empty if the family can be captured; else the layer class that cannot be stored, or
+            the reason, in words that the error says.
         by_type: refused for its model type, since nothing else shows why.
         tried: whether tests capture it.
     """
@@ -352,7 +353,8 @@ _BY_TYPE = {model_type: family for family in FAMILIES if family.by_type for mode
 def family_of(model_type: str) -> Family | None:
     """The family of a model type as a config states it, or None for one that is not in the table.
 
-    A type that holds a language model beside others, such as "gemma3", is of the family of that language model.
+    A type that holds a language model beside others, such as "gemma3", is of the family of that
+    language model.
     """
     return _OF_TYPE.get(model_type) or _OF_TYPE.get(f"{model_type}_text")
 

@@ -1,4 +1,4 @@
-"""Numbers in the matrices of the feed-forward part of each layer, and how many of them one token meets."""
+"""Count the parameters of each layer's feed-forward part, in all and for one token."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def plain(field: str, *, times: int | None = None) -> Rule:
     """Up and down.
 
     Args:
-        times: of the residual stream, where the size is missing (GPT-2); without it a missing size is an error.
+        times: of the residual stream, where the size is missing (GPT-2); without it a missing size
+            is an error.
     """
 
     def rule(fields: Fields, of: Shape) -> list[FeedForward]:
@@ -106,9 +107,11 @@ class Experts:
     """A rule for mixtures of experts, each gate, up and down.
 
     Attributes:
-        count: field with the number of experts; size: field with the inner size of one.
+        count: field with the number of experts.
+        size: field with the inner size of one.
         where: which layers have experts; the others are gated with `dense` as the inner size.
-        shared_size: field with the inner size of an expert that every token meets; shared_gate: it has a gate.
+        shared_size: field with the inner size of an expert that every token meets.
+        shared_gate: it has a gate.
         shared_count: field with how many experts of `size` every token meets.
     """
 

@@ -37,7 +37,8 @@ HARMLESS: frozenset[str] = frozenset().union(
     {"use_falcon_mambapy", "use_flash_attention", "use_flash_attn", "use_mamba_kernels", "use_mambapy"},
     # what is returned, and how the file was made
     {"for_llm_compressor", "output_attentions", "output_hidden_states"},
-    # positions: a layer with RoPE caches what one without it does; model types that mean more by it read these
+    # positions: a layer with RoPE caches what one without it does; model types that mean more by it
+    # read these
     {"attn_rotary_emb", "no_rope_layer_interval", "no_rope_layers"},
     # further layers for predicting several tokens at once: left out, and said so
     {"mtp_num_hidden_layers", "num_mtp_layers", "num_nextn_predict_layers"},

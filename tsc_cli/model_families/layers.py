@@ -14,14 +14,16 @@ class Layer:
     """One layer of a model.
 
     Attributes:
-        kind: full, sliding, chunked, latent (MLA), linear, mamba, conv, shared (it reads another layer's rows), or two
-            of them with a plus between them, where a layer has both.
+        kind: full, sliding, chunked, latent (MLA), linear, mamba, conv, shared (it reads another
+            layer's rows), or two of them with a plus between them, where a layer has both.
         row_values: values that one token adds to the cache; 0 if the layer keeps no rows.
         window: rows that are kept at most, of the newest tokens; None keeps all.
         state_values: values of a state of constant size, in the dtype of the cache.
-        state_values_float32: values of a state that is kept in float32 whatever the dtype of the cache.
+        state_values_float32: values of a state that is kept in float32 whatever the dtype of the
+            cache.
         query_heads, kv_heads: 0 where the layer has none.
-        pair_size: multiply-adds of one query token with one row: query heads times (key size + value size).
+        pair_size: multiply-adds of one query token with one row: query heads times (key size +
+            value size).
         weights: numbers in the matrices of the layer's token mixing, biases and norms left out.
     """
 
@@ -72,7 +74,7 @@ def runs(layers: Iterable[Layer]) -> list[tuple[int, Layer]]:
 def attention(
     kind: str, heads: int, kv_heads: int, key_size: int, hidden: int, *, window: int | None = None, gated: bool = False
 ) -> Layer:
-    """A layer that caches one key and one value of `key_size` a KV head (GQA; MHA and MQA are its ends).
+    """Describe a layer that caches a key and a value of `key_size` per KV head (MHA, GQA, MQA).
 
     Args:
         hidden: size of the residual stream, for the weights.

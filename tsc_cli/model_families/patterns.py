@@ -1,4 +1,4 @@
-"""The words of `layer_types` for configs that do not list them: what each architecture says instead."""
+"""Derive the words of `layer_types` for configs that describe their layers in other ways."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ def jamba(fields: Fields, layers: int) -> list[str]:
 
 
 def unturned(kind: str, *, turned: str = "full_attention") -> Pattern:
-    """What a layer is depends on whether it has RoPE: `no_rope_layers`, 1 for layers that have it, 0 for those without.
+    """Return a pattern by `no_rope_layers`: 1 for layers with RoPE, 0 for those without.
 
     Args:
-        kind: of layers without RoPE; turned: of those with it.
+        kind: of layers without RoPE.
+        turned: of those with it.
     """
 
     def pattern(fields: Fields, layers: int) -> list[str]:

@@ -15,7 +15,7 @@ from .feed_forward import Rule as FeedForwardRule
 
 @dataclass(frozen=True)
 class PlanRule:
-    """How to read the config of one model type, beyond what transformers' configuration class says itself.
+    """How to read the config of one model type, beside transformers' configuration class.
 
     Attributes:
         layers: what each layer caches.
@@ -23,7 +23,8 @@ class PlanRule:
         shape: heads and sizes.
         assumes: fields beyond `ASSUMED` whose default counts where a config leaves them out.
         aliases: older name of a field, under which published configs have it.
-        harmless: fields whose names speak of caches or sizes, and which change neither for this type.
+        harmless: fields whose names speak of caches or sizes, and which change neither for this
+            type.
         positions: whether learned positions are a matrix of their own.
     """
 

@@ -1,7 +1,7 @@
 """Layers whose memory does not grow: state-space models, linear attention, short convolutions.
 
-Sizes are those of transformers 5: the last inputs of a convolution in the dtype of the model, as many as its kernel is
-wide, and the recurrent state in float32.
+Sizes are those of transformers 5: the last inputs of a convolution in the dtype of the model, as
+many as its kernel is wide, and the recurrent state in float32.
 """
 
 from __future__ import annotations
@@ -21,14 +21,22 @@ def mamba(inner: int, kernel: int, state: int, rank: int, hidden: int) -> Layer:
 
 
 def mamba2(inner: int, heads: int, groups: int, kernel: int, state: int, hidden: int) -> Layer:
-    """A Mamba-2 layer (arXiv 2405.21060): `inner` = heads times head size; B and C of `groups` pass the convolution."""
+    """Describe a Mamba-2 layer (arXiv 2405.21060).
+
+    Args:
+        inner: heads times head size.
+        groups: whose B and C pass the convolution.
+    """
     mixed = inner + 2 * groups * state
     weights = hidden * (inner + mixed + heads) + mixed * kernel + inner * hidden
     return Layer("mamba", state_values=mixed * kernel, state_values_float32=inner * state, weights=weights)
 
 
 def gated_delta(fields: Fields, hidden: int) -> Layer:
-    """A gated delta rule layer (arXiv 2412.06464; Qwen3-Next): a matrix of key size by value size for each head."""
+    """Describe a gated delta rule layer (arXiv 2412.06464; Qwen3-Next).
+
+    Each head's state is a matrix of key size by value size.
+    """
     key_heads, heads = fields.integer("linear_num_key_heads"), fields.integer("linear_num_value_heads")
     key_size, value_size = fields.integer("linear_key_head_dim"), fields.integer("linear_value_head_dim")
     kernel = fields.integer("linear_conv_kernel_dim")

@@ -1,1 +1,1 @@
-"""Models on this machine: where they are fetched from, how they are converted, under which names they are kept."""
+"""Models on this machine: fetching, converting and naming them."""

@@ -1,4 +1,4 @@
-"""Finding and reading a config.json: a file, a folder, the default model, or a hub id.  No weights are touched."""
+"""Find and read the config.json of a file, a folder, the default model or a hub id."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def _from_hub(name: str, say: Say) -> Path:
     """The file in the local hub cache, or fetched into it."""
     from huggingface_hub import try_to_load_from_cache
 
-    kept = try_to_load_from_cache(name, NAME)
-    if isinstance(kept, str):
-        return Path(kept)
+    cached = try_to_load_from_cache(name, NAME)
+    if isinstance(cached, str):
+        return Path(cached)
     say(f"looking for the {NAME} of {name} on the model hub")
-    found = hub.file_of(name, NAME)
-    if found is None:
+    path = hub.file_of(name, NAME)
+    if path is None:
         raise UsageError(f"{name} has no {NAME} on the hub", hint=f"a {NAME} or a folder with one will do, too")
-    return found
+    return path

@@ -1,4 +1,4 @@
-"""The default model: SmolLM2-135M-Instruct, fetched once and kept as a folder that transformers loads at once."""
+"""The default model, SmolLM2-135M-Instruct: fetched once and kept as a transformers folder."""
 
 from __future__ import annotations
 

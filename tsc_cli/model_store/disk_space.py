@@ -1,4 +1,4 @@
-"""Room on a disk, asked for before something large is written to it, and what a full disk is called afterwards."""
+"""Check that a disk has room before writing something large, and explain failed writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPARE = 64 << 20  # bytes that stay free: a disk that is full to the last byte 
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:
-    """Raise StorageError where `needed` bytes do not fit on the disk of `folder`, which need not exist yet."""
+    """Raise StorageError if `needed` bytes do not fit on the disk of `folder`, present or not."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -34,7 +34,7 @@ def require_room(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def writing(what: str, folder: Path) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a StorageError that says why; errors of tsc's own pass."""
+    """Turn every other error of the block into a StorageError that says why."""
     try:
         yield
     except (TscError, MemoryError):

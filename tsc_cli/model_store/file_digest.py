@@ -1,7 +1,8 @@
-"""Which bytes a file holds: its SHA-256, remembered for as long as the system says that the file was not touched.
+"""SHA-256 of large files, remembered while the file system says that they are unchanged.
 
-What is compared is the path, the size, the file's number on the disk and the times of the last change of content and of
-status.  The last of these no program can set back, so that a file that was replaced in place is read again.
+What is compared is the path, the size, the file's number on the disk and the times of the last
+change of content and of status. The last of these no program can set back, so that a file that was
+replaced in place is read again.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def sha256_of(parts: list[Path], *, root: Path, stage: Stage) -> str:
     try:
         state = state_of(parts)
         note = root / f"{hashlib.sha256(os.fsencode(parts[0].resolve())).hexdigest()[:32]}.json"
-        known = _remembered(note, state)
-        if known is not None:
-            return known
+        remembered = _remembered(note, state)
+        if remembered is not None:
+            return remembered
         digest = _read(parts, stage)
-        settled = time.time_ns() - max(int(one[-1]) for one in state) > _FRESH
+        settled = time.time_ns() - max(int(entry[-1]) for entry in state) > _FRESH
         if state_of(parts) == state and settled:
             _remember(note, state, digest)
     except OSError as error:
@@ -61,11 +62,13 @@ def _read(parts: list[Path], stage: Stage) -> str:
 
 def state_of(parts: list[Path]) -> State:
     """What the system says of some files; it is another one once their bytes are changed."""
-    found: State = []
+    states: State = []
     for part in parts:
-        one = part.stat()
-        found.append([str(part.resolve()), one.st_size, one.st_dev, one.st_ino, one.st_mtime_ns, one.st_ctime_ns])
-    return found
+        status = part.stat()
+        states.append(
+            [str(part.resolve()), status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        )
+    return states
 
 
 def _remembered(note: Path, state: State) -> str | None:

@@ -1,4 +1,4 @@
-"""Where converted models lie: made beside their place by one process, taken by name when whole, swept up otherwise."""
+"""Folders of converted models: one process builds each, and publishes it by renaming it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def root() -> Path:
 
 @contextlib.contextmanager
 def building(target: Path, is_ready: Callable[[], bool], say: Say) -> Iterator[Path | None]:
-    """An empty folder in which one process makes what is to lie at `target`; None where it is there already.
+    """Yield an empty folder in which to build `target`, or None if that is there already.
 
-    What others left when they were killed is deleted first.  The folder is gone when the block ends.
+    What others left when they were killed is deleted first. The folder is gone when the block ends.
 
     Raises:
         OSError: it cannot be made.
@@ -47,7 +47,7 @@ def building(target: Path, is_ready: Callable[[], bool], say: Say) -> Iterator[P
 
 
 def publish(built: Path, target: Path) -> None:
-    """Give a finished folder its name, on the disk before that; it replaces what is not ready there."""
+    """Write a finished folder to the disk and rename it to `target`, replacing what is there."""
     for file in (*built.rglob("*"), built):
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -60,7 +60,7 @@ def publish(built: Path, target: Path) -> None:
 
 
 def remove(target: Path, say: Say) -> int:
-    """Delete a folder, once nobody writes it any more, and return how many bytes that gives back."""
+    """Delete a folder once no process is writing it, and return how many bytes that frees."""
     if not target.parent.is_dir():
         return 0
     with _only_one(target, say):
@@ -80,7 +80,7 @@ def size_of(folder: Path) -> int:
 
 
 def sweep() -> None:
-    """Delete what processes that are no more left half-made."""
+    """Delete what killed processes left half-made."""
     for left in (*root().glob(f"{_OLD}*"), *root().glob(f"{_NEW}*")):
         if left.name.startswith(_OLD):
             shutil.rmtree(left, ignore_errors=True)

@@ -1,7 +1,8 @@
 """A GGUF file into a folder that transformers loads at once: dequantized, with its tokenizer.
 
-Every matrix is stored in the smallest of bfloat16, float16 and float32 that holds all of its values.  So the folder is
-the same model as the file, to the bit: 4 bytes a weight for what was quantized, 2 for what was not.
+Every matrix is stored in the smallest of bfloat16, float16 and float32 that holds all of its
+values. So the folder is the same model as the file, to the bit: 4 bytes a weight for what was
+quantized, 2 for what was not.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def require_packages() -> None:
 
 
 def convert(parts: list[Path], built: Path, say: Say, stage: Stage) -> None:
-    """Dequantize through transformers' own GGUF loading, store what it gives, and compare what was stored with it.
+    """Dequantize through transformers, store the result and compare it with the source.
 
     Args:
         parts: the files of the model.
@@ -155,19 +156,19 @@ def _loaded(gguf: Path, named: Path) -> Any:
 
 
 def _smallest(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch.Tensor]:
-    """Each matrix in the smallest type that holds its values; tensors that share memory go on sharing it."""
+    """Return each matrix in the smallest dtype that holds its values; shared ones stay shared."""
     import torch
 
     done: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    found = {}
+    narrowed = {}
     for name, tensor in weights.items():
         key = (tensor.data_ptr(), tensor.shape)
         if key not in done:
             if not bool(torch.isfinite(tensor).all()):
                 raise UsageError(f"{name} holds values that are no numbers", path=path, hint="fetch the file again")
             done[key] = _narrowed(tensor)
-        found[name] = done[key]
-    return found
+        narrowed[name] = done[key]
+    return narrowed
 
 
 def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
@@ -184,7 +185,7 @@ def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _set_dtype(config: Path) -> None:
-    """What `--dtype auto` takes is what it takes for the file itself: float32, whatever the stored tensors are."""
+    """Make `--dtype auto` load float32, as it does for a GGUF file, whatever dtypes are stored."""
     values = json.loads(config.read_text("utf-8"))
     values["dtype"] = "float32"
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -13,18 +13,22 @@ _OF_A_PART = ("GGUF.", "split.")  # what a part says of itself, not of the model
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of a model of which one is named, in their order.  Raises UsageError where one is missing."""
+    """Return all parts of a split GGUF model of which one is named, in order.
+
+    Raises:
+        UsageError: a part is missing.
+    """
     match = _PART.fullmatch(path.name)
     if match is None or int(match[3]) < 2:
         return [path]
     count = int(match[3])
     if not 1 <= int(match[2]) <= count:
         raise UsageError(f"is named as part {int(match[2])} of {count}", path=str(path))
-    found = [path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
-    for part in found:
+    paths = [path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    for part in paths:
         if not part.is_file():
             raise UsageError(f"is one of {count} parts, of which {part.name} is missing", path=str(path))
-    return found
+    return paths
 
 
 def stem_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Files of models on a hub: one of them, or all that a model is loaded from.  Nothing else of tsc asks a hub."""
+"""Download files of models from a hub; no other module talks to one."""
 
 from __future__ import annotations
 
@@ -33,22 +33,23 @@ def file_of(
     advance: Progress | None = None,
     asked: bool = False,
 ) -> Path | None:
-    """The file in the local hub cache, fetched into it where it is not there; all of one model are in one folder.
+    """Return a file of a model in the local hub cache, and fetch it if it is not there.
 
     A file that is fetched is held against the hash that the hub announced.
 
     Args:
         name: a hub id.
-        optional: of a model that is in the cache, a file that is not, and cannot be asked for, is taken as one that the
-            model does not have.
+        optional: of a model that is in the cache, a file that is not, and cannot be asked for, is
+            taken as one that the model does not have.
         folder: where to put the file instead.
         advance: told how many bytes have come.
-        asked: the hub answered just now.  Otherwise it is asked once before huggingface_hub does, whose tries of a hub
-            that does not answer take minutes.
+        asked: the hub answered just now. Otherwise it is asked once before huggingface_hub does,
+            whose tries of a hub that does not answer take minutes.
     Returns:
         None where the model has no such file.
     Raises:
-        UsageError: there is no such model, it is not given to everybody, or the hub cannot be reached.
+        UsageError: there is no such model, it is not given to everybody, or the hub cannot be
+            reached.
         StorageError: the file cannot be stored, or is not the one that was announced.
     """
     quiet_environment()
@@ -66,7 +67,7 @@ def file_of(
         try:
             if not asked and not isinstance(before, str):
                 get_hf_file_metadata(hf_hub_url(name, file, **which), timeout=ANSWER)
-            found = Path(hf_hub_download(name, file, **more))
+            path = Path(hf_hub_download(name, file, **more))
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # not in the cache, and no hub to ask whether there is one
                 raise
@@ -75,9 +76,9 @@ def file_of(
             if optional and _has_snapshots(name) and cause_of(error).unreachable:
                 return None
             raise
-        if folder is None and (not isinstance(before, str) or Path(before).resolve() != found.resolve()):
-            _require_announced(found, name, file)
-        return found
+        if folder is None and (not isinstance(before, str) or Path(before).resolve() != path.resolve()):
+            _require_announced(path, name, file)
+        return path
 
 
 def files_of(name: str) -> dict[str, int]:
@@ -86,12 +87,15 @@ def files_of(name: str) -> dict[str, int]:
     from huggingface_hub import HfApi
 
     with _explained(name, name):
-        found = HfApi().model_info(name, files_metadata=True, timeout=ANSWER).siblings
-    return {file.rfilename: file.size or 0 for file in found or ()}
+        siblings = HfApi().model_info(name, files_metadata=True, timeout=ANSWER).siblings
+    return {file.rfilename: file.size or 0 for file in siblings or ()}
 
 
 def announced_sha256(name: str, file: str, revision: str, timeout: float) -> str | None:
-    """The SHA-256 that the hub states for a large file, or None; asked once.  Raises as `file_of` does."""
+    """Ask the hub once for the SHA-256 of a large file; None if it states none.
+
+    Raises as `file_of` does.
+    """
     quiet_environment()
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -120,7 +124,7 @@ def _has_snapshots(name: str) -> bool:
 
 @contextlib.contextmanager
 def _explained(name: str, what: str) -> Iterator[None]:
-    """Whatever huggingface_hub and the libraries below it raise becomes one line that says why."""
+    """Turn errors of huggingface_hub and the libraries below it into one line that says why."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -152,7 +156,7 @@ def _explain(error: Exception, name: str, what: str) -> NoReturn:
 
 
 def _require_announced(path: Path, name: str, file: str) -> None:
-    """The hub cache names a file's bytes by the hash that the hub announced: SHA-256, or git's for small files."""
+    """Check a file against its name in the hub cache: SHA-256, or git's hash for small files."""
     blob = path.resolve()
     with blob.open("rb") as data:
         if _SHA256.fullmatch(blob.name):

@@ -28,7 +28,8 @@ def fetch(name: str, say: Say, stage: Stage = no_stage, *, code: bool = False) -
         stage: opens a progress bar over so many bytes.
         code: Python files, too.
     Raises:
-        UsageError: there is no such model, it has no weights that can be loaded, or the hub cannot be reached.
+        UsageError: there is no such model, it has no weights that can be loaded, or the hub cannot
+            be reached.
         StorageError: it cannot be stored, or does not fit on the disk.
     """
     say(f"looking for {name} in the local hub cache and on the model hub")
@@ -40,22 +41,22 @@ def fetch(name: str, say: Say, stage: Stage = no_stage, *, code: bool = False) -
             raise
         say(f"the hub cannot be asked ({cause.text}); {name} is taken from the local hub cache")
         return Path(_present(name, "config.json")).parent
-    wanted = _chosen(sizes, code)
-    if not any(file.endswith((".safetensors", ".bin")) for file in wanted):
+    files = _chosen(sizes, code)
+    if not any(file.endswith((".safetensors", ".bin")) for file in files):
         several = any(file.endswith(".gguf") for file in sizes)
         hint = "fetch one of its GGUF files, and give that with -m" if several else hub.HINT
         raise UsageError(f"{name} has no weights on the hub that transformers loads", hint=hint)
-    missing = [file for file in wanted if not _is_kept(name, file)]
+    missing = [file for file in files if not _is_kept(name, file)]
     _require_room(sum(sizes[file] for file in missing), name)
     folders = set()
-    for file in wanted:
+    for file in files:
         if file in missing and hub.said_size(sizes[file]):
             say(f"fetching {file} of {name}{hub.said_size(sizes[file])}")
         with stage(f"fetching {file}", sizes[file]) if file in missing else no_stage(file, None) as advance:
-            found = hub.file_of(name, file, advance=advance, asked=True)
-        if found is None:
+            path = hub.file_of(name, file, advance=advance, asked=True)
+        if path is None:
             raise UsageError(f"{name} has no {file} any more", hint="the model was changed on the hub; try again")
-        folders.add(found.parent if "/" not in file else found.parent.parent)
+        folders.add(path.parent if "/" not in file else path.parent.parent)
     if len(folders) != 1:
         raise UsageError(f"{name} was changed on the hub while it was fetched", hint="try again")
     return folders.pop()
@@ -81,8 +82,8 @@ def _chosen(files: Iterable[str], code: bool) -> list[str]:
 def _present(name: str, file: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, file)
-    return found if isinstance(found, str) else ""
+    path = try_to_load_from_cache(name, file)
+    return path if isinstance(path, str) else ""
 
 
 def _is_kept(name: str, file: str) -> bool:

@@ -1,4 +1,4 @@
-"""Names that people give to models on this machine: one small file a name, so that no two processes share one."""
+"""Names of models on this machine: one small file per name, so that no two processes share one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Named:
     """What a name stands for.
 
     Attributes:
-        kind: "gguf" (converted, in a folder of tsc's own), "hub" (in the local hub cache) or "folder" (where it lies).
+        kind: "gguf" (converted, in a folder of tsc's own), "hub" (in the local hub cache) or
+            "folder" (where it lies).
         source: the file, hub id or folder that it was made of.
         sha256: of a GGUF file's bytes, or "".
     """
@@ -37,7 +38,7 @@ class Named:
     sha256: str = ""
 
     def same_as(self, other: Named) -> bool:
-        """Whether both are one model, whatever they are called and wherever a GGUF file of these bytes lay."""
+        """Return whether both are the same model, whatever their names and paths."""
         if self.kind == "gguf":
             return other.kind == "gguf" and self.sha256 == other.sha256
         return (self.kind, self.source) == (other.kind, other.source)
@@ -48,7 +49,11 @@ def folder() -> Path:
 
 
 def find(name: str) -> Named | None:
-    """What a name stands for, or None.  Raises UsageError where what is noted of it cannot be read."""
+    """Return what a name stands for, or None.
+
+    Raises:
+        UsageError: its file cannot be read.
+    """
     if NAME.fullmatch(name) is None:
         return None
     path = _path(name)
@@ -61,25 +66,25 @@ def find(name: str) -> Named | None:
         raise UsageError(f"what {name} stands for cannot be read: {error.strerror}", path=str(path)) from error
     try:
         values = json.loads(data)
-        found = Named(**{field.name: values[field.name] for field in fields(Named)})
+        named = Named(**{field.name: values[field.name] for field in fields(Named)})
     except (ValueError, TypeError, KeyError, RecursionError):
-        found = None
-    if found is None or not all(isinstance(value, str) for value in asdict(found).values()) or found.kind not in KINDS:
+        named = None
+    if named is None or not all(isinstance(value, str) for value in asdict(named).values()) or named.kind not in KINDS:
         raise UsageError(
             f"what {name} stands for is damaged", path=str(path), hint=f"tsc models remove {name}, then add it again"
         )
-    return found if found.name == name else None  # a file system that takes other letters for the same
+    return named if named.name == name else None  # a file system that takes other letters for the same
 
 
 def all_named() -> Iterator[Named]:
     """All names that can be read, in their order."""
     for path in sorted(folder().glob("*.json")):
         try:
-            found = find(path.name.removesuffix(".json"))
+            named = find(path.name.removesuffix(".json"))
         except UsageError:
             continue
-        if found is not None:
-            yield found
+        if named is not None:
+            yield named
 
 
 def check(name: str) -> None:
@@ -96,13 +101,13 @@ def check(name: str) -> None:
 
 
 def holder(name: str) -> Named | None:
-    """Who has a name, or one that differs only in capital letters, which some file systems do not tell apart."""
-    wanted = name.casefold()
-    return next((one for one in all_named() if one.name.casefold() == wanted), None)
+    """Return the model of this name in any capitalization, as some file systems ignore case."""
+    folded = name.casefold()
+    return next((named for named in all_named() if named.name.casefold() == folded), None)
 
 
 def require_free(named: Named) -> None:
-    """Raise UsageError unless a name can be given to a model: it is well formed, and stands for no other model."""
+    """Raise UsageError unless a name is well-formed and stands for no other model."""
     check(named.name)
     taken = holder(named.name)
     if taken is not None and (taken.name != named.name or not taken.same_as(named)):
@@ -113,7 +118,12 @@ def require_free(named: Named) -> None:
 
 
 def give(named: Named) -> None:
-    """Note what a name stands for.  Raises UsageError if it is taken, StorageError if it cannot be noted."""
+    """Store what a name stands for.
+
+    Raises:
+        UsageError: it is taken.
+        StorageError: it cannot be stored.
+    """
     require_free(named)
     if find(named.name) is None:
         folder().mkdir(parents=True, exist_ok=True)

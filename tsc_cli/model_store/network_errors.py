@@ -1,7 +1,7 @@
-"""Why something did not arrive from a network: the cause at the root, in words, whatever libraries made of it.
+"""Find the root cause of a failed download in whatever libraries made of it.
 
-Libraries wrap errors several times and say "check your connection" of a full disk.  What they raise differs between
-their versions, too, so that nothing here rests on one library's classes.
+Libraries wrap errors several times and say "check your connection" of a full disk. What they raise
+differs between their versions, too, so that nothing here rests on one library's classes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Cause:
     Attributes:
         text: one line without names, passwords or control characters of a URL.
         hint: what to do about it.
-        local: it lies on this machine (disk, permissions, a proxy setting), so that another source would not help.
+        local: it lies on this machine (disk, permissions, a proxy setting), so that another source
+            would not help.
         unreachable: nothing answered, so that nothing is known of what was asked for.
     """
 
@@ -56,14 +57,14 @@ def cause_of(error: BaseException) -> Cause:
     """What lies at the root of an error that a library raised while it fetched something."""
     links = list(_links(error))
     for link in links:
-        found = _disk(link)
-        if found is not None:
-            return found
+        cause = _disk(link)
+        if cause is not None:
+            return cause
     for tell in (_answer, _security, _proxy, _connection):
         for link in links:
-            found = tell(link)
-            if found is not None:
-                return found
+            cause = tell(link)
+            if cause is not None:
+                return cause
     for link in reversed(links):
         if str(link).strip():
             return Cause(first_line(link), _NETWORK_HINT)
@@ -92,15 +93,17 @@ def _links(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         inner = (link.__cause__, link.__context__, getattr(link, "reason", None), *link.args)
-        waiting += [one for one in inner if isinstance(one, BaseException)]
+        waiting += [error_inside for error_inside in inner if isinstance(error_inside, BaseException)]
 
 
 def _disk(link: BaseException) -> Cause | None:
     if isinstance(link, OSError) and link.filename is not None and link.errno in _DENIED:
         text = f"{link.filename} cannot be written: {link.strerror}"
         return Cause(text, "TSC_CACHE and HF_HOME say where things are kept", local=True)
-    number = link.errno if isinstance(link, OSError) else None
-    text = _DISK.get(number or 0) or next((ours for theirs, ours in _DISK_TEXTS.items() if theirs in str(link)), "")
+    error_number = link.errno if isinstance(link, OSError) else None
+    text = _DISK.get(error_number or 0) or next(
+        (ours for theirs, ours in _DISK_TEXTS.items() if theirs in str(link)), ""
+    )
     if not text:
         return None
     where = f" ({link.filename})" if isinstance(link, OSError) and link.filename else ""
@@ -143,7 +146,7 @@ def _proxy(link: BaseException) -> Cause | None:
 
 
 def _is_of_proxy(link: BaseException) -> bool:
-    """Whether an error arose where a client reads its proxies: the text of some names only a port or a host."""
+    """Return whether an error arose in reading proxy settings; its text may only name a host."""
     trace = link.__traceback__
     while trace is not None:
         if "proxy" in trace.tb_frame.f_code.co_name.lower() or "proxies" in trace.tb_frame.f_code.co_name.lower():

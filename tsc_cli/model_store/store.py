@@ -1,7 +1,8 @@
 """Models that this machine keeps under a name: GGUF files converted once, hub models and folders.
 
-A converted model lies in a folder that is named by the SHA-256 of its file, so that two files of one name are two
-models, one file under two paths is one, and a file that was replaced is never taken for the old one.
+A converted model lies in a folder that is named by the SHA-256 of its file, so that two files of
+one name are two models, one file under two paths is one, and a file that was replaced is never
+taken for the old one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def find(name: str) -> Named | None:
 
 
 def arguments(named: Named, say: Say) -> tuple[dict[str, Any], str]:
-    """(arguments for from_pretrained, what a `.tsc` file records), of a model that is on this machine.
+    """Return from_pretrained's arguments for a stored model, and its name for a `.tsc` file.
 
     Raises:
         UsageError: its files are gone.
@@ -77,8 +78,8 @@ def folder_of(named: Named) -> Path:
     if named.kind == "hub":
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(named.source, "config.json")
-        return Path(found).parent if isinstance(found, str) else Path()
+        config = try_to_load_from_cache(named.source, "config.json")
+        return Path(config).parent if isinstance(config, str) else Path()
     return Path(named.source) if named.kind == "folder" else _converted(named.sha256)
 
 
@@ -90,12 +91,12 @@ def is_at_hand(name: str) -> bool:
 
 def kept() -> list[Kept]:
     """All names, with what they stand for and what it takes."""
-    found = []
+    models = []
     for named in model_names.all_named():
         path, ready = folder_of(named), _is_ready(named)
         octets = folders.size_of(path) if ready else 0
-        found.append(Kept(named, str(path) if ready else "", octets, named.kind == "gguf", ready))
-    return found
+        models.append(Kept(named, str(path) if ready else "", octets, named.kind == "gguf", ready))
+    return models
 
 
 def of_gguf(path: Path, say: Say, stage: Stage = no_stage, name: str | None = None) -> Named:
@@ -123,7 +124,8 @@ def of_gguf(path: Path, say: Say, stage: Stage = no_stage, name: str | None = No
             if file_digest.state_of(parts) != before:
                 raise UsageError("was changed while it was read", path=str(path), hint="try again")
             folders.publish(scratch / "built", target)
-        # under the lock of the folder, too: two processes would give one model two names, or one of them none
+        # under the lock of the folder, too: two processes would give one model two names, or one of
+        # them none
         return _named_gguf(digest, parts[0], name, say)
 
 
@@ -147,7 +149,7 @@ def of_hub(name: str, say: Say, stage: Stage, called: str | None) -> Named:
 
 
 def of_folder(path: Path, called: str | None) -> Named:
-    """A name for a folder, which stays where it is: a copy would cost its bytes again and grow stale."""
+    """Name a folder, which stays where it is: a copy would take disk space and become outdated."""
     whole = path.expanduser().resolve()
     config = whole / "config.json"
     if not config.is_file():
@@ -175,13 +177,13 @@ def remove(name: str, say: Say) -> tuple[Named, int]:
         model_names.forget(name)
         return Named(name, "folder", ""), 0
     if named is None:
-        known = ", ".join(one.name for one in model_names.all_named()) or "none so far"
-        raise UsageError(f"there is no model called {name}", hint=f"names on this machine: {known}")
+        names = ", ".join(model.name for model in model_names.all_named()) or "none so far"
+        raise UsageError(f"there is no model called {name}", hint=f"names on this machine: {names}")
     freed = 0
     with writing(name, folders.root()):
         model_names.forget(name)
-        others = any(one.sha256 == named.sha256 for one in model_names.all_named())
-        if named.kind == "gguf" and not others and named.sha256 != default_model.GGUF_SHA256:
+        shared = any(model.sha256 == named.sha256 for model in model_names.all_named())
+        if named.kind == "gguf" and not shared and named.sha256 != default_model.GGUF_SHA256:
             freed = folders.remove(_converted(named.sha256), say)
         folders.sweep()
     return named, freed
@@ -197,12 +199,12 @@ def _convert(parts: list[Path], digest: str, built: Path, say: Say, stage: Stage
 
 def _named_gguf(digest: str, file: Path, name: str | None, say: Say) -> Named:
     """The model's name: the asked one, the one that it has, or a new one."""
-    names = [one for one in model_names.all_named() if one.sha256 == digest]
+    names = [model for model in model_names.all_named() if model.sha256 == digest]
     if digest == default_model.GGUF_SHA256 and name is None:
         return Named(default_model.NAME, "gguf", str(file.resolve()), digest)
-    for one in names:
-        if name is None or one.name == name:
-            return one
+    for model in names:
+        if name is None or model.name == name:
+            return model
     chosen = _called(name, stem_of(file))
     if name is None and (model_names.holder(chosen) is not None or chosen == default_model.NAME):
         chosen = _distinct(chosen, digest)  # another file of the same name

@@ -1,6 +1,7 @@
-"""A wheel out of a package index, without an installer: the simple API of PEP 503 and PEP 691 over HTTP.
+"""Download a wheel from a package index over HTTP, by PEP 503 and PEP 691, without an installer.
 
-Where pip is not installed, the index is the one that pip's or uv's settings name, else the public one.
+Where pip is not installed, the index is the one that pip's or uv's settings name, else the public
+one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Links(HTMLParser):
 
 
 def download(project: str, version: str, folder: Path, stage: Stage, *, at_most: int) -> Path:
-    """Fetch the wheel of a pure Python project into `folder`, and check it against the index's own hash.
+    """Fetch the wheel of a pure Python project into `folder`, and check the index's hash of it.
 
     Args:
         stage: opens a progress bar over so many bytes.
@@ -62,12 +63,12 @@ def download(project: str, version: str, folder: Path, stage: Stage, *, at_most:
         trouble: Exception | None = None
         for index in indexes():
             try:
-                found = _find(session, index, project, version)
+                wheel = _find(session, index, project, version)
             except (OSError, ValueError) as error:  # one of several indexes may be gone
                 trouble = trouble or error
                 continue
-            if found is not None:
-                return _fetch(session, *found, folder, stage, at_most)
+            if wheel is not None:
+                return _fetch(session, *wheel, folder, stage, at_most)
         if trouble is not None:
             raise trouble
     raise StorageError(f"no package index has {project} {version}", hint="see PIP_INDEX_URL and UV_DEFAULT_INDEX")
@@ -93,8 +94,8 @@ def indexes() -> list[str]:
             uv.get("extra-index-url", ""),
         ]
     )
-    found = [re.sub(r"^[\w.-]+=", "", one) for one in (main, *more.split())]  # uv may name an index: NAME=URL
-    return list(dict.fromkeys(one for one in found if one.startswith(("http://", "https://"))))
+    urls = [re.sub(r"^[\w.-]+=", "", url) for url in (main, *more.split())]  # uv may name an index: NAME=URL
+    return list(dict.fromkeys(url for url in urls if url.startswith(("http://", "https://"))))
 
 
 def _pip_settings() -> Mapping[str, str]:
@@ -107,7 +108,7 @@ def _pip_settings() -> Mapping[str, str]:
     name = "pip.conf"
     system = [Path(folder, "pip", name) for folder in platformdirs.site_config_dir(multipath=True).split(os.pathsep)]
     files = [*system, Path("/etc") / name, home / ".pip" / name, user / name, Path(sys.prefix) / name]
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for file in [*files, *([Path(named)] if named else [])]:
         parser = ConfigParser(interpolation=None)
         try:
@@ -116,8 +117,8 @@ def _pip_settings() -> Mapping[str, str]:
             continue
         for section in ("global", "download"):
             if parser.has_section(section):
-                found |= {key.replace("_", "-"): value for key, value in parser.items(section)}
-    return found
+                settings |= {key.replace("_", "-"): value for key, value in parser.items(section)}
+    return settings
 
 
 def _uv_settings() -> Mapping[str, str]:
@@ -132,7 +133,7 @@ def _uv_settings() -> Mapping[str, str]:
             Path(platformdirs.user_config_dir("uv", appauthor=False, roaming=True)) / "uv.toml",
         ]
     )
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for file in files:
         try:
             values = tomllib.loads(file.read_text("utf-8"))
@@ -140,13 +141,13 @@ def _uv_settings() -> Mapping[str, str]:
             continue
         for place in (values, values.get("pip", {})):
             if isinstance(place, dict) and isinstance(place.get("index-url"), str):
-                found["index-url"] = place["index-url"]
+                settings["index-url"] = place["index-url"]
         listed = values.get("index")
         for index in listed if isinstance(listed, list) else []:
             if isinstance(index, dict) and isinstance(index.get("url"), str):
                 key = "index-url" if index.get("default") else "extra-index-url"
-                found[key] = " ".join(filter(None, [found.get(key) if key != "index-url" else "", index["url"]]))
-    return found
+                settings[key] = " ".join(filter(None, [settings.get(key) if key != "index-url" else "", index["url"]]))
+    return settings
 
 
 def _find(session: Any, index: str, project: str, version: str) -> tuple[str, str | None] | None:
@@ -189,7 +190,7 @@ def _html_files(data: bytes) -> Iterator[tuple[str, str | None]]:
 
 
 def _fetch(session: Any, url: str, digest: str | None, folder: Path, stage: Stage, at_most: int) -> Path:
-    """The file, in several goes if the connection breaks: each goes on where the last one ended, if the server can."""
+    """Fetch a file, and resume a broken download where it ended if the server can."""
     import requests
 
     name = unquote(urlsplit(url).path.rpartition("/")[2])
@@ -206,21 +207,21 @@ def _fetch(session: Any, url: str, digest: str | None, folder: Path, stage: Stag
                 raise StorageError(f"the index broke off after {file.tell()} bytes of {name}", hint="try again")
             time.sleep(1)
     with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest is not None and found != digest.lower():
-        raise StorageError(f"{name} is not the file that the index announced: SHA-256 {found}", hint="try again")
+        digest_here = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest is not None and digest_here != digest.lower():
+        raise StorageError(f"{name} is not the file that the index announced: SHA-256 {digest_here}", hint="try again")
     return target
 
 
 def _go_on(session: Any, url: str, file: Any, at_most: int, advance: Progress) -> bool:
     """Append what is missing; whether the server sent all that it announced."""
-    at = file.tell()
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={at}-"} if at else {})
+    offset = file.tell()
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with session.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as answer:
         if answer.status_code == 416:  # nothing is missing, or the file is another one now: its hash will tell
             return True
         answer.raise_for_status()
-        if at and answer.status_code != 206:  # from the start again
+        if offset and answer.status_code != 206:  # from the start again
             file.seek(0)
             file.truncate()
         length = answer.headers.get("Content-Length", "")

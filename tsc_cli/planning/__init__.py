@@ -1,1 +1,1 @@
-"""What a model's KV cache costs, computed from its config alone: bytes, users, prefill, time on the wire."""
+"""Compute the cost of a model's KV cache from its config: bytes, users, prefill, transfer time."""

@@ -20,8 +20,10 @@ class Means:
     Attributes:
         users: how many caches.
         memory, weights: bytes; the caches get what the weights leave.
-        bandwidth: bytes a second; compute: floating-point operations a second.
-        active: numbers that a token is multiplied with in the layers, where the config does not tell.
+        bandwidth: bytes a second.
+        compute: floating-point operations a second.
+        active: numbers that a token is multiplied with in the layers, where the config does not
+            tell.
     """
 
     users: int = 1
@@ -69,16 +71,16 @@ def by_query_heads(model: Model, context: int) -> int:
 
 
 def prefill_flops(model: Model, context: int, active: int | None = None) -> dict[str, int] | None:
-    """Floating-point operations of a prefill, causal pairs counted once; None if the parameters are not known.
+    """Count the FLOPs of a causal prefill; None if the number of parameters is unknown.
 
-    Two a weight and token in the layers, two a multiply-add of attention, and the logits of the last token.  The
-    recurrences of states, norms and activations are left out.
+    Two a weight and token in the layers, two a multiply-add of attention, and the logits of the
+    last token. The recurrences of states, norms and activations are left out.
     """
-    known = model.parameters
-    weights = active if active is not None else known.layers_active if known is not None else None
+    parameters = model.parameters
+    weights = active if active is not None else parameters.layers_active if parameters is not None else None
     if weights is None:
         return None
-    head = known.head if known is not None else 0
+    head = parameters.head if parameters is not None else 0
     parts = {
         "weights": 2 * weights * context,
         "attention": sum(2 * layer.pair_size * layer.pairs(context) for layer in model.layers),

@@ -30,11 +30,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers in the matrices of a model; biases and norms, a thousandth of it or less, are left out.
+    """The sizes of a model's matrices; biases and norms, at most a thousandth, are left out.
 
     Attributes:
-        layers_total: of all layers; layers_active: those that one token is multiplied with.
-        head: of the matrix that gives logits; embeddings: of those that are only looked up.
+        layers_total: of all layers.
+        layers_active: those that one token is multiplied with.
+        head: of the matrix that gives logits.
+        embeddings: of those that are only looked up.
     """
 
     layers_total: int
@@ -55,7 +57,8 @@ class Model:
         dtype: of the cache.
         parameters: None where they are not computed for this model type.
         positions: the longest context that the config states, if it does.
-        assumed: fields that the config leaves out, and transformers' defaults of them for this model type.
+        assumed: fields that the config leaves out, and transformers' defaults of them for this
+            model type.
         extra_layers: layers for predicting several tokens at once, which the plan leaves out.
     """
 
@@ -77,7 +80,8 @@ def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = (
         ignored: fields that somebody vouches for.
     Raises:
         UsageError: there is no such dtype.
-        UnsupportedFileError: the model type, a kind of layer or a field that may matter is not known; it is named.
+        UnsupportedFileError: the model type, a kind of layer or a field that may matter is not
+            known; it is named.
         CorruptError: a field is missing or is not what it must be; it is named.
     """
     if dtype != "auto" and dtype not in DTYPE_BYTES:
@@ -92,13 +96,13 @@ def understand(config: Config, dtype: str = "auto", ignored: Collection[str] = (
         _refuse_unknown(Fields(outer, config.path), ignored)
         values, named = wrapped, wrapped.get("model_type")
         model_type = WRAPPERS[model_type] if named is None else named
-    rule, known = _rule(model_type, inside, config.path)
-    assumed = {name: known.defaults[name] for name in ASSUMED | rule.assumes if name in known.defaults}
-    aliases = {**known.aliases, **rule.aliases}
+    rule, class_facts = _rule(model_type, inside, config.path)
+    assumed = {name: class_facts.defaults[name] for name in ASSUMED | rule.assumes if name in class_facts.defaults}
+    aliases = {**class_facts.aliases, **rule.aliases}
     fields = Fields(values, config.path, inside=inside, defaults=assumed, aliases=aliases)
     of = rule.shape(fields)
     layers = rule.layers(fields, of)
-    tied = bool(known.defaults.get("tie_word_embeddings"))
+    tied = bool(class_facts.defaults.get("tie_word_embeddings"))
     parameters = _parameters(rule, fields, of, layers, Fields(outer, config.path), tied=tied)
     positions = fields.optional("max_position_embeddings", 1, MAX_ROWS)
     extra = max(fields.optional(name, 0) or 0 for name in ("num_nextn_predict_layers", "mtp_num_hidden_layers"))
@@ -131,14 +135,14 @@ def _rule(model_type: Any, inside: str, path: str) -> tuple[PlanRule, ConfigClas
             hint=f"{'the nearest is ' + near[0] + '; ' if near else ''}docs/models.md lists those that are, and "
             "CONTRIBUTING.md says how to add one",
         )
-    known = config_class(name)
-    if known is None:
+    class_facts = config_class(name)
+    if class_facts is None:
         raise UnsupportedFileError(
             f"field '{inside}model_type': the installed transformers has no {shown(model_type)}",
             path=path,
             hint="a version of transformers that has it gives the defaults of its config",
         )
-    return RULES[name], known
+    return RULES[name], class_facts
 
 
 def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:
@@ -155,7 +159,7 @@ def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:
 def _parameters(
     rule: PlanRule, fields: Fields, of: Shape, layers: list[Layer], outer: Fields, *, tied: bool
 ) -> Parameters | None:
-    """Count the numbers in the matrices of a model, or give None where its type has no rule for them.
+    """Count a model's parameters; None if its type has no rule for them.
 
     Args:
         tied: whether embeddings and output share their matrix where the config does not say it.

@@ -12,7 +12,8 @@ from .costs import Means, row_values
 from .model import DTYPE_BYTES, Model
 from .rates import MEASURED_ON
 
-# of the default model: 30 layers, 3 KV heads, keys and values of 64, over 576 dimensions of its residual stream
+# of the default model: 30 layers, 3 KV heads, keys and values of 64, over 576 dimensions of its
+# residual stream
 MEASURED_VALUES_PER_DIMENSION = 2 * 30 * 3 * 64 / 576
 _STATES = ("mamba", "linear", "conv")
 
@@ -20,7 +21,8 @@ _STATES = ("mamba", "linear", "conv")
 def values_per_dimension(model: Model) -> float:
     """Cached values a token for each dimension of the residual stream.
 
-    Codec klt lives on their being many (docs/klt.md): keys and values of all layers are linear in that stream.
+    Codec klt lives on their being many (docs/klt.md): keys and values of all layers are linear in
+    that stream.
     """
     return row_values(model, 1) / model.hidden
 
@@ -61,7 +63,7 @@ def _measured(name: str, model: Model) -> Iterator[str]:
 
 
 def _reading(model: Model, contexts: Sequence[dict[str, Any]]) -> Iterator[str]:
-    longest = max(contexts, key=lambda one: one["tokens"])
+    longest = max(contexts, key=lambda context: context["tokens"])
     table_4 = longest["reports_table_4"]
     if table_4 is not None:
         yield (
@@ -95,13 +97,15 @@ def _left_out(model: Model, means: Means) -> Iterator[str]:
     if model.parameters is None and means.active is None:
         yield f"Parameters are not computed for {model.model_type}: --parameters N gives the prefill."
     if model.extra_layers:
-        what = "A further layer" if model.extra_layers == 1 else f"{model.extra_layers} further layers"
-        yield f"{what} for predicting several tokens at once: left out."
+        layers = "A further layer" if model.extra_layers == 1 else f"{model.extra_layers} further layers"
+        yield f"{layers} for predicting several tokens at once: left out."
 
 
 def _config(model: Model, contexts: Sequence[dict[str, Any]]) -> Iterator[str]:
     beyond = [
-        f"{one['tokens']:,}" for one in contexts if model.positions is not None and one["tokens"] > model.positions
+        f"{context['tokens']:,}"
+        for context in contexts
+        if model.positions is not None and context["tokens"] > model.positions
     ]
     if beyond:
         yield f"The config states {model.positions:,} positions; {', '.join(beyond)} tokens are more than that."

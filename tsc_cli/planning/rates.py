@@ -1,8 +1,8 @@
 """In how many bits a cache can be stored, as measured on the default model.
 
-All figures are of SmolLM2-135M-Instruct and one cache of 1,024 tokens, everything in the file counted but the profile.
-For any other model they are an assumption.  Tests compare them with the documents named below, which a package does
-not carry.
+All figures are of SmolLM2-135M-Instruct and one cache of 1,024 tokens, everything in the file
+counted but the profile. For any other model they are an assumption. Tests compare them with the
+documents named below, which a package does not carry.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Rate:
         bits: a stored value, on average.
         kl: mean KL in nats, or for a quality the KL that it allows.
         top1: share of equal top-1 tokens; None where it was not measured.
-        basis: exact, measured, interpolated (between measured ones, on a line in logarithms of both), or bound (no
-            coarser file was measured: fewer bits would do).
+        basis: exact, measured, interpolated (between measured ones, on a line in logarithms of
+            both), or bound (no coarser file was measured: fewer bits would do).
         source: where the figure stands.
     """
 
@@ -50,22 +50,23 @@ KLT: tuple[Rate, ...] = (
     Rate("klt 219x of fp32", 0.1436, 1.495e-02, 0.9388, "measured", _LADDER),
     Rate("klt 429x of fp32", 0.0734, 3.705e-02, 0.9043, "measured", _LADDER),
 )
-# docs/measurements.md, "Size of one lossless cache", the encyclopedia: ratio to a cache of that dtype
+# docs/measurements.md, "Size of one lossless cache", the encyclopedia: ratio to a cache of that
+# dtype
 LOSSLESS: dict[str, float] = {"float32": 1.204, "bfloat16": 1.499, "float16": 1.182}
 
 
 def rates(dtype: str, dtype_bytes: int) -> list[Rate]:
     """Every way of storing a cache of this dtype whose bits are known, the largest first."""
     raw = 8.0 * dtype_bytes
-    known = [Rate("as it is", raw, 0.0, 1.0, "exact", "the dtype")]
+    stored = [Rate("as it is", raw, 0.0, 1.0, "exact", "the dtype")]
     if dtype in LOSSLESS:
-        known.append(Rate("lossless", raw / LOSSLESS[dtype], 0.0, 1.0, "measured", "docs/measurements.md"))
-    known += [rate for rate in (*SCALAR, *KLT, *_qualities()) if rate.bits < raw]
-    return sorted(known, key=lambda rate: -rate.bits)
+        stored.append(Rate("lossless", raw / LOSSLESS[dtype], 0.0, 1.0, "measured", "docs/measurements.md"))
+    stored += [rate for rate in (*SCALAR, *KLT, *_qualities()) if rate.bits < raw]
+    return sorted(stored, key=lambda rate: -rate.bits)
 
 
 def _qualities() -> list[Rate]:
-    """The qualities of `tsc compress` that lie on the measured ladder, and the first one beyond it."""
+    """Interpolate the qualities of `tsc compress` on the ladder, and bound the first beyond it."""
     points = [(rate.kl, rate.bits) for rate in KLT]
     coarsest = KLT[-1]
     qualities = []
@@ -74,7 +75,8 @@ def _qualities() -> list[Rate]:
         if bits is not None:
             qualities.append(Rate(f"klt {name}", bits, kl, None, "interpolated", _LADDER))
         elif kl > coarsest.kl:
-            # how much smaller a file of a KL still higher may be is not known, so no further quality is listed
+            # how much smaller a file of a KL still higher may be is not known, so no further
+            # quality is listed
             qualities.append(Rate(f"klt {name}", coarsest.bits, kl, None, "bound", _LADDER))
             break
     return qualities

@@ -1,4 +1,4 @@
-"""A plan as text: tables of at most 80 columns, and the notes without which they would say too much."""
+"""Write a plan as text: tables of at most 80 columns, and the notes that qualify them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def text(facts: Facts) -> str:
             lambda stored: f"{stored['users_that_fit']:,}",
         )
         if users > 1:
-            parts.append("\n".join(_fitting(one, users) for one in contexts))
+            parts.append("\n".join(_fitting(context, users) for context in contexts))
     parts += _prefill(facts)
     if facts["bandwidth_bytes_per_second"] is not None:
         parts += _tables(
@@ -122,14 +122,14 @@ def _tables(
     """Tables of one title: a row a way of storing, a column a context."""
 
     def rows(start: int, stop: int) -> list[list[str]]:
-        some = contexts[start:stop]
-        found = []
-        for number, stored in enumerate(some[0]["storage"]):
+        shown = contexts[start:stop]
+        cells = []
+        for way, stored in enumerate(shown[0]["storage"]):
             of_rate = [f"{stored['bits_per_value']:.3g}", f"{stored['kl']:.2g}"] if rates else []
-            found.append([stored["name"], *of_rate, *(cell(one["storage"][number]) for one in some)])
+            cells.append([stored["name"], *of_rate, *(cell(context["storage"][way]) for context in shown)])
         if last:
-            found.append(["recomputing", *last[start:stop]])
-        return found
+            cells.append(["recomputing", *last[start:stop]])
+        return cells
 
     return _across(title, ("stored", "bits", "KL") if rates else ("stored",), contexts, rows)
 
@@ -137,7 +137,7 @@ def _tables(
 def _across(
     title: str, head: Sequence[str], contexts: Sequence[Facts], rows: Callable[[int, int], list[list[str]]]
 ) -> list[str]:
-    """As many contexts side by side as the width allows, the others in further tables of the same title.
+    """Lay out as many contexts side by side as fit, and the others in further tables.
 
     Args:
         rows: of the contexts from the first number to before the second.
@@ -145,7 +145,7 @@ def _across(
     made, start = [], 0
     while start < len(contexts):
         for stop in range(min(start + ACROSS, len(contexts)), start, -1):
-            names = [f"{one['tokens']:,}" for one in contexts[start:stop]]
+            names = [f"{context['tokens']:,}" for context in contexts[start:stop]]
             table = columns(rows(start, stop), (*head, *names))
             if max(map(len, table.splitlines())) <= WIDTH:
                 break
@@ -157,7 +157,7 @@ def _across(
 def _recomputing(contexts: Sequence[Facts]) -> list[str]:
     if contexts[0]["recompute_seconds"] is None:
         return []
-    return [seconds(one["recompute_seconds"]) for one in contexts]
+    return [seconds(context["recompute_seconds"]) for context in contexts]
 
 
 def _prefill(facts: Facts) -> list[str]:
@@ -166,14 +166,16 @@ def _prefill(facts: Facts) -> list[str]:
         return []
 
     def rows(start: int, stop: int) -> list[list[str]]:
-        found = [
-            [name, *(operations(one["prefill_flop"][key]) for one in contexts[start:stop])]
+        operation_rows = [
+            [name, *(operations(context["prefill_flop"][key]) for context in contexts[start:stop])]
             for name, key in (("weights", "weights"), ("attention", "attention"), ("in all", "total"))
         ]
-        return found if compute is None else [*found, ["seconds", *_recomputing(contexts[start:stop])]]
+        return (
+            operation_rows if compute is None else [*operation_rows, ["seconds", *_recomputing(contexts[start:stop])]]
+        )
 
-    at = "" if compute is None else f", at {operations(compute)} a second"
-    return _across(f"Prefill that a stored cache saves{at}, by tokens of context", ("prefill",), contexts, rows)
+    speed = "" if compute is None else f", at {operations(compute)} a second"
+    return _across(f"Prefill that a stored cache saves{speed}, by tokens of context", ("prefill",), contexts, rows)
 
 
 def _fitting(context: Facts, users: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from formats.errors import TscError, UsageError
-from tsc_cli.libraries import is_panic, is_want_of_memory, quiet_panics
+from tsc_cli.libraries import is_out_of_memory, is_panic, quiet_panics
 
 from . import config_checks, folder_checks
 
@@ -125,7 +125,7 @@ def explained(shown: str, folder: Path | None, file: str | None) -> Iterator[Non
     except TscError:
         raise
     except BaseException as error:  # a model's parts may raise anything, even the panic of a Rust thread
-        if is_want_of_memory(error) or not (isinstance(error, Exception) or is_panic(error)):
+        if is_out_of_memory(error) or not (isinstance(error, Exception) or is_panic(error)):
             raise
         if "trust_remote_code" in str(error):
             raise UsageError(f"{shown} needs Python code that comes with it, which is not run", hint=_TRUST) from error

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from formats.errors import UsageError
 from tsc_cli import text_input
-from tsc_cli.libraries import is_panic, is_want_of_memory
+from tsc_cli.libraries import is_out_of_memory, is_panic
 from tsc_cli.progress import Say
 
 
@@ -62,7 +62,7 @@ def _explained(tokenizer: Any, what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if is_want_of_memory(error) or not (isinstance(error, Exception) or is_panic(error)):
+        if is_out_of_memory(error) or not (isinstance(error, Exception) or is_panic(error)):
             raise
         path = os.path.join(str(getattr(tokenizer, "name_or_path", "")), "tokenizer.json")
         reason = " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,8 +1,9 @@
 """What is compared with what: a row with the token, the layer, the heads or the part beside it.
 
-A codec that has been told the reference may code the difference (no fit), what a line a channel leaves, or what a
-linear map from all that is known leaves.  All are measured against the signal without its channel means: a large mean
-makes any two rows alike, and costs a codec nothing (KIVI's zero points, arXiv 2402.02750).
+A codec that has been told the reference may code the difference (no fit), what a line a channel
+leaves, or what a linear map from all that is known leaves. All are measured against the signal
+without its channel means: a large mean makes any two rows alike, and costs a codec nothing (KIVI's
+zero points, arXiv 2402.02750).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ class Entry:
     Attributes:
         ratio: energy of the difference over that of the signal, both without their channel means.
         ratio_raw: the same with the means.
-        bits: a value, saved by coding the difference; negative: it costs them.
-        own_r2, own_bits: of a line a channel, fitted on the first half of the tokens, scored on the second.
+        bits: a value, saved by coding the difference.
+        negative: it costs them.
+        own_r2, own_bits: of a line a channel, fitted on the first half of the tokens, scored on the
+            second.
         map_r2, map_bits: of a linear map from all that is known, fitted and scored so.
     """
 
@@ -50,7 +53,8 @@ class Directions:
     """Compares layers in turn, and collects why some figures are missing or weak.
 
     Attributes:
-        few: by direction, the least rows a regressor of a map that was fitted, and of those that were not.
+        few: by direction, the least rows a regressor of a map that was fitted, and of those that
+            were not.
         notes: what could not be compared, by name.
     """
 
@@ -78,7 +82,7 @@ class Directions:
             self._layers(layer, before)
 
     def _mean(self, layer: Layer, part: str, rows: torch.Tensor) -> None:
-        """The share of energy that is not in the channel means, and the bits that their removal saves."""
+        """Measure the share of energy outside the channel means, and the bits to gain from them."""
         tokens = rows.transpose(1, 2)
         whole, varying = energies(tokens, centred=False), energies(tokens)
         figures = zip(ratios(whole, varying), bits(whole, varying), strict=True)
@@ -102,12 +106,13 @@ class Directions:
         for head, positions in enumerate(layer.positions):
             now = (positions.diff() == 1).nonzero()[:, 0] + 1
             here, there = (
-                {part: rows[:, head : head + 1, at] for part, rows in layer.parts.items()} for at in (now, now - 1)
+                {part: rows[:, head : head + 1, rows_at] for part, rows in layer.parts.items()}
+                for rows_at in (now, now - 1)
             )
             self._compare(TOKENS, layer.number, here, there, None, head)
 
     def _layers(self, layer: Layer, before: Layer) -> None:
-        """Rows against the same token's in the layer before; tokens that only one of them holds are passed over."""
+        """Compare rows with the same tokens' in the layer before; skip tokens that one lacks."""
         here, there = common(layer.positions, before.positions) if before.aligned else (None, None)
         if here is None or there is None or len(here) < LEAST:
             self.notes["some neighbouring layers hold too few tokens in common, or none that can be told"] = None
@@ -125,16 +130,16 @@ class Directions:
         parts = (layer.plain, VALUES)
         heads = layer.parts[VALUES].shape[1]
         for head in range(heads if heads > 1 else 0):
-            others = [at for at in range(heads) if at != head]
-            rest = torch.cat([layer.parts[part][:, others].transpose(1, 2).flatten(2) for part in parts], -1)
+            other_heads = [other_head for other_head in range(heads) if other_head != head]
+            rest = torch.cat([layer.parts[part][:, other_heads].transpose(1, 2).flatten(2) for part in parts], -1)
             now = {part: layer.parts[part][:, head : head + 1] for part in parts}
             then = {part: layer.parts[part][:, head - 1 : head] for part in parts} if head else {}
             self._compare(HEADS, layer.number, now, then, rest, head)
 
     def _parts(self, layer: Layer) -> None:
-        """Keys from the same token's values and the other way round: nothing to take a difference with."""
-        for part, other in ((layer.plain, VALUES), (VALUES, layer.plain)):
-            self._compare(PARTS, layer.number, {part: layer.parts[part]}, {}, layer.vectors(other))
+        """Predict keys from the same tokens' values and the reverse; there is no difference."""
+        for part, known_part in ((layer.plain, VALUES), (VALUES, layer.plain)):
+            self._compare(PARTS, layer.number, {part: layer.parts[part]}, {}, layer.vectors(known_part))
 
     def _compare(
         self,
@@ -145,20 +150,25 @@ class Directions:
         inputs: torch.Tensor | None,
         first_head: int = 0,
     ) -> None:
-        """Add an entry for each head of each signal, (batch, heads, tokens, size); inputs (batch, tokens, n)."""
+        """Add an entry for each head of each signal.
+
+        Args:
+            signals, references: (batch, heads, tokens, size).
+            inputs: (batch, tokens, regressors).
+        """
         here = {part: rows.transpose(1, 2) for part, rows in signals.items()}
         if next(iter(here.values())).shape[1] < LEAST:
             return
         left = dict.fromkeys(here, None) | self._maps(direction, here, inputs)
         for part, rows in here.items():
-            found = [Entry(direction, part, layer, first_head + head) for head in range(rows.shape[2])]
+            entries = [Entry(direction, part, layer, first_head + head) for head in range(rows.shape[2])]
             scored = halves(rows).score
             if part in references:
                 there = references[part].transpose(1, 2)
-                _difference(found, rows, there)
-                _fill(found, "own", scored, own(rows, there))
-            _fill(found, "map", scored, left[part])
-            self.entries += found
+                _difference(entries, rows, there)
+                _fill(entries, "own", scored, own(rows, there))
+            _fill(entries, "map", scored, left[part])
+            self.entries += entries
 
     def _maps(
         self, direction: str, here: Mapping[str, torch.Tensor], inputs: torch.Tensor | None
@@ -168,17 +178,17 @@ class Directions:
         if not enough(inputs):
             self.unfitted[direction] = max(self.unfitted.get(direction, 0), inputs.shape[-1])
             return {}
-        held = rows_a_regressor(inputs)
-        self.fitted[direction] = min(self.fitted.get(direction, held), held)
+        row_share = rows_a_regressor(inputs)
+        self.fitted[direction] = min(self.fitted.get(direction, row_share), row_share)
         return dict(zip(here, mapped(inputs, list(here.values())), strict=True))
 
     def weak(self) -> dict[str, float]:
-        """Directions whose maps had so few rows a regressor that their figures are the least that can be had."""
-        return {direction: held for direction, held in self.fitted.items() if held < _FEW}
+        """Return the directions whose maps had few rows per regressor and might gain by more."""
+        return {direction: row_share for direction, row_share in self.fitted.items() if row_share < _FEW}
 
 
 def common(here: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Indices of the positions that both hold, in the same order; None if a position occurs twice or they go back."""
+    """Return the indices of common positions in order; None if positions repeat or go back."""
     if torch.equal(here, there):
         both = torch.arange(len(here))
         return both, both
@@ -187,18 +197,21 @@ def common(here: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor | None
     return torch.isin(here, there).nonzero()[:, 0], torch.isin(there, here).nonzero()[:, 0]
 
 
-def _difference(found: list[Entry], rows: torch.Tensor, there: torch.Tensor) -> None:
+def _difference(entries: list[Entry], rows: torch.Tensor, there: torch.Tensor) -> None:
     signal, left, raw = energies(rows), energies(rows - there), energies(rows, centred=False)
     plain = ratios(raw, energies(rows - there, centred=False))
-    for entry, one, other, saved in zip(found, ratios(signal, left), plain, bits(signal, left, raw), strict=True):
-        entry.ratio, entry.ratio_raw, entry.bits = one, other, saved
+    for entry, entry_ratio, entry_ratio_raw, saved in zip(
+        entries, ratios(signal, left), plain, bits(signal, left, raw), strict=True
+    ):
+        entry.ratio, entry.ratio_raw, entry.bits = entry_ratio, entry_ratio_raw, saved
 
 
-def _fill(found: list[Entry], kind: str, scored: torch.Tensor, left: torch.Tensor | None) -> None:
+def _fill(entries: list[Entry], kind: str, scored: torch.Tensor, left: torch.Tensor | None) -> None:
     if left is None:
         return
-    # the signal about the mean of the very rows that are scored, the rest about nothing: the map is never flattered
+    # the signal about the mean of the very rows that are scored, the rest about nothing: the map is
+    # never flattered
     signal, rest, raw = energies(scored), energies(left, centred=False), energies(scored, centred=False)
-    for entry, share, saved in zip(found, ratios(signal, rest), bits(signal, rest, raw), strict=True):
+    for entry, share, saved in zip(entries, ratios(signal, rest), bits(signal, rest, raw), strict=True):
         setattr(entry, f"{kind}_r2", None if share is None else 1 - share)
         setattr(entry, f"{kind}_bits", saved)

@@ -18,17 +18,17 @@ from .report import NAMES, PARTS_SHOWN
 _WAYS = (("bits", "plain difference"), ("map_bits", "linear map"))
 
 
-def draw(found: Probe, output: Path, title: str) -> None:
-    """Draw into a .png or .svg file: a column of panels a direction and part, above by the difference, below by a map.
+def draw(result: Probe, output: Path, title: str) -> None:
+    """Draw a column of panels per direction and part: the difference above, the map below.
 
     Raises:
         UsageError: nothing was measured.
     """
-    lines = [line for line in found.lines() if line[0] != MEAN]
+    lines = [line for line in result.lines() if line[0] != MEAN]
     values = [
         value
         for line in lines
-        for entry in found.chosen(*line)
+        for entry in result.chosen(*line)
         for value in (entry.bits, entry.map_bits)
         if value is not None
     ]
@@ -43,7 +43,7 @@ def draw(found: Probe, output: Path, title: str) -> None:
     colours = plt.get_cmap("RdBu").with_extremes(bad="#d9d9d9")
     for row, (way, name) in enumerate(_WAYS):
         for axes, line in zip(panels[row], lines, strict=True):
-            grid = _grid(found, line, way)
+            grid = _grid(result, line, way)
             image = axes.imshow(
                 grid, cmap=colours, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest", origin="lower"
             )
@@ -63,10 +63,10 @@ def draw(found: Probe, output: Path, title: str) -> None:
     figures.save(figure, [output])
 
 
-def _grid(found: Probe, line: tuple[str, str], way: str) -> Any:
+def _grid(result: Probe, line: tuple[str, str], way: str) -> Any:
     """(layers, heads), NaN where there is no figure."""
-    entries = found.chosen(*line)
-    grid = np.full((found.layers, 1 + max(entry.head for entry in entries)), np.nan)
+    entries = result.chosen(*line)
+    grid = np.full((result.layers, 1 + max(entry.head for entry in entries)), np.nan)
     for entry in entries:
         value = getattr(entry, way)
         grid[entry.layer, entry.head] = np.nan if value is None else value

@@ -24,7 +24,8 @@ class Probe:
     Attributes:
         entries: for every direction, part, layer and head.
         held: what the snapshot before holds of it; None for the first snapshot.
-        unfitted: directions whose maps have more regressors than rows to fit them: how many regressors.
+        unfitted: directions whose maps have more regressors than rows to fit them: how many
+            regressors.
         weak: directions whose maps had few rows a regressor: how many.
         notes: what could not be compared, and what else a reader must know.
     """
@@ -44,12 +45,12 @@ class Probe:
 
     def lines(self) -> list[tuple[str, str]]:
         """The directions and parts that were measured, in order."""
-        found = {(entry.direction, entry.part) for entry in self.entries}
-        return [line for line in ORDER if line in found]
+        measured = {(entry.direction, entry.part) for entry in self.entries}
+        return [line for line in ORDER if line in measured]
 
 
-def probe(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | None, advance: Progress) -> Probe:
-    """Compare the rows of snapshot `number`, without those of its first `skip` tokens, in every direction.
+def probe(trace: Trace, snapshot_number: int, skip: int, turning: Sequence[Rotary] | None, advance: Progress) -> Probe:
+    """Compare a snapshot's rows, without those of its first `skip` tokens, in every direction.
 
     Two layers are held in double precision at a time.
 
@@ -60,25 +61,25 @@ def probe(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | None
         UsageError: too few rows are left, or a value is not finite.
         CorruptError, LimitError: the rows cannot be read.
     """
-    number, directions = trace.index(number), Directions()
+    snapshot_number, directions = trace.index(snapshot_number), Directions()
     before: Layer | None = None
     most = 0
-    for layer in layers_of(trace, number, skip, turning):
+    for layer in layers_of(trace, snapshot_number, skip, turning):
         directions.add(layer, before)
         before, most = layer, max(most, layer.rows)
         advance(1)
     if most < LEAST:
         raise UsageError(
-            f"snapshot {number} has {most} rows after the first {skip} tokens: at least {LEAST} are compared",
+            f"snapshot {snapshot_number} has {most} rows after the first {skip} tokens: at least {LEAST} are compared",
             hint="capture a longer prompt",
         )
     return Probe(
-        number,
-        trace.views[number].tokens_seen,
+        snapshot_number,
+        trace.views[snapshot_number].tokens_seen,
         skip,
         len(trace.geometry.layers),
         directions.entries,
-        held_before(trace, number),
+        held_before(trace, snapshot_number),
         directions.unfitted,
         directions.weak(),
         list(directions.notes),

@@ -8,7 +8,7 @@ DEEPEST = 2.0**-48  # of a channel's energy: a float32 has 24 bits, so that no m
 
 
 def energies(rows: torch.Tensor, *, centred: bool = True) -> torch.Tensor:
-    """Energy of every channel, its mean over tokens taken out: (..., tokens, heads, size) -> (heads, size)."""
+    """Energy of every channel without its mean: (..., tokens, heads, size) -> (heads, size)."""
     flat = rows.flatten(0, -3)
     if centred:
         flat = flat - flat.mean(0)
@@ -16,7 +16,7 @@ def energies(rows: torch.Tensor, *, centred: bool = True) -> torch.Tensor:
 
 
 def ratios(signal: torch.Tensor, left: torch.Tensor) -> list[float | None]:
-    """Energy that is left over that of the signal, (heads, size) each, for every head; None without a signal."""
+    """Residual energy over signal energy for every head, (heads, size) each; None for no signal."""
     whole = signal.sum(-1)
     return [
         float(rest / energy) if energy > 0 else None
@@ -25,10 +25,10 @@ def ratios(signal: torch.Tensor, left: torch.Tensor) -> list[float | None]:
 
 
 def bits(signal: torch.Tensor, left: torch.Tensor, raw: torch.Tensor | None = None) -> list[float | None]:
-    """Bits a value that coding what is left saves at equal error: mean over channels of 1/2 log2(signal / left).
+    """Bits a value that coding the residual saves: mean over channels of 1/2 log2(signal / left).
 
-    Fine quantization of any source: halving its standard deviation saves a bit a value.  Negative: it costs bits.
-    Channels that are constant are left out.
+    Fine quantization of any source: halving its standard deviation saves a bit a value. Negative:
+    it costs bits. Channels that are constant are left out.
 
     Args:
         signal, left: energies, (heads, size).
@@ -38,8 +38,10 @@ def bits(signal: torch.Tensor, left: torch.Tensor, raw: torch.Tensor | None = No
     """
     base = signal if raw is None else raw
     varies = (signal > base * DEEPEST) & (signal > 0)
-    kept = torch.maximum(left, signal * DEEPEST)
-    gain = 0.5 * torch.log2(torch.where(varies, signal / kept.clamp(min=torch.finfo(kept.dtype).tiny), 1.0))
+    rest_energy = torch.maximum(left, signal * DEEPEST)
+    gain = 0.5 * torch.log2(
+        torch.where(varies, signal / rest_energy.clamp(min=torch.finfo(rest_energy.dtype).tiny), 1.0)
+    )
     counts = varies.sum(-1)
     return [
         float(total / count) if count else None

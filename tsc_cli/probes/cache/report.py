@@ -31,7 +31,7 @@ _NOTHING = 0.05  # bits a value that are not worth a sentence
 
 @dataclass(frozen=True)
 class Saving:
-    """Bits a value that coding from one direction saves, the mean of keys (without RoPE, if known) and values."""
+    """Bits a value that one direction saves, mean of keys (without RoPE if known) and values."""
 
     direction: str
     way: str
@@ -48,8 +48,8 @@ class Verdict:
 
     Attributes:
         most: what saves most; None if nothing was measured.
-        in_order: what saves most of what a decoder knows by then for every row: tokens and layers come one by one,
-            while heads, and keys and values, cannot each be told by the others.
+        in_order: what saves most of what a decoder knows by then for every row: tokens and layers
+            come one by one, while heads, and keys and values, cannot each be told by the others.
         token_bits: what plain differences of tokens save, by part.
     """
 
@@ -58,57 +58,57 @@ class Verdict:
     token_bits: dict[str, float | None]
 
 
-def verdict_of(found: Probe) -> Verdict:
-    parts = [part for direction, part in found.lines() if direction == TOKENS]
-    tokens = {part: mean(found.chosen(TOKENS, part), "bits") for part in parts}
-    return Verdict(_most(found, (TOKENS, LAYERS, HEADS, PARTS)), _most(found, (TOKENS, LAYERS)), tokens)
+def verdict_of(result: Probe) -> Verdict:
+    parts = [part for direction, part in result.lines() if direction == TOKENS]
+    tokens = {part: mean(result.chosen(TOKENS, part), "bits") for part in parts}
+    return Verdict(_most(result, (TOKENS, LAYERS, HEADS, PARTS)), _most(result, (TOKENS, LAYERS)), tokens)
 
 
-def _most(found: Probe, directions: Sequence[str]) -> Saving | None:
+def _most(result: Probe, directions: Sequence[str]) -> Saving | None:
     savings = [
         Saving(direction, way, saved)
         for direction in directions
         for way in _WAYS
-        if (saved := _saved(found, direction, way)) is not None
+        if (saved := _saved(result, direction, way)) is not None
     ]
     return max(savings, key=lambda saving: saving.bits, default=None)
 
 
-def _saved(found: Probe, direction: str, way: str) -> float | None:
+def _saved(result: Probe, direction: str, way: str) -> float | None:
     """Bits a value, the mean of keys and values; None unless both were measured."""
-    parts = (UNDONE if found.chosen(TOKENS, UNDONE) else KEYS, VALUES)
-    values = [mean(found.chosen(direction, part), way) for part in parts]
-    some = [value for value in values if value is not None]
-    return sum(some) / len(some) if len(some) == len(values) else None
+    parts = (UNDONE if result.chosen(TOKENS, UNDONE) else KEYS, VALUES)
+    values = [mean(result.chosen(direction, part), way) for part in parts]
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if len(measured) == len(values) else None
 
 
-def facts(found: Probe, verdict: Verdict) -> dict[str, Any]:
-    """The report as JSON has it; figures that do not exist are null, means are over the entries that have one."""
-    held = found.held
+def facts(result: Probe, verdict: Verdict) -> dict[str, Any]:
+    """Return the report for JSON: missing figures are null, means are over those that exist."""
+    shared = result.held
     return {
-        "snapshot": found.snapshot,
-        "tokens": found.tokens,
-        "skip": found.skip,
-        "layer_count": found.layers,
+        "snapshot": result.snapshot,
+        "tokens": result.tokens,
+        "skip": result.skip,
+        "layer_count": result.layers,
         "directions": [
-            {"direction": direction, "part": part, **_means(found.chosen(direction, part))}
-            for direction, part in found.lines()
+            {"direction": direction, "part": part, **_means(result.chosen(direction, part))}
+            for direction, part in result.lines()
         ],
         "snapshot_before": None
-        if held is None
+        if shared is None
         else {
-            "rows": held.rows,
-            "rows_identical": held.identical,
-            "rows_differing": held.differing,
-            "rows_new": held.new,
-            "share_identical": held.identical / held.rows,
-            "ratio_differing": held.ratio,
+            "rows": shared.rows,
+            "rows_identical": shared.identical,
+            "rows_differing": shared.differing,
+            "rows_new": shared.new,
+            "share_identical": shared.identical / shared.rows,
+            "ratio_differing": shared.ratio,
         },
-        "regressors_unfitted": found.unfitted,
-        "rows_a_regressor_weak": found.weak,
-        "notes": found.notes,
+        "regressors_unfitted": result.unfitted,
+        "rows_a_regressor_weak": result.weak,
+        "notes": result.notes,
         "verdict": dataclasses.asdict(verdict),
-        "entries": [dataclasses.asdict(entry) for entry in found.entries],
+        "entries": [dataclasses.asdict(entry) for entry in result.entries],
     }
 
 
@@ -116,10 +116,10 @@ def _means(entries: Sequence[Entry]) -> dict[str, Any]:
     return {"entries": len(entries), **{name: mean(entries, name) for name in _FIGURES}}
 
 
-def text(found: Probe, head: str, verdict: Verdict, *, layers: bool) -> str:
+def text(result: Probe, head: str, verdict: Verdict, *, layers: bool) -> str:
     """Tables of at most 80 columns, what they leave out, and the verdict."""
-    rows = [_row(found, direction, part) for direction, part in found.lines()]
-    if not found.chosen(HEADS, VALUES):
+    rows = [_row(result, direction, part) for direction, part in result.lines()]
+    if not result.chosen(HEADS, VALUES):
         rows.append([NAMES[HEADS], "", *["none"] * 6])
     parts = [
         head,
@@ -133,32 +133,32 @@ def text(found: Probe, head: str, verdict: Verdict, *, layers: bool) -> str:
         ),
     ]
     if layers:
-        parts += _by_layer(found)
-    if found.held is not None:
-        parts.append(_fill(_held(found)))
-    notes = [_fill(f"note: {note}") for note in [*found.notes, *_fits(found)]]
+        parts += _by_layer(result)
+    if result.held is not None:
+        parts.append(_fill(_held(result)))
+    notes = [_fill(f"note: {note}") for note in [*result.notes, *_fits(result)]]
     if notes:
         parts.append("\n".join(notes))
-    parts.append(_fill(f"verdict: {sentence(found, verdict)}"))
+    parts.append(_fill(f"verdict: {sentence(result, verdict)}"))
     return "\n\n".join(parts)
 
 
-def sentence(found: Probe, verdict: Verdict) -> str:
+def sentence(result: Probe, verdict: Verdict) -> str:
     """Where redundancy is, and where it is not, in the figures that were measured."""
     parts = []
-    if found.held is not None:
-        parts.append(f"{_percent(found.held.identical / found.held.rows)} of the rows are in the snapshot before")
+    if result.held is not None:
+        parts.append(f"{_percent(result.held.identical / result.held.rows)} of the rows are in the snapshot before")
     within = "within a snapshot " if parts else ""
-    most, other = verdict.most, verdict.in_order
+    most, in_order = verdict.most, verdict.in_order
     if most is None or not most.worth:
         parts.append(f"{within}no direction saves {_NOTHING} bits a value")
     else:
-        said = f"{within}{_WAYS[most.way]} from the {NAMES[most.direction]} saves most, {most.bits:.2f} bits a value"
+        advice = f"{within}{_WAYS[most.way]} from the {NAMES[most.direction]} saves most, {most.bits:.2f} bits a value"
         if most.direction in (HEADS, PARTS):
-            said += ", though not on all of them at once"
-            if other is not None and other.worth:
-                said += f"; {_WAYS[other.way]} from the {NAMES[other.direction]} saves {other.bits:.2f}"
-        parts.append(said)
+            advice += ", though not on all of them at once"
+            if in_order is not None and in_order.worth:
+                advice += f"; {_WAYS[in_order.way]} from the {NAMES[in_order.direction]} saves {in_order.bits:.2f}"
+        parts.append(advice)
     worth = [
         f"{'saves' if saved >= 0 else 'costs'} {abs(saved):.2f} on {PARTS_SHOWN[part]}"
         for part, saved in verdict.token_bits.items()
@@ -169,8 +169,8 @@ def sentence(found: Probe, verdict: Verdict) -> str:
     return "; ".join(parts)
 
 
-def _row(found: Probe, direction: str, part: str) -> list[str]:
-    entries = found.chosen(direction, part)
+def _row(result: Probe, direction: str, part: str) -> list[str]:
+    entries = result.chosen(direction, part)
     figures = (
         ("ratio", ".3f"),
         ("bits", "+.2f"),
@@ -183,17 +183,17 @@ def _row(found: Probe, direction: str, part: str) -> list[str]:
     return [NAMES[direction], PARTS_SHOWN[part], *shown]
 
 
-def _by_layer(found: Probe) -> list[str]:
+def _by_layer(result: Probe) -> list[str]:
     """Bits saved, layer by layer: by the difference, and by the map."""
     short = {KEYS: "K", UNDONE: "K'", VALUES: "V"}
     tables = []
     for way, title in (("bits", "a plain difference"), ("map_bits", "a linear map")):
-        lines = [line for line in found.lines() if line[0] != MEAN and mean(found.chosen(*line), way) is not None]
+        lines = [line for line in result.lines() if line[0] != MEAN and mean(result.chosen(*line), way) is not None]
         if not lines:
             continue
         rows = [
-            [str(layer), *(_figure(_of_layer(found, line, layer, way), "+.2f") for line in lines)]
-            for layer in sorted({entry.layer for entry in found.entries})
+            [str(layer), *(_figure(_of_layer(result, line, layer, way), "+.2f") for line in lines)]
+            for layer in sorted({entry.layer for entry in result.entries})
         ]
         head = ("layer", *(f"{_BRIEF[direction]} {short[part]}" for direction, part in lines))
         tables.append(
@@ -204,29 +204,30 @@ def _by_layer(found: Probe) -> list[str]:
     return tables
 
 
-def _of_layer(found: Probe, line: tuple[str, str], layer: int, way: str) -> float | None:
-    return mean((entry for entry in found.chosen(*line) if entry.layer == layer), way)
+def _of_layer(result: Probe, line: tuple[str, str], layer: int, way: str) -> float | None:
+    return mean((entry for entry in result.chosen(*line) if entry.layer == layer), way)
 
 
-def _held(found: Probe) -> str:
-    held = found.held
-    assert held is not None
-    said = f"snapshot before: {held.identical} of {held.rows} rows ({_percent(held.identical / held.rows)}) stand in it"
-    rest = [f"{held.new} are new"] if held.new else []
-    if held.differing:
-        energy = "" if held.ratio is None else f", |d|^2 {held.ratio:.3f}"
-        rest.append(f"{held.differing} are other bits{energy}")
-    return f"{said} bit for bit{''.join('; ' + one for one in rest)}"
+def _held(result: Probe) -> str:
+    shared = result.held
+    assert shared is not None
+    share = _percent(shared.identical / shared.rows)
+    summary = f"snapshot before: {shared.identical} of {shared.rows} rows ({share}) stand in it"
+    rest = [f"{shared.new} are new"] if shared.new else []
+    if shared.differing:
+        energy = "" if shared.ratio is None else f", |d|^2 {shared.ratio:.3f}"
+        rest.append(f"{shared.differing} are other bits{energy}")
+    return f"{summary} bit for bit{''.join('; ' + part for part in rest)}"
 
 
-def _fits(found: Probe) -> list[str]:
+def _fits(result: Probe) -> list[str]:
     lines = [
         f"{NAMES[direction]}: no map, too few tokens to fit {regressors} regressors in half of them"
-        for direction, regressors in found.unfitted.items()
+        for direction, regressors in result.unfitted.items()
     ]
-    if found.weak:
-        held = ", ".join(f"{NAMES[name]} {found.weak[name]:.1f}" for name in NAMES if name in found.weak)
-        lines.append(f"maps had few rows to fit a regressor ({held}): with more tokens they explain more")
+    if result.weak:
+        weak = ", ".join(f"{NAMES[name]} {result.weak[name]:.1f}" for name in NAMES if name in result.weak)
+        lines.append(f"maps had few rows to fit a regressor ({weak}): with more tokens they explain more")
     return lines
 
 

@@ -1,7 +1,8 @@
 """Linear predictions that are fitted on the first half of the tokens and scored on the second.
 
-The halves are contiguous.  Neighbouring tokens share their context, so that a row between two fitted ones is partly
-known already: alternating rows would flatter every direction.  A batch's members are halved each.
+The halves are contiguous. Neighbouring tokens share their context, so that a row between two fitted
+ones is partly known already: alternating rows would flatter every direction. A batch's members are
+halved each.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def halves(rows: torch.Tensor, share: float = 0.5) -> Halves:
 
 
 def own(signal: torch.Tensor, reference: torch.Tensor) -> torch.Tensor | None:
-    """What a line a channel leaves: every channel from the same channel of the reference, slope and offset.
+    """Return what a line per channel, with slope and offset, leaves of the targets.
 
     Args:
         signal, reference: (batch, tokens, heads, size).
@@ -49,7 +50,7 @@ def own(signal: torch.Tensor, reference: torch.Tensor) -> torch.Tensor | None:
 
 
 def enough(inputs: torch.Tensor) -> bool:
-    """A map of (batch, tokens, regressors) can be fitted: a row a regressor in the fitting half, at least."""
+    """Return whether the fitting half has at least one row per regressor."""
     return rows_a_regressor(inputs) >= 1 and inputs.shape[0] * inputs.shape[1] // 2 >= LEAST_ROWS
 
 
@@ -61,8 +62,9 @@ def rows_a_regressor(inputs: torch.Tensor) -> float:
 def mapped(inputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What a ridge regression from all inputs leaves of each target.
 
-    The strength is chosen for each target within the fitting half: fitted on its first two thirds, the one that saves
-    most bits on its last third is taken, and the whole half fitted again with it.
+    The strength is chosen for each target within the fitting half: fitted on its first two thirds,
+    the one that saves most bits on its last third is taken, and the whole half fitted again with
+    it.
 
     Args:
         inputs: (batch, tokens, regressors).
@@ -79,10 +81,10 @@ def mapped(inputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> list[torch.
     best = [(float("inf"), STRENGTHS[-1])] * len(ys)
     for strength in STRENGTHS:
         solve = trial.at(strength)
-        for at, y in enumerate(trials):
+        for target_index, y in enumerate(trials):
             left = trial.left(solve, y.fit, trial_x.score, y.score)
             size = float(left.square().mean(0).clamp(min=torch.finfo(left.dtype).tiny).log2().mean())
-            best[at] = min(best[at], (size, strength))
+            best[target_index] = min(best[target_index], (size, strength))
     whole = _Fit(x.fit)
     solvers = {strength: whole.at(strength) for strength in {strength for _, strength in best}}
     return [whole.left(solvers[strength], y.fit, x.score, y.score) for y, (_, strength) in zip(ys, best, strict=True)]

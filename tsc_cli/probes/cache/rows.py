@@ -20,7 +20,8 @@ class Layer:
     """The rows of one layer that are probed.
 
     Attributes:
-        parts: KEYS, UNDONE (if it is known how keys turn) and VALUES, float64 (batch, heads, rows, head size).
+        parts: KEYS, UNDONE (if it is known how keys turn) and VALUES, float64 (batch, heads, rows,
+            head size).
         positions: position ids, (rows,), or (heads, rows) if heads hold different tokens.
     """
 
@@ -47,7 +48,7 @@ class Layer:
         return torch.cat([self.parts[part].transpose(1, 2).flatten(2) for part in parts], -1)
 
 
-def layers_of(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | None) -> Iterator[Layer]:
+def layers_of(trace: Trace, snapshot_number: int, skip: int, turning: Sequence[Rotary] | None) -> Iterator[Layer]:
     """The layers of a snapshot, in order, without the rows of its first `skip` tokens.
 
     About GROUP_BYTES of rows as stored are held, or one layer, beside the layer that is handed out.
@@ -56,10 +57,10 @@ def layers_of(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | 
         UsageError: a value is not finite.
         CorruptError, LimitError: the rows cannot be read.
     """
-    for wanted in groups(trace, number):
-        moment = trace.snapshot(number, layers=wanted)
+    for group in groups(trace, snapshot_number):
+        moment = trace.snapshot(snapshot_number, layers=group)
         first = torch.tensor(moment.positions[:skip], dtype=torch.int64)
-        for layer in wanted:
+        for layer in group:
             positions = moment.row_positions.pop(0)
             keys, values = moment.keys.pop(0), moment.values.pop(0)
             keep = ~torch.isin(positions, first)
@@ -73,21 +74,21 @@ def layers_of(trace: Trace, number: int, skip: int, turning: Sequence[Rotary] | 
             yield Layer(layer, parts, left)
 
 
-def groups(trace: Trace, number: int) -> Iterator[list[int]]:
+def groups(trace: Trace, snapshot_number: int) -> Iterator[list[int]]:
     """Neighbouring layers, as many as GROUP_BYTES hold, one at least."""
-    view, group, held = trace.views[number], list[int](), 0
+    view, group, group_bytes = trace.views[snapshot_number], list[int](), 0
     for layer, row_bytes in enumerate(trace.geometry.row_bytes):
         size = view.rows(layer) * row_bytes
-        if group and held + size > GROUP_BYTES:
+        if group and group_bytes + size > GROUP_BYTES:
             yield group
-            group, held = [], 0
+            group, group_bytes = [], 0
         group.append(layer)
-        held += size
+        group_bytes += size
     yield group
 
 
 def turned_back(keys: torch.Tensor, positions: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Keys (batch, heads, rows, size) as they were before RoPE; positions (rows,) or (heads, rows)."""
+    """Undo RoPE on keys (batch, heads, rows, size) at positions (rows,) or (heads, rows)."""
     if positions.ndim == 1:
         return rotary.turn(keys, positions, back=True)
     by_head = [rotary.turn(keys[:, head], places, back=True) for head, places in enumerate(positions)]
@@ -107,8 +108,8 @@ def _doubled(rows: torch.Tensor, part: str, layer: int) -> torch.Tensor:
 def _kept(rows: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """Rows (batch, heads, rows, size) for which `keep`, (rows,) or (heads, rows), is set.
 
-    Heads that hold different tokens may lose different numbers of first tokens: all lose the most that one does, at
-    the front.
+    Heads that hold different tokens may lose different numbers of first tokens: all lose the most
+    that one does, at the front.
     """
     if keep.ndim == 1:
         return rows[..., keep.nonzero()[:, 0], :]

@@ -1,4 +1,4 @@
-"""How many rows of a snapshot stand in the one before it already, and how far off the others are."""
+"""Count the rows that a snapshot shares with the one before, and measure how far others differ."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Held:
         identical: bit-identical to the row of the same token in the snapshot before.
         differing: the snapshot before holds the token's row, with other bits.
         new: it does not hold it.
-        ratio: energy of the differences of the differing rows, over their energy without channel means; None if there
-            are none.
+        ratio: energy of the differences of the differing rows, over their energy without channel
+            means; None if there are none.
     """
 
     identical: int = 0
@@ -37,28 +37,28 @@ class Held:
         return self.identical + self.differing + self.new
 
 
-def held_before(trace: Trace, number: int) -> Held | None:
+def held_before(trace: Trace, snapshot_number: int) -> Held | None:
     """Compare a snapshot with the one before it; None for the first.
 
-    A row that both name by one number is stored once: it needs no comparison.  Others are compared by position; where
-    heads hold different tokens such rows count as new.
+    A row that both name by one number is stored once: it needs no comparison. Others are compared
+    by position; where heads hold different tokens such rows count as new.
 
     Raises:
         CorruptError, LimitError: the rows cannot be read.
     """
-    if not number:
+    if not snapshot_number:
         return None
-    view, earlier = trace.views[number], trace.views[number - 1]
-    found, left, whole = Held(), 0.0, 0.0
-    for wanted in groups(trace, number):
-        unshared = [layer for layer in wanted if _numbers(view.layers[layer]) - _numbers(earlier.layers[layer])]
-        found.identical += sum(view.rows(layer) for layer in wanted if layer not in unshared)
+    view, earlier = trace.views[snapshot_number], trace.views[snapshot_number - 1]
+    shared, left, whole = Held(), 0.0, 0.0
+    for group in groups(trace, snapshot_number):
+        unshared = [layer for layer in group if _numbers(view.layers[layer]) - _numbers(earlier.layers[layer])]
+        shared.identical += sum(view.rows(layer) for layer in group if layer not in unshared)
         if not unshared:
             continue
-        now, then = (trace.snapshot(at, layers=unshared) for at in (number, number - 1))
+        now, then = (trace.snapshot(at, layers=unshared) for at in (snapshot_number, snapshot_number - 1))
         for at, layer in enumerate(unshared):
-            known = _numbers(earlier.layers[layer])
-            same = torch.tensor([row in known for row in _rows(view.layers[layer])])
+            earlier_rows = _numbers(earlier.layers[layer])
+            same = torch.tensor([row in earlier_rows for row in _rows(view.layers[layer])])
             here, there = _common(now.row_positions[at], then.row_positions[at])
             equal = torch.ones(len(here), dtype=torch.bool)
             for mine, theirs in ((now.keys, then.keys), (now.values, then.values)):
@@ -66,16 +66,16 @@ def held_before(trace: Trace, number: int) -> Held | None:
                 equal &= _equal_bits(one, other)
             differing = here[~equal & ~same[here]]
             paired = there[~equal & ~same[here]]
-            found.identical += int((equal | same[here]).sum()) + int(same.sum() - same[here].sum())
-            found.differing += len(differing)
+            shared.identical += int((equal | same[here]).sum()) + int(same.sum() - same[here].sum())
+            shared.differing += len(differing)
             for mine, theirs in ((now.keys, then.keys), (now.values, then.values)):
                 one, other = (rows[at].double().transpose(1, 2) for rows in (mine, theirs))
                 mean = one.flatten(0, 1).mean(0)
                 left += float(energies(one[:, differing] - other[:, paired], centred=False).sum())
                 whole += float(energies(one[:, differing] - mean, centred=False).sum())
-    found.new = sum(view.rows(layer) for layer in range(len(view.layers))) - found.identical - found.differing
-    found.ratio = left / whole if found.differing and whole > 0 else None
-    return found
+    shared.new = sum(view.rows(layer) for layer in range(len(view.layers))) - shared.identical - shared.differing
+    shared.ratio = left / whole if shared.differing and whole > 0 else None
+    return shared
 
 
 def _rows(spans: Sequence[Span]) -> list[int]:
@@ -90,11 +90,11 @@ def _common(here: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torc
     none = torch.empty(0, dtype=torch.int64)
     if here.ndim > 1 or there.ndim > 1:
         return none, none
-    one, other = common(here, there)
-    return (none, none) if one is None or other is None else (one, other)
+    here_indices, there_indices = common(here, there)
+    return (none, none) if here_indices is None or there_indices is None else (here_indices, there_indices)
 
 
-def _equal_bits(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """For every row, True if all batch members and heads hold the same bits: (batch, heads, rows, size) -> (rows,)."""
-    mine, theirs = (rows.contiguous().view(torch.uint8) for rows in (one, other))
+def _equal_bits(rows_here: torch.Tensor, rows_there: torch.Tensor) -> torch.Tensor:
+    """Compare the bits of rows over members and heads: (batch, heads, rows, size) -> (rows,)."""
+    mine, theirs = (rows.contiguous().view(torch.uint8) for rows in (rows_here, rows_there))
     return (mine == theirs).all(-1).all(0).all(0)

@@ -36,8 +36,9 @@ def turning_of(
 ) -> Turning | None:
     """How the keys of a file turn, or None if nothing on this machine knows.
 
-    A model that was asked for by name is loaded; else a profile will do, which takes no model; else the model that the
-    file names, if it is on this machine.  Nothing is fetched that was not asked for.
+    A model that was asked for by name is loaded; else a profile will do, which takes no model; else
+    the model that the file names, if it is on this machine. Nothing is fetched that was not asked
+    for.
 
     Raises:
         UsageError: there is no such model.
@@ -66,10 +67,10 @@ def turning_of(
 def _profile(file: TraceFile, trace: Trace) -> tuple[Rotary, ...] | None:
     """Of the file's own profile, or of one that is installed for its model."""
     try:
-        found = file.profile.load() if file.profile is not None else profile_store.for_model(trace.fingerprint)
+        profile = file.profile.load() if file.profile is not None else profile_store.for_model(trace.fingerprint)
     except TscError:  # a profile that is missing is missed by whoever needs its statistics
         return None
-    return None if found is None else of_profile(found, trace.geometry)
+    return None if profile is None else of_profile(profile, trace.geometry)
 
 
 def of_profile(profile: Profile, geometry: Geometry) -> tuple[Rotary, ...] | None:

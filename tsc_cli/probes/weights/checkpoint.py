@@ -1,4 +1,4 @@
-"""A model's files without the model: what is asked for by name becomes tensors and a configuration."""
+"""Open a model's tensors and configuration by name, without building the model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ class Checkpoint:
         name: what a report may say: the default model's name, a hub id, or a base name.
         path: the file or folder, for messages.
         form: "safetensors" or "gguf".
-        config: the language model's fields of config.json, or those of a GGUF file under the same names.
-        complete: whether all layers of the configuration are expected; not where one file was named.
+        config: the language model's fields of config.json, or those of a GGUF file under the same
+            names.
+        complete: whether all layers of the configuration are expected; not where one file was
+            named.
     """
 
     name: str
@@ -45,8 +47,8 @@ def open_checkpoint(name: str | None, say: Say) -> Checkpoint:
     """Find a checkpoint and read what it holds, but no weights.
 
     Args:
-        name: None or the default model's name; a name of `tsc models`; a folder; a .safetensors or .gguf file;
-            anything else is a hub id.
+        name: None or the default model's name; a name of `tsc models`; a folder; a .safetensors or
+            .gguf file; anything else is a hub id.
         say: told what takes long, and when a hub is used.
     Raises:
         UsageError: there is no such checkpoint, a part of it is missing, or it cannot be fetched.
@@ -117,15 +119,15 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _fetch(name: str) -> Path:
-    """A folder with a hub model's config.json and safetensors files, fetched where they are not in the hub cache."""
+    """Return the folder of a hub model's config.json and safetensors files, fetched if needed."""
     hub.file_of(name, "config.json", optional=True)
-    found = hub.file_of(name, safetensors_files.INDEX, optional=True)
-    if found is None:
-        found = hub.file_of(name, safetensors_files.SINGLE)
+    path = hub.file_of(name, safetensors_files.INDEX, optional=True)
+    if path is None:
+        path = hub.file_of(name, safetensors_files.SINGLE)
     else:
         # names of shards are checked to stay inside the folder before any is asked for
-        for file in safetensors_files.read_index(found.parent):
+        for file in safetensors_files.read_index(path.parent):
             hub.file_of(name, file)
-    if found is None:
+    if path is None:
         raise UsageError(f"{name} has no safetensors files", hint=f"fetch it, and {_CONVERT}")
-    return found.parent
+    return path.parent

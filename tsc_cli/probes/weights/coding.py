@@ -1,13 +1,15 @@
 """The decisive figure: the bits a weight that coding a difference saves or costs at equal error.
 
-Two measures.  The estimate is that of a Gaussian source at equal mean squared error D: R(D) = 1/2 log2(s^2 / D) (Cover
-and Thomas, Elements of Information Theory, section 10.3.2), so that coding a difference of variance d^2 in place of a
-weight of variance w^2 saves 1/2 log2(w^2 / d^2) bits whatever D is.  The measurement quantizes both uniformly with
-the same step, which gives both the same error, and counts the symbols: the empirical entropy is what an arithmetic
-coder would need.  It holds for whatever distribution the weights have.
+Two measures. The estimate is that of a Gaussian source at equal mean squared error D: R(D) = 1/2
+log2(s^2 / D) (Cover and Thomas, Elements of Information Theory, section 10.3.2), so that coding a
+difference of variance d^2 in place of a weight of variance w^2 saves 1/2 log2(w^2 / d^2) bits
+whatever D is. The measurement quantizes both uniformly with the same step, which gives both the
+same error, and counts the symbols: the empirical entropy is what an arithmetic coder would need. It
+holds for whatever distribution the weights have.
 
-Both are honest to scales a row: rows (output channels) have steps of their own, as in weight quantizers, and the coder
-knows how large a row of differences is, as well as it knows it of a row of weights.
+Both are honest to scales a row: rows (output channels) have steps of their own, as in weight
+quantizers, and the coder knows how large a row of differences is, as well as it knows it of a row
+of weights.
 """
 
 from __future__ import annotations
@@ -28,20 +30,23 @@ if TYPE_CHECKING:
 
 CODED_VALUES = 1 << 24  # of a matrix; rows that hold so many, evenly spread, stand for larger ones
 _BLOCK_VALUES = 1 << 18  # of rows that are quantized at once
-# steps to the smaller root mean square of the two: fine enough that neither becomes nothing; it takes 4.05 bits then
+# steps to the smaller root mean square of the two: fine enough that neither becomes nothing; it
+# takes 4.05 bits then
 PER_RMS = 4.0
-# but no finer than this to the larger one: 8 bits, and finer steps are not what weights are stored with
+# but no finer than this to the larger one: 8 bits, and finer steps are not what weights are stored
+# with
 PER_RMS_MOST = 64.0
 _NOTHING = 1e-30  # the reciprocal of a step below this does not fit float32
 
 
 @dataclass(frozen=True)
 class Bits:
-    """What a weight costs, in bits, by itself and as a difference from its reference, both with the same error.
+    """Bits per weight, of weights and of differences from a reference at the same error.
 
     Attributes:
         weight, delta: empirical entropies of the quantized values.
-        estimate: bits saved by the Gaussian formula, mean over rows; None where a row of the two is zero in all rows.
+        estimate: bits saved by the Gaussian formula, mean over rows; None where a row of the two is
+            zero in all rows.
     """
 
     weight: float
@@ -54,7 +59,7 @@ class Bits:
 
 
 def rows_for_bits(matrix: Matrix, sample: int | None = None) -> Indexes:
-    """Numbers of the rows that are counted: all, or as many as `CODED_VALUES` allows, evenly spread."""
+    """Choose the rows to count: all, or as many as `CODED_VALUES` allows, evenly spread."""
     outputs, inputs = matrix.shape
     asked = outputs if sample is None else min(sample, outputs)
     return spread(outputs, max(1, min(asked, CODED_VALUES // inputs)))
@@ -92,7 +97,7 @@ def _rms(rows: Floats) -> Doubles:
 
 
 class _Table:
-    """Counts of integers, apart for rows whose size in steps is alike: what a coder that knows the size would use."""
+    """Symbol counts by the size of a row in steps, which the coder is assumed to know."""
 
     def __init__(self) -> None:
         self.counts: dict[int, NDArray[np.int64]] = {}
@@ -100,9 +105,9 @@ class _Table:
 
     def count(self, rows: Floats, size: Doubles, steps: Doubles) -> None:
         """Count float32 rows [n, m] of root mean squares `size` [n], quantized with `steps` [n]."""
-        some = size > 0
-        self.zeros += int((~some).sum()) * rows.shape[1]
-        rows, size, steps = rows[some], size[some], steps[some]
+        nonzero = size > 0
+        self.zeros += int((~nonzero).sum()) * rows.shape[1]
+        rows, size, steps = rows[nonzero], size[nonzero], steps[nonzero]
         kinds = np.rint(2 * np.log2(size / steps)).astype(np.int64)  # half an octave each
         for kind in np.unique(kinds).tolist():
             chosen = kinds == kind
@@ -110,14 +115,14 @@ class _Table:
             # no value of a row exceeds its root mean square times sqrt(m)
             reach = int(2 ** ((kind + 0.5) / 2) * rows.shape[1] ** 0.5) + 2
             symbols = np.clip(values, -reach, reach).astype(np.int64).reshape(-1) + reach
-            found = np.bincount(symbols, minlength=2 * reach + 1)
-            self.counts[kind] = self.counts[kind] + found if kind in self.counts else found
+            counts = np.bincount(symbols, minlength=2 * reach + 1)
+            self.counts[kind] = self.counts[kind] + counts if kind in self.counts else counts
 
     def bits(self) -> float:
         """Empirical entropy of the integers given their rows' kinds, bits a value."""
         total, bits = self.zeros, 0.0
         for counts in self.counts.values():
-            found = counts[counts > 0].astype(np.float64)
-            total += int(found.sum())
-            bits += float((found * np.log2(found.sum() / found)).sum())
+            occurring = counts[counts > 0].astype(np.float64)
+            total += int(occurring.sum())
+            bits += float((occurring * np.log2(occurring.sum() / occurring)).sum())
         return bits / total if total else 0.0

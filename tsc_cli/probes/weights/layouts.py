@@ -1,7 +1,7 @@
-"""What the tensors of a layer are called, and what is fused in them: one table for every family of models.
+"""The names of a layer's tensors and what is fused in them: one table for all families.
 
-To teach the probe a family, add a line to `TABLE`.  Types of matrices have short names: q, k, v, o of attention,
-gate, up, down of the feed-forward part; an expert's are `expert.gate` and so on.
+To teach the probe a family, add a line to `TABLE`. Types of matrices have short names: q, k, v, o
+of attention, gate, up, down of the feed-forward part; an expert's are `expert.gate` and so on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def one(outputs: int, config: Config) -> list[Band]:
 def halves(outputs: int, config: Config) -> list[Band] | None:
     """gate, then up."""
     del config
-    return None if outputs % 2 else [Band(at, outputs // 2, outputs) for at in (0, outputs // 2)]
+    return None if outputs % 2 else [Band(start, outputs // 2, outputs) for start in (0, outputs // 2)]
 
 
 def sections(outputs: int, config: Config) -> list[Band] | None:
@@ -40,7 +40,7 @@ def sections(outputs: int, config: Config) -> list[Band] | None:
 
 
 def by_group(outputs: int, config: Config) -> list[Band] | None:
-    """For each group of heads its q, then its k, then its v; without grouped attention a group is one head."""
+    """Split q, k and v of each group of heads; without grouping a group is one head."""
     queries, groups, size = _heads(config)
     if not queries or queries % groups or (queries + 2 * groups) * size != outputs:
         return None
@@ -50,7 +50,7 @@ def by_group(outputs: int, config: Config) -> list[Band] | None:
 
 
 def falcon(outputs: int, config: Config) -> list[Band] | None:
-    """Falcon's three ways: one key head for all (7B), groups (40B and later), a key head for each head (RW)."""
+    """Split Falcon's fused tensor: one KV head (7B), groups (40B and later), or all heads (RW)."""
     queries = _integer(config, "num_attention_heads") or _integer(config, "n_head")
     shared = config.get("multi_query", True) is True
     if config.get("new_decoder_architecture") is True:
@@ -81,8 +81,8 @@ class Rule:
     """A line of the table.
 
     Attributes:
-        pattern: of a tensor's name after the layer's number; a group `expert` is an expert's number, and a group
-            `kind` may be used in `types`.
+        pattern: of a tensor's name after the layer's number; a group `expert` is an expert's
+            number, and a group `kind` may be used in `types`.
         types: of the matrices in it, in the order of their bands.
         split: where they lie.
         models: `model_type` of the configurations it holds for; empty for all.
@@ -121,14 +121,16 @@ TABLE = (
     Rule(r"attention\.query_key_value\.weight", _QKV, by_group, ("gpt_neox", "gpt_neox_japanese")),
     Rule(r"self_attention\.query_key_value\.weight", _QKV, falcon, ("falcon", "RefinedWeb", "RefinedWebModel")),
     Rule(r"self_attention\.query_key_value\.weight", _QKV, by_group, ("bloom",)),
-    # a fused tensor of a model that is not known to fuse in one of these ways: its parts stay together
+    # a fused tensor of a model that is not known to fuse in one of these ways: its parts stay
+    # together
     Rule(r"(?:\w+\.)?(?:qkv_proj|c_attn|query_key_value|Wqkv|wqkv)\.weight", ("qkv",)),
     # DeepSeek's latent attention
     Rule(r"self_attn\.(?P<kind>q_a|q_b|kv_a|kv_b)_proj(?:_with_mqa)?\.weight", ("{kind}",)),
     # Llama's and Mistral's own files
     Rule(r"attention\.w(?P<kind>[qkvo])\.weight", ("{kind}",)),
     Rule(r"feed_forward\.w(?P<gated>[123])\.weight", ("{gated}",)),
-    # experts: Mixtral, Qwen and DeepSeek with a tensor each, Llama 4 with all in one of three dimensions
+    # experts: Mixtral, Qwen and DeepSeek with a tensor each, Llama 4 with all in one of three
+    # dimensions
     Rule(r"block_sparse_moe\.experts\.(?P<expert>[0-9]{1,6})\.w(?P<gated>[123])\.weight", ("expert.{gated}",)),
     Rule(r"mlp\.experts\.(?P<expert>[0-9]{1,6})\.(?P<kind>gate|up|down)_proj\.weight", ("expert.{kind}",)),
     Rule(r"feed_forward\.experts\.gate_up_proj", ("expert.gate", "expert.up"), halves, _LLAMA4, transposed=True),
@@ -137,7 +139,8 @@ TABLE = (
         r"(?:mlp\.shared_experts?|feed_forward\.shared_expert)\.(?P<kind>gate|up|down)_proj\.weight", ("shared.{kind}",)
     ),
     Rule(r"(?:mlp\.gate|block_sparse_moe\.gate|feed_forward\.router)\.weight", ("router",)),
-    # GGUF: llama.cpp's conversion puts fused parts one after the other; experts have three dimensions
+    # GGUF: llama.cpp's conversion puts fused parts one after the other; experts have three
+    # dimensions
     Rule(r"attn_(?P<kind>[qkv])\.weight", ("{kind}",)),
     Rule(r"attn_output\.weight", ("o",)),
     Rule(r"attn_qkv\.weight", _QKV, sections),
@@ -155,7 +158,7 @@ GROUPS = (("q", "k", "v", "o"), ("gate", "up", "down"), ("expert.gate", "expert.
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix of one layer: its type, the expert whose it is, and whether the table knows its name."""
+    """A matrix of one layer, its type, its expert, and whether the table has its name."""
 
     type: str
     matrix: Matrix
@@ -169,9 +172,11 @@ def parts(rest: str, tensor: Tensor, config: Config, experts: int) -> list[Part]
     Args:
         rest: the tensor's name after the layer's number.
         config: of the model; may be empty.
-        experts: how many of a layer's experts are taken, evenly spread, where a tensor holds several.
+        experts: how many of a layer's experts are taken, evenly spread, where a tensor holds
+            several.
     Returns:
-        nothing for a tensor that is no weight matrix; one part of type `rest` for a matrix of a name that no line of
+        nothing for a tensor that is no weight matrix; one part of type `rest` for a matrix of a
+            name that no line of
         the table has.
     """
     shape = tensor.shape
@@ -204,23 +209,23 @@ def parts(rest: str, tensor: Tensor, config: Config, experts: int) -> list[Part]
     band = Band(0, shape[0], shape[0])
     one_of = _EXPERT.search(rest)
     name = rest if one_of is None else f"{rest[: one_of.start(1)]}*{rest[one_of.end(1) :]}"
-    number = None if one_of is None else int(one_of[1])
-    return [Part(name.removesuffix(".weight"), Matrix(tensor, band, (shape[0], shape[1])), number, known=False)]
+    expert_number = None if one_of is None else int(one_of[1])
+    return [Part(name.removesuffix(".weight"), Matrix(tensor, band, (shape[0], shape[1])), expert_number, known=False)]
 
 
 @lru_cache(maxsize=1 << 14)  # names are the same in every layer
 def _matching(rest: str) -> list[tuple[Rule, dict[str, Any]]]:
     """The lines of the table whose pattern a name has, and its groups."""
-    found = ((rule, re.fullmatch(rule.pattern, rest)) for rule in TABLE)
-    return [(rule, match.groupdict()) for rule, match in found if match is not None]
+    matches = ((rule, re.fullmatch(rule.pattern, rest)) for rule in TABLE)
+    return [(rule, match.groupdict()) for rule, match in matches if match is not None]
 
 
 def _spread(count: int, asked: int) -> list[int]:
-    return sorted({at * count // asked for at in range(asked)}) if asked < count else list(range(count))
+    return sorted({index * count // asked for index in range(asked)}) if asked < count else list(range(count))
 
 
 def guessed(names: Mapping[str, Tensor]) -> Config:
-    """What can be said of a checkpoint without a configuration: GPT-2's fused tensor is three times as wide as high."""
+    """Guess a configuration by GPT-2's fused tensor, which is three times as wide as high."""
     for name, tensor in names.items():
         if name.endswith("attn.c_attn.weight") and len(tensor.shape) == 2 and tensor.shape[1] == 3 * tensor.shape[0]:
             return {"model_type": "gpt2", "n_head": 1, "n_embd": tensor.shape[0]}

@@ -1,4 +1,4 @@
-"""The whole of `tsc probe-weights`: can a difference between layers, or from another model, stand for weights?"""
+"""The job of `tsc probe-weights`: measure differences between layers, or from another model."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ YES = 0.1  # bits a weight: what a factor, a choice of reference and layers that
 
 @dataclass(frozen=True)
 class Entry:
-    """One matrix against its reference.  None where a figure does not exist: no reference, or a matrix of zeros.
+    """Figures of one matrix against its reference; None for those that do not exist.
 
     Attributes:
         layer, expert: whose matrix W it is.
         reference: the layer of the reference R: the one before, or the same of another model.
         ratio: max|W - R| / max|R|, called r.
-        best, best_reference: the least r over all other layers, and which gives it; not against another model.
+        best, best_reference: the least r over all other layers, and which gives it; not against
+            another model.
         frobenius: |W - R|_F / |W|_F.
         cosine: of W and R as vectors.
         factor, left: the a that minimises |W - a R|_F, and what remains of |W|_F then.
         rank_weight, rank_delta: effective ranks of W and W - R.
         bits_weight, bits_delta: bits a weight of W and of W - R, quantized with the same step.
         bits_saved_estimate: what W - R saves for a Gaussian source.
-        bits_saved_factor: what W - a R saves for a Gaussian source, -log2(left); None also where nothing is left.
+        bits_saved_factor: what W - a R saves for a Gaussian source, -log2(left); None also where
+            nothing is left.
         bits_saved_best: the same with the best of all other layers as the reference.
     """
 
@@ -81,7 +83,7 @@ class TypeReport:
 
     @property
     def saved(self) -> float | None:
-        """Bits a weight that coding differences saves, mean over the matrices that have a reference."""
+        """Bits a weight that coding differences saves, over the matrices with a reference."""
         weight, delta = self.mean("bits_weight"), self.mean("bits_delta")
         return None if weight is None or delta is None else weight - delta
 
@@ -99,7 +101,8 @@ class Verdict:
 
     Attributes:
         saved: bits a weight that plain differences save, measured; mean over all weights.
-        saved_best: bits that the best scaled reference among all layers saves, estimated; None against another model.
+        saved_best: bits that the best scaled reference among all layers saves, estimated; None
+            against another model.
         yes_for: types for which alone the answer is yes.
     """
 
@@ -112,7 +115,7 @@ class Verdict:
 def probe(
     stack: Stack, against: Stack | None, sample: int | None, progress: Callable[[str, int], Any], threads: int = 0
 ) -> list[TypeReport]:
-    """Measure every type of a stack of layers, or every layer against the same one of another model.
+    """Measure every type of matrix, between layers or against the same layers of another model.
 
     Args:
         against: the other model's layers, checked with `check_same`.
@@ -124,22 +127,24 @@ def probe(
     """
     reports = []
     with _pool(threads or workers()) as pool:
-        for number, one in enumerate(stack.types):
-            other = against.types[number] if against is not None else None
-            with progress(f"{one.name} ({number + 1} of {len(stack.types)})", _work(one, other, sample)) as advance:
+        for type_number, matrix_type in enumerate(stack.types):
+            other_type = against.types[type_number] if against is not None else None
+            with progress(
+                f"{matrix_type.name} ({type_number + 1} of {len(stack.types)})", _work(matrix_type, other_type, sample)
+            ) as advance:
                 entries = []
-                for at, series in enumerate(one.series):
-                    if other is None:
+                for series_index, series in enumerate(matrix_type.series):
+                    if other_type is None:
                         entries += _layers(series, pool, advance, sample)
                     else:
-                        entries += _other_model(series, other.series[at], pool, advance, sample)
-                reports.append(TypeReport(one, entries))
+                        entries += _other_model(series, other_type.series[series_index], pool, advance, sample)
+                reports.append(TypeReport(matrix_type, entries))
     return reports
 
 
 @contextmanager
 def _pool(threads: int) -> Iterator[Executor]:
-    """Threads: numpy computes and reads outside the interpreter's lock.  What has not begun is dropped at an error."""
+    """Open a pool of threads, which drops what has not started when there is an error."""
     pool = ThreadPoolExecutor(threads)
     try:
         yield pool
@@ -149,31 +154,37 @@ def _pool(threads: int) -> Iterator[Executor]:
 
 def check_same(stack: Stack, other: Stack, path: str) -> None:
     """Raise UsageError unless two models have the same matrices; `path` is that of the other."""
-    names = {one.name: one for one in other.types}
-    for one in stack.types:
-        if one.name not in names:
-            raise UsageError(f"has no {one.name} matrices", path=path, hint="compare two models of one architecture")
-        theirs = {s.expert: s for s in names[one.name].series}
-        for series in one.series:
-            found = theirs.get(series.expert)
-            if found is None or list(found.layers) != list(series.layers) or found.shape != series.shape:
-                shapes = ["x".join(map(str, s.shape)) if s else "none" for s in (series, found)]
-                counts = [len(s.layers) if s else 0 for s in (series, found)]
+    names = {matrix_type.name: matrix_type for matrix_type in other.types}
+    for matrix_type in stack.types:
+        if matrix_type.name not in names:
+            raise UsageError(
+                f"has no {matrix_type.name} matrices", path=path, hint="compare two models of one architecture"
+            )
+        theirs = {s.expert: s for s in names[matrix_type.name].series}
+        for series in matrix_type.series:
+            their_series = theirs.get(series.expert)
+            if (
+                their_series is None
+                or list(their_series.layers) != list(series.layers)
+                or their_series.shape != series.shape
+            ):
+                shapes = ["x".join(map(str, s.shape)) if s else "none" for s in (series, their_series)]
+                counts = [len(s.layers) if s else 0 for s in (series, their_series)]
                 raise UsageError(
-                    f"{one.name} is {shapes[1]} in {counts[1]} layers, not {shapes[0]} in {counts[0]}",
+                    f"{matrix_type.name} is {shapes[1]} in {counts[1]} layers, not {shapes[0]} in {counts[0]}",
                     path=path,
                     hint="compare two models of one architecture",
                 )
 
 
-def _work(one: MatrixType, other: MatrixType | None, sample: int | None) -> int:
+def _work(matrix_type: MatrixType, other_type: MatrixType | None, sample: int | None) -> int:
     total = 0
-    for series in one.series:
+    for series in matrix_type.series:
         rows, columns = series.shape
         rows = min(rows, sample or rows)
         count = len(series.layers)
-        total += count * rows * columns if other else ratios.work(count, rows, columns)
-        pairs = count if other else count - 1
+        total += count * rows * columns if other_type else ratios.work(count, rows, columns)
+        pairs = count if other_type else count - 1
         total += pairs * len(rows_for_bits(next(iter(series.layers.values())), sample)) * columns * _CODING
     return total
 
@@ -185,27 +196,27 @@ def _layers(series: Series, pool: Executor, advance: Progress, sample: int | Non
     """Each layer against the one before, and against all."""
     numbers = list(series.layers)
     matrices = list(series.layers.values())
-    found = survey(matrices, pool, advance, sample)
-    pairs = [(matrices[at], matrices[at - 1]) for at in range(1, len(matrices))]
+    comparison = survey(matrices, pool, advance, sample)
+    pairs = [(matrices[index], matrices[index - 1]) for index in range(1, len(matrices))]
     costs = [{}, *_costs(pairs, pool, advance, sample)]
-    ratio, left = found.ratio(), found.left()
+    ratio, left = comparison.ratio(), comparison.left()
     for figures in (ratio, left):
         np.fill_diagonal(figures, np.nan)
     entries = []
-    for at, layer in enumerate(numbers):
-        best = None if np.isnan(ratio[at]).all() else int(np.nanargmin(ratio[at]))
-        least = None if np.isnan(left[at]).all() else float(np.nanmin(left[at]))
-        reference = at - 1 if at else None
+    for index, layer in enumerate(numbers):
+        best = None if np.isnan(ratio[index]).all() else int(np.nanargmin(ratio[index]))
+        least = None if np.isnan(left[index]).all() else float(np.nanmin(left[index]))
+        reference = index - 1 if index else None
         entries.append(
             Entry(
                 layer,
                 series.expert,
                 None if reference is None else numbers[reference],
-                best=None if best is None else float(ratio[at, best]),
+                best=None if best is None else float(ratio[index, best]),
                 best_reference=None if best is None else numbers[best],
                 bits_saved_best=_saved(least),
-                **_distances(found, at, reference),
-                **costs[at],
+                **_distances(comparison, index, reference),
+                **costs[index],
             )
         )
     return entries
@@ -217,23 +228,23 @@ def _other_model(series: Series, other: Series, pool: Executor, advance: Progres
     surveys = [survey(pair, pool, advance, sample) for pair in pairs]
     costs = _costs(pairs, pool, advance, sample)
     return [
-        Entry(layer, series.expert, layer, **_distances(found, 0, 1), **cost)
-        for layer, found, cost in zip(series.layers, surveys, costs, strict=True)
+        Entry(layer, series.expert, layer, **_distances(comparison, 0, 1), **cost)
+        for layer, comparison, cost in zip(series.layers, surveys, costs, strict=True)
     ]
 
 
-def _distances(found: Survey, at: int, reference: int | None) -> dict[str, Any]:
+def _distances(comparison: Survey, index: int, reference: int | None) -> dict[str, Any]:
     if reference is None:
         return {}
     figures: Mapping[str, Any] = {
-        "ratio": found.ratio(),
-        "frobenius": found.frobenius(),
-        "cosine": found.cosine(),
-        "factor": found.factor(),
-        "left": found.left(),
+        "ratio": comparison.ratio(),
+        "frobenius": comparison.frobenius(),
+        "cosine": comparison.cosine(),
+        "factor": comparison.factor(),
+        "left": comparison.left(),
     }
-    one = {name: _number(values[at, reference]) for name, values in figures.items()}
-    return {**one, "bits_saved_factor": _saved(one["left"])}
+    values_here = {name: _number(values[index, reference]) for name, values in figures.items()}
+    return {**values_here, "bits_saved_factor": _saved(values_here["left"])}
 
 
 def _saved(left: float | None) -> float | None:
@@ -266,22 +277,26 @@ def _costs(
         }
 
     done = []
-    for pair, one in zip(pairs, pool.map(cost, pairs), strict=True):
+    for pair, pair_cost in zip(pairs, pool.map(cost, pairs), strict=True):
         advance(len(rows_for_bits(pair[0], sample)) * pair[0].shape[1] * _CODING)
-        done.append(one)
+        done.append(pair_cost)
     return done
 
 
 def judged(reports: Sequence[TypeReport]) -> Verdict | None:
     """Whether differences save at least `YES` bits a weight; None where there are zeros only."""
-    some = [one for one in reports if one.saved is not None]
-    if not some:
+    measured = [report for report in reports if report.saved is not None]
+    if not measured:
         return None
-    weights = [one.weights for one in some]
-    saved = float(np.average([one.saved for one in some if one.saved is not None], weights=weights))
-    best = [one.mean("bits_saved_best") for one in some]
+    weights = [report.weights for report in measured]
+    saved = float(np.average([report.saved for report in measured if report.saved is not None], weights=weights))
+    best = [report.mean("bits_saved_best") for report in measured]
     saved_best = None
     if all(value is not None for value in best):
         saved_best = float(np.average([value for value in best if value is not None], weights=weights))
-    yes_for = [one.type.name for one in some if max(one.saved or 0.0, one.mean("bits_saved_best") or 0.0) >= YES]
+    yes_for = [
+        report.type.name
+        for report in measured
+        if max(report.saved or 0.0, report.mean("bits_saved_best") or 0.0) >= YES
+    ]
     return Verdict(max(saved, saved_best or 0.0) >= YES, saved, saved_best, yes_for)

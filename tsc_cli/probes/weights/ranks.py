@@ -1,9 +1,10 @@
 """How many directions a matrix uses: its effective rank.
 
-The participation ratio of the squared singular values, (sum s^2)^2 / sum s^4, is used: 1 for a matrix of rank one, n
-for n equal singular values.  It is the exponential of the Renyi entropy of order 2 of their distribution.  The better
-known exponential of the Shannon entropy (Roy and Vetterli 2007) needs the singular values themselves; the participation
-ratio needs inner products of rows only, so that it can be estimated, without bias in either sum, from some of the rows.
+The participation ratio of the squared singular values, (sum s^2)^2 / sum s^4, is used: 1 for a
+matrix of rank one, n for n equal singular values. It is the exponential of the Renyi entropy of
+order 2 of their distribution. The better known exponential of the Shannon entropy (Roy and Vetterli
+2007) needs the singular values themselves; the participation ratio needs inner products of rows
+only, so that it can be estimated, without bias in either sum, from some of the rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SAMPLE_VALUES = 1 << 22  # 16 MiB of float32
 
 
 def rows_for_rank(matrix: Matrix, sample: int | None = None) -> Indexes:
-    """Numbers of the rows from which the rank is found: all, or as many as is affordable, evenly spread."""
+    """Choose the rows to find the rank from: all, or as many as is affordable, evenly spread."""
     outputs, inputs = matrix.shape
     asked = outputs if sample is None else min(sample, outputs)
     if asked * inputs > SAMPLE_VALUES or min(asked, inputs) > EXACT:

@@ -1,8 +1,9 @@
-"""Every layer's matrix against every other's: largest difference, largest value, and all inner products.
+"""Compare all pairs of layers: largest difference, largest value, and inner products.
 
-r = max|W_l - W_m| / max|W_m| is the published measure (docs/probes.md).  The inner products give the rest for every
-pair at once: Frobenius norms, cosines, and what the best scalar factor leaves.  All layers are read side by side, a
-block of rows at a time, so that each weight is read once and memory does not depend on the size of the matrices.
+r = max|W_l - W_m| / max|W_m| is the published measure (docs/probes.md). The inner products give the
+rest for every pair at once: Frobenius norms, cosines, and what the best scalar factor leaves. All
+layers are read side by side, a block of rows at a time, so that each weight is read once and memory
+does not depend on the size of the matrices.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Survey:
     inner: Doubles
 
     def ratio(self) -> Doubles:
-        """r of l (row) with reference m (column), float64 [L, L]; NaN where the reference is zero throughout."""
+        """r of l (row) with reference m (column), float64 [L, L]; NaN for a reference of zeros."""
         return _over(self.apart, self.peak[None, :])
 
     def frobenius(self) -> Doubles:
@@ -61,7 +62,7 @@ class Survey:
         return np.clip(_over(self.inner, norm[:, None] * norm[None, :]), -1, 1)
 
     def factor(self) -> Doubles:
-        """The a that minimises |W_l - a W_m|_F, float64 [L, L]; NaN where the reference is zero throughout."""
+        """The a that minimises |W_l - a W_m|_F, float64 [L, L]; NaN where the reference is zero."""
         return _over(self.inner, np.diagonal(self.inner)[None, :])
 
     def left(self) -> Doubles:
@@ -123,7 +124,7 @@ def survey(
 
         list(pool.map(read, range(count)))
         chunk = max(2048, _CHUNK_BYTES // (4 * count))
-        pieces = [block[:, at : min(at + chunk, width)] for at in range(0, width, chunk)]
+        pieces = [block[:, start_value : min(start_value + chunk, width)] for start_value in range(0, width, chunk)]
         for piece, (highest, distance, products) in zip(pieces, pool.map(_compare, pieces), strict=True):
             np.maximum(peak, highest, out=peak)
             np.maximum(apart, distance, out=apart)

@@ -34,10 +34,10 @@ _LISTED = 8  # names in a sentence; --json has all
 
 
 def facts(reports: Sequence[TypeReport], stack: Stack, verdict: Verdict | None) -> dict[str, Any]:
-    """The report as JSON has it.  Figures that do not exist are null; means are over the entries that have one."""
+    """Return the report for JSON: missing figures are null, means are over those that exist."""
     return {
         "layers": stack.layers,
-        "types": [_type_facts(one) for one in reports],
+        "types": [_type_facts(report) for report in reports],
         "skipped": [{"name": name, "why": why} for name, why in stack.skipped],
         "verdict": None
         if verdict is None
@@ -50,28 +50,28 @@ def facts(reports: Sequence[TypeReport], stack: Stack, verdict: Verdict | None) 
     }
 
 
-def _type_facts(one: TypeReport) -> dict[str, Any]:
-    outputs, inputs = one.type.series[0].shape
+def _type_facts(report: TypeReport) -> dict[str, Any]:
+    outputs, inputs = report.type.series[0].shape
     return {
-        "type": one.type.name,
-        "known": one.type.known,
+        "type": report.type.name,
+        "known": report.type.known,
         "outputs": outputs,
         "inputs": inputs,
-        "layers": len(one.type.series[0].layers),
-        "experts": one.type.experts,
-        "experts_probed": len(one.type.series) if one.type.experts else 0,
-        "weights": one.weights,
-        **dict(zip(("ratio_mean", "ratio_p90", "ratio_max"), ratio_figures(one), strict=True)),
-        "best_min": min(one.values("best"), default=None),
-        **{f"{name}_mean": one.mean(name) for name in _MEANS},
-        "bits_saved_mean": one.saved,
-        "entries": [dataclasses.asdict(entry) for entry in one.entries],
+        "layers": len(report.type.series[0].layers),
+        "experts": report.type.experts,
+        "experts_probed": len(report.type.series) if report.type.experts else 0,
+        "weights": report.weights,
+        **dict(zip(("ratio_mean", "ratio_p90", "ratio_max"), ratio_figures(report), strict=True)),
+        "best_min": min(report.values("best"), default=None),
+        **{f"{name}_mean": report.mean(name) for name in _MEANS},
+        "bits_saved_mean": report.saved,
+        "entries": [dataclasses.asdict(entry) for entry in report.entries],
     }
 
 
-def ratio_figures(one: TypeReport) -> tuple[float | None, float | None, float | None]:
-    """Mean, 90th percentile (interpolated) and maximum of r over the matrices that have a reference: Table 3."""
-    values = one.values("ratio")
+def ratio_figures(report: TypeReport) -> tuple[float | None, float | None, float | None]:
+    """Mean, interpolated 90th percentile and maximum of r, as in the published Table 3."""
+    values = report.values("ratio")
     if not values:
         return None, None, None
     return float(np.mean(values)), float(np.percentile(values, 90)), max(values)
@@ -85,25 +85,25 @@ def text(reports: Sequence[TypeReport], stack: Stack, name: str, against: str | 
         textwrap.fill(f"{printable(name)}: {stack.layers} layers. W is a layer's matrix, R {printable(of)}.", 80),
         f"r = max|W-R| / max|R|{best}\n"
         + columns(
-            [_ratios(one, against) for one in reports],
+            [_ratios(report, against) for report in reports],
             ("type", "shape", "matrices", "mean", "p90", "max", *([] if against is not None else ["best", "least"])),
         ),
         "distances, means over the matrices; aR: the best multiple of R\n"
         + columns(
-            [_distances(one) for one in reports],
+            [_distances(report) for report in reports],
             ("type", "|W-R|/|W|", "cosine", "a", "|W-aR|/|W|", "rank W", "rank W-R"),
         ),
         "bits a weight at equal error; saved by coding W-R (below zero: it costs more);\n"
         "then what W-R and W-aR would save if all were Gaussian\n"
         + columns(
-            [_bits(one, against) for one in reports],
+            [_bits(report, against) for report in reports],
             ("type", "W", "W-R", "saved", "if W-R", "if W-aR", *([] if against is not None else ["if best aR"])),
         ),
     ]
-    unknown = [one.type.name for one in reports if not one.type.known]
+    unknown = [report.type.name for report in reports if not report.type.known]
     if unknown:
         parts.append(_listed("not in the table of layouts, taken by shape", unknown))
-    sampled = [one.type for one in reports if one.type.experts > len(one.type.series)]
+    sampled = [report.type for report in reports if report.type.experts > len(report.type.series)]
     if sampled:
         parts.append(f"experts: {len(sampled[0].series)} of {sampled[0].experts} in a layer")
     if stack.skipped:
@@ -116,8 +116,8 @@ def sentence(reports: Sequence[TypeReport], verdict: Verdict | None) -> str:
     if verdict is None:
         return "global: none, all matrices are zero"
     ranges = [
-        _range("r", [one.mean("ratio") for one in reports]),
-        _range("best", [one.mean("best") for one in reports]),
+        _range("r", [report.mean("ratio") for report in reports]),
+        _range("best", [report.mean("best") for report in reports]),
     ]
     word = "save" if verdict.saved >= 0 else "cost"
     parts = [", ".join(filter(None, ranges)), f"deltas {word} {abs(verdict.saved):.2f} bits a weight"]
@@ -136,15 +136,15 @@ def _range(what: str, means: Sequence[float | None]) -> str:
     return f"{what} {low} to {high}"
 
 
-def _ratios(one: TypeReport, against: str | None) -> list[str]:
-    outputs, inputs = one.type.series[0].shape
-    row = [_short(one.type.name), f"{outputs}x{inputs}", str(len(one.entries))]
-    row += [_figure(value, "ratio") for value in ratio_figures(one)]
-    least = min(one.values("best"), default=None)
-    return row if against is not None else [*row, _figure(one.mean("best"), "ratio"), _figure(least, "ratio")]
+def _ratios(report: TypeReport, against: str | None) -> list[str]:
+    outputs, inputs = report.type.series[0].shape
+    row = [_short(report.type.name), f"{outputs}x{inputs}", str(len(report.entries))]
+    row += [_figure(value, "ratio") for value in ratio_figures(report)]
+    least = min(report.values("best"), default=None)
+    return row if against is not None else [*row, _figure(report.mean("best"), "ratio"), _figure(least, "ratio")]
 
 
-def _distances(one: TypeReport) -> list[str]:
+def _distances(report: TypeReport) -> list[str]:
     kinds = {
         "frobenius": "ratio",
         "cosine": ".4f",
@@ -153,14 +153,18 @@ def _distances(one: TypeReport) -> list[str]:
         "rank_weight": ".1f",
         "rank_delta": ".1f",
     }
-    return [_short(one.type.name), *(_figure(one.mean(name), kind) for name, kind in kinds.items())]
+    return [_short(report.type.name), *(_figure(report.mean(name), kind) for name, kind in kinds.items())]
 
 
-def _bits(one: TypeReport, against: str | None) -> list[str]:
-    row = [_short(one.type.name), _figure(one.mean("bits_weight"), ".2f"), _figure(one.mean("bits_delta"), ".2f")]
-    row += [_figure(one.saved, "+.2f"), _figure(one.mean("bits_saved_estimate"), "+.2f")]
-    row.append(_figure(one.mean("bits_saved_factor"), "+.4f"))
-    return row if against is not None else [*row, _figure(one.mean("bits_saved_best"), "+.4f")]
+def _bits(report: TypeReport, against: str | None) -> list[str]:
+    row = [
+        _short(report.type.name),
+        _figure(report.mean("bits_weight"), ".2f"),
+        _figure(report.mean("bits_delta"), ".2f"),
+    ]
+    row += [_figure(report.saved, "+.2f"), _figure(report.mean("bits_saved_estimate"), "+.2f")]
+    row.append(_figure(report.mean("bits_saved_factor"), "+.4f"))
+    return row if against is not None else [*row, _figure(report.mean("bits_saved_best"), "+.4f")]
 
 
 def _figure(value: float | None, kind: str) -> str:

@@ -21,7 +21,7 @@ _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 @dataclass(frozen=True)
 class Series:
-    """One matrix in each of some layers, all of one shape; of one expert where a layer has several."""
+    """One matrix in each of some layers, all of one shape, and of one expert of several."""
 
     expert: int | None
     layers: Mapping[int, Matrix]
@@ -66,7 +66,8 @@ def stack_of(checkpoint: Checkpoint, asked: Collection[str] = (), experts: int =
         asked: names of types; all where empty.
         experts: how many experts of a layer are taken, evenly spread.
     Raises:
-        UsageError: there are no layers to compare, a type that is not there, or layers that do not agree.
+        UsageError: there are no layers to compare, a type that is not there, or layers that do not
+            agree.
         UnsupportedFileError: the matrices are stored in a way that is not read.
         CorruptError: layers are missing.
         LimitError: more layers than are compared.
@@ -74,25 +75,29 @@ def stack_of(checkpoint: Checkpoint, asked: Collection[str] = (), experts: int =
     stacks: dict[str, list[tuple[int, str, Tensor]]] = defaultdict(list)
     for name, tensor in checkpoint.tensors.items():
         words = name.split(".")
-        at = next((n for n, word in enumerate(words[:-1]) if _NUMBER.fullmatch(word)), None)
-        if at is not None:
-            prefix = "".join(f"{word}." for word in words[:at])
-            stacks[prefix].append((int(words[at]), ".".join(words[at + 1 :]), tensor))
+        word_index = next((n for n, word in enumerate(words[:-1]) if _NUMBER.fullmatch(word)), None)
+        if word_index is not None:
+            prefix = "".join(f"{word}." for word in words[:word_index])
+            stacks[prefix].append((int(words[word_index]), ".".join(words[word_index + 1 :]), tensor))
     if not stacks:
         raise UsageError("holds no numbered layers, so that there is nothing to compare", path=checkpoint.path)
-    prefix = max(stacks, key=lambda one: (_values(tensor for _, _, tensor in stacks[one]), one))
-    skipped = [(other + "*", "not the largest stack of layers") for other in sorted(stacks) if other != prefix]
-    found = stacks[prefix]
-    layers = sorted({layer for layer, _, _ in found})
+    prefix = max(stacks, key=lambda matrix_type: (_values(tensor for _, _, tensor in stacks[matrix_type]), matrix_type))
+    skipped = [
+        (other_prefix + "*", "not the largest stack of layers")
+        for other_prefix in sorted(stacks)
+        if other_prefix != prefix
+    ]
+    stack_tensors = stacks[prefix]
+    layers = sorted({layer for layer, _, _ in stack_tensors})
     _check_layers(layers, prefix, checkpoint)
-    by_type = _by_type(found, checkpoint, experts, skipped)
+    by_type = _by_type(stack_tensors, checkpoint, experts, skipped)
     names = _chosen(by_type, asked, checkpoint)
     _check_groups(by_type, names, layers, prefix, checkpoint)
     types = []
     for name in names:
-        one = _matrix_type(name, by_type[name], checkpoint, experts, asked, skipped)
-        if one is not None:
-            types.append(one)
+        matrix_type = _matrix_type(name, by_type[name], checkpoint, experts, asked, skipped)
+        if matrix_type is not None:
+            types.append(matrix_type)
     if not types:
         raise UsageError(
             "no type of matrix is in two layers, so that there is nothing to compare", path=checkpoint.path
@@ -109,7 +114,7 @@ def _check_layers(layers: list[int], prefix: str, checkpoint: Checkpoint) -> Non
         raise LimitError(f"has {len(layers)} layers, at most {MAX_LAYERS} are compared", path=checkpoint.path)
     if len(layers) < 2:
         raise UsageError("has one layer only, so that there is nothing to compare", path=checkpoint.path)
-    gap = next((at for at, layer in enumerate(layers, layers[0]) if at != layer), None)
+    gap = next((expected for expected, layer in enumerate(layers, layers[0]) if expected != layer), None)
     if gap is not None:
         raise CorruptError(
             f"layer {gap} is missing: no tensor {prefix}{gap}.*",
@@ -126,11 +131,11 @@ def _check_layers(layers: list[int], prefix: str, checkpoint: Checkpoint) -> Non
 
 
 def _by_type(
-    found: Iterable[tuple[int, str, Tensor]], checkpoint: Checkpoint, experts: int, skipped: list[tuple[str, str]]
+    tensors: Iterable[tuple[int, str, Tensor]], checkpoint: Checkpoint, experts: int, skipped: list[tuple[str, str]]
 ) -> dict[str, list[tuple[int, Part]]]:
     by_type: dict[str, list[tuple[int, Part]]] = defaultdict(list)
     beside = set()
-    for layer, rest, tensor in sorted(found, key=lambda one: (one[0], one[1])):
+    for layer, rest, tensor in sorted(tensors, key=lambda entry: (entry[0], entry[1])):
         taken = parts(rest, tensor, checkpoint.config, experts)
         for part in taken:
             by_type[part.type].append((layer, part))
@@ -163,32 +168,32 @@ def _check_groups(
     prefix: str,
     checkpoint: Checkpoint,
 ) -> None:
-    """A layer has all of a group or none: a hybrid model's layers differ in whole parts, a damaged one lacks one."""
+    """Check that each layer has all matrices of a group or none, as hybrid models' layers do."""
     for group in GROUPS:
-        held = {name: {layer for layer, _ in by_type[name]} for name in group if name in names}
+        layers_by_type = {name: {layer for layer, _ in by_type[name]} for name in group if name in names}
         for layer in layers:
-            lacking = [name for name in held if layer not in held[name]]
-            if lacking and len(lacking) < len(held):
-                others = ",".join(name for name in names if name not in lacking)
+            lacking = [name for name in layers_by_type if layer not in layers_by_type[name]]
+            if lacking and len(lacking) < len(layers_by_type):
+                other_types = ",".join(name for name in names if name not in lacking)
                 raise CorruptError(
                     f"layer {layer} has no {lacking[0]} matrix ({prefix}{layer}.*), which other layers have beside "
-                    f"{', '.join(name for name in held if name not in lacking)}",
+                    f"{', '.join(name for name in layers_by_type if name not in lacking)}",
                     path=checkpoint.path,
-                    hint=f"fetch the checkpoint again, or probe the rest: --types {others}",
+                    hint=f"fetch the checkpoint again, or probe the rest: --types {other_types}",
                 )
 
 
 def _matrix_type(
     name: str,
-    found: list[tuple[int, Part]],
+    found_parts: list[tuple[int, Part]],
     checkpoint: Checkpoint,
     experts: int,
     asked: Collection[str],
     skipped: list[tuple[str, str]],
 ) -> MatrixType | None:
     """The type's series, or None where it is in one layer only, or is none that can be compared."""
-    known = found[0][1].known
-    for layer, part in found:
+    in_table = found_parts[0][1].known
+    for layer, part in found_parts:
         tensor = part.matrix.tensor
         if tensor.encoding.decode is None:
             raise UnsupportedFileError(
@@ -196,11 +201,11 @@ def _matrix_type(
                 path=tensor.path,
                 hint="probe the checkpoint that this one was quantized from",
             )
-        if part.matrix.shape != found[0][1].matrix.shape:
-            if not known and name not in asked:
+        if part.matrix.shape != found_parts[0][1].matrix.shape:
+            if not in_table and name not in asked:
                 skipped.append((name, "shapes differ between layers"))
                 return None
-            first, (rows, columns) = found[0], part.matrix.shape
+            first, (rows, columns) = found_parts[0], part.matrix.shape
             raise UsageError(
                 f"{name} of layer {layer} ({tensor.name}) is {rows}x{columns}, of layer {first[0]} "
                 f"{'x'.join(map(str, first[1].matrix.shape))}: they have no difference",
@@ -208,7 +213,7 @@ def _matrix_type(
                 hint=f"leave {name} out with --types",
             )
     series: dict[int | None, dict[int, Matrix]] = defaultdict(dict)
-    for layer, part in found:
+    for layer, part in found_parts:
         if layer in series[part.expert]:
             raise CorruptError(
                 f"two tensors of layer {layer} are its {name} matrix: {part.matrix.tensor.name!r} and "
@@ -216,26 +221,26 @@ def _matrix_type(
                 path=checkpoint.path,
             )
         series[part.expert][layer] = part.matrix
-    numbers = sorted(number for number in series if number is not None)
-    total = _experts_held(found, numbers)
+    numbers = sorted(expert for expert in series if expert is not None)
+    total = _experts_held(found_parts, numbers)
     if len(numbers) > experts:  # a tensor each: all of them were found
-        numbers = sorted({numbers[at * len(numbers) // experts] for at in range(experts)})
-    held = {layer for layer, _ in found}
-    for number in numbers:
-        if lacking := sorted(held - series[number].keys()):
+        numbers = sorted({numbers[index * len(numbers) // experts] for index in range(experts)})
+    layers = {layer for layer, _ in found_parts}
+    for expert in numbers:
+        if lacking := sorted(layers - series[expert].keys()):
             raise CorruptError(
-                f"layer {lacking[0]} has no {name} matrix of expert {number}, which other layers have",
+                f"layer {lacking[0]} has no {name} matrix of expert {expert}, which other layers have",
                 path=checkpoint.path,
                 hint=f"leave {name} out with --types",
             )
-    kept = [Series(None, series[None])] if None in series else [Series(n, series[n]) for n in numbers]
-    kept = [one for one in kept if len(one.layers) > 1]
-    if not kept:
+    compared = [Series(None, series[None])] if None in series else [Series(n, series[n]) for n in numbers]
+    compared = [one_series for one_series in compared if len(one_series.layers) > 1]
+    if not compared:
         skipped.append((name, "in one layer only"))
         return None
-    return MatrixType(name, known, total, kept)
+    return MatrixType(name, in_table, total, compared)
 
 
-def _experts_held(found: list[tuple[int, Part]], numbers: list[int]) -> int:
-    shape = found[0][1].matrix.tensor.shape
+def _experts_held(parts: list[tuple[int, Part]], numbers: list[int]) -> int:
+    shape = parts[0][1].matrix.tensor.shape
     return shape[0] if numbers and len(shape) == 3 else len(numbers)

@@ -96,12 +96,14 @@ def command(
 ) -> None:
     """Capture a model's KV cache into a .tsc file.
 
-    The cache is stored losslessly after the prompt and after each decode step. `--steps N` makes N + 1 snapshots: the
-    prompt's, and one after each decoded token (decoding continues through an end-of-text token).
+    The cache is stored losslessly after the prompt and after each decode step. `--steps N` makes N
+    + 1 snapshots: the prompt's, and one after each decoded token (decoding continues through an
+    end-of-text token).
 
-    `--append FILE` continues a session: it restores the last snapshot, feeds the prompt, and has the new snapshots on
-    the disk when it returns. One process appends at a time; others read the session before or after. `--messages` feeds
-    the new turns of a chat, or the rest of a whole one: see tsc resume.
+    `--append FILE` continues a session: it restores the last snapshot, feeds the prompt, and has
+    the new snapshots on the disk when it returns. One process appends at a time; others read the
+    session before or after. `--messages` feeds the new turns of a chat, or the rest of a whole one:
+    see tsc resume.
 
     A KV cache reveals its prompt: treat the file as you treat the text.
     """
@@ -238,24 +240,24 @@ def _show_supported(out: Output) -> None:
     facts = {
         "families": [
             {
-                "name": one.name,
-                "model_types": list(one.model_types),
-                "holds": one.holds,
-                "status": one.status,
-                "refused": one.refused or None,
+                "name": family.name,
+                "model_types": list(family.model_types),
+                "holds": family.holds,
+                "status": family.status,
+                "refused": family.refused or None,
             }
-            for one in TRIED
+            for family in TRIED
         ]
     }
-    out.report("tsc.supported/1", facts, text, "\n".join(name for one in yes for name in one.model_types))
+    out.report("tsc.supported/1", facts, text, "\n".join(name for family in yes for name in family.model_types))
 
 
 def _table(families: Sequence[Family]) -> str:
     """Within 80 columns: a cell that is too long takes several lines."""
     rows = []
-    for one in families:
-        held = f"{one.holds} ({one.refused})" if one.refused else one.holds
-        texts = ((one.name, 20), (", ".join(one.model_types), 18), (held, 38))
+    for family in families:
+        contents = f"{family.holds} ({family.refused})" if family.refused else family.holds
+        texts = ((family.name, 20), (", ".join(family.model_types), 18), (contents, 38))
         cells = (textwrap.wrap(*text, break_on_hyphens=False) for text in texts)
         rows += [list(line) for line in zip_longest(*cells, fillvalue="")]
     return columns(rows, ("family", "model types", "the cache holds"))

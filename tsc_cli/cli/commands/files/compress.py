@@ -151,9 +151,10 @@ def command(
 ) -> None:
     """Compress a captured file.
 
-    Ask for a quality to get the smallest file that keeps it, or for a size to get the best one. A tier promises a size
-    (raw bytes of the captured trace over bytes of the file, everything counted) and a KL. If no file can keep the
-    promise, no file is written (exit 4). A profile of the model (tsc calibrate) makes files several times smaller.
+    Ask for a quality to get the smallest file that keeps it, or for a size to get the best one. A
+    tier promises a size (raw bytes of the captured trace over bytes of the file, everything
+    counted) and a KL. If no file can keep the promise, no file is written (exit 4). A profile of
+    the model (tsc calibrate) makes files several times smaller.
     """
     from formats import load
     from formats.codecs.klt import profile_store
@@ -192,8 +193,8 @@ def command(
     if profile is not None and codec is None and compressor.klt is None:
         raise UsageError(f"profile {profile} does not fit the file's layers", hint="tsc profiles lists others")
     if dry_run:
-        wanted = [target.tier] if target.tier is not None else list(TIERS.values())
-        _dry_run(compressor, wanted, as_published, file, out)
+        tiers = [target.tier] if target.tier is not None else list(TIERS.values())
+        _dry_run(compressor, tiers, as_published, file, out)
         return
     if chosen is None and codec is None and not as_published:
         out.note("there is no profile of this model; with one (tsc calibrate) files are several times smaller")
@@ -214,13 +215,13 @@ def _profile(asked: str | None, trace: Trace) -> Profile | None:
 
 def pairs(settings: list[str]) -> dict[str, str]:
     """`key=value` texts as a dictionary."""
-    found = {}
+    values = {}
     for text in settings:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
             raise UsageError(f"--set {text}: KEY=VALUE was expected", hint="such as --set bits=4")
-        found[key.strip().replace("-", "_")] = value.strip()
-    return found
+        values[key.strip().replace("-", "_")] = value.strip()
+    return values
 
 
 def compressor_for(
@@ -242,11 +243,11 @@ def compressor_for(
     from tsc_cli.huggingface.models.of_trace import model_at_hand
 
     check_trust(model.model, model.trust_remote_code)
-    wanted = verify if verify is not None else model.model is not None or model_at_hand(trace)
+    measure = verify if verify is not None else model.model is not None or model_at_hand(trace)
     with out.progress("reading the capture"):
         source = Source(trace)
         source.captured_bytes  # noqa: B018 - read now, under the bar
-    if not wanted:
+    if not measure:
         if verify is None:
             out.note("the model is not on this machine, so the KL is not measured (-m gives one)")
         return Compressor(source, None, profile=profile, embed_profile=embed_profile)
@@ -297,12 +298,14 @@ def _write(
             fidelity = judge.of_recipe(recipe)
     quality = [] if judge is None else [judge.record(recipe)]
     tier = target.tier
-    kept = None if as_published else target.promise
+    promise = None if as_published else target.promise
     with (
         out.progress("writing", raw_row_bytes(compressor.source.trace)) as advance,
         open_output(path, overwrite=overwrite) as sink,
     ):
-        done = compressor.write(recipe, sink, tier=kept, quality=quality, deterministic=deterministic, progress=advance)
+        done = compressor.write(
+            recipe, sink, tier=promise, quality=quality, deterministic=deterministic, progress=advance
+        )
     facts = facts_of(done, recipe, tier, fidelity, as_published)
     text = summary(done, compressor, recipe, tier, fidelity, as_published)
     if path == "-":
@@ -316,7 +319,7 @@ def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file
     from tsc_cli.scoring.published import verdict
 
     raw, _ = compressor.source.captured_bytes
-    rows, found = [], []
+    rows, tier_facts = [], []
     for tier in tiers:
         facts: dict[str, Any] = {"tier": tier.name, "met": False, "codec": None, "ratio_trace": None, "kl": None}
         try:
@@ -342,8 +345,8 @@ def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file
                 note,
             ]
         )
-        found.append(facts)
+        tier_facts.append(facts)
     head = ("tier", "codec", "ratio", "KL", "top-1", "verdict", "the report" if as_published else "")
-    facts = {"path": file, "as_published": as_published, "tiers": found}
-    headline = "\n".join(one["tier"] for one in found if one["met"])
+    facts = {"path": file, "as_published": as_published, "tiers": tier_facts}
+    headline = "\n".join(tier_fact["tier"] for tier_fact in tier_facts if tier_fact["met"])
     out.report("tsc.compress-dry-run/1", facts, columns(rows, head), headline)

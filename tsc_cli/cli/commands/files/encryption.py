@@ -24,12 +24,13 @@ Target = Annotated[
 def encrypt(*, file: File, output: Target, key_file: KeyFile = None, overwrite: Overwrite = False, out: Output) -> None:
     """Write an encrypted copy of a .tsc file.
 
-    Each record is encrypted with AES-256-GCM. The key comes from --key-file (32 bytes or 64 hexadecimal digits) or
-    TSC_KEY; otherwise scrypt derives it from the passphrase in TSC_PASSPHRASE, or from one that is typed. Commands that
-    read the copy take the key in the same ways, and encrypt the files that they make from it.
+    Each record is encrypted with AES-256-GCM. The key comes from --key-file (32 bytes or 64
+    hexadecimal digits) or TSC_KEY; otherwise scrypt derives it from the passphrase in
+    TSC_PASSPHRASE, or from one that is typed. Commands that read the copy take the key in the same
+    ways, and encrypt the files that they make from it.
 
-    The numbers of tokens, snapshots, layers and bytes stay readable. The original is kept, unless it is also the
-    output.
+    The numbers of tokens, snapshots, layers and bytes stay readable. The original is kept, unless
+    it is also the output.
     """
     from formats.file.reader import TraceFile
     from formats.file.rewrite import encrypt as write

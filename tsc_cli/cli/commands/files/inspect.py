@@ -135,31 +135,31 @@ def bytes_by_kind(file: TraceFile) -> dict[str, int]:
 
 def keyframes(file: TraceFile) -> list[int]:
     """The snapshots none of whose rows an earlier one names."""
-    found, highest = [], -1
+    numbers, highest = [], -1
     for number, view in enumerate(file.views):
         spans = [span for layer in set(view.layers) for span in layer]
         if all(span.first > highest for span in spans):
-            found.append(number)
+            numbers.append(number)
         highest = max([highest, *(span.stop - 1 for span in spans)])
-    return found
+    return numbers
 
 
 def layer_facts(file: TraceFile) -> list[dict[str, Any]]:
     final = file.views[-1]
     return [
         {
-            "layer": number,
+            "layer": layer,
             "kind": spec.kind,
             "window": spec.window,
             "kv_heads": spec.heads,
             "key_size": spec.key_size,
             "value_size": spec.value_size,
             "index_size": spec.index_size,
-            "state_bytes": file.geometry.state_bytes[number],
-            "rows_final": final.rows(number),
-            "raw_bytes_final": final.rows(number) * file.geometry.row_bytes[number] + file.geometry.state_bytes[number],
+            "state_bytes": file.geometry.state_bytes[layer],
+            "rows_final": final.rows(layer),
+            "raw_bytes_final": final.rows(layer) * file.geometry.row_bytes[layer] + file.geometry.state_bytes[layer],
         }
-        for number, spec in enumerate(file.geometry.layers)
+        for layer, spec in enumerate(file.geometry.layers)
     ]
 
 
@@ -243,16 +243,16 @@ def _geometry(file: TraceFile) -> str:
 
 def _layer(spec: LayerSpec) -> str:
     """What a layer keeps, in words."""
-    held = []
+    contents = []
     if spec.parts:
         alike = spec.key_size == spec.value_size
         sizes = f"size {spec.key_size}" if alike else f"sizes {spec.key_size} and {spec.value_size}"
         window = f" (window {spec.window})" if spec.window else ""
-        held.append(f"{spec.kind} attention{window}, {spec.heads} KV heads, {sizes}")
+        contents.append(f"{spec.kind} attention{window}, {spec.heads} KV heads, {sizes}")
     if spec.index_size:
-        held.append(f"indexer keys of size {spec.index_size}")
-    held += [f"state {state.name} {list(state.shape)} {state.dtype}" for state in spec.states]
-    return ", ".join(held) or "nothing of their own"
+        contents.append(f"indexer keys of size {spec.index_size}")
+    contents += [f"state {state.name} {list(state.shape)} {state.dtype}" for state in spec.states]
+    return ", ".join(contents) or "nothing of their own"
 
 
 def _batch(facts: dict[str, Any]) -> str:

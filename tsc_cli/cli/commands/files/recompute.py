@@ -31,7 +31,7 @@ class Report:
 
     @property
     def labelled(self) -> bool:
-        """Whether the rows say that they are those of the tokens, so that there is something to measure."""
+        """Whether the rows are labelled with the file's tokens, so that they can be measured."""
         return bool(self.findings.snapshots)
 
     def against_quality(self, trace: Trace, results: list[Verified]) -> list[str]:
@@ -44,13 +44,13 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": "tsc.recompute/1",
-            "snapshots": [_facts(one) for one in self.findings.snapshots],
+            "snapshots": [_facts(comparison) for comparison in self.findings.snapshots],
             "lies": self.lies,
             "quality_not_measured": self.unmeasured,
         }
 
     def text(self) -> str:
-        rows = [_row(one) for one in self.findings.snapshots]
+        rows = [_row(comparison) for comparison in self.findings.snapshots]
         head = ["snapshot", "new tensors", "identical", "worst", "error", "codec's own", "allowed", "verdict"]
         parts = [f"\nrecomputed; errors over the RMS of a head's rows\n{columns(rows, head)}"] if rows else []
         if self.unmeasured:
@@ -66,24 +66,25 @@ def compared(trace: Trace, loaded: Loaded, out: Output, *, identical: bool) -> R
         identical: what is within rounding only is a lie, too.
     """
     with out.progress("recomputing", passes(trace)) as advance:
-        found = recompute(trace, loaded.adapter, tokenizer=loaded.tokenizer, progress=advance)
+        findings = recompute(trace, loaded.adapter, tokenizer=loaded.tokenizer, progress=advance)
     if identical:
-        found.lies += [
-            f"snapshot {one.snapshot}: {one.tensors - one.identical} of {one.tensors} tensors are not bit-identical"
-            for one in found.snapshots
-            if one.verdict == "within tolerance"
+        findings.lies += [
+            f"snapshot {comparison.snapshot}: {comparison.tensors - comparison.identical} of {comparison.tensors} "
+            "tensors are not bit-identical"
+            for comparison in findings.snapshots
+            if comparison.verdict == "within tolerance"
         ]
-    return Report(found)
+    return Report(findings)
 
 
-def _row(one: Compared) -> list[str]:
-    worst = one.first_wrong or one.worst
+def _row(comparison: Compared) -> list[str]:
+    worst = comparison.first_wrong or comparison.worst
     figures = (
         ["-"] * 4
         if worst is None
         else [_place(worst), f"{worst.error:.3g}", f"{worst.own:.3g}", f"{worst.allowed:.3g}"]
     )
-    return [str(one.snapshot), str(one.tensors), str(one.identical), *figures, one.verdict]
+    return [str(comparison.snapshot), str(comparison.tensors), str(comparison.identical), *figures, comparison.verdict]
 
 
 def _place(entry: Entry) -> str:
@@ -92,15 +93,15 @@ def _place(entry: Entry) -> str:
     return f"layer {entry.layer} {entry.part}{sequence}{row}"
 
 
-def _facts(one: Compared) -> dict[str, Any]:
+def _facts(comparison: Compared) -> dict[str, Any]:
     return {
-        "snapshot": one.snapshot,
-        "new_tensors": one.tensors,
-        "identical_tensors": one.identical,
-        "verdict": one.verdict,
-        "wrong_parts": one.wrong,
-        "worst": _entry(one.worst),
-        "first_wrong": _entry(one.first_wrong),
+        "snapshot": comparison.snapshot,
+        "new_tensors": comparison.tensors,
+        "identical_tensors": comparison.identical,
+        "verdict": comparison.verdict,
+        "wrong_parts": comparison.wrong,
+        "worst": _entry(comparison.worst),
+        "first_wrong": _entry(comparison.first_wrong),
     }
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import File, Json, KeyFile, Overwrite, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import File, KeyFile, Overwrite
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable, size
 
@@ -18,21 +19,23 @@ if TYPE_CHECKING:
     from formats.repair.recover import Plan
 
 
+@with_groups
 def command(
+    *,
     file: File,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="OUT.tsc", help="The file to write.", show_default=False)
     ],
     key_file: KeyFile = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Save what is left of a truncated or damaged .tsc file as a valid one.
 
-    It keeps every snapshot whose rows, states and labels are all intact, bit for bit, and says which snapshots, layers
-    and rows are lost. Snapshots are numbered anew, and the input is not changed. The exit code is 3 if no snapshot can
-    be saved, and 0 also if some are lost ("complete" of --json).
+    It keeps every snapshot whose rows, states and labels are all intact, bit for bit, and says
+    which snapshots, layers and rows are lost. Snapshots are numbered anew, and the input is not
+    changed. The exit code is 3 if no snapshot can be saved, and 0 also if some are lost ("complete"
+    of --json).
     """
     from formats.repair.recover import recover, refuse_input
     from tsc_cli.cli.files import check_output
@@ -44,7 +47,7 @@ def command(
         )
     refuse_input(file, output)
     check_output(output, overwrite=overwrite, read=(key_file,))
-    out, keys = Output(as_json, quiet), Keys(key_file).ready(file)
+    keys = Keys(key_file).ready(file)
     with out.progress(f"recovering {file}"):
         plan, length = recover(file, output, overwrite=overwrite, key=keys)
     facts = {"path": file, "output": output, "file_bytes": length, **facts_of(plan)}

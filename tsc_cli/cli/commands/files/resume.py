@@ -43,13 +43,14 @@ def command(
 ) -> None:
     """Continue generating from a snapshot.
 
-    The text streams to stdout. `--snapshot K` resumes from an earlier moment. Without PROMPT a greedy continuation
-    gives the same tokens as the run that was captured.
+    The text streams to stdout. `--snapshot K` resumes from an earlier moment. Without PROMPT a
+    greedy continuation gives the same tokens as the run that was captured.
 
-    With `--messages` a chat goes on. If the tokens or the text of the messages begin with the session's, they are the
-    whole conversation, and the rest of them is fed. Otherwise they are new turns: what the template writes behind an
-    assistant's answer is fed, its end-of-turn token included unless the session ends with it. A template that would
-    write earlier turns anew is refused.
+    With `--messages` a chat goes on. If the tokens or the text of the messages begin with the
+    session's, they are the whole conversation, and the rest of them is fed. Otherwise they are new
+    turns: what the template writes behind an assistant's answer is fed, its end-of-turn token
+    included unless the session ends with it. A template that would write earlier turns anew is
+    refused.
     """
     from formats import load
     from tsc_cli.cli.files import one_sequence
@@ -63,16 +64,16 @@ def command(
     messages = chat.read(out, beside=prompt if prompt_file is None else prompt_file)
     text = read_prompt(prompt, prompt_file, out.note, hint="without one, the session's own next token is the first")
     trace = one_sequence(load(file, Keys(key_file).source), sequence)
-    number = trace.index(snapshot)
+    snapshot_number = trace.index(snapshot)
     loaded = model.load(trace, out)
     if messages is not None:
-        fed = messages.tokens(loaded.tokenizer, out.note, trace=trace, snapshot=number)
+        fed = messages.tokens(loaded.tokenizer, out.note, trace=trace, snapshot=snapshot_number)
     else:
         fed = [] if text is None else encode_prompt(text, loaded.tokenizer, out.note, special=False)
     tokens = resume(
         trace,
         loaded.adapter,
-        snapshot=number,
+        snapshot=snapshot_number,
         prompt=fed,
         sampler=Sampler(temperature, seed, sequence),
         tokenizer=loaded.tokenizer,
@@ -92,7 +93,13 @@ def command(
         stream.add(token)
     stream.end()
     if out.as_json:
-        facts = {"path": file, "snapshot": number, "prompt_tokens": len(fed), "tokens": made, "text": stream.text}
+        facts = {
+            "path": file,
+            "snapshot": snapshot_number,
+            "prompt_tokens": len(fed),
+            "tokens": made,
+            "text": stream.text,
+        }
         out.report("tsc.resume/1", facts, "", "")
     else:
         out.data("\n")

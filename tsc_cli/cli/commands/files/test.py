@@ -25,10 +25,10 @@ def command(
 ) -> None:
     """Check every byte of .tsc files.
 
-    It checks all checksums, records and shapes, and needs neither a model nor torch. `--decode` also checks what only
-    decoding shows: symbols and profiles of codec klt, predictions of codec delta. The exit code is 3 if a file is
-    corrupt or unsupported, and 2 if one cannot be read. Without the key of an encrypted file, it checks the checksums
-    and the order of the records.
+    It checks all checksums, records and shapes, and needs neither a model nor torch. `--decode`
+    also checks what only decoding shows: symbols and profiles of codec klt, predictions of codec
+    delta. The exit code is 3 if a file is corrupt or unsupported, and 2 if one cannot be read.
+    Without the key of an encrypted file, it checks the checksums and the order of the records.
     """
     from formats.errors import TscError
     from formats.file.check import check, check_sealed

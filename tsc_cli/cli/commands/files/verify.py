@@ -89,16 +89,17 @@ def command(
 ) -> None:
     """Measure restored snapshots against the exact cache.
 
-    The exact cache is recomputed from the tokens in the file. Both caches are fed the same continuation (the text that
-    followed the prompt, or else tokens sampled from the exact model) and their predictions compared as
-    llama-perplexity --kl-divergence does.
+    The exact cache is recomputed from the tokens in the file. Both caches are fed the same
+    continuation (the text that followed the prompt, or else tokens sampled from the exact model)
+    and their predictions compared as llama-perplexity --kl-divergence does.
 
-    With --recall, up to three passages of the context, each of at most --positions predictions, are fed again word for
-    word, and the predictions of both caches compared in the same way; the thresholds do not apply to it.
+    With --recall, up to three passages of the context, each of at most --positions predictions, are
+    fed again word for word, and the predictions of both caches compared in the same way; the
+    thresholds do not apply to it.
 
-    With --recompute, every row and state of every snapshot is compared with what the model computes from the file's
-    tokens, within the tolerances of rounding and of the file's codec, and the header's claims with the results. A valid
-    file can hold the cache of another text.
+    With --recompute, every row and state of every snapshot is compared with what the model computes
+    from the file's tokens, within the tolerances of rounding and of the file's codec, and the
+    header's claims with the results. A valid file can hold the cache of another text.
     """
     from formats import load
     from formats.file.reader import TraceFile
@@ -124,17 +125,17 @@ def command(
         raise UsageError("a measurement of one sequence is not recorded for its batch")
     trace = one_sequence(whole, sequence)
     raw = one_sequence(load(against, keys), sequence) if against is not None else None
-    wanted = numbers(snapshots, len(trace), "snapshot")
+    snapshot_numbers = numbers(snapshots, len(trace), "snapshot")
     loaded = model.load(trace, out)
     options = VerifyOptions(positions, greedy, seed, recall, beyond)
-    found = compared(whole, loaded, out, identical=require_identical) if recompute else None
+    recomputed = compared(whole, loaded, out, identical=require_identical) if recompute else None
     results: list[Verified] = []
-    if found is None or found.labelled:
-        with out.progress("verifying", passes(trace, wanted, options, against=raw is not None)) as advance:
+    if recomputed is None or recomputed.labelled:
+        with out.progress("verifying", passes(trace, snapshot_numbers, options, against=raw is not None)) as advance:
             results = verify_snapshots(
                 trace,
                 loaded.adapter,
-                wanted,
+                snapshot_numbers,
                 tokenizer=loaded.tokenizer,
                 against=raw,
                 options=options,
@@ -142,9 +143,9 @@ def command(
                 progress=advance,
             )
     failures = missed(results, max_kl, min_top1)
-    if found is not None:
-        failures += found.against_quality(whole, results)
-        record = record and not found.lies
+    if recomputed is not None:
+        failures += recomputed.against_quality(whole, results)
+        record = record and not recomputed.lies
     if record:
         stated = record_quality(file, [result.record() for result in results], whole.secret, measured=opened)
         say_tier(opened, stated, out)
@@ -160,17 +161,17 @@ def command(
         ],
         "failures": failures,
         "recorded": record,
-        "recomputed": None if found is None else found.to_dict(),
+        "recomputed": None if recomputed is None else recomputed.to_dict(),
     }
     worst = max((result.fidelity.kl_mean for result in results), default=math.nan)
-    said = text(file, results, failures, record=record, more="" if found is None else found.text())
-    out.report("tsc.verify/1", facts, said, f"{worst:.6g}")
+    report = text(file, results, failures, record=record, more="" if recomputed is None else recomputed.text())
+    out.report("tsc.verify/1", facts, report, f"{worst:.6g}")
     if failures:
         raise typer.Exit(1)
 
 
 def missed(results: list[Verified], max_kl: float | None, min_top1: float | None) -> list[str]:
-    """A line for each threshold that a snapshot misses; a KL that is not a number misses every threshold."""
+    """Return a line for each threshold that a snapshot misses; a KL of NaN misses all."""
     lines = []
     for result in results:
         kl, top1 = result.fidelity.kl_mean, result.fidelity.top1

@@ -73,8 +73,9 @@ def command(
 ) -> None:
     """Measure codecs on prompts, with standard errors.
 
-    Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality is scored on the
-    text that followed the prompt. A suite takes minutes, hierarchy up to an hour. Draw the result with tsc plot.
+    Each prompt is captured with its decode steps; ratios are those of the whole trace, and quality
+    is scored on the text that followed the prompt. A suite takes minutes, hierarchy up to an hour.
+    Draw the result with tsc plot.
     """
     from tsc_cli.bench.codecs import Bench, Protocol, default_texts
     from tsc_cli.bench.document import document
@@ -177,7 +178,7 @@ def recipe_from(text: str) -> Any:
 def _arguments(output: str, texts: list[str] | None) -> list[str]:
     """The command line without folders, which are nobody's business but the user's."""
     paths = {output, *(texts or [])}
-    return [os.path.basename(one) if one in paths else one for one in sys.argv[1:]]
+    return [os.path.basename(argument) if argument in paths else argument for argument in sys.argv[1:]]
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -212,12 +213,12 @@ def table(facts: dict[str, Any]) -> str:
 
     fewer = [
         [
-            f"{one['kl']:g}",
-            f"{one['bits']:.3f}",
-            f"{one['best_other_bits']:.2f}",
-            one["best_other"],
-            f"{one['times']:.1f}x",
+            f"{point['kl']:g}",
+            f"{point['bits']:.3f}",
+            f"{point['best_other_bits']:.2f}",
+            point["best_other"],
+            f"{point['times']:.1f}x",
         ]
-        for one in comparison(facts["rows"])
+        for point in comparison(facts["rows"])
     ]
     return f"{shown}\n\n{columns(fewer, ('at KL', 'klt bits', 'best other', 'which', 'fewer'))}" if fewer else shown

@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Show the main job: capture, store, restore, verify, resume.
 
-    On a 1,024-token passage and 64 decode steps of the default model, with the figures as they are measured here.
+    On a 1,024-token passage and 64 decode steps of the default model, with the figures as they are
+    measured here.
     """
     from formats import load as open_file
     from formats.paths import cache_folder
@@ -82,13 +83,14 @@ def command(
     restore_seconds = time.perf_counter() - started
 
     out.note("verifying the first and the last snapshot against the exact cache")
-    wanted, options = (0, -1), VerifyOptions(greedy=RESUMED)
-    with out.progress("verifying", passes(trace, wanted, options, against=False)) as advance:
+    snapshots, options = (0, -1), VerifyOptions(greedy=RESUMED)
+    with out.progress("verifying", passes(trace, snapshots, options, against=False)) as advance:
         results = verify_snapshots(
-            trace, loaded.adapter, wanted, tokenizer=loaded.tokenizer, options=options, progress=advance
+            trace, loaded.adapter, snapshots, tokenizer=loaded.tokenizer, options=options, progress=advance
         )
 
-    # the capturing run itself is the uninterrupted one: its tokens are in the file's later snapshots
+    # the capturing run itself is the uninterrupted one: its tokens are in the file's later
+    # snapshots
     uninterrupted = trace.token_ids(-1)[len(trace.token_ids(BRANCH)) :][:RESUMED]
     resumed = list(islice(resume(trace, loaded.adapter, snapshot=BRANCH), RESUMED))
     facts = _facts(path, captured, results, restore_seconds, uninterrupted, resumed)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, File, FileModel, Json, KeyFile, Overwrite, Quiet, Snapshot, TrustRemoteCode
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import MOST_TOKENS, File, FileModel, KeyFile, Overwrite, Snapshot, TrustRemoteCode
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from tsc_cli.probes.cache.turning import Turning
 
 
+@with_groups
 def command(
+    *,
     file: File,
     snapshot: Snapshot = -1,
     model: FileModel = None,
@@ -41,17 +44,17 @@ def command(
     ] = None,
     key_file: KeyFile = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Show where a cache is redundant, and where it is not.
 
-    Compares a snapshot's rows with those of the token before, the layer before, the other heads, the other part (keys
-    or values) and the snapshot before: energy of the differences, what linear predictions explain of tokens that they
-    were not fitted on, and the bits a value that coding the rest saves or costs.
+    Compares a snapshot's rows with those of the token before, the layer before, the other heads,
+    the other part (keys or values) and the snapshot before: energy of the differences, what linear
+    predictions explain of tokens that they were not fitted on, and the bits a value that coding the
+    rest saves or costs.
 
-    How keys turn is known from a profile of the model or, at the cost of loading it, from the model. The headline of -q
-    is the most bits a value that a direction saves.
+    How keys turn is known from a profile of the model or, at the cost of loading it, from the
+    model. The headline of -q is the most bits a value that a direction saves.
     """
     from formats.file.reader import TraceFile
     from tsc_cli.cli.keys import Keys
@@ -63,8 +66,7 @@ def command(
         raise UsageError("-m MODEL says how keys are rotated, and --no-rope leaves that out")
     opened = TraceFile(file, Keys(key_file).source)
     trace = opened.trace()
-    number = trace.index(snapshot)
-    out = Output(as_json, quiet)
+    snapshot_number = trace.index(snapshot)
 
     from tsc_cli.probes.cache import report
     from tsc_cli.probes.cache.job import probe
@@ -73,30 +75,30 @@ def command(
     turning = (
         turning_of(opened, trace, model, out.progress, out.note, trust_remote_code=trust_remote_code) if rope else None
     )
-    known = turning.layers if turning is not None and turning.turns else None
+    rotaries = turning.layers if turning is not None and turning.turns else None
     with out.progress("comparing rows", len(trace.geometry.layers)) as advance:
-        found = probe(trace, number, skip, known, advance)
-    found.notes[:0] = _notes(trace, turning, rope=rope)
-    verdict = report.verdict_of(found)
+        result = probe(trace, snapshot_number, skip, rotaries, advance)
+    result.notes[:0] = _notes(trace, turning, rope=rope)
+    verdict = report.verdict_of(result)
     if target is not None:
         from tsc_cli.probes.cache.figure import draw
 
-        draw(found, target, f"{Path(file).name}, snapshot {number}: {found.tokens} tokens")
+        draw(result, target, f"{Path(file).name}, snapshot {snapshot_number}: {result.tokens} tokens")
     facts: dict[str, Any] = {
         "path": file,
         "codec": _codec(trace),
         "lost_by": opened.lost_by or None,
         "dtype": trace.geometry.dtype,
         "rope": None if turning is None else turning.source,
-        **report.facts(found, verdict),
+        **report.facts(result, verdict),
         "figure": None if target is None else str(target),
     }
     head = textwrap.fill(
-        f"{printable(file)}, snapshot {number} of {len(trace)}: {found.tokens} tokens, the first {skip} left out; "
-        f"{found.layers} layers, {trace.geometry.dtype}",
+        f"{printable(file)}, snapshot {snapshot_number} of {len(trace)}: {result.tokens} tokens, "
+        f"the first {skip} left out; {result.layers} layers, {trace.geometry.dtype}",
         80,
     )
-    text = report.text(found, head, verdict, layers=layers)
+    text = report.text(result, head, verdict, layers=layers)
     if target is not None:
         text += f"\n\n{printable(str(target))}"
     out.report(report.SCHEMA, facts, text, "none" if verdict.most is None else f"{verdict.most.bits:+.3f}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tsc_cli.cli.options import Json, Quiet
+from tsc_cli.cli.option_groups import with_groups
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import columns
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from tsc_cli.scoring.published import Tier, Verdict
 
 
+@with_groups
 def command(
+    *,
     codecs: Annotated[
         bool, typer.Option("--codecs", help="List the codecs instead: TSC's own and those of installed packages.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """List the tiers: named promises about a file."""
-    out = Output(as_json, quiet)
     if codecs:
         _report_codecs(out)
         return
@@ -32,8 +32,11 @@ def command(
 
     rows = [[tier.name, tier.promise] for tier in TIERS.values()]
     rows.append(["Nx", "any other ratio, at the KL of the next larger one in this list"])
-    facts = {"tiers": [_facts(tier) for tier in TIERS.values()], "verdicts": [_verdict(one) for one in VERDICTS]}
-    words = [[one.word, f"KL < {one.below:g}", one.meaning] for one in VERDICTS]
+    facts = {
+        "tiers": [_facts(tier) for tier in TIERS.values()],
+        "verdicts": [_verdict(verdict) for verdict in VERDICTS],
+    }
+    words = [[verdict.word, f"KL < {verdict.below:g}", verdict.meaning] for verdict in VERDICTS]
     text = f"{columns(rows, ('tier', 'promise'))}\n\n{columns(words, ('verdict', 'mean KL', 'meaning'))}"
     out.report("tsc.tiers/1", facts, text, "\n".join(TIERS))
 
@@ -42,13 +45,13 @@ def _report_codecs(out: Output) -> None:
     from formats.codecs import installed_codecs, registered
 
     rows, facts = [], []
-    for one in registered():
-        kind, settings = one.kind, asdict(one.kind.Settings())
+    for codec in registered():
+        kind, settings = codec.kind, asdict(codec.kind.Settings())
         loss = "exact" if kind.exact else "lossy"
         given = " ".join(f"{key}={value if value != '' else '-'}" for key, value in settings.items())
-        rows.append([str(kind.id), kind.name, loss, one.owner, given or "-"])
+        rows.append([str(kind.id), kind.name, loss, codec.owner, given or "-"])
         facts.append(
-            {"id": kind.id, "name": kind.name, "exact": kind.exact, "package": one.owner, "settings": settings}
+            {"id": kind.id, "name": kind.name, "exact": kind.exact, "package": codec.owner, "settings": settings}
         )
     faults = [fault.text for fault in installed_codecs().faults]
     text = "\n".join([columns(rows, ("id", "codec", "rows", "package", "settings")), *faults])
@@ -63,18 +66,22 @@ def _facts(tier: Tier) -> dict[str, Any]:
         "max_kl": tier.max_kl,
     }
     if tier.published is not None:
-        one = tier.published
+        published = tier.published
         facts["published"] = {
-            "codec": one.recipe.name,
-            "parameters": one.recipe.parameters(),
-            "where": one.where,
-            "ratio": one.ratio,
-            "kl": one.kl,
-            "top1": one.top1,
-            "perplexity_change": one.perplexity_change,
+            "codec": published.recipe.name,
+            "parameters": published.recipe.parameters(),
+            "where": published.where,
+            "ratio": published.ratio,
+            "kl": published.kl,
+            "top1": published.top1,
+            "perplexity_change": published.perplexity_change,
         }
     return facts
 
 
-def _verdict(one: Verdict) -> dict[str, Any]:
-    return {"word": one.word, "kl_below": one.below if math.isfinite(one.below) else None, "meaning": one.meaning}
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "word": verdict.word,
+        "kl_below": verdict.below if math.isfinite(verdict.below) else None,
+        "meaning": verdict.meaning,
+    }

@@ -87,9 +87,10 @@ def command(
 ) -> None:
     """Make the profile of a model, for codec klt.
 
-    It measures how the model's caches vary and what their errors cost (by backpropagation through the cache), and then
-    the quality of the profile. You can stop it at any time; the next call with the same options continues. The profile
-    is kept in the user's cache folder, where compress finds it. Files made with it name it, and need it to be read.
+    It measures how the model's caches vary and what their errors cost (by backpropagation through
+    the cache), and then the quality of the profile. You can stop it at any time; the next call with
+    the same options continues. The profile is kept in the user's cache folder, where compress finds
+    it. Files made with it name it, and need it to be read.
     """
     from formats.codecs.klt import profile_store
     from tsc_cli.calibration.calibrate import calibrate
@@ -143,7 +144,7 @@ def facts(profile: Profile, path: str) -> dict[str, Any]:
                 "layer_count": s.layer_count,
                 "values_a_token": s.width,
                 "rank": s.rank,
-                "rotary": any(one.channels for one in s.rotary),
+                "rotary": any(rotary.channels for rotary in s.rotary),
             }
             for s in profile.shapes
         ],

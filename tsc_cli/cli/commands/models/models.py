@@ -26,8 +26,8 @@ def command(
 ) -> None:
     """List the models on this machine, add one, or remove one.
 
-    Without a command, it lists the default model, named models and those in the local hub cache, with size, source and
-    place.
+    Without a command, it lists the default model, named models and those in the local hub cache,
+    with size, source and place.
     """
     if context.invoked_subcommand is not None:
         if fetch:
@@ -37,8 +37,8 @@ def command(
 
     if fetch:
         default_model.ensure(out.note, out.progress)
-    found = [_default(), *_named(), *_of_hub_cache()]
-    total = sum(model["size_bytes"] for model in found if model["counted"])
+    models = [_default(), *_named(), *_of_hub_cache()]
+    total = sum(model["size_bytes"] for model in models if model["counted"])
     rows = [
         [
             model["name"] + (" (default)" if model["default"] else ""),
@@ -46,11 +46,11 @@ def command(
             model["source"],
             model["path"],
         ]
-        for model in found
+        for model in models
     ]
     text = f"{columns(rows, ('model', 'size', 'source', 'path'))}\n\n{size(total)} in all"
-    facts = {"models": [{k: v for k, v in model.items() if k != "counted"} for model in found], "total_bytes": total}
-    out.report("tsc.models/1", facts, text, "\n".join(model["name"] for model in found if model["ready"]))
+    facts = {"models": [{k: v for k, v in model.items() if k != "counted"} for model in models], "total_bytes": total}
+    out.report("tsc.models/1", facts, text, "\n".join(model["name"] for model in models if model["ready"]))
 
 
 @app.command("add")
@@ -73,9 +73,9 @@ def add(
 ) -> None:
     """Give a model a name that -m takes in every command.
 
-    A GGUF file is converted once, and kept in tsc's cache folder at its full precision: 4 bytes a weight for what was
-    quantized, 2 for what was not. Any part of a split file stands for all of them. A hub model is fetched into the hub
-    cache. A folder stays where it is.
+    A GGUF file is converted once, and kept in tsc's cache folder at its full precision: 4 bytes a
+    weight for what was quantized, 2 for what was not. Any part of a split file stands for all of
+    them. A hub model is fetched into the hub cache. A folder stays where it is.
 
     A name comes before a folder of that name and a hub id; ./NAME is always the folder.
     """
@@ -97,8 +97,8 @@ def add(
         named = store.of_hub(source, out.note, out.progress, name)
     else:
         raise UsageError("no such model: neither a folder, nor a .gguf file, nor a hub id", path=source)
-    found = _default() if named.name == default_model.NAME else next(m for m in _named() if m["name"] == named.name)
-    out.report("tsc.model/1", _facts(found), _line(found), named.name)
+    facts = _default() if named.name == default_model.NAME else next(m for m in _named() if m["name"] == named.name)
+    out.report("tsc.model/1", _facts(facts), _line(facts), named.name)
 
 
 @app.command("remove")
@@ -151,22 +151,22 @@ def _named() -> list[dict[str, Any]]:
     """Models with names; what two names stand for, or the hub cache lists, too, is counted once."""
     from tsc_cli.model_store import default_model, store
 
-    found, counted = [], {str(default_model.folder())}
-    for one in store.kept():
-        found.append(
+    models, counted = [], {str(default_model.folder())}
+    for stored in store.kept():
+        models.append(
             {
-                "name": one.named.name,
+                "name": stored.named.name,
                 "default": False,
-                "ready": one.ready,
-                "path": one.path,
-                "kind": one.named.kind,
-                "size_bytes": one.octets,
-                "source": one.named.source,
-                "counted": one.named.kind != "hub" and one.path not in counted,
+                "ready": stored.ready,
+                "path": stored.path,
+                "kind": stored.named.kind,
+                "size_bytes": stored.octets,
+                "source": stored.named.source,
+                "counted": stored.named.kind != "hub" and stored.path not in counted,
             }
         )
-        counted.add(one.path)
-    return found
+        counted.add(stored.path)
+    return models
 
 
 def _of_hub_cache() -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import Json, Quiet
+from tsc_cli.cli.option_groups import with_groups
 from tsc_cli.cli.output import Output
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ CONTEXTS = (8192, 32768, 131072)  # without --context, as far as the model goes
 MAX_CONTEXTS = 64
 
 
+@with_groups
 def command(
+    *,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or a config.json.", show_default=False)
     ],
@@ -84,16 +86,15 @@ def command(
             help="Ignore this unknown field of the config; may be repeated.",
         ),
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Compute what a model's cache costs, from its config alone.
 
-    Bytes a token and at the given contexts, as it is and in every codec whose bits are known; how many fit into a
-    memory; the prefill that a stored cache saves; the time to move one instead.
+    Bytes a token and at the given contexts, as it is and in every codec whose bits are known; how
+    many fit into a memory; the prefill that a stored cache saves; the time to move one instead.
 
-    No weights are read. A config that says something unknown is refused, and the field named. The bits were measured
-    on the default model and are an assumption for any other.
+    No weights are read. A config that says something unknown is refused, and the field named. The
+    bits were measured on the default model and are an assumption for any other.
     """
     from tsc_cli.model_store import config_file
     from tsc_cli.planning import quantities
@@ -113,7 +114,6 @@ def command(
         quantities.count(parameters, "--parameters") if parameters is not None else None,
     )
     _check(means)
-    out = Output(as_json, quiet)
     config = config_file.read(model, out.note)
     found = understand(config, dtype, ignore or [])
     if means.compute is not None and found.parameters is None and means.active is None:
@@ -135,8 +135,8 @@ def _check(means: Means) -> None:
 
 
 def _contexts(model: Model) -> list[int]:
-    known = [one for one in CONTEXTS if model.positions is None or one <= model.positions]
-    return known or [model.positions or CONTEXTS[0]]
+    reachable = [tokens for tokens in CONTEXTS if model.positions is None or tokens <= model.positions]
+    return reachable or [model.positions or CONTEXTS[0]]
 
 
 def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict
     from tsc_cli.planning.model import DTYPE_BYTES
     from tsc_cli.planning.notes import notes, values_per_dimension
 
-    found = [costs.at_context(model, one, means) for one in contexts]
-    known = model.parameters
+    context_facts = [costs.at_context(model, tokens, means) for tokens in contexts]
+    parameters = model.parameters
     return {
         "model_type": model.model_type,
         "dtype": model.dtype,
@@ -156,14 +156,14 @@ def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict
         "positions": model.positions,
         "hidden_size": model.hidden,
         "parameters": None
-        if known is None
+        if parameters is None
         else {
-            "total": known.total,
-            "layers_total": known.layers_total,
-            "layers_active": known.layers_active,
-            "head": known.head,
-            "embeddings": known.embeddings,
-            "bytes": known.total * DTYPE_BYTES[model.dtype],
+            "total": parameters.total,
+            "layers_total": parameters.layers_total,
+            "layers_active": parameters.layers_active,
+            "head": parameters.head,
+            "embeddings": parameters.embeddings,
+            "bytes": parameters.total * DTYPE_BYTES[model.dtype],
         },
         "layers": costs.described(runs(model.layers), model.dtype),
         "bytes_per_token": costs.token_bytes(model.layers, model.dtype, 0),
@@ -174,6 +174,6 @@ def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict
         "weights_bytes": means.weights,
         "bandwidth_bytes_per_second": means.bandwidth,
         "compute_flop_per_second": means.compute,
-        "contexts": found,
-        "notes": notes(name, model, found, means),
+        "contexts": context_facts,
+        "notes": notes(name, model, context_facts, means),
     }

@@ -1,4 +1,4 @@
-"""`tsc probe-weights`: can a difference between layers, or from another model, stand for weights?"""
+"""`tsc probe-weights`: measure whether differences between layers could replace weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from formats.errors import UsageError
-from tsc_cli.cli.options import MOST_TOKENS, MOST_WINDOWS, Json, Overwrite, Quiet
+from tsc_cli.cli.option_groups import with_groups
+from tsc_cli.cli.options import MOST_TOKENS, MOST_WINDOWS, Overwrite
 from tsc_cli.cli.output import Output
 from tsc_cli.text_format import printable
 
 
+@with_groups
 def command(
+    *,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -55,15 +58,14 @@ def command(
         typer.Option("--plot", metavar="FILE", help="Draw r by layer; FILE.png or FILE.svg.", show_default=False),
     ] = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    out: Output,
 ) -> None:
     """Measure whether differences between layers could compress weights.
 
-    For every type of weight matrix: the largest difference of adjacent layers over the largest weight, the same for
-    the best of all pairs of layers, other distances, and the bits that coding the difference saves or costs at equal
-    error. Reads checkpoint files a few rows at a time and builds no model. The headline of -q is the bits saved a
-    weight.
+    For every type of weight matrix: the largest difference of adjacent layers over the largest
+    weight, the same for the best of all pairs of layers, other distances, and the bits that coding
+    the difference saves or costs at equal error. Reads checkpoint files a few rows at a time and
+    builds no model. The headline of -q is the bits saved a weight.
     """
     # threads are outside the linear algebra here; must be said before numpy is imported
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -76,7 +78,6 @@ def command(
 
     target = figure_target(plot, overwrite=overwrite)
     asked = [] if types is None else [name.strip() for name in types.split(",") if name.strip()]
-    out = Output(as_json, quiet)
     with out.progress("reading what the files hold"):
         checkpoint = open_checkpoint(model, out.note)
         stack, other = stack_of(checkpoint, asked, experts), None
@@ -91,7 +92,7 @@ def command(
             other = stack_of(base, [one.name for one in stack.types], experts)
             check_same(stack, other, base.path)
     reports = probe(stack, other, sample, out.progress)
-    found = judged(reports)
+    answer = judged(reports)
     name = None if against is None else base.name
     if target is not None:
         from tsc_cli.probes.weights.figure import draw
@@ -99,7 +100,7 @@ def command(
         draw(reports, target, checkpoint.name, name)
     lines = report.text(reports, stack, checkpoint.name, name)
     if verdict:
-        lines += "\n\n" + report.sentence(reports, found)
+        lines += "\n\n" + report.sentence(reports, answer)
     if target is not None:
         lines += f"\n\n{printable(str(target))}"
     facts = {
@@ -107,7 +108,7 @@ def command(
         "form": checkpoint.form,
         "against": name,
         "sampled_rows": sample,
-        **report.facts(reports, stack, found),
+        **report.facts(reports, stack, answer),
         "figure": None if target is None else str(target),
     }
-    out.report(report.SCHEMA, facts, lines, "none" if found is None else f"{found.saved:+.3f}")
+    out.report(report.SCHEMA, facts, lines, "none" if answer is None else f"{answer.saved:+.3f}")

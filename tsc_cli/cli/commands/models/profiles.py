@@ -66,7 +66,7 @@ def command(
         os.unlink(path)
         out.report("tsc.profile/1", facts(profile, path), f"removed {printable(path)}", path)
         return
-    found = list(profile_store.installed())
+    installed = list(profile_store.installed())
     rows = [
         [
             p.digest[: profile_store.SHORT],
@@ -75,12 +75,15 @@ def command(
             str(p.info.get("tokens", "")),
             str(p.info.get("created", "")),
         ]
-        for _, p in found
+        for _, p in installed
     ]
     text = (
         columns(rows, ("digest", "model", "size", "tokens", "made"))
-        if found
+        if installed
         else (f"no profiles in {printable(os.fspath(profile_store.folder()))}: tsc calibrate makes one")
     )
-    listed = {"folder": os.fspath(profile_store.folder()), "profiles": [facts(p, os.fspath(path)) for path, p in found]}
-    out.report("tsc.profiles/1", listed, text, "\n".join(p.digest for _, p in found))
+    listed = {
+        "folder": os.fspath(profile_store.folder()),
+        "profiles": [facts(p, os.fspath(path)) for path, p in installed],
+    }
+    out.report("tsc.profiles/1", listed, text, "\n".join(p.digest for _, p in installed))
