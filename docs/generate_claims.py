@@ -14,7 +14,8 @@ import tables
 
 DOCS = Path(__file__).parent
 PAGES = [DOCS / "claims.md", DOCS / "klt.md", DOCS.parent / "README.md"]
-IN_SHORT = ["q8_0", "KIVI-4", "nexusquant K4V4", "KIVI-2"]  # of other projects, beside codec klt in the README
+# of other projects, beside codec klt in the README
+IN_SHORT = ["q8_0", "KIVI-4", "nexusquant K4V4", "KIVI-2"]
 
 
 def table(name: str) -> str:

@@ -1,7 +1,7 @@
 """What a .tsc file is: tensors and bytes, and nothing of models or command lines.
 
-The format is specified in `docs/format.md`.  Names are imported when they are first used, and torch when tensors are
-first made, so that a program which only looks at a file starts at once.
+The format is specified in `docs/format.md`.  Names are imported when they are first used, and torch
+when tensors are first made, so that a program which only looks at a file starts at once.
 """
 
 from __future__ import annotations

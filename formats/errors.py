@@ -1,7 +1,7 @@
 """The one hierarchy of errors that `formats` raises.
 
-Each class carries the exit code that the command line gives it, so that a script can tell "you asked for something
-wrong" (2) from "this file is damaged" (3) without parsing text.
+Each class carries the exit code that the command line gives it, so that a script can tell "you
+asked for something wrong" (2) from "this file is damaged" (3) without parsing text.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class StorageError(TscError):
 
 
 class UnsupportedCacheError(TscError):
-    """The model keeps a kind of cache that `tsc` cannot restore faithfully, so it refuses to store it."""
+    """The model keeps a kind of cache that `tsc` cannot restore faithfully, so it refuses to store
+    it.
+    """
 
     exit_code = 2
 
@@ -92,7 +94,9 @@ class UnsupportedFileError(TscError):
 
 
 class LimitError(TscError):
-    """More than a file may hold, or than the memory budget allows here: that says nothing against a file."""
+    """More than a file may hold, or than the memory budget allows here: that says nothing against a
+    file.
+    """
 
     exit_code = 2
 
@@ -105,7 +109,8 @@ class PromiseError(TscError):
 
 @contextlib.contextmanager
 def optional_packages(extra: str, purpose: str) -> Iterator[None]:
-    """Turn the failing import of a package that is not installed into one line that says how to install it.
+    """Turn the failing import of a package that is not installed into one line that says how to
+    install it.
 
     Args:
         extra: of this project, which installs the package: crypto, gguf, plot.
@@ -134,7 +139,8 @@ class Locating:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, UsageError):  # of what was asked, such as the key, not of a place in the file
+        # of what was asked, such as the key, not of a place in the file
+        if isinstance(error, UsageError):
             error.path = error.path or self._place[0]
         elif isinstance(error, TscError) and error.path is None:
             error.path, error.offset, error.record = self._place

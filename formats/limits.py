@@ -1,4 +1,6 @@
-"""Bounds that are checked before anything is allocated.  `docs/format.md`, section "Limits", promises the constants."""
+"""Bounds that are checked before anything is allocated.  `docs/format.md`, section "Limits",
+promises the constants.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,20 @@ MAX_STRING = 64 * KIB
 
 MAX_RECORDS = 1 << 20
 MAX_RECORD_RAW = 256 * MIB
-FREE_RAW = 16 * MIB  # a record up to this size is bounded absolutely; a larger one also by MAX_RATIO
-MAX_RATIO = 1024  # zstd alone can reach about 32,000 on zeros; a writer splits such rows into records of FREE_RAW
-FRAME_SHARE, FRAME_MORE = 128, 4 * KIB  # a frame is longer than its content by at most a 128th of it and 4 KiB
+# a record up to this size is bounded absolutely; a larger one also by MAX_RATIO
+FREE_RAW = 16 * MIB
+# zstd alone can reach about 32,000 on zeros; a writer splits such rows into records of FREE_RAW
+MAX_RATIO = 1024
+# a frame is longer than its content by at most a 128th of it and 4 KiB
+FRAME_SHARE, FRAME_MORE = 128, 4 * KIB
 MAX_WINDOW = 8 * MIB
 MAX_TENSORS = 4096  # in one safetensors buffer
 MAX_TENSOR_RANK = 8
 
-FREE_TABLES = 16 * MIB  # of all tables that are read at opening, decompressed; more only in a longer file
-TABLES_RATIO = 64  # bytes of them for each byte of the file: rows and snapshots that it holds take more than that
+# of all tables that are read at opening, decompressed; more only in a longer file
+FREE_TABLES = 16 * MIB
+# bytes of them for each byte of the file: rows and snapshots that it holds take more than that
+TABLES_RATIO = 64
 FREE_LAYERS = 1 << 18  # layers of all records together; more only in a longer file
 LAYERS_SHARE = 4  # bytes of the file for each more: a row of a layer takes more than that
 TABLES_COST = 4  # bytes of memory for each of them
@@ -42,7 +49,8 @@ MAX_SPANS = 1 << 22  # ranges over all views of a file
 
 BUDGET = "TSC_MEMORY_BUDGET"  # the environment variable
 
-TARGET_RECORD_RAW = 8 * MIB  # what a writer aims at: small enough to decode a layer alone, large enough to compress
+# what a writer aims at: small enough to decode a layer alone, large enough to compress
+TARGET_RECORD_RAW = 8 * MIB
 BLOCK_ROWS = 1024
 
 
@@ -52,7 +60,9 @@ def is_bytes(asked: str) -> bool:
 
 
 def memory_budget() -> int:
-    """Bytes that one restore may allocate: the machine's physical memory, or `TSC_MEMORY_BUDGET` (bytes)."""
+    """Bytes that one restore may allocate: the machine's physical memory, or `TSC_MEMORY_BUDGET`
+    (bytes).
+    """
     asked = os.environ.get(BUDGET, "")
     if is_bytes(asked):
         return int(asked)

@@ -1,4 +1,6 @@
-"""Settings of codecs and filters: frozen dataclasses of scalars, made from `key=value` text or from a header."""
+"""Settings of codecs and filters: frozen dataclasses of scalars, made from `key=value` text or from
+a header.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Value = int | float | bool | str
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a codec: int, float, bool or str, each with a default.  A codec without any uses this class."""
+    """Settings of a codec: int, float, bool or str, each with a default.  A codec without any uses
+    this class.
+    """
 
     def described(self) -> dict[str, Value]:
         """The settings that count, as a file's header holds them."""

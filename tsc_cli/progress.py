@@ -14,7 +14,8 @@ EVERY = 30.0  # seconds between lines
 
 Progress = Callable[[int], None]  # called with the number of units done since the last call
 Say = Callable[[str], None]  # takes a line for a person
-Stage = Callable[[str, int | None], AbstractContextManager[Progress]]  # opens a stage: its name, its units if known
+# opens a stage: its name, its units if known
+Stage = Callable[[str, int | None], AbstractContextManager[Progress]]
 
 
 def nothing(units: int) -> None:

@@ -107,7 +107,8 @@ class Codec(ABC):
     needs_profile: ClassVar[bool] = False
     needs_positions: ClassVar[bool] = False
     groups_layers: ClassVar[bool] = False
-    block_rows: ClassVar[int] = 4096  # the tables of a block cost less per row if many rows share them
+    # the tables of a block cost less per row if many rows share them
+    block_rows: ClassVar[int] = 4096
 
     settings: setting.Settings
 

@@ -1,1 +1,3 @@
-"""The container: records with checksums, written in order and read with bounds.  Bytes only, no torch."""
+"""The container: records with checksums, written in order and read with bounds.  Bytes only, no
+torch.
+"""

@@ -1,12 +1,13 @@
 """Encryption of records: AES-256-GCM, under a key that one writing of one file has to itself.
 
-Every writing draws a new salt, from which, with the secret and the file's identity, its key is derived.  So a record's
-number can be its nonce, and a record of an older version of the same file fits nowhere in a newer one.  What is
-authenticated with a record is the whole superblock and the record's header: its file, place, type and lengths.  INDEX,
-which lists all others, is the last one that is encrypted: without the key, nobody can end a file earlier.
+Every writing draws a new salt, from which, with the secret and the file's identity, its key is
+derived.  So a record's number can be its nonce, and a record of an older version of the same file
+fits nowhere in a newer one.  What is authenticated with a record is the whole superblock and the
+record's header: its file, place, type and lengths.  INDEX, which lists all others, is the last one
+that is encrypted: without the key, nobody can end a file earlier.
 
-docs/format.md, section "Encryption", is the specification.  The ciphers are those of `cryptography`, which is imported
-when the first encrypted file is met.
+docs/format.md, section "Encryption", is the specification.  The ciphers are those of
+`cryptography`, which is imported when the first encrypted file is met.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _INFO = b"tsc file key 1"
 
 
 class Scheme(IntEnum):
-    """How a file's key is derived.  Literal ids, for ever; other parameters would be another scheme."""
+    """How a file's key is derived.  Literal ids, for ever; other parameters would be another
+    scheme.
+    """
 
     KEY = 1  # from 32 random bytes
     PASSPHRASE = 2  # from a passphrase, by scrypt
@@ -37,7 +40,9 @@ class Scheme(IntEnum):
 
 @dataclass(frozen=True)
 class Lock:
-    """What the superblock of an encrypted file says: how its key is derived, and 8 bytes by which a key is known."""
+    """What the superblock of an encrypted file says: how its key is derived, and 8 bytes by which a
+    key is known.
+    """
 
     scheme: Scheme
     salt: bytes
@@ -76,7 +81,9 @@ class Secret:
 
     @classmethod
     def of_passphrase(cls, text: str) -> Secret:
-        """A passphrase, in Unicode's normal form C, so that it is the same on every keyboard.  Raises UsageError."""
+        """A passphrase, in Unicode's normal form C, so that it is the same on every keyboard.
+        Raises UsageError.
+        """
         if not text:
             raise UsageError("the passphrase is empty")
         if len(text) > MAX_PASSPHRASE:
@@ -95,10 +102,13 @@ class Secret:
         return f"Secret({self.scheme.name})"
 
     def master(self, salt: bytes) -> bytes:
-        """32 bytes.  A passphrase is stretched by scrypt, which takes 128 MiB.  Raises LimitError without them."""
+        """32 bytes.  A passphrase is stretched by scrypt, which takes 128 MiB.  Raises LimitError
+        without them.
+        """
         if self.scheme is Scheme.KEY:
             return self._value
-        known, stretched = self._stretched  # taken once: another thread may stretch for another file
+        # taken once: another thread may stretch for another file
+        known, stretched = self._stretched
         if known != salt:
             with optional_packages("crypto", "encryption"):
                 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
@@ -157,11 +167,15 @@ class Cipher:
         return secret, cipher
 
     def seal(self, frame: bytes, sequence: int, context: bytes) -> bytes:
-        """`frame` encrypted, and 16 bytes that authenticate it and `context` (superblock and record header)."""
+        """`frame` encrypted, and 16 bytes that authenticate it and `context` (superblock and record
+        header).
+        """
         return self._aead.encrypt(sequence.to_bytes(NONCE_BYTES, "little"), frame, context)
 
     def open(self, stored: bytes, sequence: int, context: bytes) -> bytes:
-        """What `seal` was given.  Raises CorruptError if it or its context is not what was sealed with this key."""
+        """What `seal` was given.  Raises CorruptError if it or its context is not what was sealed
+        with this key.
+        """
         from cryptography.exceptions import InvalidTag
 
         try:

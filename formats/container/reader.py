@@ -1,10 +1,14 @@
-"""The container, read: superblock, records, end mark.  Bytes only; what a record means is decided elsewhere.
+"""The container, read: superblock, records, end mark.  Bytes only; what a record means is decided
+elsewhere.
 
 `docs/format.md` is the specification of everything here.  Two rules carry the rest:
 
-* a length is trusted only after the CRC of the header that states it, and a payload is decompressed only after the
-  CRC of its stored bytes (without it, half of all single-bit flips of a zstd frame decode silently to wrong data);
-* header CRCs are seeded with the file's identity and cover the sequence number, so that a record cannot be moved
+* a length is trusted only after the CRC of the header that states it, and a payload is decompressed
+only after the
+  CRC of its stored bytes (without it, half of all single-bit flips of a zstd frame decode silently
+  to wrong data);
+* header CRCs are seeded with the file's identity and cover the sequence number, so that a record
+cannot be moved
   within a file or between files unnoticed.
 """
 
@@ -41,7 +45,8 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class RecordReader:
-    """Reads and checks records of an open file with `pread`: no memory map, no shared file position.
+    """Reads and checks records of an open file with `pread`: no memory map, no shared file
+    position.
 
     Args:
         key: the secret of an encrypted file, or what gives it; asked for when a payload is read.
@@ -116,7 +121,9 @@ class RecordReader:
         return UnsupportedFileError(message, path=self.path, hint="update tsc")
 
     def header_at(self, offset: int, sequence: int) -> RecordHeader:
-        """The checked header of the record that begins at `offset` and must have this sequence number."""
+        """The checked header of the record that begins at `offset` and must have this sequence
+        number.
+        """
         if self.size - offset < RECORD_BYTES:
             raise self.corrupt("truncated in a record header", offset, sequence)
         unpacked = unpack_record_header(self._pread(offset, RECORD_BYTES), self.file_id)
@@ -147,7 +154,8 @@ class RecordReader:
         if header.stored > self.size - offset - RECORD_BYTES:
             raise self.corrupt("truncated in a record", offset, header.sequence)
         if not header.raw and header.type != RecordType.END:
-            # an empty frame is not worth having: python-zstandard looks no further than a declared size of 0
+            # an empty frame is not worth having: python-zstandard looks no further than a declared
+            # size of 0
             raise self.corrupt("a record declares an empty payload", offset, header.sequence)
         frame = header.stored - (0 if self.lock is None or header.type == RecordType.END else TAG_BYTES)
         if frame < 0:
@@ -194,7 +202,9 @@ class RecordReader:
         return stored
 
     def end(self) -> tuple[int, int]:
-        """(offset of the INDEX record, number of records), from the END record that closes the file."""
+        """(offset of the INDEX record, number of records), from the END record that closes the
+        file.
+        """
         want = signature()
         offset = self.size - RECORD_BYTES - len(want)
         if offset < SUPERBLOCK_BYTES or self._pread(self.size - len(want), len(want)) != want:
@@ -239,8 +249,8 @@ def unframed(stored: bytes | memoryview, raw: int) -> bytes:
 def _frame_fault(stored: bytes | memoryview, raw: int) -> str | None:
     """Why `stored` may not be decompressed, or None.
 
-    python-zstandard ignores `max_output_size` when the frame declares a size, and 16 bytes can declare 1 TiB: the
-    declared size is compared with the (bounded) raw length first.
+    python-zstandard ignores `max_output_size` when the frame declares a size, and 16 bytes can
+    declare 1 TiB: the declared size is compared with the (bounded) raw length first.
     """
     if bytes(stored[:4]) != ZSTD_MAGIC:
         return "a payload is not a zstd frame"

@@ -1,4 +1,6 @@
-"""Superblock and record headers: their fields, their ids, their bytes.  docs/format.md has the tables."""
+"""Superblock and record headers: their fields, their ids, their bytes.  docs/format.md has the
+tables.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ ANCILLARY = 0x80
 
 
 class RecordType(IntEnum):
-    """Literal ids, for ever.  Types with bit 7 set are ancillary: a reader that does not know one skips it."""
+    """Literal ids, for ever.  Types with bit 7 set are ancillary: a reader that does not know one
+    skips it.
+    """
 
     MODEL = 0x01
     ROWS = 0x02
@@ -69,7 +73,9 @@ class Part(IntEnum):
 
 @dataclass(frozen=True)
 class RecordHeader:
-    """What is known of a record without its payload.  `first` and `count` are rows or snapshots, by type."""
+    """What is known of a record without its payload.  `first` and `count` are rows or snapshots, by
+    type.
+    """
 
     type: int
     sequence: int
@@ -89,7 +95,9 @@ class RecordHeader:
 
 
 def signature(major: int = MAJOR) -> bytes:
-    """As PNG's: a byte over 127, the name, CR LF and SUB, so that text-mode damage shows at once."""
+    """As PNG's: a byte over 127, the name, CR LF and SUB, so that text-mode damage shows at
+    once.
+    """
     return b"\x89TSC" + bytes([major]) + b"\r\n\x1a"
 
 
@@ -110,7 +118,9 @@ def pack_record_header(header: RecordHeader, file_id: bytes) -> bytes:
 
 
 def unpack_record_header(data: bytes, file_id: bytes) -> tuple[RecordHeader, bool] | None:
-    """A record header, and whether reserved bits of it are set; None if its checksum is not that of this file's."""
+    """A record header, and whether reserved bits of it are set; None if its checksum is not that of
+    this file's.
+    """
     (
         kind,
         flags,

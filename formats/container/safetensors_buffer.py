@@ -1,9 +1,10 @@
 """One safetensors buffer, read strictly and without copying; torch is not needed to read one.
 
-Reading is done here because a hostile header has to be refused for reasons that the library does not check (duplicate
-keys, unknown fields, metadata), and because `tsc inspect` reads tables of integers without importing torch or numpy;
-writing, because the library ends the process where there is no memory for its buffer, and Python raises MemoryError.
-Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON, data).
+Reading is done here because a hostile header has to be refused for reasons that the library does
+not check (duplicate keys, unknown fields, metadata), and because `tsc inspect` reads tables of
+integers without importing torch or numpy; writing, because the library ends the process where there
+is no memory for its buffer, and Python raises MemoryError. Format:
+https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON, data).
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ _CODES: dict[str, _Code] = {"U8": "B", "U16": "H", "I32": "i", "I64": "q"}
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor as it lies in a buffer: dtype in safetensors' spelling, shape, and its little-endian bytes."""
+    """A tensor as it lies in a buffer: dtype in safetensors' spelling, shape, and its little-endian
+    bytes.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -91,7 +94,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def parse(buffer: bytes | memoryview, what: str) -> dict[str, TensorView]:
-    """The tensors of a safetensors buffer.  They tile it exactly; anything else raises CorruptError."""
+    """The tensors of a safetensors buffer.  They tile it exactly; anything else raises
+    CorruptError.
+    """
     view = memoryview(buffer)
     if len(view) < 8:
         raise CorruptError(f"{what}: too short for a safetensors buffer")
@@ -142,7 +147,9 @@ def check_tiling(ranges: Iterable[tuple[int, int]], total: int, what: str) -> No
 def expect(
     tensors: Mapping[str, TensorView], shapes: Mapping[str, tuple[str, tuple[int | None, ...]]], what: str
 ) -> None:
-    """Require exactly the tensors of `shapes`: name -> (dtype, shape), where None stands for any extent."""
+    """Require exactly the tensors of `shapes`: name -> (dtype, shape), where None stands for any
+    extent.
+    """
     if tensors.keys() != shapes.keys():
         raise CorruptError(f"{what}: tensors {sorted(shapes)} were expected, {sorted(tensors)[:8]} were found")
     for name, (dtype, shape) in shapes.items():
@@ -204,7 +211,9 @@ def _joined(
 
 
 def to_torch(view: TensorView, device: str | torch.device = "cpu") -> torch.Tensor:
-    """A writable uint8 tensor of the view's bytes on `device`; the caller reinterprets and reshapes it."""
+    """A writable uint8 tensor of the view's bytes on `device`; the caller reinterprets and reshapes
+    it.
+    """
     import torch
 
     if not len(view.data):

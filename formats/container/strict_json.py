@@ -1,7 +1,8 @@
-"""JSON as a file format may use it: bounded, without duplicate keys, NaN, huge integers or broken Unicode.
+"""JSON as a file format may use it: bounded, without duplicate keys, NaN, huge integers or broken
+Unicode.
 
-The standard library's parser accepts all of those; `loads` refuses them.  `fields`, `integer` and so
-on check a value that came out of a file: each raises CorruptError and names the field.
+The standard library's parser accepts all of those; `loads` refuses them.  `fields`, `integer` and
+so on check a value that came out of a file: each raises CorruptError and names the field.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def dumps(value: Any) -> bytes:
     """The canonical text of `value`: sorted keys, no spaces, UTF-8.  Equal values give equal bytes.
 
     Raises:
-        UsageError: a string holds half of a surrogate pair, which is not valid text and which no reader would take.
+        UsageError: a string holds half of a surrogate pair, which is not valid text and which no
+            reader would take.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     try:
@@ -50,9 +52,10 @@ def loads(
     Args:
         most: bytes that are allowed.
         longest: characters of a string that are allowed.
-        constants: gives the value of NaN, Infinity and -Infinity, for texts that are no part of a .tsc file; without it
-            they are refused.
-        beyond: likewise gives the value of an integer of more than 63 bits; it gets at most 400 digits.
+        constants: gives the value of NaN, Infinity and -Infinity, for texts that are no part of a
+            .tsc file; without it they are refused.
+        beyond: likewise gives the value of an integer of more than 63 bits; it gets at most 400
+            digits.
     """
     if len(data) > most:
         raise CorruptError(f"{what}: {len(data)} bytes of JSON, at most {most} are allowed")
@@ -100,7 +103,8 @@ def loads(
         raise CorruptError(f"{what}: not JSON ({fault})") from error
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{what}: not JSON") from error
-    if len(text) > longest or "\\u" in text:  # no other text has a longer string, or half of a surrogate pair
+    # no other text has a longer string, or half of a surrogate pair
+    if len(text) > longest or "\\u" in text:
         _check_strings(value, what, longest)
     return value
 
@@ -134,7 +138,9 @@ def _check_strings(value: Any, what: str, longest: int) -> None:
 
 
 def writable(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The same object with null for the numbers that JSON does not have: NaN and infinities, at any depth."""
+    """The same object with null for the numbers that JSON does not have: NaN and infinities, at any
+    depth.
+    """
     return {key: _writable(value) for key, value in facts.items()}
 
 

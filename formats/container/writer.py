@@ -1,4 +1,6 @@
-"""Writing records, in order and never seeking.  `container` reads them; docs/format.md specifies both."""
+"""Writing records, in order and never seeking.  `container` reads them; docs/format.md specifies
+both.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ class RecordWriter:
         return self._record(kind, frame, len(payload), codec, part, layers, span)
 
     def end(self, index_offset: int) -> None:
-        """The END record: where the index lies, how many records there are, and the signature once more."""
+        """The END record: where the index lies, how many records there are, and the signature once
+        more.
+        """
         self._record(RecordType.END, signature(), 0, 0, 0, (0, 0), (index_offset, len(self.entries) + 1))
 
     def copy_record(self, frame: bytes, header: RecordHeader) -> None:
@@ -86,7 +90,8 @@ class RecordWriter:
         )
 
     def trial(self) -> RecordWriter:
-        """A writer that stands where this one does and writes nowhere: `offset` tells what records would take.
+        """A writer that stands where this one does and writes nowhere: `offset` tells what records
+        would take.
 
         What it encrypts leaves the memory no more than its key does.
         """

@@ -64,7 +64,9 @@ class _Open:
 
 
 def _working_bytes(block: FileBlock, shape: BlockShape) -> int:
-    """The payload, and for each value a code, its number, the prediction and the sum, and the result."""
+    """The payload, and for each value a code, its number, the prediction and the sum, and the
+    result.
+    """
     values = sum(math.prod(shape.tensor(part)) for part in block.key.parts)
     return block.header.raw + values * (12 + 2 * shape.item_bytes)
 
@@ -72,19 +74,23 @@ def _working_bytes(block: FileBlock, shape: BlockShape) -> int:
 class BlockDecoder:
     """Decodes blocks of a file; keeps the last ones that others are predicted from.
 
-    Without them to read a chain block by block would decode its beginning once for every block that follows.
+    Without them to read a chain block by block would decode its beginning once for every block that
+    follows.
     """
 
     def __init__(self, file: BlockSource) -> None:
         self._file = file
         self._bases: dict[tuple[int, str], _Base] = {}  # the last used at the end
-        self._needed: set[tuple[int, str]] = set()  # of these what the block that is being decoded rests on
+        # of these what the block that is being decoded rests on
+        self._needed: set[tuple[int, str]] = set()
         self._held = 0  # bytes of `_bases`
-        self._open: list[_Open] = []  # the blocks that are being decoded, each for the one before it
+        # the blocks that are being decoded, each for the one before it
+        self._open: list[_Open] = []
         self._found: dict[tuple[int, Part], tuple[list[int], list[FileBlock]]] = {}
 
     def decoded(self, block: FileBlock, device: str | torch.device) -> Mapping[Part, torch.Tensor]:
-        """The rows of a block, and on the way those of the blocks that predict it, each decoded once.
+        """The rows of a block, and on the way those of the blocks that predict it, each decoded
+        once.
 
         Raises:
             CorruptError: a block is damaged, or the chain of predictions is too long.
@@ -151,7 +157,9 @@ class BlockDecoder:
         )
 
     def _fetch(self, wanted: BlockKey, device: str | torch.device, numbers: Sequence[int]) -> torch.Tensor:
-        """Decoded rows of the layers and the part of `wanted`: (layers, batch, heads, len(numbers), head size)."""
+        """Decoded rows of the layers and the part of `wanted`: (layers, batch, heads, len(numbers),
+        head size).
+        """
         import torch
 
         spec = self._file.geometry.layers[wanted.first_layer]
@@ -175,7 +183,9 @@ class BlockDecoder:
         return result
 
     def _holding(self, wanted: BlockKey, numbers: Sequence[int]) -> Iterable[FileBlock]:
-        """The blocks that hold some of these rows of the part and of some of the layers of `wanted`, each once."""
+        """The blocks that hold some of these rows of the part and of some of the layers of
+        `wanted`, each once.
+        """
         holding: dict[int, FileBlock] = {}
         for layer in wanted.layers:
             firsts, blocks = self._blocks_of(layer, wanted.part)
@@ -186,7 +196,9 @@ class BlockDecoder:
         return holding.values()
 
     def _blocks_of(self, layer: int, part: Part) -> tuple[list[int], list[FileBlock]]:
-        """The blocks that hold a part of a layer, which share no row, and the first row of each; sorted."""
+        """The blocks that hold a part of a layer, which share no row, and the first row of each;
+        sorted.
+        """
         if not self._found:
             for block in sorted(self._file.blocks, key=lambda block: block.key.first_row):
                 key = block.key

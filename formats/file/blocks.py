@@ -1,4 +1,6 @@
-"""What a file holds of rows, states and attention: read, checked and decoded when it is asked for."""
+"""What a file holds of rows, states and attention: read, checked and decoded when it is asked
+for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Checking a whole file: every byte, without keeping more than one record in memory, and without torch."""
+"""Checking a whole file: every byte, without keeping more than one record in memory, and without
+torch.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,13 @@ _CLOSING = (RecordType.HEADER, RecordType.INDEX, RecordType.END)
 
 
 def check(path: str | os.PathLike[str], key: KeySource | None = None, *, decode: bool = False) -> TraceFile:
-    """Read and check every byte of a file: all records against the index, all payloads, all rows' shapes.
+    """Read and check every byte of a file: all records against the index, all payloads, all rows'
+    shapes.
 
     Args:
         key: the secret of an encrypted file, or what gives it.
-        decode: decode all rows, states and attention, too, each by itself: with torch, and with the profile of codec
-            klt.  So nothing is left that a restore could refuse.
+        decode: decode all rows, states and attention, too, each by itself: with torch, and with the
+            profile of codec klt.  So nothing is left that a restore could refuse.
     Raises:
         StorageError, UsageError: it cannot be read.
         LockedError: it is encrypted, and no key or another one was given.
@@ -47,7 +50,8 @@ def check(path: str | os.PathLike[str], key: KeySource | None = None, *, decode:
 
 
 def check_sealed(path: str | os.PathLike[str]) -> int | None:
-    """Check of an encrypted file what can be checked without its key: the checksums, order and number of its records.
+    """Check of an encrypted file what can be checked without its key: the checksums, order and
+    number of its records.
 
     Returns:
         how many records there are, or None if the file is not encrypted.

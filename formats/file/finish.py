@@ -1,4 +1,6 @@
-"""How a file ends: records copied from another one, the tier header with the ratios of the whole, INDEX and END."""
+"""How a file ends: records copied from another one, the tier header with the ratios of the whole,
+INDEX and END.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,16 @@ def finish_records(
     values: Callable[[], int] | None = None,
     insist: bool = False,
 ) -> tuple[TierHeader, int]:
-    """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's length.
+    """Write the HEADER, INDEX and END records; returns the header with its ratios and the file's
+    length.
 
-    Every file ends here.  So this is where a tier is held against what was written: one that the file does not keep is
-    not stated.
+    Every file ends here.  So this is where a tier is held against what was written: one that the
+    file does not keep is not stated.
 
     Args:
         lost_by: what MODEL says that the rows had lost by; see `promises`.
-        values: counts the stored values, for a promise of bits a value; without it no such promise is stated.
+        values: counts the stored values, for a promise of bits a value; without it no such promise
+            is stated.
         insist: refuse to finish a file that does not keep its tier.
     Raises:
         PromiseError: it does not.
@@ -90,7 +94,9 @@ def finish_records(
 
 
 def _settled(writer: RecordWriter, header: TierHeader) -> tuple[TierHeader, int]:
-    """The header with the ratios of the file that it is part of, and the length of that file; nothing is written."""
+    """The header with the ratios of the file that it is part of, and the length of that file;
+    nothing is written.
+    """
     stated = header.with_ratios(writer.offset)
     found: list[tuple[float, TierHeader, int]] = []
     for _ in range(_ROUNDS):

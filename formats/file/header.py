@@ -31,11 +31,14 @@ class TierHeader:
     """The HEADER record.
 
     Attributes:
-        tier: the promise that the writer kept, by the name that `tsc tiers` lists; "" if none was asked for.
-        raw_bytes: tensors' bytes over all snapshots, and of the final one, as captured; a reader compares both with
-            the snapshots.  A ratio is one of them over the length of the file, everything counted.
+        tier: the promise that the writer kept, by the name that `tsc tiers` lists; "" if none was
+            asked for.
+        raw_bytes: tensors' bytes over all snapshots, and of the final one, as captured; a reader
+            compares both with the snapshots.  A ratio is one of them over the length of the file,
+            everything counted.
         codec, parameters: how the rows were coded (scalar values).
-        ratios: of the trace and of the final cache, rounded down to four digits; 0 until the file is finished.
+        ratios: of the trace and of the final cache, rounded down to four digits; 0 until the file
+            is finished.
         created_by: the program and its version.
         capture: how the rows came to be (free-form, scalar values).
         quality: one record a verified snapshot (free-form, scalar values).
@@ -58,7 +61,9 @@ class TierHeader:
 
 
 def rounded_down(ratio: float) -> float:
-    """To four significant digits, so that a header does not depend on the last byte of the file that it is part of."""
+    """To four significant digits, so that a header does not depend on the last byte of the file
+    that it is part of.
+    """
     scale = 10.0 ** (3 - math.floor(math.log10(ratio)))
     return math.floor(ratio * scale) / scale
 

@@ -31,7 +31,8 @@ def most_of_index(lines: int) -> int:
 
 
 def parse_index(payload: bytes, lines: int) -> list[tuple[int, RecordHeader]]:
-    """(offset, header) of each record before an INDEX record, as its payload states them.  Raises CorruptError.
+    """(offset, header) of each record before an INDEX record, as its payload states them.  Raises
+    CorruptError.
 
     Args:
         lines: how many records there are.
@@ -55,10 +56,11 @@ class RecordFile:
     Args:
         key: the secret of an encrypted file, or what gives it.
     Attributes:
-        entries: (offset, header) of each record before the index, in file order; as the index states them.
+        entries: (offset, header) of each record before the index, in file order; as the index
+            states them.
     Raises:
-        LockedError: the file is encrypted, and no key or another one was given; or a secret was given, and it is not
-            encrypted: somebody may have put it there.
+        LockedError: the file is encrypted, and no key or another one was given; or a secret was
+            given, and it is not encrypted: somebody may have put it there.
         StorageError, UsageError: it cannot be read.
         CorruptError, UnsupportedFileError: it is damaged, or needs a newer reader.
     """
@@ -66,7 +68,8 @@ class RecordFile:
     def __init__(self, path: str | os.PathLike[str], key: KeySource | None = None) -> None:
         self.path = os.fspath(path)
         descriptor = open_file(self.path)
-        weakref.finalize(self, os.close, descriptor)  # blocks hold the file, so it stays open as long as they live
+        # blocks hold the file, so it stays open as long as they live
+        weakref.finalize(self, os.close, descriptor)
         self.reader = RecordReader(descriptor, self.path, key)
         if self.reader.lock is None and isinstance(key, Secret):
             raise LockedError("is not encrypted, and a key was given", path=self.path)
@@ -185,7 +188,8 @@ def size_fault(records: Sequence[RecordHeader], size: int) -> str | None:
 
 
 def require_proportionate(records: Sequence[RecordHeader], size: int) -> None:
-    """Without this, some 30 kB of zstd frames could describe 2^26 rows that nobody stored, or 2^20 records all layers.
+    """Without this, some 30 kB of zstd frames could describe 2^26 rows that nobody stored, or 2^20
+    records all layers.
 
     Args:
         size: the length of the file in bytes.

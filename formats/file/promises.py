@@ -1,8 +1,9 @@
 """Whether a file keeps the tier that it states, and what its rows lost since they were captured.
 
-The writer asks when a file is finished, and so does every reader.  A file of codec lossless keeps every bit of what it
-was given, which may have come out of a file that did not.  So the MODEL record, which every copy and every recovery
-keeps, says `lost_by`; what it does not say follows from the rest.
+The writer asks when a file is finished, and so does every reader.  A file of codec lossless keeps
+every bit of what it was given, which may have come out of a file that did not.  So the MODEL
+record, which every copy and every recovery keeps, says `lost_by`; what it does not say follows from
+the rest.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ _BITS = re.compile(_DECIMAL + "bits", re.ASCII)
 
 
 def ratio_of(tier: str) -> Fraction | None:
-    """N of a tier `Nx`, exactly: how many times smaller than its snapshots a file is; None of any other tier."""
+    """N of a tier `Nx`, exactly: how many times smaller than its snapshots a file is; None of any
+    other tier.
+    """
     match = _RATIO.fullmatch(tier)
     return None if match is None else Fraction(match[1])
 
 
 def bits_of(tier: str) -> Fraction | None:
-    """N of a tier `Nbits`, exactly: how many bits of the file there are for a stored value, at most."""
+    """N of a tier `Nbits`, exactly: how many bits of the file there are for a stored value, at
+    most.
+    """
     match = _BITS.fullmatch(tier)
     return None if match is None else Fraction(match[1])
 
@@ -43,8 +48,8 @@ def bits_of(tier: str) -> Fraction | None:
 def fault_of(header: TierHeader, length: int, lost_by: str) -> str | None:
     """What a file of this length does not keep of the tier that its header states, in words.
 
-    `60x` is kept at exactly 60 and not at 59.99: nothing is rounded.  Tiers that are no ratio and not "lossless" are
-    promises of quality, which only a measurement can tell.
+    `60x` is kept at exactly 60 and not at 59.99: nothing is rounded.  Tiers that are no ratio and
+    not "lossless" are promises of quality, which only a measurement can tell.
 
     Args:
         lost_by: what the rows lost by, or "".
@@ -58,7 +63,9 @@ def fault_of(header: TierHeader, length: int, lost_by: str) -> str | None:
 
 
 def fault_of_bits(header: TierHeader, length: int, values: int) -> str | None:
-    """As `fault_of`, of a tier `Nbits` and a file of so many stored values, which only its writer is held to."""
+    """As `fault_of`, of a tier `Nbits` and a file of so many stored values, which only its writer
+    is held to.
+    """
     bits = bits_of(header.tier)
     if bits is not None and 8 * length > bits * values:
         return f"the file takes {8 * length / values:.6g} bits a stored value"
@@ -87,12 +94,15 @@ def loss_of_records(stated: str, codec: str, capture: Mapping[str, Any], records
 
 def loss_of_trace(trace: Trace) -> str:
     """As `loss_of_records`, of a trace, wherever its rows are."""
-    stored = [getattr(block, "whole", block) for block in (*trace.blocks, *trace.states)]  # of a sequence of a batch
+    # of a sequence of a batch
+    stored = [getattr(block, "whole", block) for block in (*trace.blocks, *trace.states)]
     records = [one.header for one in stored if isinstance(one, FileBlock | FileStates)]
     found = loss_of_records(trace.lost_by, trace.codec, trace.info, records)
     return found or ("eviction" if trace.head_maps else "")
 
 
 def dequantized(kind: str) -> str:
-    """The name of what was lost in a cache of these layers, whose rows were taken as the model reads them."""
+    """The name of what was lost in a cache of these layers, whose rows were taken as the model
+    reads them.
+    """
     return f"{kind}, dequantized"

@@ -1,4 +1,6 @@
-"""Opening a .tsc file: everything but the rows is read and checked, without torch; rows are read on demand."""
+"""Opening a .tsc file: everything but the rows is read and checked, without torch; rows are read on
+demand.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from .block_decoding import BlockDecoder
 from .blocks import FileBlock, FileReceived, FileStates
 from .index import RecordFile
 
-RATIO_TOLERANCE = 0.002  # a stated ratio is rounded down, and the file's length moves by a byte or two with it
+# a stated ratio is rounded down, and the file's length moves by a byte or two with it
+RATIO_TOLERANCE = 0.002
 
 
 class TraceFile(RecordFile):
@@ -63,7 +66,9 @@ class TraceFile(RecordFile):
 
     @cached_property
     def lost_by(self) -> str:
-        """What the rows lost by since they were captured, by all that the file says; see `promises`."""
+        """What the rows lost by since they were captured, by all that the file says; see
+        `promises`.
+        """
         entries = [entry for _, entry in self.entries]
         return promises.loss_of_records(self.stated_loss, self.header.codec, self.header.capture, entries)
 

@@ -1,8 +1,9 @@
 """What a record says: for each type of record one function that checks and reads it, by itself.
 
-What ties records together, such as rows that are stored twice, is up to who calls: `reader` for a file that must be
-whole, `formats.repair` for what is left of a damaged one.  All functions raise CorruptError without a place; `locating`
-of a file adds it.  The payloads of tables are made here, too.
+What ties records together, such as rows that are stored twice, is up to who calls: `reader` for a
+file that must be whole, `formats.repair` for what is left of a damaged one.  All functions raise
+CorruptError without a place; `locating` of a file adds it.  The payloads of tables are made here,
+too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _PARTS = frozenset(part.value for part in Part)
 
 
 def require_short(header: RecordHeader) -> None:
-    """Refuse a record of JSON (MODEL, HEADER) that is longer than JSON may be, before it is decompressed."""
+    """Refuse a record of JSON (MODEL, HEADER) that is longer than JSON may be, before it is
+    decompressed.
+    """
     if header.raw > MAX_JSON_BYTES:
         raise CorruptError(f"a {header.name} record of {header.raw} bytes")
 
@@ -124,7 +127,9 @@ def attention_heads(header: RecordHeader, geometry: Geometry, rows: int) -> int:
 
 
 def _layers(header: RecordHeader, geometry: Geometry, what: str, *, rows: bool = True) -> LayerSpec:
-    """What the layers of a record are like, all of them; they keep rows unless the record is about something else."""
+    """What the layers of a record are like, all of them; they keep rows unless the record is about
+    something else.
+    """
     first, stop = header.first_layer, header.first_layer + header.layer_count
     if not first < stop <= len(geometry.layers) or geometry.run_ends[first] < stop:
         raise CorruptError(f"{what} covers layers that cannot be stored together")
@@ -147,7 +152,9 @@ def _token_ids(
 
 
 def labels_payload(token_ids: Sequence[int], positions: Sequence[int], first: int, width: int) -> bytes:
-    """The payload of a LABELS record of rows `first`, `first + 1`, ...; the ids are `width` a row, row by row."""
+    """The payload of a LABELS record of rows `first`, `first + 1`, ...; the ids are `width` a row,
+    row by row.
+    """
     offsets = [position - row for row, position in enumerate(positions, first)]
     shape = (len(positions),) if width == 1 else (len(positions), width)
     return pack_integers(

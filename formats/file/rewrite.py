@@ -1,4 +1,6 @@
-"""Making a file anew with another tier header or another encryption: its records stay, as they were before that."""
+"""Making a file anew with another tier header or another encryption: its records stay, as they were
+before that.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def record_quality(
     """Replace the quality records in a file's tier header; every other record stays as it is.
 
     Args:
-        measured: the file as it was opened to be measured; another one may have taken its name since.
+        measured: the file as it was opened to be measured; another one may have taken its name
+            since.
     Returns:
         The new header.  It states no tier if the longer file does not keep it.
     Raises:
@@ -58,8 +61,8 @@ def _content(file: TraceFile) -> tuple[object, ...]:
 def encrypt(file: TraceFile, sink: Sink, secret: Secret) -> tuple[TierHeader, int]:
     """Write an encrypted copy of a file; returns its header and its length in bytes.
 
-    It has a new identity: that of the original may follow from what it holds.  A tier that the longer file does not
-    keep is not stated.
+    It has a new identity: that of the original may follow from what it holds.  A tier that the
+    longer file does not keep is not stated.
 
     Raises:
         UsageError: the file is encrypted already.

@@ -17,12 +17,15 @@ from .writer import TraceWriter, content_id
 def save(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False, deterministic: bool = False) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
-    `formats.encode.recipe` writes smaller ones.  The file is encrypted if the trace has a secret.  Of a trace whose
-    rows are not as captured it says by what they lost; a tier that it does not keep is not stated.
+    `formats.encode.recipe` writes smaller ones.  The file is encrypted if the trace has a secret.
+    Of a trace whose rows are not as captured it says by what they lost; a tier that it does not
+    keep is not stated.
 
     Args:
-        overwrite: replace an existing file (the file from which the trace was loaded may be replaced, too).
-        deterministic: derive the file's identity from the content, so that the same trace gives the same bytes.
+        overwrite: replace an existing file (the file from which the trace was loaded may be
+            replaced, too).
+        deterministic: derive the file's identity from the content, so that the same trace gives the
+            same bytes.
     """
     spans, next_tokens = viewing.to_table(trace.views, trace.labels.width)
     lost_by = promises.loss_of_trace(trace)

@@ -46,7 +46,9 @@ VIEWS_PER_RECORD = 1 << 12
 
 
 def content_id(*parts: bytes) -> bytes:
-    """A file identity that follows from the content, for writers that must give the same bytes twice."""
+    """A file identity that follows from the content, for writers that must give the same bytes
+    twice.
+    """
     digest = hashlib.blake2b(digest_size=FILE_ID_BYTES, person=b"tsc file id")
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -61,7 +63,8 @@ class TraceWriter:
         secret: encrypt the file with it.
         lost_by: what the rows have lost by already; see `promises`.
     Raises:
-        UsageError: the identity of an encrypted file is given: it is random, and must not follow from the content.
+        UsageError: the identity of an encrypted file is given: it is random, and must not follow
+            from the content.
     """
 
     def __init__(
@@ -167,7 +170,9 @@ class TraceWriter:
         )
 
     def add_profile(self, profile: Profile, *, embed: bool) -> None:
-        """Name the profile that rows need, or hold it.  Raises LimitError if it is larger than a record may be."""
+        """Name the profile that rows need, or hold it.  Raises LimitError if it is larger than a
+        record may be.
+        """
         packed = pack(reference.to_tensors(profile, embed=embed))
         if len(packed) > MAX_RECORD_RAW:
             raise LimitError(
@@ -195,8 +200,9 @@ class TraceWriter:
     def complete(self) -> None:
         """All rows and states of the snapshots so far were added.
 
-        Their labels and views are written, so that `recover` can save them of a file that is never finished.  Half of
-        the records that a file may hold are left for rows: beyond, labels and views wait for the end.
+        Their labels and views are written, so that `recover` can save them of a file that is never
+        finished.  Half of the records that a file may hold are left for rows: beyond, labels and
+        views wait for the end.
         """
         if len(self._writer.entries) < MAX_RECORDS // 2:
             self._write_tables()
@@ -213,12 +219,15 @@ class TraceWriter:
         captured_bytes: tuple[int, int] | None = None,
         insist: bool = False,
     ) -> tuple[TierHeader, int]:
-        """Write labels, views, tier header, index and end mark; returns the header and the file's length in bytes.
+        """Write labels, views, tier header, index and end mark; returns the header and the file's
+        length in bytes.
 
         Args:
             tier: is not stated if the file does not keep it.
-            codec, parameters: what the header says of how rows were coded; by default the writer's codec.
-            captured_bytes: of all snapshots and of the last, if rows were evicted; by default those of the views.
+            codec, parameters: what the header says of how rows were coded; by default the writer's
+                codec.
+            captured_bytes: of all snapshots and of the last, if rows were evicted; by default those
+                of the views.
             insist: the tier is to be kept.
         Raises:
             PromiseError: it is not.
@@ -264,7 +273,9 @@ class TraceWriter:
 
 
 def write_views(writer: RecordWriter, views: Sequence[View], first: int, width: int) -> None:
-    """Write the VIEWS records of snapshots `first`, `first + 1`, ...; `width` is as their labels have it."""
+    """Write the VIEWS records of snapshots `first`, `first + 1`, ...; `width` is as their labels
+    have it.
+    """
     for at in range(0, len(views), VIEWS_PER_RECORD):
         some = views[at : at + VIEWS_PER_RECORD]
         writer.record(RecordType.VIEWS, record_contents.snapshots_payload(some, width), span=(first + at, len(some)))

@@ -1,4 +1,6 @@
-"""Everything that is wrong with a file, and what is unusual about it; a check stops at the first, this goes on."""
+"""Everything that is wrong with a file, and what is unusual about it; a check stops at the first,
+this goes on.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,10 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        problems: by byte offset, those without one first; `damage` tells what is wrong from what is only unusual.
-        snapshots: how many the file is known to have (at least); whole: those that `recovery` would keep.
+        problems: by byte offset, those without one first; `damage` tells what is wrong from what is
+            only unusual.
+        snapshots: how many the file is known to have (at least); whole: those that `recovery` would
+            keep.
         unread: ranges [start, stop) of bytes that belong to no intact record.
     """
 
@@ -100,7 +104,9 @@ def lost(inventory: Inventory) -> Iterator[tuple[int, str]]:
 
 
 def lost_together(inventory: Inventory) -> Iterator[tuple[range, str]]:
-    """`lost` of neighbours that lack the same, together: a session may have thousands of snapshots."""
+    """`lost` of neighbours that lack the same, together: a session may have thousands of
+    snapshots.
+    """
     for (_, why), group in groupby(enumerate(lost(inventory)), key=lambda one: (one[1][0] - one[0], one[1][1])):
         numbers = [number for _, (number, _) in group]
         yield range(numbers[0], numbers[-1] + 1), why

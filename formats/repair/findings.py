@@ -1,4 +1,6 @@
-"""What a search of a damaged file meets: records that are intact, and problems; and its superblock, mended."""
+"""What a search of a damaged file meets: records that are intact, and problems; and its superblock,
+mended.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class Problem:
 def mended_superblock(superblock: bytes) -> bytes:
     """A superblock of which one byte was damaged, as it was; another one as it is.
 
-    An encrypted file has its salt nowhere else, and every bit of its superblock is authenticated with every record.
+    An encrypted file has its salt nowhere else, and every bit of its superblock is authenticated
+    with every record.
     """
     if len(superblock) < SUPERBLOCK_BYTES or has_valid_checksum(superblock):
         return superblock

@@ -1,4 +1,6 @@
-"""What of a damaged file can be relied on: each record that was found, read by the rules of a strict reader."""
+"""What of a damaged file can be relied on: each record that was found, read by the rules of a
+strict reader.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _SNAPSHOTS_A_BYTE = 8  # of a file: no writer's tables come near it
 
 @dataclass(frozen=True)
 class Need:
-    """What a snapshot needs and the file has not: rows of some layers, labels (layer -1), or states (`state`)."""
+    """What a snapshot needs and the file has not: rows of some layers, labels (layer -1), or states
+    (`state`).
+    """
 
     first_layer: int
     layer_count: int
@@ -91,7 +95,8 @@ class Inventory:
         return BlockDecoder(self)
 
     def buffer(self, offset: int, header: RecordHeader) -> Mapping[str, TensorView]:
-        return parse(self.file.payload(offset, header), header.name)  # `scan` checked the header, or rebuilt it
+        # `scan` checked the header, or rebuilt it
+        return parse(self.file.payload(offset, header), header.name)
 
     def locating(self, offset: int, header: RecordHeader) -> Locating:
         return Locating(self.path, offset, header.sequence)
@@ -103,7 +108,9 @@ class Inventory:
 
     @property
     def snapshots(self) -> int:
-        """How many snapshots the file is known to have had; what names more than so many bytes can tell of lies."""
+        """How many snapshots the file is known to have had; what names more than so many bytes can
+        tell of lies.
+        """
         lines = [line for _, line in self.file.index if line.type == RecordType.VIEWS]
         ends = [line.first + line.count for line in lines] + [number + 1 for number in self.views]
         ends += [states.key.span.stop for states in self.states.values()]
@@ -120,7 +127,9 @@ class Inventory:
         return self.file.total is None and not self.file.index
 
     def lost_records(self) -> list[RecordHeader | None]:
-        """What INDEX, or its own header, says of each record that is lost; None where nothing does."""
+        """What INDEX, or its own header, says of each record that is lost; None where nothing
+        does.
+        """
         listed = {line.sequence: line for _, line in self.file.index}
         gone = set(self.file.lost) | {number for number in listed if number not in self.file.records}
         stop = self.file.total or len(self.file.records)

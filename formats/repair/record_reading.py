@@ -23,7 +23,8 @@ from .scan import DamagedFile
 
 
 def read_records(damaged_file: DamagedFile) -> Inventory:
-    """Check every record that is left of a file by itself; `snapshots.examine` goes on with what they need of others.
+    """Check every record that is left of a file by itself; `snapshots.examine` goes on with what
+    they need of others.
 
     Raises:
         CorruptError: MODEL is lost, without which nothing else can be understood.

@@ -1,4 +1,5 @@
-"""Writing what is left of a damaged file as a valid one: records as they are, snapshots renumbered, nothing made up.
+"""Writing what is left of a damaged file as a valid one: records as they are, snapshots renumbered,
+nothing made up.
 
 The tier is a promise about the whole file: the first loss ends it.
 """
@@ -125,7 +126,9 @@ class Writing:
         return length
 
     def _lost_by(self) -> str:
-        """What MODEL is to say that the rows had lost by: as before, or what only lost records told."""
+        """What MODEL is to say that the rows had lost by: as before, or what only lost records
+        told.
+        """
         inventory = self.inventory
         if self.plan.complete or inventory.stated_loss:
             return inventory.stated_loss
@@ -140,7 +143,8 @@ class Writing:
         return "eviction" if evicted else ""
 
     def _identity(self) -> bytes:
-        """Another one than the input's, since the same numbers mean other records; the same for the same content.
+        """Another one than the input's, since the same numbers mean other records; the same for the
+        same content.
 
         That of an encrypted file is random.
         """
@@ -161,7 +165,8 @@ class Writing:
         if all(number in self.plan.numbers for number in range(span.first, span.stop)):
             self._copy(writer, found, self.plan.numbers[span.first])
             return
-        # some of its snapshots are lost: what a reader would restore of the others is stored as it is
+        # some of its snapshots are lost: what a reader would restore of the others is stored as it
+        # is
         lossless = codec_by_name("lossless")
         state = self.inventory.geometry.layers[states.key.first_layer].states[states.key.number]
         values = state_blocks.as_values(states.read(), state)
@@ -236,10 +241,11 @@ def recover(
     overwrite: bool = False,
     key: KeySource | None = None,
 ) -> tuple[Plan, int]:
-    """Write what is left of a file as a new one, atomically; returns what was saved and the new file's length.
+    """Write what is left of a file as a new one, atomically; returns what was saved and the new
+    file's length.
 
-    The input is only read.  What is written is checked as a whole before it takes its name.  What is left of an
-    encrypted file is encrypted with the same secret.
+    The input is only read.  What is written is checked as a whole before it takes its name.  What
+    is left of an encrypted file is encrypted with the same secret.
 
     Args:
         key: the secret of an encrypted file, or what gives it.

@@ -1,8 +1,10 @@
-"""Finding the records of a damaged file by their own headers: neither INDEX nor END is trusted, nor needed.
+"""Finding the records of a damaged file by their own headers: neither INDEX nor END is trusted, nor
+needed.
 
-A record's header proves itself by its CRC, which is seeded with the file's identity and covers the record's number.  So
-a record is taken wherever such a header stands and the payload's CRC fits; between them the file is searched byte by
-byte.  Where only a header is damaged, INDEX has what it said, and its own checksums tell whether that is so.
+A record's header proves itself by its CRC, which is seeded with the file's identity and covers the
+record's number.  So a record is taken wherever such a header stands and the payload's CRC fits;
+between them the file is searched byte by byte.  Where only a header is damaged, INDEX has what it
+said, and its own checksums tell whether that is so.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from formats.limits import MAX_RECORDS, MIB
 from .findings import FoundRecord, Problem, has_valid_checksum, in_order, mended_superblock
 
 _CHUNK = MIB
-_READINGS = 64  # times the length of a file that checksums may take: headers may claim the same bytes
+# times the length of a file that checksums may take: headers may claim the same bytes
+_READINGS = 64
 # a header of any record: type and reserved bytes
 _ANY = re.compile(rb"(?=[^\x00\x80]\x00.{24}\x00\x00.{8}\x00{4}.{24})", re.DOTALL)
 
@@ -107,7 +110,9 @@ class DamagedFile(RecordReader):
         return gaps + [(at, self.size)] * (at < self.size)
 
     def _superblock(self) -> tuple[int, bytes]:
-        """What the superblock says; of a damaged one what it said, or the identity if that is still there."""
+        """What the superblock says; of a damaged one what it said, or the identity if that is still
+        there.
+        """
         try:
             return super()._superblock()
         except (CorruptError, UnsupportedFileError) as error:
@@ -122,7 +127,8 @@ class DamagedFile(RecordReader):
             _, minor, _, _, self.file_id, _, _ = SUPERBLOCK.unpack(data)
             if self._header(SUPERBLOCK_BYTES) is not None:
                 return minor, self.file_id
-        raise CorruptError(fault.message, path=self.path, offset=fault.offset)  # as a strict reader refuses it
+        # as a strict reader refuses it
+        raise CorruptError(fault.message, path=self.path, offset=fault.offset)
 
     def _header(self, offset: int) -> RecordHeader | None:
         """The header at an offset, if its CRC is right."""
@@ -179,7 +185,9 @@ class DamagedFile(RecordReader):
         return crc
 
     def _next(self, offset: int) -> int:
-        """Where the next header with a right CRC begins behind `offset`; the file's length if there is none."""
+        """Where the next header with a right CRC begins behind `offset`; the file's length if there
+        is none.
+        """
         at = offset + 1
         while at + RECORD_BYTES <= self.size:
             chunk = self._pread(at, min(_CHUNK + RECORD_BYTES - 1, self.size - at))
@@ -211,7 +219,9 @@ class DamagedFile(RecordReader):
                 return
 
     def _rebuild(self) -> None:
-        """Take records whose header is damaged, but where it should stand and with one of its two checksums."""
+        """Take records whose header is damaged, but where it should stand and with one of its two
+        checksums.
+        """
         ordered = in_order(self.records.values())
         for offset, listed in self.index:
             if listed.sequence in self.records or offset + RECORD_BYTES + listed.stored > self.size:

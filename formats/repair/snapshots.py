@@ -1,7 +1,9 @@
-"""Which snapshots of a damaged file can be restored, what the others lack, and which records of rows can be kept.
+"""Which snapshots of a damaged file can be restored, what the others lack, and which records of
+rows can be kept.
 
-A file stores all parts of a row or none, and what predicts a row beside it.  So records of rows stand or fall together:
-where one is lost, those that hold other parts of its rows cannot be kept, nor those that are predicted from them.
+A file stores all parts of a row or none, and what predicts a row beside it.  So records of rows
+stand or fall together: where one is lost, those that hold other parts of its rows cannot be kept,
+nor those that are predicted from them.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from .scan import DamagedFile
 
 _APART, _UNPREDICTED = "other parts of its rows are lost", "its rows are predicted from rows that are lost"
 
-Runs = dict[tuple[int, Part], list[tuple[Span, int]]]  # (layer, part) -> spans, ascending, each with its record
+# (layer, part) -> spans, ascending, each with its record
+Runs = dict[tuple[int, Part], list[tuple[Span, int]]]
 
 
 def examine(damaged_file: DamagedFile) -> Inventory:
-    """Check everything that is left of a file: each record by itself, then each snapshot by what it needs.
+    """Check everything that is left of a file: each record by itself, then each snapshot by what it
+    needs.
 
     Raises:
         CorruptError: MODEL is lost, without which nothing else can be understood.
@@ -59,7 +63,9 @@ def _stored_once(inventory: Inventory) -> Runs:
 
 
 def _drop_rows(inventory: Inventory, runs: Runs) -> None:
-    """Note which records of rows cannot be kept and why: for a fault of their own, then for what they are tied to."""
+    """Note which records of rows cannot be kept and why: for a fault of their own, then for what
+    they are tied to.
+    """
     whole = _common(inventory)
     tied, predicted, faults = _tied(inventory, runs), defaultdict(set), dict[int, str]()
     for number, block in inventory.rows.items():
@@ -86,7 +92,9 @@ def _drop_rows(inventory: Inventory, runs: Runs) -> None:
 
 
 def _tied(inventory: Inventory, runs: Runs) -> dict[int, set[int]]:
-    """For each ROWS record others that hold other parts of some of its rows; directly, or by way of one another."""
+    """For each ROWS record others that hold other parts of some of its rows; directly, or by way of
+    one another.
+    """
     tied: dict[int, set[int]] = defaultdict(set)
     for layer, spec in enumerate(inventory.geometry.layers):
         there = sorted(run for part in spec.parts for run in runs[layer, part])
@@ -115,7 +123,9 @@ def _holding(wanted: Span, runs: Sequence[tuple[Span, int]]) -> list[tuple[Span,
 
 
 def _common(inventory: Inventory) -> list[tuple[Span, ...]]:
-    """For each layer the rows of which every part is there, in records that can be kept as far as is known."""
+    """For each layer the rows of which every part is there, in records that can be kept as far as
+    is known.
+    """
     spans: dict[tuple[int, Part], list[Span]] = defaultdict(list)
     for block in inventory.blocks:
         for place in _places(block):
@@ -140,7 +150,9 @@ def _require_states_once(inventory: Inventory) -> None:
 
 
 def _judge_snapshots(inventory: Inventory) -> None:
-    """Find out what each snapshot lacks, and whether a lost record may have said what its rows mean."""
+    """Find out what each snapshot lacks, and whether a lost record may have said what its rows
+    mean.
+    """
     available = _common(inventory)
     held = snapshots_of(states.key for states in inventory.states.values())
     states_held = {which: merged(spans) for which, spans in held.items()}
@@ -187,7 +199,9 @@ def _mapped(view: View, header: RecordHeader) -> bool:
 
 
 def _perhaps_mapped(inventory: Inventory, view: View) -> bool:
-    """Whether a layer names fewer rows than there were tokens, and no map says which: one may be lost."""
+    """Whether a layer names fewer rows than there were tokens, and no map says which: one may be
+    lost.
+    """
     for layer, spec in enumerate(inventory.geometry.layers):
         if spec.kind not in ("full", "sliding") or spec.index_size:
             continue

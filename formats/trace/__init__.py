@@ -1,1 +1,3 @@
-"""A capture in memory: geometry, views, labels, rows and states, and what is made of them before they are coded."""
+"""A capture in memory: geometry, views, labels, rows and states, and what is made of them before
+they are coded.
+"""

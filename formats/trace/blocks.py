@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """The extents of a block: layers of one spec, batch, rows; `first_row` is the number of its first row."""
+    """The extents of a block: layers of one spec, batch, rows; `first_row` is the number of its
+    first row.
+    """
 
     dtype: str
     item_bytes: int
@@ -46,7 +48,9 @@ class Block(Protocol):
     def key(self) -> BlockKey: ...
 
     def read(self, device: str | torch.device = "cpu") -> Mapping[Part, torch.Tensor]:
-        """The rows by part (never JOINT): (layers, batch, heads, rows, head size) in the dtype of the trace."""
+        """The rows by part (never JOINT): (layers, batch, heads, rows, head size) in the dtype of
+        the trace.
+        """
         ...
 
 

@@ -16,10 +16,12 @@ from .views import Span, View, merged
 def deduplicate(
     snapshots: Iterable[Snapshot], geometry: Geometry, fingerprint: Mapping[str, str] | None = None
 ) -> Trace:
-    """A trace of snapshots that may differ in any way; a row that the previous snapshot held is stored once.
+    """A trace of snapshots that may differ in any way; a row that the previous snapshot held is
+    stored once.
 
-    A row is the same when its token, its position, and its keys and values are bit-identical; rows are compared layer
-    by layer, so that an edit that leaves the first layers' rows as they were stores only the others again.
+    A row is the same when its token, its position, and its keys and values are bit-identical; rows
+    are compared layer by layer, so that an edit that leaves the first layers' rows as they were
+    stores only the others again.
 
     Raises:
         UsageError: a snapshot's tensors do not fit the geometry.
@@ -44,9 +46,12 @@ def _match(
     builder: TraceBuilder,
     labelled: dict[tuple[int, int], int],
 ) -> tuple[list[list[int]], list[dict[bytes, int]]]:
-    """Row numbers of every layer's rows; rows that `previous` lacks are added to `builder` under new numbers."""
+    """Row numbers of every layer's rows; rows that `previous` lacks are added to `builder` under
+    new numbers.
+    """
     token_at = dict(zip(snapshot.positions, snapshot.token_ids, strict=True))
-    fresh: dict[int, int] = {}  # position -> new row number, shared by the layers in which that row is new
+    # position -> new row number, shared by the layers in which that row is new
+    fresh: dict[int, int] = {}
     numbers: list[list[int]] = []
     found: list[dict[bytes, int]] = []
     new_rows: list[list[tuple[int, int]]] = []
@@ -81,7 +86,9 @@ def _match(
 
 
 def _identities(snapshot: Snapshot, layer: int, token_at: Mapping[int, int]) -> list[bytes]:
-    """For each row its label and all its bytes: equal identities are equal rows, by comparison, not by a hash."""
+    """For each row its label and all its bytes: equal identities are equal rows, by comparison, not
+    by a hash.
+    """
     import torch
 
     def as_rows(tensor: torch.Tensor) -> list[bytes]:

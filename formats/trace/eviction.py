@@ -1,10 +1,11 @@
 """Eviction filters: which rows of a trace a file keeps.  Kept rows keep their positions.
 
-`streaming` is the rule of StreamingLLM (arXiv 2309.17453): the first tokens (attention sinks) and a recent window.
-`h2o` is the heavy-hitter oracle (arXiv 2306.14048): sinks, a recent window, and the rows that received most attention,
-chosen for each layer and KV head by the attention that was accumulated up to the first snapshot.  A trace stores a row
-once, and a row that an earlier snapshot needs cannot be dropped for a later one; so h2o evicts once, at the first
-snapshot, with what a running model would know then, and keeps the rows that steps append.
+`streaming` is the rule of StreamingLLM (arXiv 2309.17453): the first tokens (attention sinks) and a
+recent window. `h2o` is the heavy-hitter oracle (arXiv 2306.14048): sinks, a recent window, and the
+rows that received most attention, chosen for each layer and KV head by the attention that was
+accumulated up to the first snapshot.  A trace stores a row once, and a row that an earlier snapshot
+needs cannot be dropped for a later one; so h2o evicts once, at the first snapshot, with what a
+running model would know then, and keeps the rows that steps append.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def apply(name: str, values: Mapping[str, Any], trace: Trace) -> Filtered:
     """Evict rows of the full-attention layers of a trace; "" evicts nothing.
 
     Raises:
-        UsageError: no such filter or setting; h2o without observed attention, or on a trace whose rows moved.
+        UsageError: no such filter or setting; h2o without observed attention, or on a trace whose
+            rows moved.
     """
     if not name:
         return Filtered(list(trace.views), row_store.read(trace), [])
@@ -170,7 +172,9 @@ def _received(trace: Trace, full: Sequence[bool], span: Span) -> list[torch.Tens
 
 
 def _choose(received: torch.Tensor, count: int, settings: H2OSettings) -> torch.Tensor:
-    """Booleans (layers, heads, rows), `count` of them set for each head: sinks, recent rows, heavy hitters."""
+    """Booleans (layers, heads, rows), `count` of them set for each head: sinks, recent rows, heavy
+    hitters.
+    """
     import torch
 
     rows = received.shape[-1]
@@ -184,7 +188,9 @@ def _choose(received: torch.Tensor, count: int, settings: H2OSettings) -> torch.
 
 
 def _compact(group: LayerRows, span: Span, mask: torch.Tensor, count: int) -> LayerRows:
-    """The group with the kept rows of every head moved to the first `count` row numbers of the span."""
+    """The group with the kept rows of every head moved to the first `count` row numbers of the
+    span.
+    """
     import torch
 
     order = mask.nonzero()[:, 2].view(*mask.shape[:2], count)  # ascending within each head

@@ -1,4 +1,6 @@
-"""The shape of a model's cache: dtype, batch, and one `LayerSpec` a layer.  The MODEL record holds it."""
+"""The shape of a model's cache: dtype, batch, and one `LayerSpec` a layer.  The MODEL record holds
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ MAX_STATE_RANK = 6
 
 @dataclass(frozen=True)
 class StateSpec:
-    """A tensor that a layer keeps and replaces with every token: of a convolution, or of linear attention.
+    """A tensor that a layer keeps and replaces with every token: of a convolution, or of linear
+    attention.
 
     Attributes:
         name: as the file's readers shall know it, such as "recurrent.0".
@@ -60,8 +63,8 @@ class LayerSpec:
     """One layer's cache.
 
     Attributes:
-        kind: "full" keeps every row; "sliding" keeps the last `window - 1` rows; "cross" keeps the rows of an encoder's
-            tokens; "none" keeps no rows.
+        kind: "full" keeps every row; "sliding" keeps the last `window - 1` rows; "cross" keeps the
+            rows of an encoder's tokens; "none" keeps no rows.
         heads: KV heads; 0 if there are no rows.
         key_size, value_size: values of one head's key and value.
         window: the model's sliding window in tokens; None for other kinds.
@@ -122,7 +125,9 @@ class Geometry:
         return tuple(self.batch * sum(state.bytes for state in spec.states) for spec in self.layers)
 
     def values(self, raw_bytes: int) -> int:
-        """How many numbers a snapshot of so many bytes holds; states may have another dtype than rows."""
+        """How many numbers a snapshot of so many bytes holds; states may have another dtype than
+        rows.
+        """
         states = self.batch * sum(state.bytes // state.item_bytes for spec in self.layers for state in spec.states)
         return states + (raw_bytes - sum(self.state_bytes)) // self.item_bytes
 
@@ -133,7 +138,9 @@ class Geometry:
 
     @property
     def rows_only(self) -> bool:
-        """Whether all there is are keys and values of the history's tokens, of which none is padding."""
+        """Whether all there is are keys and values of the history's tokens, of which none is
+        padding.
+        """
         more = any(spec.kind in ("cross", "none") or spec.index_size or spec.states for spec in self.layers)
         return not more and not self.padding
 
@@ -191,7 +198,8 @@ class ModelRecord(NamedTuple):
     Attributes:
         geometry: of the cache.
         fingerprint: of the model that it was captured from.
-        lost_by: what the rows had lost by before they came into the file, such as "scalar"; "" says nothing of it.
+        lost_by: what the rows had lost by before they came into the file, such as "scalar"; "" says
+            nothing of it.
     """
 
     geometry: Geometry

@@ -1,8 +1,9 @@
 """Eviction that differs from head to head: which rows each KV head kept.
 
-A view names the same row numbers for all heads of a layer.  Where heads keep different tokens, the rows that a head
-kept are moved together: row numbers `first` to `first + slots - 1` become *slots*, and slot j of head h holds the
-j-th row that this head kept of the `rows` rows from `first` on.  All heads of a layer keep the same number.
+A view names the same row numbers for all heads of a layer.  Where heads keep different tokens, the
+rows that a head kept are moved together: row numbers `first` to `first + slots - 1` become *slots*,
+and slot j of head h holds the j-th row that this head kept of the `rows` rows from `first` on.  All
+heads of a layer keep the same number.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class HeadMap:
     Attributes:
         span: the rows that there were.
         slots: how many of them every head kept.
-        bitmap: bits, a row each, least significant first; (layers, heads, ceil(rows / 8)) bytes, row-major.
+        bitmap: bits, a row each, least significant first; (layers, heads, ceil(rows / 8)) bytes,
+            row-major.
     """
 
     first_layer: int
@@ -57,7 +59,9 @@ class HeadMap:
 
 
 def of_mask(first_layer: int, span: Span, mask: torch.Tensor) -> HeadMap:
-    """From booleans (layers, heads, rows), the same number of them set in each row of the last axis."""
+    """From booleans (layers, heads, rows), the same number of them set in each row of the last
+    axis.
+    """
     import numpy as np
 
     bits = np.packbits(mask.cpu().numpy(), axis=-1, bitorder="little")
@@ -90,7 +94,9 @@ def from_tensors(
 
 
 def check(head_maps: Sequence[HeadMap], views: Sequence[View], blocks: Sequence[BlockKey], geometry: Geometry) -> None:
-    """No two maps overlap, and no evicted row that is not a slot is named or stored.  Raises CorruptError."""
+    """No two maps overlap, and no evicted row that is not a slot is named or stored.  Raises
+    CorruptError.
+    """
     by_layer: list[list[HeadMap]] = [[] for _ in geometry.layers]
     for head_map in head_maps:
         for layer in head_map.layers:

@@ -1,7 +1,9 @@
-"""From snapshots to stored rows: what is new in a snapshot is written once, the rest is referred to.
+"""From snapshots to stored rows: what is new in a snapshot is written once, the rest is referred
+to.
 
-`Recorder` follows a cache that grows (and, in sliding layers, drops rows at the front), one call a snapshot, and feeds
-a `RowSink`: a `TraceBuilder` in memory or the file writer.  `deduplicate` does the same for snapshots of any history.
+`Recorder` follows a cache that grows (and, in sliding layers, drops rows at the front), one call a
+snapshot, and feeds a `RowSink`: a `TraceBuilder` in memory or the file writer.  `deduplicate` does
+the same for snapshots of any history.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from .views import BlockKey, Labels, Span, View
 if TYPE_CHECKING:
     import torch
 
-# one layer's rows, (batch, heads, rows, head size) each: keys, values and, if it has any, indexer keys, as in
-# `LayerSpec.parts`; nothing if the layer has no rows
+# one layer's rows, (batch, heads, rows, head size) each: keys, values and, if it has any, indexer
+# keys, as in `LayerSpec.parts`; nothing if the layer has no rows
 Rows = tuple["torch.Tensor", ...]
 
 _SMALL = BLOCK_ROWS // 4  # rows that are worth a block of their own
@@ -80,11 +82,12 @@ class TraceBuilder:
 
 
 class Recorder:
-    """Follows one growing cache, and the cache of an encoder's tokens ("cross" layers), which does not grow.
+    """Follows one growing cache, and the cache of an encoder's tokens ("cross" layers), which does
+    not grow.
 
-    Rows are taken from the live cache when a snapshot is made, so that rows which left a sliding window between two
-    snapshots are never stored.  New rows of decode steps wait until `BLOCK_ROWS` of them fill a block (they are a
-    fraction of one cache); the rest is handed on at once.
+    Rows are taken from the live cache when a snapshot is made, so that rows which left a sliding
+    window between two snapshots are never stored.  New rows of decode steps wait until `BLOCK_ROWS`
+    of them fill a block (they are a fraction of one cache); the rest is handed on at once.
     """
 
     def __init__(
@@ -106,7 +109,8 @@ class Recorder:
         """Go on where a trace ends, whose rows, labels and views the sink has already.
 
         Raises:
-            UsageError: its last snapshot is not the last of a run that grew: rows were evicted, moved or replaced.
+            UsageError: its last snapshot is not the last of a run that grew: rows were evicted,
+                moved or replaced.
         """
         view, stop = views[-1], len(labels)
         whole = len(view.history) == 1 and view.history[0].stop == stop
@@ -123,7 +127,9 @@ class Recorder:
         self._snapshots = len(views)
 
     def encoder(self, token_ids: Sequence[int]) -> None:
-        """Say, before the first snapshot, which tokens the rows of "cross" layers belong to; ids as in `snapshot`."""
+        """Say, before the first snapshot, which tokens the rows of "cross" layers belong to; ids as
+        in `snapshot`.
+        """
         self._encoded = self._shift = len(token_ids) // self._width
         self._sink.add_labels(token_ids, range(self._encoded))
 
@@ -174,7 +180,9 @@ class Recorder:
             self._sink.add_states(one)
         self._sink.add_view(View((Span(self._shift, total),), tuple(spans), tuple(next_tokens)))
         self._snapshots += 1
-        if flushed:  # not more often: a file gets as many tables as it has blocks of rows, and its rows stay in blocks
+        # not more often: a file gets as many tables as it has blocks of rows, and its rows stay in
+        # blocks
+        if flushed:
             self._sink.complete()
 
     def finish(self) -> None:
@@ -200,7 +208,8 @@ class PendingRows:
             span = None
         count = rows[0].shape[2]
         if count < _SMALL:
-            rows = tuple(part.clone() for part in rows)  # a view would keep the whole grown cache alive
+            # a view would keep the whole grown cache alive
+            rows = tuple(part.clone() for part in rows)
         self._rows[layer].append(rows)
         self._spans[layer] = Span(first, count) if span is None else Span(span.first, span.rows + count)
 

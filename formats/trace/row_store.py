@@ -36,7 +36,9 @@ class LayerRows:
     rows: Mapping[Part, torch.Tensor]
 
     def blocks(self, cuts: Sequence[int], row_bytes: int, most_rows: int, target_bytes: int) -> Iterator[MemoryBlock]:
-        """Blocks of at most `most_rows` rows and about `target_bytes` bytes that do not straddle a cut."""
+        """Blocks of at most `most_rows` rows and about `target_bytes` bytes that do not straddle a
+        cut.
+        """
         at = 0
         for span in self.spans:
             for piece in _pieces(span, cuts, most_rows):

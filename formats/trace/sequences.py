@@ -50,7 +50,8 @@ class SequenceStates:
 
 
 def sequence_labels(labels: Labels, number: int, padding: int) -> Labels:
-    """The labels of one sequence: its own token ids, and positions that count from the end of its padding.
+    """The labels of one sequence: its own token ids, and positions that count from the end of its
+    padding.
 
     Args:
         padding: tokens that were put before the text.
@@ -70,7 +71,8 @@ def sequence_views(views: Sequence[View], number: int, padding: int, geometry: G
 
 
 def _view(view: View, number: int, padding: int, cross: set[int], labels: Labels) -> View:
-    short: dict[tuple[Span, ...], tuple[Span, ...]] = {}  # neighbouring layers mostly name the same rows
+    # neighbouring layers mostly name the same rows
+    short: dict[tuple[Span, ...], tuple[Span, ...]] = {}
     layers = []
     for layer, spans in enumerate(view.layers):
         if spans not in short:

@@ -1,6 +1,7 @@
 """States: what a layer replaces with every token, so that every snapshot has its own.
 
-A state is coded as if it were the values of a layer whose rows are the snapshots; see `docs/format.md`, STATES.
+A state is coded as if it were the values of a layer whose rows are the snapshots; see
+`docs/format.md`, STATES.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class StateKey(NamedTuple):
-    """State `number` of layers [first_layer, first_layer + layer_count) at some consecutive snapshots."""
+    """State `number` of layers [first_layer, first_layer + layer_count) at some consecutive
+    snapshots.
+    """
 
     number: int
     first_layer: int
@@ -88,7 +91,9 @@ def from_values(values: torch.Tensor, state: StateSpec) -> torch.Tensor:
 def of_snapshot(
     number: int, layers: Sequence[Mapping[str, torch.Tensor]], geometry: Geometry
 ) -> Iterator[MemoryStates]:
-    """Copies of the states of all layers at one snapshot, by name, (batch, *shape) each; alike layers together."""
+    """Copies of the states of all layers at one snapshot, by name, (batch, *shape) each; alike
+    layers together.
+    """
     import torch
 
     for first, count, spec in geometry.runs():
@@ -116,7 +121,8 @@ def check_coverage(keys: Iterable[StateKey], snapshots: int, geometry: Geometry)
     """Every state of every layer is stored once for every snapshot.  Raises CorruptError."""
     found = list(keys)
     needed = sum(len(spec.states) for spec in geometry.layers) * snapshots
-    if sum(key.layer_count * key.snapshots for key in found) > 2 * needed:  # before anything grows with it
+    # before anything grows with it
+    if sum(key.layer_count * key.snapshots for key in found) > 2 * needed:
         raise CorruptError("states are stored twice")
     stored = snapshots_of(found)
     for layer, spec in enumerate(geometry.layers):

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class Received(Protocol):
-    """How much attention each row of the first snapshot received, accumulated over all queries, in some layers."""
+    """How much attention each row of the first snapshot received, accumulated over all queries, in
+    some layers.
+    """
 
     @property
     def first_layer(self) -> int: ...
@@ -32,7 +34,9 @@ class Received(Protocol):
     def layer_count(self) -> int: ...
 
     def read(self) -> torch.Tensor:
-        """(layers, KV heads, rows), float32: the sum of the attention probabilities of all queries of the group."""
+        """(layers, KV heads, rows), float32: the sum of the attention probabilities of all queries
+        of the group.
+        """
         ...
 
 
@@ -53,9 +57,10 @@ class Snapshot:
     """The cache at one moment.
 
     Attributes:
-        keys, values: for each layer, (batch, heads, rows, head size); without elements if the layer has no rows.
-        row_positions: for each layer, the position ids of its rows, int64: (rows,), or (heads, rows) if heads hold
-            different tokens.
+        keys, values: for each layer, (batch, heads, rows, head size); without elements if the layer
+            has no rows.
+        row_positions: for each layer, the position ids of its rows, int64: (rows,), or (heads,
+            rows) if heads hold different tokens.
         token_ids: the tokens fed so far; `positions` their position ids.
         next_token: the token that the capturing run fed next, if it chose one.
         indexer_keys: for each layer (batch, 1, rows, index size), or None if it has none.
@@ -97,11 +102,13 @@ class Trace:
         tier, codec, parameters: the promise that a file keeps, and how its rows are coded.
         head_maps: which rows each head of some layers kept, where heads kept different ones.
         attention: attention that the rows of the first snapshot received, if it was observed.
-        captured_bytes: bytes of the snapshots as they were captured, all and the last, if rows were evicted since.
+        captured_bytes: bytes of the snapshots as they were captured, all and the last, if rows were
+            evicted since.
         stored_bytes: length of the file that it came from, None for a trace in memory.
-        secret: what the file that it came from is encrypted with; files that are made of the trace are, too.
-        lost_by: what the rows lost by since they were captured, such as "scalar"; "" if they are exact.  Files that are
-            made of the trace say so, too.
+        secret: what the file that it came from is encrypted with; files that are made of the trace
+            are, too.
+        lost_by: what the rows lost by since they were captured, such as "scalar"; "" if they are
+            exact.  Files that are made of the trace say so, too.
         path: the file that it came from.
     """
 
@@ -161,22 +168,27 @@ class Trace:
         return self.pending_at(-1) if self.views else ()
 
     def pending_at(self, snapshot: int) -> tuple[int, ...]:
-        """For each sequence the token that the run generated last and has not fed: it comes before any further text.
+        """For each sequence the token that the run generated last and has not fed: it comes before
+        any further text.
 
-        Empty if the run generated none: it chose no next token, or the snapshot ends with text that it was given.
-        There `View.next_tokens` only predicts what follows, for a run that goes on without further text.
+        Empty if the run generated none: it chose no next token, or the snapshot ends with text that
+        it was given. There `View.next_tokens` only predicts what follows, for a run that goes on
+        without further text.
         """
         view = self.views[self.index(snapshot)]
         return () if view.tokens_seen in self.text_ends else view.next_tokens
 
     @property
     def text_ends(self) -> tuple[int, ...]:
-        """How many tokens had been fed when each text that the run was given ended, in order, as far as is known."""
+        """How many tokens had been fed when each text that the run was given ended, in order, as
+        far as is known.
+        """
         stated = self.info.get("text_ends")
         if isinstance(stated, str):
             return tuple(int(end) for end in stated.split(",") if end.isascii() and end.isdigit() and len(end) < 10)
         prompt = self.info.get("prompt_tokens")
-        return (prompt,) if isinstance(prompt, int) and "steps" in self.info else ()  # `from_cache` knows of no steps
+        # `from_cache` knows of no steps
+        return (prompt,) if isinstance(prompt, int) and "steps" in self.info else ()
 
     def sequence(self, number: int) -> Trace:
         """One sequence of a batch as a trace of its own: without padding, with its own positions.
@@ -255,7 +267,9 @@ class Trace:
         )
 
     def row_positions(self, view: View, layer: int) -> torch.Tensor:
-        """The positions of a layer's rows, int64: (rows,), or (heads, rows) if heads hold different tokens."""
+        """The positions of a layer's rows, int64: (rows,), or (heads, rows) if heads hold different
+        tokens.
+        """
         import torch
 
         rows = [row for span in view.layers[layer] for row in range(span.first, span.stop)]
@@ -272,7 +286,9 @@ class Trace:
 def _gather(
     trace: Trace, view: View, wanted: Sequence[int], device: str | torch.device
 ) -> list[dict[Part, torch.Tensor]]:
-    """For each wanted layer its rows by part; of a layer without rows, keys and values without elements."""
+    """For each wanted layer its rows by part; of a layer without rows, keys and values without
+    elements.
+    """
     import torch
 
     geometry = trace.geometry
@@ -325,7 +341,9 @@ def _gather_states(
 
 
 def _overlaps(spans: Sequence[Span], rows: Span) -> list[tuple[int, int, int]]:
-    """(offset in `rows`, offset in the concatenated `spans`, count) of every run that they share."""
+    """(offset in `rows`, offset in the concatenated `spans`, count) of every run that they
+    share.
+    """
     found, at = [], 0
     for span in spans:
         first, stop = max(span.first, rows.first), min(span.stop, rows.stop)

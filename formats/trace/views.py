@@ -1,7 +1,8 @@
-"""Which stored rows make up a snapshot: spans, views, labels.  Integers only, no tensors of the cache.
+"""Which stored rows make up a snapshot: spans, views, labels.  Integers only, no tensors of the
+cache.
 
-Row numbers are global to a trace: row r of every layer belongs to the same token, whose id and position LABELS give.
-A layer stores only the rows that some snapshot needs.
+Row numbers are global to a trace: row r of every layer belongs to the same token, whose id and
+position LABELS give. A layer stores only the rows that some snapshot needs.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ class View:
     """One snapshot, as references to rows.
 
     Attributes:
-        history: rows of all tokens that the model has been fed so far, in order (a sliding layer has dropped some).
+        history: rows of all tokens that the model has been fed so far, in order (a sliding layer
+            has dropped some).
         layers: for each layer, the rows in its cache, in cache order.
-        next_tokens: for each sequence the token that the capturing run chose to feed next; empty if it did not.
+        next_tokens: for each sequence the token that the capturing run chose to feed next; empty if
+            it did not.
     """
 
     history: tuple[Span, ...]
@@ -60,7 +63,9 @@ class View:
 
 
 class BlockKey(NamedTuple):
-    """Layers [first_layer, first_layer + layer_count) x rows [first_row, first_row + row_count) of one part."""
+    """Layers [first_layer, first_layer + layer_count) x rows [first_row, first_row + row_count) of
+    one part.
+    """
 
     part: Part
     first_layer: int
@@ -132,7 +137,9 @@ def raw_bytes(geometry: Geometry, view: View) -> int:
 
 
 def unevicted_bytes(geometry: Geometry, view: View) -> int:
-    """Bytes that a snapshot would have if its layers had kept all that the model keeps of the tokens fed."""
+    """Bytes that a snapshot would have if its layers had kept all that the model keeps of the
+    tokens fed.
+    """
     seen = view.tokens_seen
     kept = [
         view.rows(layer) if spec.kind == "cross" else min(seen, spec.window - 1) if spec.window else seen
@@ -145,7 +152,8 @@ HISTORY = -1  # stands in the layer column of a view table for the history
 
 
 def to_table(views: Sequence[View], width: int = 1) -> tuple[list[int], list[int]]:
-    """(span table, next tokens), both flat; a table row is snapshot, first layer, layers, first row, rows.
+    """(span table, next tokens), both flat; a table row is snapshot, first layer, layers, first
+    row, rows.
 
     Args:
         width: next tokens a snapshot, as labels have it.
@@ -166,7 +174,8 @@ def to_table(views: Sequence[View], width: int = 1) -> tuple[list[int], list[int
 def from_tables(
     tensors: Mapping[str, TensorView], snapshots: int, geometry: Geometry, rows: int, width: int, what: str
 ) -> tuple[list[View], int]:
-    """(views, number of spans) of a VIEWS payload that holds `snapshots` views.  Raises CorruptError.
+    """(views, number of spans) of a VIEWS payload that holds `snapshots` views.  Raises
+    CorruptError.
 
     Args:
         rows: how many rows have labels.
@@ -258,7 +267,8 @@ def _stored_intervals(blocks: Iterable[BlockKey], geometry: Geometry) -> list[tu
         for spans in found.values():
             if _overlap(spans):
                 raise CorruptError(f"rows of layer {layer} are stored twice")
-        each = {merged(sorted(spans)) for spans in found.values()} or {()}  # records come in any order
+        # records come in any order
+        each = {merged(sorted(spans)) for spans in found.values()} or {()}
         if len(each) != 1:
             raise CorruptError(f"layer {layer} has keys without values or values without keys")
         rows = each.pop()

@@ -1,8 +1,9 @@
-"""Needles: a code stated early in a long text and asked for at its end.  Does a restored cache still know it?
+"""Needles: a code stated early in a long text and asked for at its end.  Does a restored cache
+still know it?
 
-The text around the code is the caller's; only the fact and the question are written here.  Their wording is that of a
-plain continuation, so that models without a chat template can be asked, and small ones find the answer: the question
-ends with the words that the code follows in the text.
+The text around the code is the caller's; only the fact and the question are written here.  Their
+wording is that of a plain continuation, so that models without a chat template can be asked, and
+small ones find the answer: the question ends with the words that the code follows in the text.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ CODES = range(1000, 10_000)
 LENGTH = (800, 1200)  # tokens of a context, the fact included
 DEPTH = (0.05, 0.40)  # where the fact begins, as a share of the context
 APART = 500  # tokens at least between the end of the fact and the question
-TRIES = 8  # tokens in which the digits must have come: one each at most, and room for what is around them
+# tokens in which the digits must have come: one each at most, and room for what is around them
+TRIES = 8
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,17 @@ class Needle:
 def needles(texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[Needle]:
     """Build `count` needles; the same arguments give the same ones.
 
-    A context is a stretch of one text, 800 to 1,200 tokens with the fact, which begins between 5% and 40% of it and
-    ends at least 500 tokens before its end.  The texts are taken in turn, the stretches of each spread evenly over it
-    (they overlap if it is short).  No code is used twice, and none occurs in the text around it.
+    A context is a stretch of one text, 800 to 1,200 tokens with the fact, which begins between 5%
+    and 40% of it and ends at least 500 tokens before its end.  The texts are taken in turn, the
+    stretches of each spread evenly over it (they overlap if it is short).  No code is used twice,
+    and none occurs in the text around it.
 
     Args:
         texts: token ids of texts without special tokens, at least 1,200 each.
         tokenizer: of the model; turns strings into token ids and back.
     Raises:
-        UsageError: no needle or more than 9,000 are wanted, there is no text, one is too short, or codes run out.
+        UsageError: no needle or more than 9,000 are wanted, there is no text, one is too short, or
+            codes run out.
     """
     if not 1 <= count <= len(CODES) or not texts:
         raise UsageError(f"{count} needles in {len(texts)} texts cannot be had")
@@ -111,7 +115,9 @@ def _unused(codes: list[str], text: str) -> str:
 
 
 def _needle(tokenizer: PreTrainedTokenizerBase, around: list[int], noun: str, code: str, depth: float) -> Needle:
-    """The needle whose context is as long as `around`: the room that the fact takes is cut off the end."""
+    """The needle whose context is as long as `around`: the room that the fact takes is cut off the
+    end.
+    """
     fact = _encode(tokenizer, FACT.format(noun=noun, code=code))
     size = len(around)
     start = min(int(depth * size), size - APART - len(fact))
@@ -125,10 +131,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def answers(adapter: ModelAdapter, tokenizer: PreTrainedTokenizerBase, cache: Cache, needle: Needle) -> bool:
-    """True if the number that the model says greedily after the question is the code, white space aside.
+    """True if the number that the model says greedily after the question is the code, white space
+    aside.
 
-    Text is compared, not tokens, since tokenizers cut digits in different ways.  It ends with the first token that
-    cannot belong to the code, so that a wrong answer is seldom longer than one token.
+    Text is compared, not tokens, since tokenizers cut digits in different ways.  It ends with the
+    first token that cannot belong to the code, so that a wrong answer is seldom longer than one
+    token.
 
     Args:
         cache: of the needle's context, exact or restored; it is left as it is.

@@ -31,9 +31,11 @@ RATIOS = (63, 125, 219, 429)
 def run(
     loaded: Loaded, texts: Sequence[Sequence[int]], count: int, seed: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """One row a codec: {"label", "answerable", "kept", "not_met", "share", "ratio_final_fp32" (mean)}.
+    """One row a codec: {"label", "answerable", "kept", "not_met", "share", "ratio_final_fp32"
+    (mean)}.
 
-    A file that cannot be had, since the cache has no file of that ratio, is listed under "not_met" and keeps nothing.
+    A file that cannot be had, since the cache has no file of that ratio, is listed under "not_met"
+    and keeps nothing.
 
     Args:
         texts: token ids without special tokens.
@@ -82,7 +84,8 @@ def _recipe(compressor: Compressor, label: str) -> Recipe:
         return BASELINES[label]
     of_fp32 = float(label.removeprefix("klt ").removesuffix("x"))
     raw, _ = compressor.source.captured_bytes
-    in_float32 = raw * 4 / compressor.source.trace.geometry.item_bytes  # one snapshot: the trace is the cache
+    # one snapshot: the trace is the cache
+    in_float32 = raw * 4 / compressor.source.trace.geometry.item_bytes
     return compressor.klt_within(in_float32 / of_fp32, _SLACK)
 
 

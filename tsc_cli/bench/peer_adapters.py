@@ -1,10 +1,11 @@
 """What other projects' KV-cache quantizers make of a cache, and how many bytes that takes.
 
-Rows are what a model would read back from the peer after prefill, through the peer's own classes.  Bytes are counted
-alike for all: codes at their real width and not in the uint8 in which most peers hold them, every scale, norm and
-offset in the dtype that the rows were made with.  What does not depend on the cache is not counted: Hadamard matrices,
-rotations out of a seed, codebooks out of a distribution.  No peer keeps a window of exact rows here, because any codec
-could have one in front of it.
+Rows are what a model would read back from the peer after prefill, through the peer's own classes.
+Bytes are counted alike for all: codes at their real width and not in the uint8 in which most peers
+hold them, every scale, norm and offset in the dtype that the rows were made with.  What does not
+depend on the cache is not counted: Hadamard matrices, rotations out of a seed, codebooks out of a
+distribution.  No peer keeps a window of exact rows here, because any codec could have one in front
+of it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class PeerResult:
     """What a peer keeps of a cache.
 
     Attributes:
-        rows: per layer keys and values as a model would read them back; shapes and dtypes of the input.
+        rows: per layer keys and values as a model would read them back; shapes and dtypes of the
+            input.
         stored_bytes: what these numbers take, tightly packed.
     """
 
@@ -53,9 +55,10 @@ def packed_bytes(count: int, bits: int) -> int:
 def lattice_bits(q_range: int) -> int:
     """The bits that name one of the blocks that KakeyaLattice's E8 codec can give at this range.
 
-    Blocks of integers with an even sum, from -q to q; and blocks of halves with an even sum, where those that lie
-    beyond the range are clamped to it, so that there are 2q + 2 numbers a dimension.  The package counts (2q + 1) ** 8
-    blocks, as if a clamped block were a lattice point; at q = 5 that is one bit too few.
+    Blocks of integers with an even sum, from -q to q; and blocks of halves with an even sum, where
+    those that lie beyond the range are clamped to it, so that there are 2q + 2 numbers a dimension.
+    The package counts (2q + 1) ** 8 blocks, as if a clamped block were a lattice point; at q = 5
+    that is one bit too few.
     """
     integers: int = ((2 * q_range + 1) ** _E8 + 1) // 2
     halves: int = (2 * q_range + 2) ** _E8 // 2
@@ -65,8 +68,9 @@ def lattice_bits(q_range: int) -> int:
 def coded_bytes(blocks: torch.Tensor) -> int:
     """The bytes of E8 blocks after entropy coding: the smaller one of two ways.
 
-    zstd over doubled coordinates, which finds repeated rows; and the entropy of coordinates given whether their block
-    is of integers or of halves, as an arithmetic coder with two tables of 16-bit frequencies would come to.
+    zstd over doubled coordinates, which finds repeated rows; and the entropy of coordinates given
+    whether their block is of integers or of halves, as an arithmetic coder with two tables of
+    16-bit frequencies would come to.
 
     Args:
         blocks: doubled coordinates, (blocks, 8), int8; a block with an odd one is of halves.
@@ -112,18 +116,21 @@ def adapter(
 def quantized_cache(
     layers: Tensors, config: PreTrainedConfig | None = None, *, backend: str, bits: int, keys_by_channel: bool = False
 ) -> PeerResult:
-    """The layers of transformers' QuantizedCache, right after prefill: all rows are quantized by then.
+    """The layers of transformers' QuantizedCache, right after prefill: all rows are quantized by
+    then.
 
-    The cache is handed over in float16, the dtype of a model for which one would do this: scales and offsets are kept
-    in the cache's dtype, so that float32 would cost half a bit a value more and change nothing else.
+    The cache is handed over in float16, the dtype of a model for which one would do this: scales
+    and offsets are kept in the cache's dtype, so that float32 would cost half a bit a value more
+    and change nothing else.
 
     Args:
         layers: per layer keys and values, (1, heads, tokens, head size).
         config: not needed.
         backend: "quanto" or "hqq".
-        keys_by_channel: keys in groups of one channel's tokens, as in KIVI (quanto takes neighbours, hqq tokens far
-            apart).  Otherwise in groups of one token's neighbouring channels, as values always are: that is what
-            transformers' documentation recommends for either backend.
+        keys_by_channel: keys in groups of one channel's tokens, as in KIVI (quanto takes
+            neighbours, hqq tokens far apart).  Otherwise in groups of one token's neighbouring
+            channels, as values always are: that is what transformers' documentation recommends for
+            either backend.
     """
     from transformers import HQQQuantizedLayer, QuantoQuantizedLayer
 
@@ -148,7 +155,9 @@ def quantized_cache(
 
 
 def _scales(kept: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and offsets of a quantized tensor: hqq's (codes, facts) or quanto's tensor subclass."""
+    """Scales and offsets of a quantized tensor: hqq's (codes, facts) or quanto's tensor
+    subclass.
+    """
     if isinstance(kept, tuple):
         return kept[1]["scale"], kept[1]["zero"]
     return kept._scale, kept._shift  # type: ignore[attr-defined]
@@ -156,12 +165,14 @@ def _scales(kept: object) -> tuple[torch.Tensor, torch.Tensor]:
 
 @adapter
 def kakeyalattice(layers: Tensors, config: PreTrainedConfig | None = None, *, q_range: int) -> PeerResult:
-    """KakeyaLatticeCache with E8, all layers.  It holds what it read back; the codec says what would be stored.
+    """KakeyaLatticeCache with E8, all layers.  It holds what it read back; the codec says what
+    would be stored.
 
     Beside the blocks that are a norm and a maximum a row, which the codec does round to float16.
 
     Args:
-        layers: per layer keys and values, (1, heads, tokens, head size); the head size a power of two from 8 on.
+        layers: per layer keys and values, (1, heads, tokens, head size); the head size a power of
+            two from 8 on.
         config: not needed; keys are taken as they are in the cache.
     """
     from kakeyalattice.hf import KakeyaLatticeCache
@@ -189,14 +200,16 @@ def nexusquant(
 ) -> PeerResult:
     """E8QuantizedCache, quantization only, no eviction and no protected layers.
 
-    The package gives bits + 16 / head size a value, as if a block of 8 took 8 * bits.  A block has more values than
-    that (both ends of a coordinate's range are used, and blocks of halves have no parity), but as these are not equally
-    likely, its blocks do take less than that once they are entropy-coded.  So that is what is counted; the package's
-    own measure (`compression_accounting`) leaves out the Hadamard rotation that the cache applies.
+    The package gives bits + 16 / head size a value, as if a block of 8 took 8 * bits.  A block has
+    more values than that (both ends of a coordinate's range are used, and blocks of halves have no
+    parity), but as these are not equally likely, its blocks do take less than that once they are
+    entropy-coded.  So that is what is counted; the package's own measure (`compression_accounting`)
+    leaves out the Hadamard rotation that the cache applies.
 
     Args:
         layers: per layer keys and values, (1, heads, tokens, head size); row r at position r.
-        config: the model's: keys are quantized without RoPE, so that its base and scaling must be known.
+        config: the model's: keys are quantized without RoPE, so that its base and scaling must be
+            known.
     Raises:
         UsageError: no config, or a cache that the package cannot take.
     """
@@ -214,8 +227,9 @@ def nexusquant(
         unrotated = inverse_rope(keys.float(), base=cache.rope_base, rope_scaling=cache.rope_scaling)
         key_blocks, key_scales = e8_blocks(unrotated, key_bits)
         value_blocks, value_scales = e8_blocks(values, value_bits)
-        # The cache computes with float32 scales, where the package counts float16.  All that is done after the scale
-        # is linear, so that the rows of float16 scales are had by correcting each row.
+        # The cache computes with float32 scales, where the package counts float16.  All that is
+        # done after the scale is linear, so that the rows of float16 scales are had by correcting
+        # each row.
         rows.append((read_keys * (key_scales.half() / key_scales), read_values * (value_scales.half() / value_scales)))
         stored += coded_bytes(key_blocks) + coded_bytes(value_blocks)
         stored += 2 * (key_scales.numel() + value_scales.numel())
@@ -240,7 +254,8 @@ def e8_blocks(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor
 
 @adapter
 def turboquant(layers: Tensors, config: PreTrainedConfig | None = None, *, bits: int) -> PeerResult:
-    """TurboQuantCache's layers without their window of 128 exact rows; a float32 norm a row, as the package counts.
+    """TurboQuantCache's layers without their window of 128 exact rows; a float32 norm a row, as the
+    package counts.
 
     The package's `memory_usage_bytes` counts a byte a code, which is how it holds them.
 
@@ -262,7 +277,9 @@ def turboquant(layers: Tensors, config: PreTrainedConfig | None = None, *, bits:
 
 @contextlib.contextmanager
 def numpy_with_trapz() -> Iterator[None]:
-    """turboquant 0.2.0 integrates by `numpy.trapz`, which NumPy 2.4 no longer has; there for as long as this lasts."""
+    """turboquant 0.2.0 integrates by `numpy.trapz`, which NumPy 2.4 no longer has; there for as
+    long as this lasts.
+    """
     import numpy
 
     name = "trapz"

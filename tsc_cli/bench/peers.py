@@ -26,12 +26,15 @@ class Run(Protocol):
         """Quantize a cache and read it back.
 
         Args:
-            layers: per layer keys and values, (1, heads, tokens, head size), float32, as they are in the cache: keys
-                with RoPE.  Full attention, from position 0 on.  Left as they are.
-            config: of the model.  nexusquant needs it, for the base and the scaling of RoPE; the others do not.
+            layers: per layer keys and values, (1, heads, tokens, head size), float32, as they are
+                in the cache: keys with RoPE.  Full attention, from position 0 on.  Left as they
+                are.
+            config: of the model.  nexusquant needs it, for the base and the scaling of RoPE; the
+                others do not.
         Raises:
-            UsageError: the peer cannot take this cache (a head size that is no power of two, say), cannot work here
-                (optimum-quanto compiles an extension when it is first run), or needs `config`.
+            UsageError: the peer cannot take this cache (a head size that is no power of two, say),
+                cannot work here (optimum-quanto compiles an extension when it is first run), or
+                needs `config`.
         """
 
 
@@ -55,7 +58,9 @@ def _peer(name: str, package: str, adapter: Callable[..., PeerResult], **setting
 
 
 def _quantized_cache(backend: str, package: str) -> list[Peer]:
-    """By the axes that transformers' documentation recommends, and with keys by channel, mostly the better way."""
+    """By the axes that transformers' documentation recommends, and with keys by channel, mostly the
+    better way.
+    """
     found = []
     for by_channel, label in ((False, ""), (True, ", keys by channel")):
         for bits in (4, 2):
@@ -78,9 +83,11 @@ def _all() -> list[Peer]:
 
 
 def installed() -> tuple[list[Peer], list[str]]:
-    """The peers that can be run here, and the packages that are missing for the others, each in the order of a table.
+    """The peers that can be run here, and the packages that are missing for the others, each in the
+    order of a table.
 
-    It is the distributions that are looked up, since others than the one meant bring modules of the same name.
+    It is the distributions that are looked up, since others than the one meant bring modules of the
+    same name.
     """
     missing = []
     for package in dict.fromkeys(peer.package for peer in _all()):

@@ -77,7 +77,9 @@ _OFFSETS = [(7, -3), (7, 6), (7, -12), (-7, -3), (-7, 6), (-7, -12), *((9, -12 -
 
 
 def _name(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write each point's name beside it, where it covers no other name and no point; equal names once."""
+    """Write each point's name beside it, where it covers no other name and no point; equal names
+    once.
+    """
     from matplotlib.transforms import Bbox
 
     places = [axes.transData.transform((x, y)) for _, x, y in points]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tsc_cli.huggingface.adapter import ModelAdapter
 
-CONTEXT, CONTINUATION = 1024, 256  # tokens of a window: rows are taken of the first, gradients of the others
+# tokens of a window: rows are taken of the first, gradients of the others
+CONTEXT, CONTINUATION = 1024, 256
 OWN_SHARE = 1 / 3  # of the windows, if no texts are given: made of texts that the model writes
 OWN = 256  # tokens of a text that the model writes: longer ones take more time a token, for no gain
 CURVE = (260, 300, 330, 360, 390, 420, 450)  # finenesses at which a profile is measured

@@ -149,7 +149,8 @@ class Gatherer:
             return None
         remaining = iter(gradients)
         by_layer = [tuple(next(remaining) for _ in rows) for rows in leaves]
-        return [by_part for by_part, _ in self._unturned(by_layer)]  # turning is orthogonal: gradients turn as rows
+        # turning is orthogonal: gradients turn as rows
+        return [by_part for by_part, _ in self._unturned(by_layer)]
 
     def _add_gradients(
         self,

@@ -16,7 +16,8 @@ from formats.trace.geometry import Geometry
 if TYPE_CHECKING:
     from formats.codecs.klt.rotary import Rotary
 
-WIDEST = 12_000  # values of a token in one joint basis: the covariance takes 4 * WIDEST ** 2 bytes, 0.6 GB
+# values of a token in one joint basis: the covariance takes 4 * WIDEST ** 2 bytes, 0.6 GB
+WIDEST = 12_000
 
 
 def plan(geometry: Geometry, rotary: Sequence[Rotary]) -> list[Shape]:

@@ -21,7 +21,8 @@ from .effort import CONTEXT, OWN
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENS_AT_ONCE = 64 * OWN  # tokens of a batch of texts: each step reads all weights once for all of them
+# tokens of a batch of texts: each step reads all weights once for all of them
+TOKENS_AT_ONCE = 64 * OWN
 # differences of log-probabilities that are due to rounding
 _ROUNDING, _ROUNDING_16_BIT = {torch.float32: 0.01, torch.float64: 0.01}, 0.5
 # larger modules of Python's library that are not tables; every installation has most of them

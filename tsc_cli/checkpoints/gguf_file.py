@@ -25,10 +25,13 @@ from .matrices import Encoding, Tensor
 if TYPE_CHECKING:
     from .matrices import Floats
 
-MAX_ELEMENTS = 1 << 26  # strings of arrays in the metadata, stepped over one by one: a vocabulary's are a million
+# strings of arrays in the metadata, stepped over one by one: a vocabulary's are a million
+MAX_ELEMENTS = 1 << 26
 _LEAST_TENSOR, _LEAST_ENTRY = 24, 13  # bytes of the file: no name, no extents or the shortest value
-_TEXT_COST = 5  # bytes of memory for each of a text: read, and decoded in up to four bytes a character
-_ITEM_COST = 1024  # bytes of memory for what is kept of a tensor or an entry of metadata, its texts apart
+# bytes of memory for each of a text: read, and decoded in up to four bytes a character
+_TEXT_COST = 5
+# bytes of memory for what is kept of a tensor or an entry of metadata, its texts apart
+_ITEM_COST = 1024
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 # what a configuration in Hugging Face's manner calls them

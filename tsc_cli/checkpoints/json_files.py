@@ -17,9 +17,11 @@ from formats.container import strict_json
 from formats.errors import CorruptError, LimitError, StorageError
 from formats.limits import BUDGET, GIB, memory_budget
 
-MAX_TEXT = GIB  # of an index or a config: ten million tensors; all of it is read before it can be understood
+# of an index or a config: ten million tensors; all of it is read before it can be understood
+MAX_TEXT = GIB
 _TEXT_COST = 6  # bytes of memory for each of the text: itself, decoded, and its strings
-_VALUE_COST = 256  # bytes of memory for each value or pair: of an object, a list, or one of their entries
+# bytes of memory for each value or pair: of an object, a list, or one of their entries
+_VALUE_COST = 256
 
 
 def read_object(path: Path, hint: str | None = None) -> dict[str, Any]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000  # of a file, as its library has it: a million tensors; an index is bounded by its file
+# of a file, as its library has it: a million tensors; an index is bounded by its file
+MAX_HEADER = 100_000_000
 _AGAIN = "fetch the checkpoint again"
 
 

@@ -20,7 +20,9 @@ from . import output
 
 BUG = 101
 INTERRUPTED = 130
-CLEANING = 2.0  # seconds after a Ctrl-C in which others are ignored: a key that is held must not stop the cleaning up
+# seconds after a Ctrl-C in which others are ignored: a key that is held must not stop the cleaning
+# up
+CLEANING = 2.0
 
 interrupts: list[float] = []  # when
 

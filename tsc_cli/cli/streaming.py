@@ -8,7 +8,8 @@ from typing import Any
 
 from tsc_cli.huggingface.text.tokenizing import decode
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte of a character that the vocabulary lacks, as SentencePiece has it
+# a byte of a character that the vocabulary lacks, as SentencePiece has it
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _REPLACEMENT = "\ufffd"  # what a tokenizer makes of bytes that are no character, or not yet
 
 
@@ -51,11 +52,13 @@ class TextStream:
         self._decoded = decoded
         if decoded == previous or decoded.endswith(_REPLACEMENT) or self._is_byte(token):
             return
-        if not decoded.startswith(self._before):  # no tokenizer that is known; the end has the whole
+        # no tokenizer that is known; the end has the whole
+        if not decoded.startswith(self._before):
             return
         self._advance(decoded[len(self._before) :])
         last = self._decode(self._window[self._read :])
-        if last:  # a piece that is nothing by itself does not keep a leading space from being taken off
+        # a piece that is nothing by itself does not keep a leading space from being taken off
+        if last:
             del self._window[: self._read]
         self._before = self._decoded = last or decoded
         self._read = len(self._window)

@@ -169,7 +169,8 @@ class ModelAdapter:
             for name, tensor in tensors:
                 if tensor.is_meta or not tensor.is_floating_point():
                     continue
-                values = tensor.float() if tensor.element_size() == 1 else tensor  # torch has no such test of 8 bits
+                # torch has no such test of 8 bits
+                values = tensor.float() if tensor.element_size() == 1 else tensor
                 if not bool(values.isfinite().all()):
                     return name
         return None

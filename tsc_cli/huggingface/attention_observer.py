@@ -60,7 +60,8 @@ class Observation:
                 scores = _masked(scores.flatten(0, 1), visible).view_as(scores)
             total += scores.softmax(-1).sum((1, 2))
         earlier = self.received.get(layer)
-        if earlier is not None and earlier.shape[1] <= total.shape[1]:  # a moved window has other rows
+        # a moved window has other rows
+        if earlier is not None and earlier.shape[1] <= total.shape[1]:
             total[:, : earlier.shape[1]] += earlier
         self.received[layer] = total
 

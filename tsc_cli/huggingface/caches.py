@@ -31,7 +31,8 @@ def new_cache(adapter: ModelAdapter) -> Cache:
     config, name = adapter.config, adapter.name
     reason = families.refusal_of(config.model_type)
     if any(hasattr(module, "rope_deltas") for module in adapter.model.modules()):
-        reason = families.MROPE  # an image of another prompt would shift what follows a restored cache
+        # an image of another prompt would shift what follows a restored cache
+        reason = families.MROPE
     if reason is not None:
         raise UnsupportedCacheError(f"{name} cannot be captured: {reason}", hint=families.HINT)
     cache: Cache

@@ -241,6 +241,7 @@ def repeat(cache: Cache, times: int) -> Cache:
         for tensor in (*rows, *states.values())
     )
     twin = branch(cache)
-    order: Any = torch.arange(batch).repeat_interleave(times)  # transformers' annotation asks for a LongTensor
+    # transformers' annotation asks for a LongTensor
+    order: Any = torch.arange(batch).repeat_interleave(times)
     twin.reorder_cache(order)
     return twin

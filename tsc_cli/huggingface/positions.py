@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TABLE = re.compile(r"(.*\.)?(wpe|embed_positions|positions_embed|pos_emb\w*|pos_encoding|position(al)?_embeddings?)")
-_NOT_DECODER = re.compile(r"(^|[._])(encoder|vision|visual|audio|image)")  # modules that are not the decoder's
+# modules that are not the decoder's
+_NOT_DECODER = re.compile(r"(^|[._])(encoder|vision|visual|audio|image)")
 
 
 class Positions:
@@ -165,7 +166,8 @@ class Positions:
     @property
     def _stated(self) -> int | None:
         limit = getattr(self._config, "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None  # XLNet states -1: there is no limit
+        # XLNet states -1: there is no limit
+        return limit if isinstance(limit, int) and limit > 0 else None
 
     @property
     def _rope_settings(self) -> list[Mapping[str, Any]]:

@@ -67,7 +67,8 @@ def restore(snapshot: Snapshot, adapter: ModelAdapter, specs: Sequence[LayerSpec
         for index, (layer, spec) in enumerate(zip(layers, specs, strict=True)):
             tokens = snapshot.keys[index].shape[2] if spec.kind == "cross" else seen
             cache_layers.fill(layer, _rows(snapshot, index, spec), snapshot.states[index], tokens)
-    if isinstance(cache, EncoderDecoderCache):  # a new one notes which cross-attention layers are filled
+    # a new one notes which cross-attention layers are filled
+    if isinstance(cache, EncoderDecoderCache):
         cache = EncoderDecoderCache(cache.self_attention_cache, cache.cross_attention_cache)
     return cache
 
@@ -119,7 +120,8 @@ def _check_kinds(specs: Sequence[LayerSpec], layers: Sequence[Any], decoder_laye
 def _check_sizes(specs: Sequence[LayerSpec], model_specs: Sequence[LayerSpec]) -> None:
     """Raise MismatchError unless heads, their sizes and states are those of the model's cache."""
     for index, (spec, model_spec) in enumerate(zip(specs, model_specs, strict=False)):
-        if spec.kind != model_spec.kind:  # `restore` refuses other kinds, and another number of layers
+        # `restore` refuses other kinds, and another number of layers
+        if spec.kind != model_spec.kind:
             continue
         for name in ("heads", "key_size", "value_size", "index_size"):
             if getattr(spec, name) != getattr(model_spec, name):
@@ -226,7 +228,8 @@ def to_cache(
         restored.keys[:] = [keys.to(dtype) for keys in restored.keys]
         restored.values[:] = [values.to(dtype) for values in restored.values]
         restored.indexer_keys[:] = [None if keys is None else keys.to(dtype) for keys in restored.indexer_keys]
-        captured = getattr(torch, trace.geometry.dtype)  # a state of another dtype has it in every model
+        # a state of another dtype has it in every model
+        captured = getattr(torch, trace.geometry.dtype)
         restored.states[:] = [
             {name: state.to(dtype) if state.dtype == captured else state for name, state in states.items()}
             for states in restored.states

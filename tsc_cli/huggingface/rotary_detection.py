@@ -19,7 +19,8 @@ from .adapter import ModelAdapter
 from .caches import new_cache, rows_of
 
 _TOKENS, _SHIFT = 8, 17
-_EXPLAINED = 0.05  # relative difference of the keys that remains, at most; bfloat16 leaves about 0.01
+# relative difference of the keys that remains, at most; bfloat16 leaves about 0.01
+_EXPLAINED = 0.05
 _NONE = Rotary(())
 
 

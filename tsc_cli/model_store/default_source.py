@@ -177,7 +177,8 @@ def _require_right(file: Path) -> None:
 
 
 def _cause(error: Exception) -> Cause:
-    if isinstance(error, TscError):  # the hub's own words, but for what a person would do about another model
+    # the hub's own words, but for what a person would do about another model
+    if isinstance(error, TscError):
         inner = cause_of(error)
         return inner if inner.text != first_line(error) else Cause(error.message, error.hint or inner.hint)
     return cause_of(error)

@@ -12,7 +12,8 @@ from tsc_cli.text_format import size
 
 from .network_errors import cause_of, first_line
 
-_SPARE = 64 << 20  # bytes that stay free: a disk that is full to the last byte makes other programs fail
+# bytes that stay free: a disk that is full to the last byte makes other programs fail
+_SPARE = 64 << 20
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:

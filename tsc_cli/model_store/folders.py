@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from formats.paths import cache_folder
 from tsc_cli.progress import Say
 
-_NEW, _OLD = ".new-", ".old-"  # what a killed process may leave: half of a model that comes, or of one that goes
+# what a killed process may leave: half of a model that comes, or of one that goes
+_NEW, _OLD = ".new-", ".old-"
 
 
 def root() -> Path:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 
-_HALVES = {"BF16", "F16", "F32"}  # the types of a file that was not quantized, but for F32 alone: norms are that
+# the types of a file that was not quantized, but for F32 alone: norms are that
+_HALVES = {"BF16", "F16", "F32"}
 _TOKENIZER = 32 << 20  # bytes of tokenizer and config files, generously
 
 
@@ -177,7 +178,8 @@ def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype != torch.float32 or tensor.dim() < 2:  # norms and biases are next to nothing
         return tensor
     for dtype in (torch.bfloat16, torch.float16):
-        if torch.equal(tensor.flatten()[:4096].to(dtype).float(), tensor.flatten()[:4096]):  # most fail here
+        # most fail here
+        if torch.equal(tensor.flatten()[:4096].to(dtype).float(), tensor.flatten()[:4096]):
             narrow = tensor.to(dtype)
             if torch.equal(narrow.float(), tensor):
                 return narrow

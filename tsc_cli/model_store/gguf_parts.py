@@ -45,7 +45,8 @@ def join(parts: list[Path], target: Path) -> None:
     first = readers[0]
     writer = gguf.GGUFWriter(target, first.fields["general.architecture"].contents(), endianess=first.endianess)
     for name, field in first.fields.items():
-        if name.startswith(_OF_A_PART) or name == "general.architecture":  # the writer wrote that one
+        # the writer wrote that one
+        if name.startswith(_OF_A_PART) or name == "general.architecture":
             continue
         kind = field.types[0]
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None

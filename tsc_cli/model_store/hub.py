@@ -69,7 +69,8 @@ def file_of(
                 get_hf_file_metadata(hf_hub_url(name, file, **which), timeout=ANSWER)
             path = Path(hf_hub_download(name, file, **more))
         except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):  # not in the cache, and no hub to ask whether there is one
+            # not in the cache, and no hub to ask whether there is one
+            if isinstance(error, LocalEntryNotFoundError):
                 raise
             return None
         except Exception as error:

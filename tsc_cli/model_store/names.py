@@ -73,7 +73,8 @@ def find(name: str) -> Named | None:
         raise UsageError(
             f"what {name} stands for is damaged", path=str(path), hint=f"tsc models remove {name}, then add it again"
         )
-    return named if named.name == name else None  # a file system that takes other letters for the same
+    # a file system that takes other letters for the same
+    return named if named.name == name else None
 
 
 def all_named() -> Iterator[Named]:
@@ -127,7 +128,8 @@ def give(named: Named) -> None:
     require_free(named)
     if find(named.name) is None:
         folder().mkdir(parents=True, exist_ok=True)
-        with atomic_write(_path(named.name)) as file:  # refuses what another process noted meanwhile
+        # refuses what another process noted meanwhile
+        with atomic_write(_path(named.name)) as file:
             file.write(json.dumps(asdict(named), indent=2).encode())
 
 

@@ -21,7 +21,8 @@ _DISK = {
     errno.EROFS: "the file system is read-only",
     errno.EIO: "the disk failed",
 }
-_DISK_TEXTS = {os.strerror(number): text for number, text in _DISK.items()}  # as libraries in Rust and pip say it
+# as libraries in Rust and pip say it
+_DISK_TEXTS = {os.strerror(number): text for number, text in _DISK.items()}
 _DENIED = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _STATUS = {
     401: ("asks for a login", "hf auth login, if you have access"),

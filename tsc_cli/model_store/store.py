@@ -214,7 +214,8 @@ def _named_gguf(digest: str, file: Path, name: str | None, say: Say) -> Named:
     except UsageError:
         if name is not None:
             raise
-        named = replace(named, name=_distinct(model_names.suggested(stem_of(file)), digest))  # taken just now
+        # taken just now
+        named = replace(named, name=_distinct(model_names.suggested(stem_of(file)), digest))
         model_names.give(named)
     taken = size(folders.size_of(_converted(digest)))
     say(f"kept as {named.name}, {taken}: -m {named.name} loads it, tsc models remove {named.name} frees the space")

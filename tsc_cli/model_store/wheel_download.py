@@ -94,7 +94,8 @@ def indexes() -> list[str]:
             uv.get("extra-index-url", ""),
         ]
     )
-    urls = [re.sub(r"^[\w.-]+=", "", url) for url in (main, *more.split())]  # uv may name an index: NAME=URL
+    # uv may name an index: NAME=URL
+    urls = [re.sub(r"^[\w.-]+=", "", url) for url in (main, *more.split())]
     return list(dict.fromkeys(url for url in urls if url.startswith(("http://", "https://"))))
 
 
@@ -218,7 +219,8 @@ def _go_on(session: Any, url: str, file: Any, at_most: int, advance: Progress) -
     offset = file.tell()
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with session.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as answer:
-        if answer.status_code == 416:  # nothing is missing, or the file is another one now: its hash will tell
+        # nothing is missing, or the file is another one now: its hash will tell
+        if answer.status_code == 416:
             return True
         answer.raise_for_status()
         if offset and answer.status_code != 206:  # from the start again

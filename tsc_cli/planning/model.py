@@ -152,7 +152,8 @@ def _refuse_unknown(fields: Fields, ignored: Collection[str]) -> None:
             raise fields.unsupported(name, f"{shown(value)} is not known: what is cached would be another thing")
     off = {name for name, value in fields.values.items() if name.startswith("use_") and value is False}
     if "use_sliding_window" in off:
-        off |= {"sliding_window", "max_window_layers"}  # written out by many configs, and used by no layer
+        # written out by many configs, and used by no layer
+        off |= {"sliding_window", "max_window_layers"}
     fields.refuse_unknown({*HARMLESS, *_ONLY, *off, *ignored})
 
 

@@ -117,7 +117,8 @@ def tier_of(name: str) -> Tier:
     return Tier(name, float(ratio), min(limits, default=TIERS["1034x"].max_kl))
 
 
-QUALITIES = {"near-exact": 0.001, "high": 0.01, "balanced": 0.05, "small": 0.15}  # mean KL in nats, at most
+# mean KL in nats, at most
+QUALITIES = {"near-exact": 0.001, "high": 0.01, "balanced": 0.05, "small": 0.15}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 PASSAGES = 3  # the beginning, the middle and the end of the context
-_SINKS = 4  # first tokens of a context, which codecs keep exactly and which do not stand for the rest
+# first tokens of a context, which codecs keep exactly and which do not stand for the rest
+_SINKS = 4
 _ENOUGH = 64  # predictions a passage; fewer passages are better than shorter ones
 
 

@@ -90,7 +90,8 @@ def capture(
     """
     adapter, options = ModelAdapter.of(model), options or CaptureOptions()
     options = options if steps is None else replace(options, steps=steps)
-    caches.new_cache(adapter)  # a model that cannot be captured is refused before its prompt is checked
+    # a model that cannot be captured is refused before its prompt is checked
+    caches.new_cache(adapter)
     prompt = prompt_of(
         adapter,
         input_ids,

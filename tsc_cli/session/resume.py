@@ -145,7 +145,8 @@ def generate_inputs(
             adapter.generate_argument: cache,
             "encoder_outputs": BaseModelOutput(last_hidden_state=encoder_placeholder(adapter, cache)),
         }
-    if not caches.tokens_seen(cache):  # states count no tokens: `generate` would feed all of them again
+    # states count no tokens: `generate` would feed all of them again
+    if not caches.tokens_seen(cache):
         return {"input_ids": following, adapter.generate_argument: cache}
     return {"input_ids": ids, "attention_mask": mask, adapter.generate_argument: cache}
 

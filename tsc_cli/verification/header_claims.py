@@ -96,11 +96,13 @@ def recipe(trace: Trace) -> Recipe | None:
         return None
     of_filter = {setting.name for setting in fields(FILTERS[evict])} if evict in FILTERS else set()
     settings = {key: str(value) for key, value in trace.parameters.items() if key not in of_filter}
-    rounds = settings.get("iterations", "0")  # the only setting by which a file could stall the check
+    # the only setting by which a file could stall the check
+    rounds = settings.get("iterations", "0")
     require(len(rounds) < 5 and rounds.isdecimal(), f"iterations={rounds} would never end")
     profile = _profile(trace)
     if profile is not None and "profile" in settings:
-        settings["profile"] = profile_store.remember(profile.load()).digest  # a file may hold its own
+        # a file may hold its own
+        settings["profile"] = profile_store.remember(profile.load()).digest
     return recipe_of(codec, "", settings)
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _WORTH_CODING = 0.5  # root mean square, in steps, above which a layer's rest is coded
 _WORTH_SHARE = 0.05  # share of a group's squared error above which rests of its tokens are coded
-_SMALLEST_SPREAD = -75  # 32nds of an octave (0.2 steps): smaller coefficients cost more than they gain
+# 32nds of an octave (0.2 steps): smaller coefficients cost more than they gain
+_SMALLEST_SPREAD = -75
 
 
 class Tokens:

@@ -176,7 +176,8 @@ def _held(values: torch.Tensor, vectors: torch.Tensor, variances: torch.Tensor, 
     rest = _left(variances, values[:kept], vectors[:, :kept])
     if _step(float(rest.mean()), float(values[kept - 1]), kept, len(variances)) >= coarsest:
         return kept
-    sound = int((values[:kept] > len(variances) * coarsest**2 / 3).sum())  # rounding: a quarter, or less
+    # rounding: a quarter, or less
+    sound = int((values[:kept] > len(variances) * coarsest**2 / 3).sum())
     return max(1, sound)
 
 

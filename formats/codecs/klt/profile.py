@@ -164,7 +164,10 @@ def loads(data: bytes, where: str = "profile") -> Profile:
         shapes,
         strict_json.fields(description["info"], f"{where} info", (), description["info"] or ()),
         [
-            {key: strict_json.number(value, f"{where} curve") for key, value in strict_json.fields(p, where, (), p).items()}
+            {
+                key: strict_json.number(value, f"{where} curve")
+                for key, value in strict_json.fields(p, where, (), p).items()
+            }
             for p in strict_json.items(description["curve"], f"{where} curve", 256)
         ],
         data,

@@ -97,7 +97,8 @@ class Statistics:
         """Estimate the Fisher information of each token's row by the present metric, (tokens,)."""
         total = torch.zeros(())
         for part, tensor in gradients.items():
-            whitened = torch.linalg.solve(self.metric(part), tensor.mT)  # (layers, heads, size, tokens)
+            # (layers, heads, size, tokens)
+            whitened = torch.linalg.solve(self.metric(part), tensor.mT)
             total = total + whitened.square().sum((0, 1, 2))
         return total
 

@@ -71,7 +71,8 @@ class Transform:
         self.residual_exponents = group.residual_scale.to(torch.int32).numpy()
         layers = torch.arange(shape.layer_count)
         sizes = (shape.heads * shape.key_size, shape.heads * shape.value_size)
-        self.layer_of = torch.cat([layers.repeat_interleave(size) for size in sizes]).numpy()  # (P,)
+        # (P,)
+        self.layer_of = torch.cat([layers.repeat_interleave(size) for size in sizes]).numpy()
         self._metric = {Part.KEYS: group.metric_keys.to(device), Part.VALUES: group.metric_values.to(device)}
         self._inverse = {part: _inverse(metric) for part, metric in self._metric.items()}
         self._mean = self._by_part(group.mean.to(device))

@@ -47,7 +47,8 @@ def agree(recorded: Mapping[str, str], found: Mapping[str, str], settings: Mappi
         then = usual.get(_digest(name)[:_NAME])
         if then is not None and then != _value_digest(value):
             return False
-        copied = settings.get(f"rope_parameters.{name}", _Unknown) == value  # `rope` is compared by itself
+        # `rope` is compared by itself
+        copied = settings.get(f"rope_parameters.{name}", _Unknown) == value
         if then is None and name in changed_here and not copied:
             return False
     return True

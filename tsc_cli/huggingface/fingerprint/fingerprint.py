@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Fingerprint", "difference", "differences_in_rounding", "of", "require_same", "weights_of"]
 
-_KERNELS = {"attention": "attention", "experts": "the experts"}  # another kernel rounds differently, no more
+# another kernel rounds differently, no more
+_KERNELS = {"attention": "attention", "experts": "the experts"}
 _EAGER = "eager"  # what every model has
 NOT_COMPARED = frozenset({*_KERNELS, "config_fields", "config_usual", "transformers"})
-_TRUNCATION, _PADDING = '{"version":"1.0","truncation":', ',"padding":'  # as a tokenizer's JSON begins
+# as a tokenizer's JSON begins
+_TRUNCATION, _PADDING = '{"version":"1.0","truncation":', ',"padding":'
 
 
 class Fingerprint(dict[str, str]):

@@ -162,7 +162,8 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Tensor] | 
     """Return the tensors of the safetensors files that transformers prefers; None for pickles."""
     from tsc_cli.checkpoints import safetensors_files
 
-    if isinstance(config.get("transformers_weights"), str):  # the library checks that it is in the folder
+    # the library checks that it is in the folder
+    if isinstance(config.get("transformers_weights"), str):
         return None
     if os.path.lexists(folder / SINGLE):
         _refuse_empty(folder / SINGLE)

@@ -79,7 +79,8 @@ def load(
     where, display_name = _locate(name, fetch, say, trust_remote_code)
     shown, folder = as_text(display_name), _folder(where)
     tensors = None if folder is None else folder_checks.check(folder, trust_remote_code=trust_remote_code)
-    where["trust_remote_code"] = trust_remote_code  # where it is left out, transformers asks on stdin
+    # where it is left out, transformers asks on stdin
+    where["trust_remote_code"] = trust_remote_code
     with readable(where) as places:
         config = transformers_errors.load_config(places, shown, folder)
         tokenizer = transformers_errors.load_tokenizer(places, shown, folder)

@@ -87,7 +87,8 @@ def load_model(
         _check_complete(info, shown)
         model.to(device)
     model.eval()
-    with explained(shown, folder, folder_checks.CONFIG):  # what a config gets wrong may show in the first pass only
+    # what a config gets wrong may show in the first pass only
+    with explained(shown, folder, folder_checks.CONFIG):
         probe_run.geometry(ModelAdapter(model))
     loaded: PreTrainedModel = model
     return loaded
@@ -149,7 +150,8 @@ def _reason(error: BaseException) -> str:
     error = _root(error)
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     kind = type(error).__name__
-    if isinstance(error, KeyError) and error.args and " " not in str(error.args[0]):  # else a sentence
+    # else a sentence
+    if isinstance(error, KeyError) and error.args and " " not in str(error.args[0]):
         return f"{error.args[0]!r} is not known"
     if not lines:
         return kind

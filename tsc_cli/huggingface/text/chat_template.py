@@ -14,7 +14,8 @@ from tsc_cli.text_input import argument, require_text
 
 Messages = list[dict[str, Any]]
 
-_ALLOWED = {"tools", "documents", "add_generation_prompt"}  # of what transformers' method takes, for a template as well
+# of what transformers' method takes, for a template as well
+_ALLOWED = {"tools", "documents", "add_generation_prompt"}
 _PROBE = "Quvorn"  # a word that no template has
 
 

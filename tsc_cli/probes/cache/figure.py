@@ -35,7 +35,8 @@ def draw(result: Probe, output: Path, title: str) -> None:
     if not values:
         raise UsageError("no direction could be measured: there is nothing to draw")
     plt = figures.pyplot()
-    reach = max(float(np.percentile(np.abs(values), 99)), 0.1)  # one colour scale; a few cells may lie beyond it
+    # one colour scale; a few cells may lie beyond it
+    reach = max(float(np.percentile(np.abs(values), 99)), 0.1)
     figure, panels = plt.subplots(
         2, len(lines), figsize=(1.35 * len(lines) + 1.8, 7.6), sharey=True, squeeze=False, layout="constrained"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-DEEPEST = 2.0**-48  # of a channel's energy: a float32 has 24 bits, so that no more than these can be saved
+# of a channel's energy: a float32 has 24 bits, so that no more than these can be saved
+DEEPEST = 2.0**-48
 
 
 def energies(rows: torch.Tensor, *, centred: bool = True) -> torch.Tensor:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 LEAST_ROWS = 8  # in each half, for any fit
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3)  # of the ridge, relative to a regressor's energy
+# of the ridge, relative to a regressor's energy
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 1e3)
 _SHARE = 2 / 3  # of the fitting half fits while a strength is chosen; the rest scores it
 
 

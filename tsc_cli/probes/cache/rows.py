@@ -11,7 +11,8 @@ from formats.codecs.klt.rotary import Rotary
 from formats.errors import UsageError
 from formats.trace.trace import Trace
 
-KEYS, UNDONE, VALUES = "keys", "keys_undone", "values"  # keys as cached, keys with RoPE undone, values
+# keys as cached, keys with RoPE undone, values
+KEYS, UNDONE, VALUES = "keys", "keys_undone", "values"
 GROUP_BYTES = 128 << 20  # of rows as stored, read at a time: a block may cover many layers
 
 

@@ -96,7 +96,8 @@ class Rule:
     transposed: bool = False
 
 
-_EXPERT = re.compile(r"\bexperts\.([0-9]{1,6})\.")  # of a name that no line has: all experts' matrices are one type
+# of a name that no line has: all experts' matrices are one type
+_EXPERT = re.compile(r"\bexperts\.([0-9]{1,6})\.")
 _GATED = {"1": "gate", "2": "down", "3": "up"}  # Llama's own names and Mixtral's: w1, w2, w3
 _QKV = ("q", "k", "v")
 _LLAMA4 = ("llama4", "llama4_text")

@@ -23,7 +23,9 @@ from .stacks import MatrixType, Series, Stack
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-YES = 0.1  # bits a weight: what a factor, a choice of reference and layers that depend on layers have to be paid from
+# bits a weight: what a factor, a choice of reference and layers that depend on layers have to be
+# paid from
+YES = 0.1
 
 
 @dataclass(frozen=True)

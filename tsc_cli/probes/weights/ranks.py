@@ -18,7 +18,8 @@ from tsc_cli.checkpoints.matrices import Matrix, spread
 if TYPE_CHECKING:
     from tsc_cli.checkpoints.matrices import Floats, Indexes
 
-EXACT = 1024  # matrices with a smaller side of up to this are taken whole, if they fit `SAMPLE_VALUES`
+# matrices with a smaller side of up to this are taken whole, if they fit `SAMPLE_VALUES`
+EXACT = 1024
 SAMPLE_ROWS = 512
 SAMPLE_VALUES = 1 << 22  # 16 MiB of float32
 

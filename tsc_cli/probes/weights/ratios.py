@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     Doubles = NDArray[np.float64]
 
 BLOCK_BYTES = 256 * MIB  # of all layers' blocks of rows together
-_CHUNK_BYTES = MIB  # of all layers' values that are compared at once: they stay in the processor's second cache
+# of all layers' values that are compared at once: they stay in the processor's second cache
+_CHUNK_BYTES = MIB
 
 
 @dataclass(frozen=True)

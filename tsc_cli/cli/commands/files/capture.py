@@ -167,7 +167,8 @@ def command(
         if len(tokens) < context:
             raise UsageError(f"the prompt has {len(tokens)} tokens, --context asks for {context}")
         tokens, reference = tokens[:context], tokens[context : context + REFERENCE_TOKENS]
-        if loaded.model.config.is_encoder_decoder:  # what follows in the source is not what the decoder goes on with
+        # what follows in the source is not what the decoder goes on with
+        if loaded.model.config.is_encoder_decoder:
             reference = []
     units = len(tokens) + options.steps
     with out.progress("capturing", units) as advance, open_output(output, overwrite=overwrite) as sink:

@@ -59,7 +59,8 @@ def command(
     path = output or str(cache_folder() / "demo.tsc")
     with out.progress("loading the model"):
         loaded = load(model, device=device, trust_remote_code=trust_remote_code, say=out.note)
-        fingerprint_of(loaded.adapter, loaded.tokenizer)  # once a loaded model; not part of a restore
+        # once a loaded model; not part of a restore
+        fingerprint_of(loaded.adapter, loaded.tokenizer)
     tokens = encode(files("tsc_cli").joinpath("demo.txt").read_text("utf-8"), loaded.tokenizer)
     prompt, reference = tokens[:CONTEXT], tokens[CONTEXT : CONTEXT + REFERENCE_TOKENS]
 
