@@ -70,8 +70,9 @@ class DamagedFile(RecordReader):
         weakref.finalize(self, os.close, descriptor)
         super().__init__(descriptor, os.fspath(path), key)
         if self.lock is None and isinstance(key, Secret):
-            lost = ", or too damaged to say how" if self.problems else ""
-            raise LockedError(f"is not encrypted{lost}, and a key was given", path=self.path)
+            if self.problems:  # a salt of the key that was lost cannot be told from a file without
+                raise CorruptError("the superblock no longer says how the file is encrypted", path=self.path, offset=0)
+            raise LockedError("is not encrypted, and a key was given", path=self.path)
         for record in self._walk():
             self._take(record)
         self._read_index()

@@ -72,7 +72,7 @@ def test_refused_with_its_reason_cheaply(attack: Attack, tsc: Any, tmp_path: Pat
     assert bounds.seconds < 2
     assert bounds.bytes < MEMORY
     with tally("crafted liars") as counts:
-        counts["named files in tests/format_conformance/attacks refused by the commands"] += 1
+        counts["named hostile files refused by the commands"] += 1
 
 
 def restored(attack: Attack, tsc: Any, output: Path) -> str:
