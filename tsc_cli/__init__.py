@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from tsc_cli.huggingface.restore import to_cache as to_cache
     from tsc_cli.huggingface.sampling import Sampler as Sampler
     from tsc_cli.huggingface.text.chat import chat_tokens as chat_tokens
+    from tsc_cli.planning.costs import PlanOptions as PlanOptions
+    from tsc_cli.planning.plan import plan as plan
     from tsc_cli.scoring.result import Verified as Verified
     from tsc_cli.session.append import append as append
     from tsc_cli.session.capture import capture as capture
@@ -87,6 +89,8 @@ _NAMES_BY_MODULE = {
     "tsc_cli.huggingface.convert": ("branch", "from_cache", "from_tuples", "repeat", "to_tuples"),
     "tsc_cli.huggingface.restore": ("to_cache",),
     "tsc_cli.huggingface.sampling": ("Sampler",),
+    "tsc_cli.planning.costs": ("PlanOptions",),
+    "tsc_cli.planning.plan": ("plan",),
     "tsc_cli.scoring.result": ("Verified",),
     "tsc_cli.session.append": ("append",),
     "tsc_cli.session.capture": ("capture", "capture_to_file"),

@@ -14,7 +14,7 @@ from .rates import Rate, rates
 
 
 @dataclass(frozen=True)
-class Means:
+class PlanOptions:
     """What the plan is asked about; None where it is not.
 
     Attributes:
@@ -89,12 +89,12 @@ def prefill_flops(model: Model, context: int, active: int | None = None) -> dict
     return {**parts, "total": sum(parts.values())}
 
 
-def at_context(model: Model, context: int, means: Means) -> dict[str, Any]:
+def at_context(model: Model, context: int, options: PlanOptions) -> dict[str, Any]:
     """Everything about one context, as `tsc.plan/1` has it."""
-    flops = prefill_flops(model, context, means.active)
-    seconds = flops["total"] / means.compute if flops and means.compute else None
+    flops = prefill_flops(model, context, options.active)
+    seconds = flops["total"] / options.compute if flops and options.compute else None
     raw, heads = cache_bytes(model, context), by_query_heads(model, context)
-    storage = [_stored(model, context, rate, means, seconds) for rate in rates(model.dtype, DTYPE_BYTES[model.dtype])]
+    storage = [_stored(model, context, rate, options, seconds) for rate in rates(model.dtype, DTYPE_BYTES[model.dtype])]
     return {
         "tokens": context,
         "raw_bytes": raw,
@@ -107,7 +107,7 @@ def at_context(model: Model, context: int, means: Means) -> dict[str, Any]:
     }
 
 
-def _stored(model: Model, context: int, rate: Rate, means: Means, seconds: float | None) -> dict[str, Any]:
+def _stored(model: Model, context: int, rate: Rate, options: PlanOptions, seconds: float | None) -> dict[str, Any]:
     size = cache_bytes(model, context, None if rate.basis == "exact" else rate.bits)
     stored: dict[str, Any] = {
         "name": rate.name,
@@ -117,13 +117,13 @@ def _stored(model: Model, context: int, rate: Rate, means: Means, seconds: float
         "basis": rate.basis,
         "source": rate.source,
         "bytes": size,
-        "bytes_all_users": size * means.users,
+        "bytes_all_users": size * options.users,
     }
-    if means.memory is not None:
-        stored["users_that_fit"] = (means.memory - means.weights) // size
-        stored["all_users_fit"] = stored["users_that_fit"] >= means.users
-    if means.bandwidth is not None:
-        stored["transfer_seconds"] = size / means.bandwidth
+    if options.memory is not None:
+        stored["users_that_fit"] = (options.memory - options.weights) // size
+        stored["all_users_fit"] = stored["users_that_fit"] >= options.users
+    if options.bandwidth is not None:
+        stored["transfer_seconds"] = size / options.bandwidth
     if seconds is not None:
         # as fast as recomputing at this bandwidth, faster above it
         stored["break_even_bytes_per_second"] = size / seconds

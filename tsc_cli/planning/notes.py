@@ -8,7 +8,7 @@ from typing import Any
 from tsc_cli.model_families.families import family_of
 from tsc_cli.text_format import size
 
-from .costs import Means, row_values
+from .costs import PlanOptions, row_values
 from .model import DTYPE_BYTES, Model
 from .rates import MEASURED_ON
 
@@ -27,13 +27,13 @@ def values_per_dimension(model: Model) -> float:
     return row_values(model, 1) / model.hidden
 
 
-def notes(name: str, model: Model, contexts: Sequence[dict[str, Any]], means: Means) -> list[str]:
+def notes(name: str, model: Model, contexts: Sequence[dict[str, Any]], options: PlanOptions) -> list[str]:
     """One sentence or two each, the more important first.
 
     Args:
         name: under which the model was asked for.
     """
-    return [*_measured(name, model), *_reading(model, contexts), *_left_out(model, means), *_config(model, contexts)]
+    return [*_measured(name, model), *_reading(model, contexts), *_left_out(model, options), *_config(model, contexts)]
 
 
 def _measured(name: str, model: Model) -> Iterator[str]:
@@ -86,15 +86,15 @@ def _reading(model: Model, contexts: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"tsc cannot capture such a model: {why}."
 
 
-def _left_out(model: Model, means: Means) -> Iterator[str]:
-    if means.memory is not None:
+def _left_out(model: Model, options: PlanOptions) -> Iterator[str]:
+    if options.memory is not None:
         yield (
             "A cache that is being used must be there as it is, too: stored ones are those of users who wait. "
             "Nothing but the weights given with --weights is taken from --memory."
         )
-    if means.bandwidth is not None or means.compute is not None:
+    if options.bandwidth is not None or options.compute is not None:
         yield "Encoding and decoding take time, too, which is not in these figures (docs/measurements.md)."
-    if model.parameters is None and means.active is None:
+    if model.parameters is None and options.active is None:
         yield f"Parameters are not computed for {model.model_type}: --parameters N gives the prefill."
     if model.extra_layers:
         layers = "A further layer" if model.extra_layers == 1 else f"{model.extra_layers} further layers"

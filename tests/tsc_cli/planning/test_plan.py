@@ -14,6 +14,7 @@ import pytest
 
 from tests import ROOT
 from tests.support.plan_models import LLAMA_3_8B, PUBLISHED, SMALL, Config
+from tsc_cli import PlanOptions, plan
 from tsc_cli.model_families.layers import Layer
 from tsc_cli.model_store import config_file
 from tsc_cli.planning import rates
@@ -281,6 +282,16 @@ def test_everything_is_in_the_json(tsc: Any, folder: Path) -> None:
     assert all(one["all_users_fit"] for one in context["storage"])
     sizes = [one["bytes"] for one in context["storage"]]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_function_gives_what_the_command_reports(tsc: Any, folder: Path) -> None:
+    options = PlanOptions(users=3, memory=80 * 10**9, weights=16 * 10**9)
+    facts = plan(folder / "Llama-3-8B", [8 * K, 128 * K], options=options)
+    words = ["--context", "128k", "--context", "8k", "--users", 3, "--memory", "80GB", "--weights", "16GB", "--json"]
+    reported = tsc("plan", folder / "Llama-3-8B", *words).json
+    assert reported.pop("schema") == "tsc.plan/1"
+    assert json.loads(json.dumps(facts)) == reported
+    assert [at["raw_bytes"] for at in facts["contexts"]] == [BY_HAND["Llama-3-8B"][size] for size in (8 * K, 128 * K)]
 
 
 def test_table_4_is_named_where_query_heads_share_kv_heads(tsc: Any, folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tsc_cli.model_families.known_fields import ASSUMED
 from tsc_cli.model_store import default_model
 from tsc_cli.model_store.config_file import Config
 from tsc_cli.planning import quantities
-from tsc_cli.planning.costs import Means, at_context
+from tsc_cli.planning.costs import PlanOptions, at_context
 from tsc_cli.planning.model import understand
 
 Values = dict[str, Any]
@@ -189,7 +189,7 @@ def test_no_value_of_any_field_is_a_bug(model_type: str) -> None:
             if said:
                 assert "field '" in said
                 continue
-            facts = at_context(model, 100, Means(2, memory=10**9, bandwidth=1.0, compute=1.0, active=1))
+            facts = at_context(model, 100, PlanOptions(2, memory=10**9, bandwidth=1.0, compute=1.0, active=1))
             assert facts["raw_bytes"] > 0
             assert all(stored["bytes"] > 0 for stored in facts["storage"])
 

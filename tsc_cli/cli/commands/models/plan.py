@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from formats.errors import UsageError
 from tsc_cli.cli.option_groups import with_groups
 from tsc_cli.cli.output import Output
-
-if TYPE_CHECKING:
-    from tsc_cli.planning.costs import Means
-    from tsc_cli.planning.model import Model
-
-CONTEXTS = (8192, 32768, 131072)  # without --context, as far as the model goes
-MAX_CONTEXTS = 64
 
 
 @with_groups
@@ -96,16 +88,12 @@ def command(
     No weights are read. A config that says something unknown is refused, and the field named. The
     bits were measured on the default model and are an assumption for any other.
     """
-    from tsc_cli.model_store import config_file
     from tsc_cli.planning import quantities
-    from tsc_cli.planning.costs import Means
-    from tsc_cli.planning.model import understand
+    from tsc_cli.planning.costs import PlanOptions
+    from tsc_cli.planning.plan import plan
     from tsc_cli.planning.report import text
 
-    wanted = [quantities.tokens(one) for one in context or []]
-    if len(wanted) > MAX_CONTEXTS:
-        raise UsageError(f"{len(wanted)} contexts; at most {MAX_CONTEXTS} fit into a report")
-    means = Means(
+    options = PlanOptions(
         users,
         quantities.size(memory, "--memory") if memory is not None else None,
         quantities.size(weights, "--weights") if weights is not None else 0,
@@ -113,67 +101,7 @@ def command(
         quantities.flops(flops) if flops is not None else None,
         quantities.count(parameters, "--parameters") if parameters is not None else None,
     )
-    _check(means)
-    config = config_file.read(model, out.note)
-    found = understand(config, dtype, ignore or [])
-    if means.compute is not None and found.parameters is None and means.active is None:
-        raise UsageError(f"parameters are not computed for {found.model_type}", hint="give them with --parameters")
-    facts = {
-        "model": config.name,
-        "config_path": config.path,
-        **facts_of(config.name, found, sorted(set(wanted)) or _contexts(found), means),
-    }
-    headline = "\n".join(str(one["raw_bytes"]) for one in facts["contexts"])
+    contexts = [quantities.tokens(tokens) for tokens in context or []]
+    facts = plan(model, contexts, dtype=dtype, options=options, ignore=ignore or [], say=out.note)
+    headline = "\n".join(str(at_context["raw_bytes"]) for at_context in facts["contexts"])
     out.report("tsc.plan/1", facts, text(facts), headline)
-
-
-def _check(means: Means) -> None:
-    if means.weights and means.memory is None:
-        raise UsageError("--weights says what is taken from --memory, which is not given")
-    if means.memory is not None and means.weights >= means.memory:
-        raise UsageError("--weights leaves nothing of --memory", hint="a cache needs memory beside the weights")
-
-
-def _contexts(model: Model) -> list[int]:
-    reachable = [tokens for tokens in CONTEXTS if model.positions is None or tokens <= model.positions]
-    return reachable or [model.positions or CONTEXTS[0]]
-
-
-def facts_of(name: str, model: Model, contexts: list[int], means: Means) -> dict[str, Any]:
-    """What `tsc.plan/1` holds of a model: raw numbers, the unit in the key."""
-    from formats.limits import MAX_ROWS
-    from tsc_cli.model_families.layers import runs
-    from tsc_cli.planning import costs
-    from tsc_cli.planning.model import DTYPE_BYTES
-    from tsc_cli.planning.notes import notes, values_per_dimension
-
-    context_facts = [costs.at_context(model, tokens, means) for tokens in contexts]
-    parameters = model.parameters
-    return {
-        "model_type": model.model_type,
-        "dtype": model.dtype,
-        "assumed_fields": dict(sorted(model.assumed.items())),
-        "positions": model.positions,
-        "hidden_size": model.hidden,
-        "parameters": None
-        if parameters is None
-        else {
-            "total": parameters.total,
-            "layers_total": parameters.layers_total,
-            "layers_active": parameters.layers_active,
-            "head": parameters.head,
-            "embeddings": parameters.embeddings,
-            "bytes": parameters.total * DTYPE_BYTES[model.dtype],
-        },
-        "layers": costs.described(runs(model.layers), model.dtype),
-        "bytes_per_token": costs.token_bytes(model.layers, model.dtype, 0),
-        "bytes_per_token_windows_full": costs.token_bytes(model.layers, model.dtype, MAX_ROWS),
-        "values_per_dimension": values_per_dimension(model),
-        "users": means.users,
-        "memory_bytes": means.memory,
-        "weights_bytes": means.weights,
-        "bandwidth_bytes_per_second": means.bandwidth,
-        "compute_flop_per_second": means.compute,
-        "contexts": context_facts,
-        "notes": notes(name, model, context_facts, means),
-    }
