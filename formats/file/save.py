@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from formats.container.atomic_write import atomic_write
+from formats.container.encryption import Secret
 from formats.trace import geometry as geometry_json
 from formats.trace import views as viewing
 from formats.trace.blocks import MemoryBlock
@@ -14,18 +15,25 @@ from . import promises
 from .writer import TraceWriter, content_id
 
 
-def save(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False, deterministic: bool = False) -> int:
+def save(
+    trace: Trace,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    deterministic: bool = False,
+    key: Secret | None = None,
+) -> int:
     """Write a trace as a lossless .tsc file, atomically; returns its length in bytes.
 
-    `formats.encode.recipe` writes smaller ones.  The file is encrypted if the trace has a secret.
-    Of a trace whose rows are not as captured it says by what they lost; a tier that it does not
-    keep is not stated.
+    `formats.encode` writes smaller ones.  Of a trace whose rows are not as captured, the file says
+    by what they lost; a tier that it does not keep is not stated.
 
     Args:
         overwrite: replace an existing file (the file from which the trace was loaded may be
             replaced, too).
         deterministic: derive the file's identity from the content, so that the same trace gives the
             same bytes.
+        key: encrypts the file; by default the secret of the trace, if it has one.
     """
     spans, next_tokens = viewing.to_table(trace.views, trace.labels.width)
     lost_by = promises.loss_of_trace(trace)
@@ -40,7 +48,7 @@ def save(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False,
             trace.fingerprint,
             file_id=identity if deterministic else None,
             label_width=trace.labels.width,
-            secret=trace.secret,
+            secret=trace.secret if key is None else key,
             lost_by=lost_by,
         )
         for head_map in trace.head_maps:

@@ -29,7 +29,9 @@ from .search import QUALITY_BYTES, choose, largest_within, smallest_for
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from formats import Secret
     from formats.codecs.klt.profile import Profile
+    from tsc_cli.huggingface.adapter import ModelAdapter
     from tsc_cli.scoring.scorer import Judge
 
 
@@ -231,12 +233,13 @@ def compress(
     quality: str | None = None,
     max_kl: float | None = None,
     recipe: Recipe | None = None,
-    model: PreTrainedModel | None = None,
+    model: PreTrainedModel | ModelAdapter | None = None,
     profile: Profile | None = None,
     positions: int = 256,
     seed: int = 0,
     overwrite: bool = False,
     allow_beyond_positions: bool = False,
+    key: Secret | None = None,
 ) -> Compressed:
     """Write a captured trace as a small file, by default the smallest of quality "high".
 
@@ -254,6 +257,7 @@ def compress(
         seed: of the measurement.
         overwrite: replace an existing file.
         allow_beyond_positions: measure beyond the positions that the model was made for.
+        key: encrypts the file; by default the secret of the trace, if it has one.
     Raises:
         PromiseError: the promise cannot be kept; nothing was written.
         UsageError: there are two targets, or a quality and no model; a value is not finite; the
@@ -263,7 +267,8 @@ def compress(
         raise UsageError("give one of a tier, a quality, a KL and a recipe")
     promise = None if tier is None else tier_of(tier)
     goal = Goal(f"KL {spelled(max_kl)}", max_kl) if max_kl is not None else goal_of(quality or "high")
-    source, judge = Source(trace), None
+    # the trace's own copy, so that candidates are as long as the encrypted file
+    source, judge = Source(trace if key is None else replace(trace, secret=key)), None
     if model is not None:
         from tsc_cli.huggingface.adapter import ModelAdapter
         from tsc_cli.huggingface.fingerprint import fingerprint

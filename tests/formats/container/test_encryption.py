@@ -231,12 +231,9 @@ def sealed_pieces(data: bytes) -> list[bytes]:
 
 def test_two_writings_share_nothing(tmp_path: Path) -> None:
     trace = samples.trace()
-    trace.secret = SECRET
-    try:
-        for name in ("a.tsc", "b.tsc"):
-            save(trace, tmp_path / name)
-    finally:
-        trace.secret = None
+    for name in ("a.tsc", "b.tsc"):
+        save(trace, tmp_path / name, key=SECRET)
+    assert trace.secret is None
     first, second = ((tmp_path / name).read_bytes() for name in ("a.tsc", "b.tsc"))
     rewrite.record_quality(tmp_path / "b.tsc", [], SECRET)
     third = (tmp_path / "b.tsc").read_bytes()

@@ -18,7 +18,7 @@ from formats.encode.prediction import bases_of
 from formats.encode.recipe import Recipe, recipe_of
 from formats.encode.source import Source
 from formats.encode.write import Header, write
-from formats.errors import PromiseError, UsageError
+from formats.errors import LockedError, PromiseError, UsageError
 from formats.file.check import check
 from formats.file.header import rounded_down
 from formats.file.rewrite import record_quality
@@ -28,7 +28,7 @@ from formats.trace.views import Labels, Span
 from tests.support import models
 from tests.support.codec_samples import RECIPES
 from tests.support.traces import same_bits
-from tsc_cli import capture
+from tsc_cli import Secret, capture, compress
 from tsc_cli.bench.codecs import coded_share
 from tsc_cli.compression.candidates import Candidate, Sizer
 from tsc_cli.compression.search import choose, knob_settings, largest_within, recipe_at, smallest, smallest_for
@@ -489,3 +489,13 @@ def test_compressing_a_file_equals_compressing_its_trace(tmp_path: Path) -> None
     for sink, source in zip(sinks, (trace, load(tmp_path / "raw.tsc")), strict=True):
         write(Source(source), recipe, sink, file_id=bytes(16))
     assert sinks[0].getvalue() == sinks[1].getvalue()
+
+
+def test_a_file_is_encrypted_with_the_key_that_is_given(tmp_path: Path) -> None:
+    key = Secret.of_key(bytes(range(32)))
+    trace, path = capture(models.llama(), models.prompt(40)), tmp_path / "small.tsc"
+    compress(trace, path, recipe=Recipe("scalar", {"bits": 8}), key=key)
+    assert trace.secret is None
+    with pytest.raises(LockedError):
+        load(path)
+    assert load(path, key=key).codec == "scalar"
