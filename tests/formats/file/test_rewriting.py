@@ -12,7 +12,7 @@ import pytest
 from formats import LayerSpec, load, save
 from formats.container.atomic_write import only_writer
 from formats.container.encryption import Secret
-from formats.errors import LimitError, LockedError, StorageError
+from formats.errors import CorruptError, LimitError, LockedError, StorageError
 from formats.file import check, rewrite
 from formats.file.reader import TraceFile
 from formats.repair.scan import DamagedFile
@@ -90,10 +90,13 @@ def test_a_plain_file_in_place_of_an_encrypted_one_is_not_recovered_from(path: P
     data = bytearray(path.read_bytes())
     for at in (33, 40, 60):
         data[at] ^= 0x55
-    for octets in (samples.valid(), bytes(data)):
+    for octets, error, message in (
+        (samples.valid(), LockedError, "is not encrypted, and a key was given"),
+        (bytes(data), CorruptError, "no longer says how the file is encrypted"),
+    ):
         path.write_bytes(octets)
         assert len(DamagedFile(path).records) == len(TraceFile(_sound(path)).entries) + 2
-        with pytest.raises(LockedError, match=r"is not encrypted.*, and a key was given"):
+        with pytest.raises(error, match=message):
             DamagedFile(path, Secret.random())
 
 
