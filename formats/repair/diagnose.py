@@ -1,5 +1,6 @@
-"""Everything that is wrong with a file, and what is unusual about it; a check stops at the first,
-this goes on.
+"""Diagnosis of a file: it lists all damage and all that is unusual.
+
+`formats.file.check` stops at the first fault instead.
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ from .scan import DamagedFile
 from .snapshots import examine
 
 _REFUSALS = (CorruptError, UnsupportedFileError)
-_PIECES = 64  # ranges of rows of one layer in one snapshot; more are slow to restore
-_HIGH_RATIO = 10_000
+_MAX_SPANS = 64  # a snapshot with more ranges of rows in a layer is slow to restore
+_HIGH_RATIO = 10_000  # a compression ratio above this is reported as unusual
 
 
 @dataclass
 class Diagnosis:
-    """What was found.
+    """A diagnosis lists the problems of a file and what of it is intact.
 
     Attributes:
-        problems: by byte offset, those without one first; `damage` tells what is wrong from what is
-            only unusual.
-        snapshots: how many the file is known to have (at least); whole: those that `recovery` would
-            keep.
-        unread: ranges [start, stop) of bytes that belong to no intact record.
+        size: The size of the file in bytes.
+        problems: Damage first, then what is only unusual (`damage` is False); each by byte offset,
+            after the problems that have no offset.
+        records: How many intact records the file has.
+        snapshots: How many snapshots the file has, as far as known; it may have more.
+        whole: The numbers of the snapshots that `recovery` would keep.
+        unread: The ranges [start, stop) of bytes outside all intact records.
     """
 
     size: int
@@ -49,18 +52,24 @@ class Diagnosis:
 
     @property
     def damaged(self) -> bool:
+        """Whether some problem is damage rather than only unusual."""
         return any(problem.damage for problem in self.problems)
 
 
 def diagnose(path: str | os.PathLike[str], key: KeySource | None = None) -> Diagnosis:
-    """Look at every byte of a file; no torch.
+    """Examine every byte of a file, without importing torch.
 
     Args:
-        key: the secret of an encrypted file, or what gives it.
+        path: The path of the file.
+        key: The secret of an encrypted file, or a source of it.
+
+    Returns:
+        All problems of the file; a file that cannot be opened as a trace has one problem.
+
     Raises:
-        StorageError, UsageError: it cannot be read.
-        LockedError: it is encrypted, and no key or another one was given.
-        LimitError: to look at it takes more than the memory budget.
+        StorageError, UsageError: The file cannot be read.
+        LockedError: It is encrypted, and the key is wrong or was not given.
+        LimitError: To examine it takes more than the memory budget.
     """
     try:
         damaged_file = DamagedFile(path, key)
@@ -76,24 +85,25 @@ def diagnose(path: str | os.PathLike[str], key: KeySource | None = None) -> Diag
     else:
         diagnosis.problems += inventory.problems
         diagnosis.snapshots, diagnosis.whole = inventory.snapshots, inventory.whole
-        for numbers, why in lost_together(inventory):
-            diagnosis.problems.append(Problem(f"{named(numbers)} {'are' if len(numbers) > 1 else 'is'} lost: {why}"))
+        for lost_range, why in lost_together(inventory):
+            verb = "are" if len(lost_range) > 1 else "is"
+            diagnosis.problems.append(Problem(f"{named(lost_range)} {verb} lost: {why}"))
     try:
         file = check.check(path, damaged_file.secret)
     except _REFUSALS as error:
-        if not diagnosis.damaged:  # what ties sound records together
+        if not diagnosis.damaged:  # every record is intact, so the records do not fit one another
             diagnosis.problems.append(Problem.of(error))
     else:
         diagnosis.problems += _unusual(file)
-    unique = {(one.offset, one.record, one.message): one for one in diagnosis.problems}
+    unique = {(problem.offset, problem.record, problem.message): problem for problem in diagnosis.problems}
     diagnosis.problems = sorted(
-        unique.values(), key=lambda one: (not one.damage, -1 if one.offset is None else one.offset)
+        unique.values(), key=lambda problem: (not problem.damage, -1 if problem.offset is None else problem.offset)
     )
     return diagnosis
 
 
 def lost(inventory: Inventory) -> Iterator[tuple[int, str]]:
-    """(number, what it lacks) of each snapshot that cannot be restored."""
+    """Yield (number, reason) of each snapshot that cannot be restored."""
     for number in range(inventory.snapshots):
         if number not in inventory.views:
             yield number, "the record that describes it cannot be read"
@@ -104,34 +114,41 @@ def lost(inventory: Inventory) -> Iterator[tuple[int, str]]:
 
 
 def lost_together(inventory: Inventory) -> Iterator[tuple[range, str]]:
-    """`lost` of neighbours that lack the same, together: a session may have thousands of
-    snapshots.
+    """Yield (numbers, reason) of each run of consecutive snapshots that are lost for one reason.
+
+    They are grouped because a trace may have thousands of snapshots.
     """
-    for (_, why), group in groupby(enumerate(lost(inventory)), key=lambda one: (one[1][0] - one[0], one[1][1])):
+
+    def run_of(indexed: tuple[int, tuple[int, str]]) -> tuple[int, str]:
+        index, (number, why) = indexed
+        return number - index, why  # number - index is constant within a run of numbers
+
+    for (_, why), group in groupby(enumerate(lost(inventory)), key=run_of):
         numbers = [number for _, (number, _) in group]
         yield range(numbers[0], numbers[-1] + 1), why
 
 
 def named(snapshots: range) -> str:
-    """Snapshots that follow on one another, in words."""
+    """Describe consecutive snapshots, as in "snapshots 3 to 5"."""
     if len(snapshots) == 1:
         return f"snapshot {snapshots[0]}"
     return f"snapshots {snapshots[0]} to {snapshots[-1]}"
 
 
 def in_words(need: Need) -> str:
+    """Describe rows, labels or a state that a snapshot needs, as in "rows 0 to 63 of layer 2"."""
     layers = f"layer {need.first_layer}"
     if need.layer_count > 1:
         layers = f"layers {need.first_layer} to {need.first_layer + need.layer_count - 1}"
     if need.state is not None:
         return f"state {need.state!r} of {layers}"
-    rows = ", ".join(str(one.first) if one.rows == 1 else f"{one.first} to {one.stop - 1}" for one in need.spans)
-    what = f"row{'s' if len(need.spans) > 1 or need.spans[0].rows > 1 else ''} {rows}"
-    return f"labels of {what}" if need.first_layer == views.HISTORY else f"{what} of {layers}"
+    rows = ", ".join(str(span.first) if span.rows == 1 else f"{span.first} to {span.stop - 1}" for span in need.spans)
+    rows_in_words = f"row{'s' if len(need.spans) > 1 or need.spans[0].rows > 1 else ''} {rows}"
+    return f"labels of {rows_in_words}" if need.first_layer == views.HISTORY else f"{rows_in_words} of {layers}"
 
 
 def _unusual(file: TraceFile) -> Iterator[Problem]:
-    """Of a valid file what a person may want to know."""
+    """Yield notes on what is valid in a file but unusual."""
     header = file.header
     with open(file.path, "rb") as raw:
         flags = SUPERBLOCK.unpack(raw.read(SUPERBLOCK.size))[2] & ~ENCRYPTED
@@ -154,11 +171,12 @@ def _unusual(file: TraceFile) -> Iterator[Problem]:
         yield _note(
             f"a ratio of {ratio:.4g}: the file is {'larger than' if ratio < 1 else 'tiny beside'} what it holds"
         )
-    yield from _profile(file)
-    yield from _rows(file)
+    yield from _unusual_profile(file)
+    yield from _unusual_rows(file)
 
 
-def _profile(file: TraceFile) -> Iterator[Problem]:
+def _unusual_profile(file: TraceFile) -> Iterator[Problem]:
+    """Yield a note if the file needs a profile that this machine lacks."""
     if file.profile is not None and file.profile.data is None:
         try:
             profile_store.find(file.profile.digest)
@@ -166,23 +184,26 @@ def _profile(file: TraceFile) -> Iterator[Problem]:
             yield _note(f"the profile {file.profile.digest[:12]} is not on this machine: {error.message}")
 
 
-def _rows(file: TraceFile) -> Iterator[Problem]:
-    """Rows that are stored and that no snapshot names, and snapshots in many pieces."""
-    named = [union(span for view in file.views for span in view.layers[at]) for at in range(len(file.geometry.layers))]
+def _unusual_rows(file: TraceFile) -> Iterator[Problem]:
+    """Yield notes on stored rows that no snapshot uses, and on snapshots of many row ranges."""
+    used_spans = [
+        union(span for view in file.views for span in view.layers[layer]) for layer in range(len(file.geometry.layers))
+    ]
     for block in file.blocks:
         layers = range(block.key.first_layer, block.key.first_layer + block.key.layer_count)
-        idle = max(sum(span.rows for span in without([block.key.span], named[layer])) for layer in layers)
-        if idle:
+        unused_rows = max(sum(span.rows for span in without([block.key.span], used_spans[layer])) for layer in layers)
+        if unused_rows:
             yield _note(
-                f"{idle} of {block.key.row_count} rows are stored that no snapshot names",
+                f"{unused_rows} of {block.key.row_count} rows are stored that no snapshot names",
                 block.offset,
                 block.header.sequence,
             )
     for number, view in enumerate(file.views):
-        pieces = max((len(spans) for spans, _ in groupby(view.layers)), default=0)
-        if pieces > _PIECES:
-            yield _note(f"snapshot {number} names the rows of a layer in {pieces} pieces")
+        span_count = max((len(spans) for spans, _ in groupby(view.layers)), default=0)
+        if span_count > _MAX_SPANS:
+            yield _note(f"snapshot {number} names the rows of a layer in {span_count} pieces")
 
 
 def _note(message: str, offset: int | None = None, record: int | None = None) -> Problem:
+    """Make a problem that is unusual but not damage."""
     return Problem(message, offset, record, damage=False)
