@@ -1,4 +1,4 @@
-"""A trace of snapshots with any history: rows replaced, dropped, moved."""
+"""Deduplication of snapshots between which rows may have been replaced, dropped or moved."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from .views import Span, View, merged
 def deduplicate(
     snapshots: Iterable[Snapshot], geometry: Geometry, fingerprint: Mapping[str, str] | None = None
 ) -> Trace:
-    """A trace of snapshots that may differ in any way; a row that the previous snapshot held is
-    stored once.
+    """Make a trace of snapshots, which stores a row once if the previous snapshot also held it.
 
     A row is the same when its token, its position, and its keys and values are bit-identical; rows
     are compared layer by layer, so that an edit that leaves the first layers' rows as they were
     stores only the others again.
 
+    Args:
+        snapshots: The snapshots in order; they may differ in any way.
+        geometry: The layers, shapes and dtype of the cache.
+        fingerprint: What identifies the model, by name.
+
     Raises:
-        UsageError: a snapshot's tensors do not fit the geometry.
+        UsageError: A snapshot's tensors do not fit the geometry.
     """
     builder = TraceBuilder(geometry, fingerprint or {})
     previous: list[dict[bytes, int]] = [{} for _ in geometry.layers]
@@ -46,14 +50,23 @@ def _match(
     builder: TraceBuilder,
     labelled: dict[tuple[int, int], int],
 ) -> tuple[list[list[int]], list[dict[bytes, int]]]:
-    """Row numbers of every layer's rows; rows that `previous` lacks are added to `builder` under
-    new numbers.
+    """Number the rows of a snapshot, and add those that the previous one lacked to `builder`.
+
+    Args:
+        snapshot: The snapshot.
+        geometry: The layers, shapes and dtype of the cache.
+        previous: For each layer the row numbers of the previous snapshot by `_identities`.
+        builder: What receives the new rows and their labels.
+        labelled: Row numbers by (token id, position); new labels are added.
+
+    Returns:
+        For each layer its row numbers in order, and the same by identity.
     """
     token_at = dict(zip(snapshot.positions, snapshot.token_ids, strict=True))
     # position -> new row number, shared by the layers in which that row is new
     fresh: dict[int, int] = {}
     numbers: list[list[int]] = []
-    found: list[dict[bytes, int]] = []
+    by_identity: list[dict[bytes, int]] = []
     new_rows: list[list[tuple[int, int]]] = []
 
     def number_for(position: int) -> int:
@@ -71,24 +84,22 @@ def _match(
         table: dict[bytes, int] = {}
         rows: list[int] = []
         new: list[tuple[int, int]] = []
-        for at, identity in enumerate(_identities(snapshot, layer, token_at)):
+        for index, identity in enumerate(_identities(snapshot, layer, token_at)):
             row = previous[layer].get(identity)
             if row is None:
-                row = number_for(positions[layer][at])
-                new.append((row, at))
+                row = number_for(positions[layer][index])
+                new.append((row, index))
             table[identity] = row
             rows.append(row)
         numbers.append(rows)
-        found.append(table)
+        by_identity.append(table)
         new_rows.append(new)
     _emit_new(snapshot, geometry, new_rows, builder)
-    return numbers, found
+    return numbers, by_identity
 
 
 def _identities(snapshot: Snapshot, layer: int, token_at: Mapping[int, int]) -> list[bytes]:
-    """For each row its label and all its bytes: equal identities are equal rows, by comparison, not
-    by a hash.
-    """
+    """Return for each row its label and all its bytes; a hash could make different rows equal."""
     import torch
 
     def as_rows(tensor: torch.Tensor) -> list[bytes]:
@@ -107,7 +118,7 @@ def _identities(snapshot: Snapshot, layer: int, token_at: Mapping[int, int]) -> 
 def _emit_new(
     snapshot: Snapshot, geometry: Geometry, new_rows: list[list[tuple[int, int]]], builder: TraceBuilder
 ) -> None:
-    """Add blocks of new rows, given for each layer as (row number, index in the snapshot)."""
+    """Add blocks of new rows; `new_rows` has for each layer (row number, index in the snapshot)."""
     runs: dict[tuple[Span, tuple[int, ...]], list[int]] = {}
     for layer, new in enumerate(new_rows):
         ordered = sorted(new)
@@ -121,12 +132,13 @@ def _emit_new(
     pending = PendingRows(builder, geometry)
     for (span, indices), layers in runs.items():
         for layer in layers:
-            at = list(indices)
-            pending.add(layer, span.first, (snapshot.keys[layer][:, :, at], snapshot.values[layer][:, :, at]))
+            index = list(indices)
+            pending.add(layer, span.first, (snapshot.keys[layer][:, :, index], snapshot.values[layer][:, :, index]))
         pending.flush()
 
 
 def _check_shapes(snapshot: Snapshot, geometry: Geometry, number: int) -> None:
+    """Raise a UsageError if the tensors of snapshot `number` do not fit the geometry."""
     if not geometry.rows_only:
         raise UsageError("only full and sliding layers without states can be deduplicated")
     if len(snapshot.keys) != len(geometry.layers) or len(snapshot.values) != len(geometry.layers):

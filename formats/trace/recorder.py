@@ -1,7 +1,8 @@
 """Recording of a cache: each snapshot stores its new rows and refers to the rows stored before.
 
 `Recorder` follows a cache that only grows, except that sliding layers drop their oldest rows.  It
-is called once for each snapshot and feeds a `RowSink`: a `TraceBuilder` in memory or the file writer.
+is called once for each snapshot and feeds a `RowSink`: a `TraceBuilder` in memory or the file
+writer.
 `deduplicate` also handles snapshots in which rows were edited, moved or evicted.
 """
 

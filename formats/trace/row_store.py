@@ -1,4 +1,4 @@
-"""All rows that the snapshots of a trace need, in memory, ready to be encoded again and again."""
+"""The rows that the snapshots of a trace need, held in memory so they can be encoded repeatedly."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerRows:
-    """The rows of some neighbouring layers that are alike and need the same ones.
+    """The rows of consecutive layers of one shape whose snapshots need the same row numbers.
 
     Attributes:
-        spans: the row numbers, ascending.
-        rows: by part, (layers, batch, heads, rows of all spans, head size).
+        first_layer: The index of the first layer.
+        layer_count: How many layers there are.
+        spans: The row numbers, ascending.
+        rows: For each part a tensor (layers, batch, heads, rows of all spans, head size).
     """
 
     first_layer: int
@@ -36,25 +38,34 @@ class LayerRows:
     rows: Mapping[Part, torch.Tensor]
 
     def blocks(self, cuts: Sequence[int], row_bytes: int, most_rows: int, target_bytes: int) -> Iterator[MemoryBlock]:
-        """Blocks of at most `most_rows` rows and about `target_bytes` bytes that do not straddle a
-        cut.
+        """Split the rows into blocks.
+
+        Args:
+            cuts: Row numbers at which a new block begins.
+            row_bytes: The size of one row of one layer, in bytes.
+            most_rows: The largest number of rows in a block.
+            target_bytes: The approximate largest size of a block, in bytes.
+
+        Yields:
+            Blocks that together hold all the rows.
         """
-        at = 0
+        span_offset = 0  # index in `rows` of the first row of the span
         for span in self.spans:
             for piece in _pieces(span, cuts, most_rows):
-                group = max(1, target_bytes // (piece.rows * row_bytes))
-                first = at + piece.first - span.first
-                for layer in range(0, self.layer_count, group):
-                    count = min(group, self.layer_count - layer)
+                layers_per_block = max(1, target_bytes // (piece.rows * row_bytes))
+                first = span_offset + piece.first - span.first
+                for layer in range(0, self.layer_count, layers_per_block):
+                    count = min(layers_per_block, self.layer_count - layer)
                     rows = {
                         part: tensor[layer : layer + count, ..., first : first + piece.rows, :]
                         for part, tensor in self.rows.items()
                     }
                     yield MemoryBlock(BlockKey(Part.JOINT, self.first_layer + layer, count, *piece), rows)
-            at += span.rows
+            span_offset += span.rows
 
 
 def _pieces(span: Span, cuts: Sequence[int], most_rows: int) -> Iterator[Span]:
+    """Split a span at the cuts, and into spans of at most `most_rows` rows."""
     edges = sorted({span.first, span.stop, *(cut for cut in cuts if span.first < cut < span.stop)})
     for first, stop in pairwise(edges):
         for row in range(first, stop, most_rows):
@@ -62,12 +73,12 @@ def _pieces(span: Span, cuts: Sequence[int], most_rows: int) -> Iterator[Span]:
 
 
 def needed_spans(views: Iterable[View], layer: int) -> tuple[Span, ...]:
-    """The rows of a layer that some snapshot names, ascending."""
+    """Return the row numbers of a layer that the views use, ascending."""
     return union({span for view in views for span in view.layers[layer]})
 
 
 def stored_values(geometry: Geometry, views: Sequence[View]) -> int:
-    """Scalars that the snapshots need, each counted once, whatever is stored of them and how."""
+    """Count the scalars of all rows and states that the snapshots need, before compression."""
     rows = sum(
         span.rows * geometry.row_bytes[layer]
         for layer in range(len(geometry.layers))
@@ -78,11 +89,15 @@ def stored_values(geometry: Geometry, views: Sequence[View]) -> int:
 
 
 def read(trace: Trace, views: Sequence[View] | None = None) -> list[LayerRows]:
-    """The rows that the views (by default the trace's own) need.
+    """Read the rows that views need into memory.
+
+    Args:
+        trace: The trace that holds the rows.
+        views: The views; those of the trace by default.
 
     Raises:
-        LimitError: they take more than the memory budget.
-        CorruptError: a block of the file is damaged.
+        LimitError: The rows take more than the memory budget.
+        CorruptError: A block of the file is damaged.
     """
     views = trace.views if views is None else views
     geometry = trace.geometry
@@ -90,7 +105,7 @@ def read(trace: Trace, views: Sequence[View] | None = None) -> list[LayerRows]:
     wanted = []
     columns: dict[tuple[int, ...], tuple[Span, ...]] = {}
     for layer in range(len(geometry.layers)):
-        # neighbouring layers mostly share one object in every view: ask once
+        # neighbouring layers mostly share one tuple of spans, whose union is computed once
         identity = tuple(id(view.layers[layer]) for view in views)
         if identity not in columns:
             spans = needed_spans(views, layer)
@@ -109,6 +124,7 @@ def read(trace: Trace, views: Sequence[View] | None = None) -> list[LayerRows]:
 
 
 def _group(geometry: Geometry, first_layer: int, count: int, spans: tuple[Span, ...]) -> LayerRows:
+    """Allocate the uninitialised rows of consecutive layers."""
     import torch
 
     spec, dtype = geometry.layers[first_layer], getattr(torch, geometry.dtype)
@@ -121,24 +137,25 @@ def _group(geometry: Geometry, first_layer: int, count: int, spans: tuple[Span, 
 
 
 def _fill(groups: Sequence[LayerRows], blocks: Iterable[Block]) -> None:
+    """Copy the rows of the blocks into the groups; only blocks that are needed are read."""
     for block in blocks:
-        found: Mapping[Part, torch.Tensor] | None = None
+        block_rows: Mapping[Part, torch.Tensor] | None = None
         for group in groups:
             first = max(block.key.first_layer, group.first_layer)
             stop = min(block.key.first_layer + block.key.layer_count, group.first_layer + group.layer_count)
             if first >= stop:
                 continue
-            at = 0
+            span_offset = 0  # index in `group.rows` of the first row of the span
             for span in group.spans:
                 low, high = max(span.first, block.key.first_row), min(span.stop, block.key.span.stop)
                 if low < high:
-                    found = block.read() if found is None else found
-                    for part, rows in found.items():
+                    block_rows = block.read() if block_rows is None else block_rows
+                    for part, rows in block_rows.items():
                         source = rows[first - block.key.first_layer : stop - block.key.first_layer]
                         group.rows[part][
                             first - group.first_layer : stop - group.first_layer,
                             ...,
-                            at + low - span.first : at + high - span.first,
+                            span_offset + low - span.first : span_offset + high - span.first,
                             :,
                         ] = source[..., low - block.key.first_row : high - block.key.first_row, :]
-                at += span.rows
+                span_offset += span.rows
