@@ -6,7 +6,9 @@ when tensors are first made, so that a program which only looks at a file starts
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from formats.container.encryption import Secret
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from formats.trace.deduplicate import deduplicate
     from formats.trace.geometry import Geometry, LayerSpec
     from formats.trace.recorder import Recorder, TraceBuilder
-    from formats.trace.trace import Snapshot, Trace
+    from formats.trace.snapshot import Snapshot
+    from formats.trace.trace import Trace
 
     from .errors import TscError
 
@@ -36,34 +39,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Geometry": "trace.geometry",
-    "LayerSpec": "trace.geometry",
-    "Recorder": "trace.recorder",
-    "Secret": "container.encryption",
-    "Snapshot": "trace.trace",
-    "Trace": "trace.trace",
-    "TraceBuilder": "trace.recorder",
-    "TraceWriter": "file.writer",
-    "TscError": "errors",
-    "deduplicate": "trace.deduplicate",
-    "load": "file.reader",
-    "save": "file.save",
+    "Geometry": "formats.trace.geometry",
+    "LayerSpec": "formats.trace.geometry",
+    "Recorder": "formats.trace.recorder",
+    "Secret": "formats.container.encryption",
+    "Snapshot": "formats.trace.snapshot",
+    "Trace": "formats.trace.trace",
+    "TraceBuilder": "formats.trace.recorder",
+    "TraceWriter": "formats.file.writer",
+    "TscError": "formats.errors",
+    "deduplicate": "formats.trace.deduplicate",
+    "load": "formats.file.reader",
+    "save": "formats.file.save",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'formats' has no attribute {name!r}")
-    from importlib import import_module
-
-    home = f"formats.{_HOMES[name]}"
-    try:
-        module = import_module(home)
-    except AttributeError as error:  # Python would take it for "no such name", and hide what went wrong inside
-        raise ImportError(f"{home} cannot be imported: AttributeError: {error}", name=home) from error
-    return getattr(module, name)
-
-
-def __dir__() -> list[str]:
-    """The public names, so that completion shows them before anything was imported."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

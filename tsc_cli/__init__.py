@@ -15,8 +15,9 @@ torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from formats.lazy_names import lazy_names
 from formats.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from formats.errors import UsageError as UsageError
     from formats.file.reader import load as load
     from formats.file.save import save as save
-    from formats.trace.trace import Snapshot as Snapshot
+    from formats.trace.snapshot import Snapshot as Snapshot
     from formats.trace.trace import Trace as Trace
     from tsc_cli.calibration.calibrate import calibrate as calibrate
     from tsc_cli.calibration.effort import Effort as Effort
@@ -80,7 +81,8 @@ _NAMES_BY_MODULE = {
     ),
     "formats.file.reader": ("load",),
     "formats.file.save": ("save",),
-    "formats.trace.trace": ("Snapshot", "Trace"),
+    "formats.trace.snapshot": ("Snapshot",),
+    "formats.trace.trace": ("Trace",),
     "tsc_cli.calibration.calibrate": ("calibrate",),
     "tsc_cli.calibration.effort": ("Effort",),
     "tsc_cli.compression.compressor": ("compress",),
@@ -102,19 +104,4 @@ _HOMES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tsc_cli' has no attribute {name!r}")
-    from importlib import import_module
-
-    try:
-        home = import_module(_HOMES[name])
-    except AttributeError as error:  # Python would take it for "no such name", and hide what went wrong inside
-        raise ImportError(f"{_HOMES[name]} cannot be imported: AttributeError: {error}", name=_HOMES[name]) from error
-    value = globals()[name] = getattr(home, name)  # looked up once
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, so that completion shows them before anything was imported."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -25,8 +25,8 @@ from formats.trace import views as viewing
 from formats.trace.blocks import MemoryBlock
 from formats.trace.geometry import Geometry
 from formats.trace.head_maps import HeadMap
+from formats.trace.snapshot import Received
 from formats.trace.states import States
-from formats.trace.trace import Received
 from formats.trace.views import Labels, View
 from formats.version import VERSION
 

@@ -9,7 +9,8 @@ from formats.errors import UsageError
 
 from .geometry import Geometry
 from .recorder import PendingRows, TraceBuilder
-from .trace import Snapshot, Trace
+from .snapshot import Snapshot
+from .trace import Trace
 from .views import Span, View, merged
 
 

@@ -17,8 +17,9 @@ from formats.limits import BLOCK_ROWS, TARGET_RECORD_RAW
 
 from .blocks import MemoryBlock
 from .geometry import Geometry
+from .snapshot import Received
 from .states import States, of_snapshot
-from .trace import Received, Trace
+from .trace import Trace
 from .views import BlockKey, Labels, Span, View
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from formats.encode.recipe import Recipe
 from formats.encode.source import Source
 from formats.encode.write import Header, write
 from formats.trace.recorder import Rows
-from formats.trace.trace import MemoryReceived
+from formats.trace.snapshot import MemoryReceived
 from tests.format_conformance import profiles, samples_states
 from tests.format_conformance.craft import HEADER, ROWS, VIEWS, Craft, Piece
 from tests.support.codec_samples import RECIPES

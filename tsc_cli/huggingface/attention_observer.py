@@ -16,7 +16,7 @@ import torch
 
 from formats import Geometry
 from formats.errors import UnsupportedCacheError
-from formats.trace.trace import MemoryReceived
+from formats.trace.snapshot import MemoryReceived
 
 from .adapter import ModelAdapter
 

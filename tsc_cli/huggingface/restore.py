@@ -11,7 +11,8 @@ from transformers import EncoderDecoderCache
 from formats.errors import MismatchError
 from formats.trace.geometry import LayerSpec
 from formats.trace.recorder import Rows
-from formats.trace.trace import Snapshot, Trace
+from formats.trace.snapshot import Snapshot
+from formats.trace.trace import Trace
 from tsc_cli.huggingface.fingerprint import fingerprint
 
 from . import cache_layers, probe_run
