@@ -36,6 +36,7 @@ from .output import Output
 if TYPE_CHECKING:
     from formats import Secret, Trace
     from tsc_cli.huggingface.models.loading import Loaded
+    from tsc_cli.session.decode_loop import CaptureOptions
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -161,6 +162,14 @@ class DecodingOptions:
     temperature: Temperature = 0.0
     seed: Seed = 0
     beyond: Beyond = False
+
+    def for_capture(self, keyframe_interval: int | None, *, attention: bool) -> CaptureOptions:
+        """The options of a capture, or of an append to one."""
+        from tsc_cli.session.decode_loop import CaptureOptions
+
+        return CaptureOptions(
+            self.steps, self.every, self.chunk, self.temperature, self.seed, keyframe_interval, attention, self.beyond
+        )
 
 
 @dataclass(frozen=True)

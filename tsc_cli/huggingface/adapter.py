@@ -8,7 +8,7 @@ came with a checkpoint keeps the names of its time.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -127,7 +127,7 @@ class ModelAdapter:
         if self.cache_argument is None:
             raise UnsupportedCacheError(f"{self.name} does not take a cache that was filled before")
         output = self.model(**arguments, **{self.cache_argument: cache}, use_cache=True)
-        returned = next(_caches_in(output), None)
+        returned = _returned_cache(output)
         if returned is not cache:
             raise UnsupportedCacheError(
                 f"{self.name} keeps its cache as {type(returned).__name__}, which cannot be stored yet"
@@ -176,12 +176,9 @@ class ModelAdapter:
         return None
 
 
-def _caches_in(output: Any) -> Iterator[Any]:
-    """The caches that a pass returned."""
-    for name in _CACHE_NAMES:
-        if isinstance(output, Mapping):  # asking an output for a name of another version would warn
-            cache = output[name] if name in output else None  # noqa: SIM401
-        else:
-            cache = getattr(output, name, None)
-        if cache is not None:
-            yield cache
+def _returned_cache(output: Any) -> Any:
+    """The cache that a pass returned, or None."""
+    if isinstance(output, Mapping):  # asking an output for a name of another version would warn
+        return next((output[name] for name in _CACHE_NAMES if name in output), None)
+    caches = (getattr(output, name, None) for name in _CACHE_NAMES)
+    return next((cache for cache in caches if cache is not None), None)

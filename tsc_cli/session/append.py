@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from formats import Recorder, Trace
@@ -94,8 +94,7 @@ def append(
         MismatchError: the file belongs to another model.
         StorageError: another process appends, or the disk refuses.
     """
-    adapter, options = ModelAdapter.of(model), options or CaptureOptions()
-    options = options if steps is None else replace(options, steps=steps)
+    adapter, options = ModelAdapter.of(model), CaptureOptions.of(options, steps)
     path = os.path.realpath(path)  # a link stays a link: its target grows
     with only_writer(path, timeout):
         file = TraceFile(path, key)

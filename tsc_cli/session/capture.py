@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from formats import Geometry, Recorder, Trace, TraceBuilder, TraceWriter
@@ -88,8 +88,7 @@ def capture(
         UnsupportedCacheError: the model's cache cannot be stored faithfully.
         UsageError: the prompt is empty or too long for the model.
     """
-    adapter, options = ModelAdapter.of(model), options or CaptureOptions()
-    options = options if steps is None else replace(options, steps=steps)
+    adapter, options = ModelAdapter.of(model), CaptureOptions.of(options, steps)
     # a model that cannot be captured is refused before its prompt is checked
     caches.new_cache(adapter)
     prompt = prompt_of(

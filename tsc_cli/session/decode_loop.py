@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +46,12 @@ class CaptureOptions:
     keyframe_interval: int | None = None
     attention: bool = False
     allow_beyond_positions: bool = False
+
+    @classmethod
+    def of(cls, options: CaptureOptions | None, steps: int | None) -> CaptureOptions:
+        """Return the options, or the defaults, with other `steps` where those are given."""
+        options = options or cls()
+        return options if steps is None else replace(options, steps=steps)
 
     def check(self) -> None:
         """Raise UsageError for invalid values; the sampler checks seed and temperature."""

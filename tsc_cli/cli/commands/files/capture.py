@@ -113,19 +113,9 @@ def command(
     from tsc_cli.cli.files import check_output, open_output
     from tsc_cli.huggingface.models.loading import check_dtype
     from tsc_cli.huggingface.text.tokenizing import encode_prompt
-    from tsc_cli.session.decode_loop import CaptureOptions
     from tsc_cli.text_input import read_prompt
 
-    options = CaptureOptions(
-        decoding.steps,
-        decoding.every,
-        decoding.chunk,
-        decoding.temperature,
-        decoding.seed,
-        keyframe_interval,
-        attention,
-        decoding.beyond,
-    )
+    options = decoding.for_capture(keyframe_interval, attention=attention)
     if append_to is not None:
         from .append import append_to_file
 

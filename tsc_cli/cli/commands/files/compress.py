@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,15 +13,16 @@ from tsc_cli.cli.option_groups import EncryptionOptions, ModelOfFile, with_group
 from tsc_cli.cli.options import MOST_KL, Beyond, File, Overwrite, Positions, Seed, number
 from tsc_cli.cli.output import Output
 from tsc_cli.cli.targets import Target
-from tsc_cli.compression.report import facts_of, published_text, summary
-from tsc_cli.text_format import columns, printable, ratio
+from tsc_cli.compression.report import facts_of, summary
+from tsc_cli.text_format import printable
+
+from .compress_choice import recipe_for, report_tiers
 
 if TYPE_CHECKING:
     from formats import Trace
     from formats.codecs.klt.profile import Profile
     from formats.encode.recipe import Recipe
     from tsc_cli.compression.compressor import Compressor
-    from tsc_cli.scoring.published import Tier
 
 
 @with_groups
@@ -194,11 +195,11 @@ def command(
         raise UsageError(f"profile {profile} does not fit the file's layers", hint="tsc profiles lists others")
     if dry_run:
         tiers = [target.tier] if target.tier is not None else list(TIERS.values())
-        _dry_run(compressor, tiers, as_published, file, out)
+        report_tiers(compressor, tiers, as_published, file, out)
         return
     if chosen is None and codec is None and not as_published:
         out.note("there is no profile of this model; with one (tsc calibrate) files are several times smaller")
-    recipe = by_hand or _recipe(compressor, target, as_published, out)
+    recipe = by_hand or recipe_for(compressor, target, as_published, out)
     _write(compressor, recipe, target, as_published, file, path, deterministic, overwrite, out)
 
 
@@ -261,22 +262,6 @@ def compressor_for(
     return Compressor(source, judge, profile=profile, embed_profile=embed_profile)
 
 
-def _recipe(compressor: Compressor, target: Target, as_published: bool, out: Output) -> Recipe:
-    from tsc_cli.scoring.published import families
-
-    tier = target.tier
-    if as_published and tier is not None and tier.published is not None:
-        return tier.published.recipe
-    if target.goal is not None:
-        with out.progress(f"finding the smallest file with {target.goal.promise}") as advance:
-            return compressor.smallest(target.goal, advance)
-    with out.progress(f"choosing a codec for {target.name}", len(families(compressor.klt))) as advance:
-        if tier is None:
-            assert target.bits is not None
-            return compressor.at_bits(target.bits)
-        return compressor.choose(tier, advance).winner.recipe
-
-
 def _write(
     compressor: Compressor,
     recipe: Recipe,
@@ -312,41 +297,3 @@ def _write(
         out.note(text)
         return
     out.report("tsc.compress/1", {"path": path, "source": file, **facts}, f"{printable(path)}\n{text}", path)
-
-
-def _dry_run(compressor: Compressor, tiers: list[Tier], as_published: bool, file: str, out: Output) -> None:
-    from formats.errors import TscError
-    from tsc_cli.scoring.published import verdict
-
-    raw, _ = compressor.source.captured_bytes
-    rows, tier_facts = [], []
-    for tier in tiers:
-        facts: dict[str, Any] = {"tier": tier.name, "met": False, "codec": None, "ratio_trace": None, "kl": None}
-        try:
-            recipe = _recipe(compressor, Target(tier.name, tier), as_published, out)
-            fidelity = compressor.judge.of_recipe(recipe) if compressor.judge is not None else None
-            gained = raw / compressor.size(recipe)
-            facts |= {"met": tier.ratio is None or gained >= tier.ratio, "codec": recipe.name, "ratio_trace": gained}
-            facts |= {"parameters": recipe.parameters()}
-            if fidelity is not None:
-                facts |= {"kl": fidelity.kl_mean, "top1": fidelity.top1, "verdict": verdict(fidelity.kl_mean)}
-            note = published_text(tier) if as_published else ""
-        except TscError as error:
-            facts["reason"] = note = error.message
-        kl, top1 = facts.get("kl"), facts.get("top1")
-        rows.append(
-            [
-                tier.name,
-                facts["codec"] or "-",
-                "-" if facts["ratio_trace"] is None else ratio(facts["ratio_trace"]),
-                "-" if kl is None else f"{kl:.2g}",
-                "-" if top1 is None else f"{top1:.3f}",
-                facts.get("verdict") or "",
-                note,
-            ]
-        )
-        tier_facts.append(facts)
-    head = ("tier", "codec", "ratio", "KL", "top-1", "verdict", "the report" if as_published else "")
-    facts = {"path": file, "as_published": as_published, "tiers": tier_facts}
-    headline = "\n".join(tier_fact["tier"] for tier_fact in tier_facts if tier_fact["met"])
-    out.report("tsc.compress-dry-run/1", facts, columns(rows, head), headline)
