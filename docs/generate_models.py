@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the checkout that this page is of
+
 from tsc_cli.model_families.families import FAMILIES, SYNONYMS, WRAPPERS, Family
 
 HEAD = """\
